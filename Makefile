@@ -1,0 +1,45 @@
+# Everything runs inside .venv, which `make setup` builds once and rebuilds only when the dependencies change.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: setup demo test test-faults lint bench lock clean help
+
+help:  ## show what can be made
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## make .venv with what the demo and the tests need (a second call does nothing)
+
+$(STAMP): requirements.lock pyproject.toml
+	@echo "setup: installing into .venv (about two minutes the first time)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+demo: setup  ## graphs, SimCLR and X-CLR on drawn scenes, and runs/demo/report.html
+	@$(BIN)/python -m pipelines.demo
+
+test: setup  ## the default suite
+	@$(BIN)/python -m pytest tests
+
+test-faults: setup  ## hundreds of random kills (slow)
+	@$(BIN)/python -m pytest tests -m faults
+
+lint: setup  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: setup  ## every benchmark's table at a small size
+	@$(BIN)/python -m benchmarks
+
+lock: setup  ## pin the newest versions that fit pyproject.toml
+	@$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-header --no-annotate --upgrade --quiet --output-file requirements.lock
+
+clean:  ## remove .venv and caches (graphs/ and runs/ stay)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,0 +1,174 @@
+"""The `graphbuild` command line: parse, one call, print. Heavy modules are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graphbuild import __version__, schemas
+from graphbuild.errors import run_cli
+from graphbuild.manifest import find_graph_dir
+
+graph_dir_option = click.option(
+    "--graph-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="The graph directory (default: $GRAPHBUILD_DIR, else the only graph under graphs/).",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=2,
+    show_default=True,
+    help="Dask worker processes on this machine; 0 works in this process.",
+)
+scheduler_option = click.option(
+    "--scheduler", default=None, metavar="ADDRESS", help="A running Dask scheduler, such as tcp://10.0.0.1:8786."
+)
+overwrite_option = click.option("--overwrite", is_flag=True, help="Build again what was built with other options.")
+
+
+class _KOption(click.ParamType[int | str]):
+    """A positive number, `all`, or `auto`."""
+
+    name = "INT|all|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if isinstance(value, int):
+            return value
+        if value in ("all", "auto"):
+            return str(value)
+        if isinstance(value, str) and value.isdecimal() and int(value) > 0:
+            return int(value)
+        raise click.BadParameter(f"{value!r} is not a positive number, 'all' or 'auto'.", ctx, param)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Exact nearest-neighbour graphs of captions and class prompts.
+
+    captions -> texts + samples -> embeddings -> index -> knn. Start with `graphbuild embed`, then `graphbuild knn`.
+    """
+
+
+@cli.command()
+@click.option("--dataset", required=True, metavar="NAME", help="What to read; `graphbuild datasets` lists the names.")
+@click.option("--source", "sources", multiple=True, metavar="PATH", help="A file, folder or glob; may be repeated.")
+@graph_dir_option
+@click.option("--caption-column", default=None, help="Column of the captions (default: a usual name, if there is just one).")
+@click.option("--id-column", default=None, help="Column of the sample ids (default: <file>:<row>).")
+@click.option("--keep-columns", default=None, metavar="A,B", help="Columns copied into samples, separated by commas.")
+@click.option(
+    "--template",
+    "templates",
+    multiple=True,
+    metavar="TEXT",
+    help="The captions are class names: put each into this prompt, as in 'a photo of a {}'. Several are averaged.",
+)
+@click.option("--replace", "replacements", multiple=True, metavar="OLD=NEW", help="Replace a string in every caption; recorded.")
+@click.option("--multi-caption", is_flag=True, help="Rows that share a sample id are several captions of one sample.")
+@click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="A Sentence Transformer: a name, or a folder.")
+@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True)
+@click.option("--shard-size", type=click.IntRange(min=1), default=schemas.SHARD_SIZE, show_default=True, help="Texts a shard.")
+@workers_option
+@scheduler_option
+@overwrite_option
+@json_option
+def embed(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
+    """Embed every caption or class prompt: everything up to index.faiss."""
+    from graphbuild.embed import EmbedConfig, build_embeddings, default_graph_dir
+
+    keep = options.pop("keep_columns")
+    config = EmbedConfig(keep_columns=tuple(keep.split(",")) if keep else (), **options)
+    _answer(build_embeddings(graph_dir or default_graph_dir(config), config), as_json)
+
+
+@cli.command()
+@graph_dir_option
+@click.option(
+    "--k", type=_KOption(), default="auto", show_default=True, help="Neighbours a text; auto is all up to 4,096 texts, else 256."
+)
+@click.option(
+    "--sketch-dim",
+    type=click.IntRange(min=0, max=1024),
+    default=schemas.DEFAULT_SKETCH_DIM,
+    show_default=True,
+    help="Bytes of sketch a text; 0 leaves it out.",
+)
+@click.option(
+    "--memory-limit", default=None, metavar="SIZE", help="Memory to stay within, such as 4GB (default: half of what is free)."
+)
+@overwrite_option
+@json_option
+def knn(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
+    """Find the k nearest texts of every text, exactly."""
+    from graphbuild.knn import KnnConfig, build_knn
+
+    _answer(build_knn(find_graph_dir(graph_dir), KnnConfig(**options)), as_json)
+
+
+@cli.command()
+@graph_dir_option
+@click.option("--sql", default=None, metavar="QUERY", help="A SELECT over the tables texts, samples, edges and embeddings.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Rows of a --sql answer to print.")
+@json_option
+def inspect(graph_dir: Path | None, sql: str | None, limit: int, as_json: bool) -> None:
+    """Counts at a glance, or SQL over the graph."""
+    from graphbuild.inspect import run_sql, summarize
+
+    directory = find_graph_dir(graph_dir)
+    if sql is None:
+        _answer(summarize(directory), as_json)
+    else:
+        click.echo(run_sql(directory, sql, limit=limit, as_json=as_json))
+
+
+@cli.command()
+@click.argument("text")
+@graph_dir_option
+@click.option("-n", "--count", type=click.IntRange(min=1), default=10, show_default=True)
+@json_option
+def neighbors(text: str, graph_dir: Path | None, count: int, as_json: bool) -> None:
+    """Nearest stored texts of any TEXT, by the graph's encoder."""
+    from graphbuild.index import nearest_texts
+
+    _answer(nearest_texts(find_graph_dir(graph_dir), text, count=count), as_json)
+
+
+@cli.command()
+@graph_dir_option
+@click.option(
+    "--exact-sample", type=click.IntRange(min=1), default=1000, show_default=True, help="Rows compared with a float64 brute force."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@json_option
+def verify(graph_dir: Path | None, exact_sample: int, seed: int, as_json: bool) -> None:
+    """Check digests, invariants and recall; exit 1 and name the file if something is wrong."""
+    from graphbuild.verify import verify_graph
+
+    _answer(verify_graph(find_graph_dir(graph_dir), exact_sample=exact_sample, seed=seed), as_json)
+
+
+@cli.command()
+@json_option
+def datasets(as_json: bool) -> None:
+    """What --dataset takes: size, licence note, and where it comes from."""
+    from graphbuild.datasets import describe_all
+
+    _answer(describe_all(), as_json)
+
+
+def _answer(result: Any, as_json: bool) -> None:
+    """Print a result: its `summary()` for people, its `to_json()` for scripts."""
+    click.echo(json.dumps(result.to_json(), ensure_ascii=False) if as_json else result.summary())
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run_cli(cli)

@@ -1,0 +1,102 @@
+"""What users are told when something is wrong: one line, an exit code, no traceback.
+
+A message says what happened, where, and what to do. Both command lines end in `run_cli`, so that they fail alike.
+Nothing here loads more than click.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+
+class UserError(Exception):
+    """Something that the user can mend; its text is one line: what, where, what to do."""
+
+    exit_code = 1
+
+
+class SourceError(UserError):
+    """A data set or one of its files is missing, unreadable, empty or contradicts itself."""
+
+
+class OptionError(UserError):
+    """Options that contradict each other, or what an earlier run recorded."""
+
+
+class ArtifactError(UserError):
+    """A file of a graph or run folder is missing or damaged."""
+
+
+class ArtifactMismatch(ArtifactError):
+    """Two artifacts that do not belong together: another encoder, data set or version."""
+
+
+class ResourceError(UserError):
+    """The machine cannot do it: no space, no memory, no device, a dead worker."""
+
+
+def describe_os_error(error: OSError) -> str:
+    """One line for an operating-system error, with the file and what to do."""
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}no space left on the device. What was finished is kept: free some space and run the same command again."
+    if error.errno == errno.EFBIG:
+        return (
+            f"{where}the file-size limit was reached. What was finished is kept: raise it (`ulimit -f`) and run the command again."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{where}{os.strerror(error.errno)}. Check the permissions, or choose another folder."
+    return f"{where}{error.strerror or error}"
+
+
+def one_line(text: str) -> str:
+    """Fold a message onto one line; library messages often span several."""
+    return " ".join(text.split())
+
+
+def run_cli(command: Callable[..., Any], *, debug_variable: str = "GRAPHBUILD_DEBUG") -> None:
+    """Run a click command as the process: one line on stderr and an exit code, a traceback only with `--debug`.
+
+    Exit codes: 0 done, 1 an error of input, artifacts or machine, 2 wrong usage, 130 interrupted.
+    """
+    # Taken out here, so that it may stand anywhere on the line, and not only before the subcommand.
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1 or bool(os.environ.get(debug_variable))
+    try:
+        sys.exit(command(args=arguments, standalone_mode=False) or 0)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted. What was finished is kept: run the same command again to go on.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (head, less) went away: not an error, but the interpreter would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        click.echo(f"error: {_message(error)}", err=True)
+        sys.exit(getattr(error, "exit_code", 1))
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return one_line(str(error))
+    if isinstance(error, click.ClickException):
+        return one_line(error.format_message())
+    if isinstance(error, OSError):
+        return one_line(describe_os_error(error))
+    if isinstance(error, MemoryError):
+        return "out of memory. Use fewer workers, or a smaller --memory-limit or --batch-size."
+    return one_line(f"{type(error).__name__}: {error} (a bug in this program: run again with --debug and report the traceback)")

@@ -1,0 +1,85 @@
+"""Every column of the graph directory, spelled here and nowhere else.
+
+Shape letters: N texts, D embedding width, K neighbours stored, R sketch width.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+FORMAT_VERSION = 1
+SHARD_SIZE = 65_536
+"""Texts a shard, unless the user says otherwise."""
+DEFAULT_SKETCH_DIM = 64
+
+# Folders of the graph directory, one per stage.
+TEXTS = "texts"
+COUNTS = "counts"
+SAMPLES = "samples"
+EMBEDDINGS = "embeddings"
+KNN = "knn"
+TOKENIZER = "tokenizer"
+REPORT = "report"
+IMAGES = "images"
+INDEX_FILE = "index.faiss"
+MANIFEST_FILE = "graph.json"
+
+TEXT_ID = "text_id"
+TEXT = "text"
+TEXT_HASH = "text_hash"
+SAMPLE_COUNT = "sample_count"
+SAMPLE_ID = "sample_id"
+SAMPLE_HASH = "sample_hash"
+EMBEDDING = "embedding"
+NEIGHBOR_IDS = "neighbor_ids"
+SIMILARITIES = "similarities"
+SKETCH = "sketch"
+SKETCH_SCALE = "sketch_scale"
+
+TEXTS_SCHEMA = pa.schema(
+    [
+        pa.field(TEXT_ID, pa.int32(), nullable=False),
+        pa.field(TEXT, pa.string(), nullable=False),
+        pa.field(TEXT_HASH, pa.uint64(), nullable=False),
+    ]
+)
+COUNTS_SCHEMA = pa.schema([pa.field(TEXT_ID, pa.int32(), nullable=False), pa.field(SAMPLE_COUNT, pa.int32(), nullable=False)])
+SAMPLES_SCHEMA = pa.schema(
+    [
+        pa.field(SAMPLE_ID, pa.string(), nullable=False),
+        pa.field(SAMPLE_HASH, pa.uint64(), nullable=False),
+        pa.field(TEXT_ID, pa.int32(), nullable=False),
+    ]
+)
+"""Kept source columns follow these three."""
+
+
+def embeddings_schema(dim: int) -> pa.Schema:
+    """Columns of an embedding shard; `dim` is D."""
+    return pa.schema(
+        [
+            pa.field(TEXT_ID, pa.int32(), nullable=False),
+            pa.field(TEXT_HASH, pa.uint64(), nullable=False),
+            pa.field(EMBEDDING, pa.list_(pa.field("item", pa.float16(), nullable=False), dim), nullable=False),
+        ]
+    )
+
+
+def knn_schema(k: int, sketch_dim: int) -> pa.Schema:
+    """Columns of a neighbour shard: K ids and similarities, and R sketch bytes; without the sketch columns where R = 0."""
+    fields = [
+        pa.field(TEXT_ID, pa.int32(), nullable=False),
+        pa.field(NEIGHBOR_IDS, pa.list_(pa.field("item", pa.int32(), nullable=False), k), nullable=False),
+        pa.field(SIMILARITIES, pa.list_(pa.field("item", pa.float16(), nullable=False), k), nullable=False),
+    ]
+    if sketch_dim:
+        fields += [
+            pa.field(SKETCH, pa.list_(pa.field("item", pa.int8(), nullable=False), sketch_dim), nullable=False),
+            pa.field(SKETCH_SCALE, pa.float32(), nullable=False),
+        ]
+    return pa.schema(fields)
+
+
+def part_name(folder: str, index: int) -> str:
+    """Path of shard `index` of a stage, relative to the graph directory."""
+    return f"{folder}/part-{index:05d}.{'arrow' if folder == KNN else 'parquet'}"

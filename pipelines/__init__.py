@@ -1,0 +1,1 @@
+"""Whole recipes, from captions to a report. Nothing imports this package."""

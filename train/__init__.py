@@ -1,0 +1,1 @@
+"""Image encoders trained with X-CLR on a neighbour graph, next to SimCLR, SupCon and CLIP in one loop."""
