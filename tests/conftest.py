@@ -1,0 +1,21 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the clone; tests that need it skip where it is missing, and fail in CI."""
+    if SHARED_DATA.is_dir():
+        return SHARED_DATA
+    message = "../shared/data is missing: real Tiny-ImageNet, Flickr8k and captions are needed"
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)
