@@ -21,6 +21,7 @@ class Meter:
     def __init__(self, label: str, total: int | None, unit: str) -> None:
         self._label, self._total, self._unit = label, total, unit
         self._done = 0
+        self._note = ""
         self._started = time.monotonic()
         self._next_line = self._started + _LINE_SECONDS
         self._bar: Progress | None = None
@@ -53,7 +54,8 @@ class Meter:
             self._bar.add_task(self._label, total=self._total, note=note)
             self._bar.start()
         task = self._bar.task_ids[0]
-        self._bar.update(task, completed=self._done, **({"note": note} if note else {}))
+        self._note = note or self._note
+        self._bar.update(task, completed=self._done, note=self._note)
 
     def _line(self, now: float, note: str) -> str:
         of = f"/{self._total:,}" if self._total else ""
