@@ -1,0 +1,71 @@
+"""What a user sees when a command fails."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from graphbuild.errors import describe_os_error
+
+PROGRAM = """
+import click, sys
+from graphbuild.errors import OptionError, run_cli
+
+@click.group()
+def cli(): pass
+
+@cli.command()
+@click.option("--k", type=int)
+def fail(k):
+    {body}
+
+sys.argv = ["prog", *{arguments!r}]
+run_cli(cli)
+"""
+
+
+def run(body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = PROGRAM.format(body=body, arguments=list(arguments))
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+
+def test_user_error_is_one_line_on_stderr_and_exit_1() -> None:
+    done = run("raise OptionError('k is\\n too large')", "fail")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: k is too large\n")
+
+
+def test_wrong_usage_exits_2_and_names_the_option() -> None:
+    done = run("pass", "fail", "--k", "many")
+    assert done.returncode == 2
+    assert "--k" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--debug", "fail"), ("fail", "--debug")])
+def test_debug_shows_the_traceback_wherever_it_stands(arguments: tuple[str, ...]) -> None:
+    done = run("raise OptionError('no')", *arguments)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_interrupt_exits_130_and_says_how_to_go_on() -> None:
+    done = run("raise KeyboardInterrupt", "fail")
+    assert done.returncode == 130
+    assert "run the same command again" in done.stderr
+
+
+def test_bug_is_one_line_that_names_its_type() -> None:
+    done = run("{}['missing']", "fail")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "KeyError" in done.stderr
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EACCES])
+def test_os_errors_name_the_file_and_what_to_do(code: int) -> None:
+    text = describe_os_error(OSError(code, "?", "/data/x.parquet"))
+    assert text.startswith("/data/x.parquet: ")
+    assert text.endswith(".")
