@@ -119,7 +119,11 @@ def knn(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Rows of a --sql answer to print.")
 @json_option
 def inspect(graph_dir: Path | None, sql: str | None, limit: int, as_json: bool) -> None:
-    """Counts at a glance, or SQL over the graph."""
+    """Counts at a glance, or SQL over the graph.
+
+    Tables: texts, samples, edges (src, dst, rank, similarity) and embeddings. In Polars, the fixed-size lists of the files
+    are Array columns: use `.arr`, not `.list`.
+    """
     from graphbuild.inspect import run_sql, summarize
 
     directory = find_graph_dir(graph_dir)

@@ -1,0 +1,360 @@
+"""Reader of a finished graph: mapped neighbour shards in, rows of any texts and the texts of any samples out.
+
+Shape letters: N texts, B texts asked for, K neighbours stored, R sketch width, D embedding width, S samples asked for.
+Shards are mapped, never copied: every process that reads a graph shares one copy in the page cache.
+Nothing here imports torch, faiss, dask or polars, or writes a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.numpy_support import carray
+
+from graphbuild import schemas
+from graphbuild.errors import ArtifactError, ArtifactMismatch, SourceError
+from graphbuild.manifest import Manifest
+from graphbuild.shards import Receipt
+
+Ids = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What the graph stores about B texts, in the order in which they were asked for."""
+
+    neighbor_ids: Ids
+    """Neighbours, nearest first; (B, K) int32."""
+    similarities: npt.NDArray[np.float16]
+    """Their similarities, as stored; (B, K) float16."""
+    sketch: npt.NDArray[np.int8]
+    """Short codes; (B, R) int8, R = 0 where the graph has none."""
+    sketch_scale: npt.NDArray[np.float32]
+    """s_ij is about scale_i scale_j <q_i, q_j>; (B,) float32, zeros where the graph has no sketch."""
+
+    @classmethod
+    def empty(cls, count: int, k: int, sketch_dim: int) -> Rows:
+        """Room for `count` rows, to be filled again and again."""
+        return cls(
+            np.empty((count, k), np.int32),
+            np.empty((count, k), np.float16),
+            np.empty((count, sketch_dim), np.int8),
+            np.zeros(count, np.float32),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTexts:
+    """The texts of S samples, as ranges: sample i has `text_ids[offsets[i]:offsets[i + 1]]`."""
+
+    offsets: npt.NDArray[np.int64]
+    """(S + 1,); a sample unknown to the graph has an empty range."""
+    text_ids: Ids
+    """In the order of the graph's sample rows."""
+    sample_rows: npt.NDArray[np.int64]
+    """The row of the samples table that each text came from: the position in `Graph.sample_column`."""
+
+    @property
+    def known(self) -> npt.NDArray[np.bool_]:
+        """Whether the graph knows each sample; (S,)."""
+        return np.diff(self.offsets) > 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """One mapped neighbour shard: zero-copy views into its file."""
+
+    first_id: int
+    rows: Rows
+
+
+class Graph:
+    """A graph directory, open for reading. Pickles by its path, so that spawned processes map the files themselves."""
+
+    def __init__(self, graph_dir: Path, manifest: Manifest, shards: Sequence[_Shard]) -> None:
+        self.path = graph_dir
+        self.manifest = manifest
+        self._shards = list(shards)
+        self._starts = np.array([shard.first_id for shard in shards], np.int64)
+        sizes = np.array([len(shard.rows.sketch_scale) for shard in shards], np.int64)
+        self.n_texts = int(sizes.sum())
+        self.k = int(shards[0].rows.neighbor_ids.shape[1])
+        self.sketch_dim = int(shards[0].rows.sketch.shape[1])
+        self._addresses = {column: _addresses(shards, column) for column in Rows.__slots__}
+
+    @classmethod
+    def open(cls, graph_dir: Path | str) -> Graph:
+        """Map a graph's neighbour shards.
+
+        Raises:
+            ArtifactError: If a stage is not finished, or a shard is missing, cut short or not of one piece with the rest.
+            ArtifactMismatch: If the neighbours were computed from other embeddings than the directory now holds.
+        """
+        graph_dir = Path(graph_dir)
+        manifest = Manifest.load(graph_dir)
+        files = manifest.require("knn", graph_dir).files
+        _require_current_inputs(graph_dir, manifest)
+        shards = [_map_shard(graph_dir, receipt) for _, receipt in sorted(files.items())]
+        if not shards or not sum(receipt.rows for receipt in files.values()):
+            raise ArtifactError(f"{graph_dir}: the graph holds no text. Run `graphbuild embed` on a data set with captions.")
+        _require_one_piece(graph_dir, manifest, shards)
+        return cls(graph_dir, manifest, shards)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Graph.open, (str(self.path),)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every pair of texts is stored."""
+        return self.k >= self.n_texts - 1
+
+    def rows(self, text_ids_B: npt.ArrayLike, *, out: Rows | None = None) -> Rows:
+        """Copy the stored rows of some texts.
+
+        Args:
+            text_ids_B: Text ids, in any order, repeated or not; (B,).
+            out: Arrays to fill, from `Rows.empty`; new ones if None.
+
+        Raises:
+            ValueError: If an id lies outside 0..N-1, or `out` has other shapes.
+        """
+        ids = np.asarray(text_ids_B, np.int64)
+        if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= self.n_texts)):
+            raise ValueError(f"text ids are one row of numbers from 0 to {self.n_texts - 1}; got shape {ids.shape}")
+        if out is None:
+            out = Rows.empty(len(ids), self.k, self.sketch_dim)
+        elif (*out.neighbor_ids.shape, out.sketch.shape[1]) != (len(ids), self.k, self.sketch_dim):
+            raise ValueError(f"`out` has room for {out.neighbor_ids.shape}, not for {(len(ids), self.k)}")
+        if not len(ids):
+            return out
+        shard_B = np.searchsorted(self._starts, ids, side="right") - 1
+        local_B = ids - self._starts[shard_B]
+        for column, addresses in self._addresses.items():
+            target = getattr(out, column)
+            # A column of no width, as of a graph without sketches, has no memory to copy from.
+            if width := target.nbytes // len(ids):
+                _gather(addresses, width, shard_B, local_B, target.reshape(len(ids), -1).view(np.uint8))
+        return out
+
+    def sample_texts(self, sample_ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> SampleTexts:
+        """Look up which texts belong to samples; one pass over the samples table, so ask for many at once.
+
+        Samples are found by the xxh3 of their id, and accepted only if the string is the same. Memory: 16 bytes a
+        sample asked for, plus one shard of the table at a time.
+
+        Args:
+            sample_ids: Any ids, in any order, known or not; (S,).
+        """
+        wanted = _string_array(sample_ids)
+        hashes = _hash_strings(wanted)
+        order = np.argsort(hashes, kind="stable")
+        found = [
+            _matches(part, first_row, wanted, hashes[order], order)
+            for first_row, part in self._sample_parts([schemas.SAMPLE_ID, schemas.SAMPLE_HASH, schemas.TEXT_ID])
+        ]
+        asked, rows, texts = (np.concatenate(column) for column in zip(*found, strict=True))
+        ranked = np.lexsort((rows, asked))
+        counts = np.bincount(asked, minlength=len(wanted))
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+        return SampleTexts(offsets, texts[ranked], rows[ranked])
+
+    def sample_column(self, name: str) -> pa.ChunkedArray:
+        """One column of the samples table, such as a kept `label`, one value a sample row.
+
+        Raises:
+            SourceError: If there is no such column; the message names those that exist.
+        """
+        if name not in self.sample_columns:
+            raise SourceError(
+                f"{self.path}: samples have no column {name!r}; there are {', '.join(self.sample_columns)}. "
+                "Add it with `graphbuild embed --keep-columns`."
+            )
+        return pa.chunked_array([part.column(0) for _, part in self._sample_parts([name])])
+
+    @property
+    def sample_columns(self) -> list[str]:
+        """Names of the columns of the samples table."""
+        first = min(receipt.path for receipt in self._files("text", schemas.SAMPLES))
+        names: list[str] = pq.read_schema(self.path / first).names
+        return names
+
+    def embeddings(self) -> npt.NDArray[np.float16]:
+        """All embeddings, as stored; (N, D) float16, 2 N D bytes of memory. The source of the dense target.
+
+        Raises:
+            ArtifactError: If a shard cannot be read.
+        """
+        files = self._files("embed", schemas.EMBEDDINGS)
+        dim = pq.read_schema(self.path / files[0].path).field(schemas.EMBEDDING).type.list_size
+        out = np.empty((self.n_texts, dim), np.float16)
+        for receipt in files:
+            table = _read_parquet(self.path / receipt.path, [schemas.TEXT_ID, schemas.EMBEDDING])
+            vectors = table.column(schemas.EMBEDDING).combine_chunks()
+            out[table.column(schemas.TEXT_ID).to_numpy()] = _flat(vectors, np.dtype(np.float16)).reshape(-1, dim)
+        return out
+
+    def _files(self, stage: str, folder: str) -> list[Receipt]:
+        files = self.manifest.require(stage, self.path).files
+        return [receipt for name, receipt in sorted(files.items()) if name.startswith(f"{folder}/")]
+
+    def _sample_parts(self, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
+        """Each shard of the samples table, with the number of its first row."""
+        first_row = 0
+        for receipt in self._files("text", schemas.SAMPLES):
+            yield first_row, _read_parquet(self.path / receipt.path, columns).combine_chunks()
+            first_row += receipt.rows
+
+
+def _require_current_inputs(graph_dir: Path, manifest: Manifest) -> None:
+    """Compare what the knn stage read, column by column, with what the directory now holds."""
+    current = {
+        f"{name}:{column}": digest
+        for stage, entry in manifest.stages.items()
+        if stage != "knn"
+        for name, receipt in entry.files.items()
+        for column, digest in receipt.columns.items()
+    }
+    for name, digest in manifest.stages["knn"].inputs.items():
+        if ":" in name and current.get(name) != digest:
+            raise ArtifactMismatch(
+                f"{graph_dir}: the neighbours were computed from another {name} (digest {digest[:12]}) than the graph now "
+                f"holds ({current.get(name, 'none')[:12]}). Run `graphbuild knn --overwrite` again."
+            )
+
+
+def _map_shard(graph_dir: Path, receipt: Receipt) -> _Shard:
+    path = graph_dir / receipt.path
+    remedy = "Run `graphbuild knn` again: it rebuilds only what is damaged."
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing. {remedy}")
+    if (size := path.stat().st_size) != receipt.bytes:
+        raise ArtifactError(f"{path} has {size:,} bytes, not {receipt.bytes:,}. {remedy}")
+    try:
+        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        text_ids = batch.column(schemas.TEXT_ID).to_numpy()
+        rows = _views(batch)
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise ArtifactError(f"{path} is no neighbour shard ({error}). {remedy}") from error
+    if len(text_ids) != receipt.rows or (len(text_ids) and text_ids[-1] - text_ids[0] != len(text_ids) - 1):
+        raise ArtifactError(f"{path} does not hold {receipt.rows:,} consecutive text ids. {remedy}")
+    return _Shard(int(text_ids[0]) if len(text_ids) else 0, rows)
+
+
+def _views(batch: pa.RecordBatch) -> Rows:
+    """Views of a record batch's buffers; nothing is copied."""
+    count = batch.num_rows
+    ids = _flat(batch.column(schemas.NEIGHBOR_IDS), np.dtype(np.int32)).reshape(count, -1)
+    similarities = _flat(batch.column(schemas.SIMILARITIES), np.dtype(np.float16)).reshape(count, -1)
+    if schemas.SKETCH not in batch.schema.names:
+        return Rows(ids, similarities, np.empty((count, 0), np.int8), np.zeros(count, np.float32))
+    sketch = _flat(batch.column(schemas.SKETCH), np.dtype(np.int8)).reshape(count, -1)
+    return Rows(ids, similarities, sketch, batch.column(schemas.SKETCH_SCALE).to_numpy(zero_copy_only=True))
+
+
+def _flat(column: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """The values of a fixed-size list column as one flat view."""
+    values: npt.NDArray[Any] = column.flatten().to_numpy(zero_copy_only=True)
+    if values.dtype != dtype:
+        raise pa.ArrowInvalid(f"values are {values.dtype}, not {dtype}")
+    return values
+
+
+def _require_one_piece(graph_dir: Path, manifest: Manifest, shards: Sequence[_Shard]) -> None:
+    """Shards must follow one another, be of one shape, and cover the embedded texts."""
+    expected = 0
+    first = shards[0].rows
+    for number, shard in enumerate(shards):
+        shape = (shard.rows.neighbor_ids.shape[1], shard.rows.sketch.shape[1])
+        if shard.first_id != expected or shape != (first.neighbor_ids.shape[1], first.sketch.shape[1]):
+            raise ArtifactError(
+                f"{graph_dir / schemas.part_name(schemas.KNN, number)} starts at text {shard.first_id} with (k, sketch) {shape}; "
+                f"expected text {expected}, as wide as the first shard. Run `graphbuild knn --overwrite` again."
+            )
+        expected += len(shard.rows.sketch_scale)
+    embedded = sum(r.rows for n, r in manifest.require("embed", graph_dir).files.items() if n.startswith(f"{schemas.EMBEDDINGS}/"))
+    if embedded != expected:
+        raise ArtifactMismatch(
+            f"{graph_dir}: neighbours of {expected:,} texts, but {embedded:,} are embedded. Run `graphbuild knn --overwrite` again."
+        )
+
+
+def _read_parquet(path: Path, columns: list[str]) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns, memory_map=True)
+    except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}). Run `graphbuild embed` again: it rebuilds it.") from error
+
+
+def _string_array(values: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.Array:
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    return (values if isinstance(values, pa.Array) else pa.array(values, pa.string())).cast(pa.large_string())
+
+
+def _hash_strings(values: pa.Array) -> npt.NDArray[np.uint64]:
+    hashes = np.empty(len(values), np.uint64)
+    for start in range(0, len(values), schemas.SHARD_SIZE):
+        # As Python strings only a slice at a time: 12 M of them would take gigabytes.
+        part = values.slice(start, schemas.SHARD_SIZE).to_pylist()
+        hashes[start : start + len(part)] = [xxhash.xxh3_64_intdigest((value or "").encode()) for value in part]
+    return hashes
+
+
+def _matches(
+    part: pa.Table, first_row: int, wanted: pa.Array, sorted_hashes: npt.NDArray[np.uint64], order: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Ids]:
+    """Which samples asked for lie in one shard: (index asked for, sample row, text id), one entry a match."""
+    hashes = part.column(schemas.SAMPLE_HASH).to_numpy()
+    low = np.searchsorted(sorted_hashes, hashes, side="left")
+    counts = np.searchsorted(sorted_hashes, hashes, side="right") - low
+    local = np.repeat(np.arange(len(hashes)), counts)
+    within = np.arange(len(local)) - np.repeat(np.cumsum(counts) - counts, counts)
+    asked = order[np.repeat(low, counts) + within]
+    # Hashes only point: two ids may share one, so the strings decide.
+    stored = part.column(schemas.SAMPLE_ID).take(pa.array(local)).cast(pa.large_string())
+    same = pc.equal(stored, wanted.take(pa.array(asked))).fill_null(False).to_numpy().astype(bool)
+    return asked[same], local[same] + first_row, part.column(schemas.TEXT_ID).to_numpy()[local[same]]
+
+
+def _addresses(shards: Sequence[_Shard], column: str) -> npt.NDArray[np.uintp]:
+    """Where each shard's rows begin in memory; the mapped arrays stay alive as long as the graph."""
+    views = [getattr(shard.rows, column) for shard in shards]
+    return np.array([view.ctypes.data for view in views], np.uintp)
+
+
+def _address_to_pointer(_context: Any, address: Any) -> Any:
+    def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), generate
+
+
+# An integer address as a pointer, which numba has no spelling for.
+_pointer: Any = intrinsic(_address_to_pointer)
+
+
+@njit(nogil=True, cache=True)
+def _gather(
+    addresses: npt.NDArray[np.uintp],
+    width: int,
+    shard_B: npt.NDArray[np.int64],
+    local_B: npt.NDArray[np.int64],
+    out: npt.NDArray[np.uint8],
+) -> None:
+    """Copy row `local_B[i]`, `width` bytes, of shard `shard_B[i]` to `out[i]`: one pass, however many shards there are."""
+    for i in range(len(shard_B)):
+        start = addresses[shard_B[i]] + np.uintp(local_B[i] * width)
+        source = carray(_pointer(start), (width,), np.uint8)
+        out[i, :] = source

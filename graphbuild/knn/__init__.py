@@ -1,0 +1,88 @@
+"""Exact nearest neighbours of every text, and a small sketch of each: embedding shards in, neighbour shards out.
+
+Importing this loads neither torch nor numba; `build_knn` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from graphbuild import schemas
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnnConfig:
+    """How neighbours are searched."""
+
+    k: int | Literal["auto", "all"] = "auto"
+    """Neighbours kept per text, the text itself not counted; `auto` is all up to 4,096 texts, else 256."""
+    sketch_dim: int = schemas.DEFAULT_SKETCH_DIM
+    """R: bytes of sketch per text; 0 leaves the sketch out."""
+    memory_limit: str | None = None
+    """Memory to stay within, such as `4GB` or `512MiB`; half of what is free where None. No byte depends on it."""
+    overwrite: bool = False
+    """Build again what was built with other options or from other input."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnnResult:
+    """What `build_knn` did."""
+
+    graph_dir: Path
+    texts: int
+    k: int
+    k_asked: int | str
+    complete: bool
+    """Whether all N-1 neighbours of every text are stored."""
+    sketch_dim: int
+    seconds: float
+    reused_shards: int
+    shards: int
+    recomputed_rows: int
+    """Rows that the certificate did not settle, and that were computed again in float64."""
+    precision: str
+    already_done: bool
+
+    def summary(self) -> str:
+        """One or two lines for people."""
+        width = f"{self.k:,} neighbours a text" + (" (complete)" if self.complete else "")
+        head = f"{self.graph_dir}: {self.texts:,} texts, {width}, sketch of {self.sketch_dim} bytes, {self.shards} shard(s)"
+        if self.already_done:
+            return f"{head}: already done, nothing to do"
+        kept = f", {self.reused_shards} shard(s) were there" if self.reused_shards else ""
+        lines = [f"{head}: {self.seconds:.1f} s{kept}"]
+        if isinstance(self.k_asked, int) and self.k_asked > self.k:
+            lines.append(f"k {self.k_asked:,} is more than the {self.k:,} other texts: all are stored")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for scripts."""
+        return {
+            "graph_dir": str(self.graph_dir),
+            "texts": self.texts,
+            "k": self.k,
+            "k_asked": self.k_asked,
+            "complete": self.complete,
+            "sketch_dim": self.sketch_dim,
+            "seconds": self.seconds,
+            "reused_shards": self.reused_shards,
+            "shards": self.shards,
+            "recomputed_rows": self.recomputed_rows,
+            "precision": self.precision,
+            "already_done": self.already_done,
+        }
+
+
+def build_knn(graph_dir: Path, config: KnnConfig) -> KnnResult:
+    """Find the k nearest texts of every text and enter the knn stage in the manifest.
+
+    Raises:
+        ArtifactError: If the embeddings are missing or damaged, or hold a zero or non-finite vector (the text is named).
+        OptionError: If the stage is done with other options, or the memory limit cannot be read.
+        ResourceError: If the memory limit is too small to work within.
+    """
+    from graphbuild.knn.stage import run_stage
+
+    return run_stage(graph_dir, config)

@@ -1,0 +1,161 @@
+"""Exact similarities and the final order of a row's neighbours, in numba.
+
+Shape letters: N texts, n rows of a block, M candidates a row, K neighbours kept, D vector width.
+
+The product of two float16 numbers is a multiple of 2^-48, and partial sums of the inner product of vectors of length
+about 1 stay below 2. So they fit the 53 bits of a float64: the sum is exact in any order, the same on any machine, and
+symmetric. What is stored is therefore a function of the vectors alone, whichever way the candidates were found.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+_DECODE = np.float32(2.0**112)
+"""A float16's bits, shifted into a float32's place, read 2^112 times too small."""
+
+
+@njit(cache=True)
+def half_bits(value: float) -> np.int64:
+    """The float16 nearest to a float64 (ties to even), as its bits; |value| below 65,504."""
+    bits = np.float64(value).view(np.int64)
+    sign = np.int64(0x8000) if bits < 0 else np.int64(0)
+    magnitude = bits & np.int64(0x7FFFFFFFFFFFFFFF)
+    if abs(value) < 2.0**-14:
+        return sign | np.int64(np.rint(abs(value) * 2.0**24))
+    magnitude += np.int64(0x1FFFFFFFFFF) + ((magnitude >> np.int64(42)) & np.int64(1))
+    return sign | ((magnitude >> np.int64(42)) - np.int64((1023 - 15) << 10))
+
+
+@njit(cache=True, error_model="numpy")
+def _decode_row(bits_D: NDArray[np.int16], shifted_D: NDArray[np.int32], out_D: NDArray[np.float32]) -> None:
+    """float16 bits to float32, exactly; `shifted_D` and `out_D` are one buffer seen as two types."""
+    for d in range(bits_D.shape[0]):
+        wide = np.int32(bits_D[d])
+        shifted_D[d] = ((wide & np.int32(0x7FFF)) << np.int32(13)) | (wide & np.int32(-2147483648))
+    for d in range(bits_D.shape[0]):
+        out_D[d] *= _DECODE
+
+
+@njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
+def _dot(a_D: NDArray[np.float64], b_D: NDArray[np.float32]) -> float:
+    """Inner product in float64. Reassociation is allowed because it changes nothing: the sum is exact."""
+    total = 0.0
+    for d in range(a_D.shape[0]):
+        total += a_D[d] * np.float64(b_D[d])
+    return total
+
+
+@njit(cache=True, error_model="numpy")
+def similarities_to(bits_ND: NDArray[np.int16], row: int, ids_M: NDArray[np.int32], count: int, out_M: NDArray[np.float64]) -> None:
+    """Exact similarity of text `row` to the first `count` of `ids_M`."""
+    D = bits_ND.shape[1]
+    shifted_D = np.empty(D, np.int32)
+    other_D = shifted_D.view(np.float32)
+    own_D = np.empty(D, np.float64)
+    _decode_row(bits_ND[row], shifted_D, other_D)
+    own_D[:] = other_D
+    for c in range(count):
+        _decode_row(bits_ND[ids_M[c]], shifted_D, other_D)
+        out_M[c] = _dot(own_D, other_D)
+
+
+@njit(cache=True, error_model="numpy")
+def keep_best(
+    ids_M: NDArray[np.int32],
+    exact_M: NDArray[np.float64],
+    count: int,
+    keys_K: NDArray[np.int64],
+    out_ids_K: NDArray[np.int32],
+    out_bits_K: NDArray[np.int16],
+) -> float:
+    """Keep the K best by (exact similarity, then lower id), ordered by (float16 similarity, then lower id).
+
+    Returns:
+        The exact K-th similarity.
+    """
+    K = keys_K.shape[0]
+    kth = float(np.partition(exact_M[:count], count - K)[count - K])
+    above = 0
+    for c in range(count):
+        if exact_M[c] > kth:
+            above += 1
+    ties = np.empty(count, np.int32)
+    n_ties = 0
+    for c in range(count):
+        if exact_M[c] == kth:
+            ties[n_ties] = ids_M[c]
+            n_ties += 1
+    last_tie = np.sort(ties[:n_ties])[K - above - 1]
+    filled = 0
+    for c in range(count):
+        if exact_M[c] > kth or (exact_M[c] == kth and ids_M[c] <= last_tie):
+            bits = half_bits(exact_M[c])
+            # Larger similarities get smaller keys; -0 counts as 0.
+            ordered = bits & np.int64(0x7FFF)
+            if bits < 0x8000:
+                ordered = -ordered
+            keys_K[filled] = ordered * np.int64(1 << 32) + np.int64(ids_M[c])
+            filled += 1
+    keys_K.sort()
+    for q in range(K):
+        ordered = keys_K[q] >> np.int64(32)
+        out_ids_K[q] = np.int32(keys_K[q] & np.int64(0xFFFFFFFF))
+        out_bits_K[q] = np.int16(-ordered) if ordered <= 0 else np.int16(np.int64(-32768) + ordered)
+    return kth
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def finish_rows(
+    bits_ND: NDArray[np.int16],
+    rows_n: NDArray[np.int64],
+    candidates_nM: NDArray[np.int32],
+    out_ids_nK: NDArray[np.int32],
+    out_bits_nK: NDArray[np.int16],
+    kth_n: NDArray[np.float64],
+) -> None:
+    """The K best of each row's M candidates, exactly; the row itself, wherever it is among them, is left out.
+
+    Args:
+        bits_ND: All vectors, float16 seen as int16; C order.
+        rows_n: The text id of each row.
+        candidates_nM: Distinct text ids, in any order; at least K of them other than the row itself.
+        out_ids_nK: Takes the neighbours.
+        out_bits_nK: Takes their float16 similarities as int16 bits.
+        kth_n: Takes each row's exact K-th similarity.
+    """
+    K = out_ids_nK.shape[1]
+    M = candidates_nM.shape[1]
+    for i in prange(rows_n.shape[0]):
+        ids_M = np.empty(M, np.int32)
+        exact_M = np.empty(M, np.float64)
+        keys_K = np.empty(K, np.int64)
+        count = 0
+        for c in range(M):
+            if candidates_nM[i, c] != rows_n[i]:
+                ids_M[count] = candidates_nM[i, c]
+                count += 1
+        similarities_to(bits_ND, rows_n[i], ids_M, count, exact_M)
+        kth_n[i] = keep_best(ids_M, exact_M, count, keys_K, out_ids_nK[i], out_bits_nK[i])
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def brute_rows(
+    bits_ND: NDArray[np.int16],
+    rows_n: NDArray[np.int64],
+    out_ids_nK: NDArray[np.int32],
+    out_bits_nK: NDArray[np.int16],
+) -> None:
+    """Each row against all N texts in float64: for the rows that a certificate did not settle."""
+    N = bits_ND.shape[0]
+    K = out_ids_nK.shape[1]
+    for i in prange(rows_n.shape[0]):
+        ids_M = np.empty(N - 1, np.int32)
+        exact_M = np.empty(N - 1, np.float64)
+        keys_K = np.empty(K, np.int64)
+        for c in range(N - 1):
+            ids_M[c] = c if c < rows_n[i] else c + 1
+        similarities_to(bits_ND, rows_n[i], ids_M, N - 1, exact_M)
+        keep_best(ids_M, exact_M, N - 1, keys_K, out_ids_nK[i], out_bits_nK[i])

@@ -1,0 +1,78 @@
+"""Sketches: a short int8 code of every embedding, whose dot products approximate similarities.
+
+Shape letters: N texts, n rows of a block, D vector width, R sketch width.
+
+The code of a text is its embedding's coordinates on the R leading eigenvectors of the uncentred, sample-weighted
+second-moment matrix of all embeddings, with one scale a row: s_ij is about scale_i scale_j <q_i, q_j>.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BLOCK = 8192
+_STEP = 2.0**-16
+"""Eigenvectors are rounded to multiples of this. Far below an int8 step, it takes rounding noise of the eigensolver out
+of the bytes, and makes the projection of float16 vectors exact in float64, so that no block size or thread count shows."""
+_RANK_TOLERANCE = 1e-9
+
+
+def second_moments(shards: Iterable[tuple[NDArray[np.float16], NDArray[np.int32]]], dim: int) -> NDArray[np.float64]:
+    """Sum of w x x^T over all texts; shape (D, D).
+
+    Args:
+        shards: Vectors (n, D) and their sample counts (n,), in order of text id.
+        dim: D.
+    """
+    total_DD = np.zeros((dim, dim))
+    for vectors_nD, weights_n in shards:
+        # Fixed blocks in a fixed order: the sum must not depend on how much memory there is.
+        for start in range(0, len(vectors_nD), _BLOCK):
+            block_nD = vectors_nD[start : start + _BLOCK].astype(np.float64)
+            total_DD += block_nD.T @ (block_nD * weights_n[start : start + _BLOCK, None])
+    return total_DD
+
+
+def sketch_basis(moments_DD: NDArray[np.float64], sketch_dim: int) -> NDArray[np.float64]:
+    """The R leading eigenvectors as columns, the largest coordinate of each positive; shape (D, R).
+
+    Columns beyond the rank of the data are zero: no embedding has a part there, and an eigensolver's choice is arbitrary.
+    """
+    dim = len(moments_DD)
+    values_D, vectors_DD = np.linalg.eigh((moments_DD + moments_DD.T) / 2)
+    basis_DR = np.zeros((dim, sketch_dim))
+    for r in range(min(sketch_dim, dim)):
+        column = dim - 1 - r
+        if values_D[column] <= _RANK_TOLERANCE * values_D[-1]:
+            break
+        vector_D = vectors_DD[:, column]
+        basis_DR[:, r] = vector_D * np.sign(vector_D[np.abs(vector_D).argmax()])
+    return np.rint(basis_DR / _STEP) * _STEP
+
+
+def encode(vectors_nD: NDArray[np.float16], basis_DR: NDArray[np.float64]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Codes and scales of some texts.
+
+    Returns:
+        Codes (n, R) in -127..127, and scales (n,): code times scale approximates the coordinate.
+    """
+    codes_nR = np.empty((len(vectors_nD), basis_DR.shape[1]), np.int8)
+    scales_n = np.empty(len(vectors_nD), np.float32)
+    for start in range(0, len(vectors_nD), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        coordinates_nR = vectors_nD[rows].astype(np.float64) @ basis_DR
+        scales_n[rows] = np.abs(coordinates_nR).max(axis=1) / 127
+        # Divided by the scale as stored; a row of zeros keeps scale 0 and codes 0.
+        divisor_n = np.where(scales_n[rows] > 0, scales_n[rows], 1).astype(np.float64)
+        codes_nR[rows] = np.clip(np.rint(coordinates_nR / divisor_n[:, None]), -127, 127)
+    return codes_nR, scales_n
+
+
+def estimate(
+    codes_aR: NDArray[np.int8], scales_a: NDArray[np.float32], codes_bR: NDArray[np.int8], scales_b: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Similarities as the sketches have them; shape (a, b)."""
+    return (codes_aR.astype(np.float32) @ codes_bR.astype(np.float32).T) * scales_a[:, None] * scales_b

@@ -1,0 +1,220 @@
+"""Batch targets in NumPy and numba: stored rows of the batch's texts in, similarities and soft targets out. The reference.
+
+Shape letters: B samples in a batch (2B rows with two views), K neighbours stored, R sketch width, D embedding width.
+Row i and row B + i of anything (2B, ...) are the two views of sample i. Entropies and divergences are in nats.
+Nothing here imports torch, faiss, dask or polars.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from graphbuild.errors import OptionError
+from graphbuild.graph import Ids, Rows
+
+Floats = npt.NDArray[np.floating]
+Matrix = npt.NDArray[np.float32]
+
+# Every half-precision number as float32: numba has no float16 on the CPU, so similarities are read as bits.
+_HALF_TO_FLOAT = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+_FILTER_BITS = 64
+
+
+class Assembly(NamedTuple):
+    """The similarities among a batch's samples, and how many of them the graph stored."""
+
+    similarity_BB: Matrix
+    """Symmetric, 1 on the diagonal and between samples of one text; (B, B) float32."""
+    stored_B: Ids
+    """For each anchor, the other samples of the batch that its row stores; (B,). Its mean is the hit rate."""
+
+
+def assemble(rows: Rows, text_ids_B: npt.ArrayLike, *, absent: float | None = None) -> Assembly:
+    """Similarities among the samples of a batch (DESIGN 5), in one scan of their rows: O(B K + B^2).
+
+    A pair is 1 if it has one text; else its stored similarity, if either row stores it (the larger, should an imported
+    graph hold two); else scale_i scale_j <q_i, q_j>, or `absent`. Sketch products are sums of at most 1,024 products of
+    bytes, so float32 holds them exactly: every order of summation, here or on a GPU, gives the same bits.
+
+    Args:
+        rows: Stored rows of the batch's texts, from `Graph.rows`; B of them.
+        text_ids_B: The text of each sample; (B,).
+        absent: What a pair counts as that neither row stores; None takes the sketch. -inf leaves such pairs out.
+
+    Raises:
+        OptionError: If `absent` is None and the graph has no sketch, or if it is not a number.
+    """
+    check_absent(rows.sketch.shape[1], absent)
+    ids = np.ascontiguousarray(text_ids_B, np.int32)
+    similarity, stored = _scan(ids, rows.neighbor_ids, rows.similarities.view(np.uint16), _HALF_TO_FLOAT, _FILTER_BITS)
+    if absent is None:
+        codes = rows.sketch.astype(np.float32)
+        _fill(similarity, codes @ codes.T, rows.sketch_scale)
+    elif absent != -np.inf:
+        _fill_constant(similarity, np.float32(absent))
+    return Assembly(similarity, stored)
+
+
+def check_absent(sketch_dim: int, absent: float | None) -> None:
+    """Refuse a graph without sketches where no constant is given.
+
+    Raises:
+        OptionError: With what to do.
+    """
+    if absent is None and not sketch_dim:
+        raise OptionError(
+            "the graph has no sketch, so a pair that neither row stores has no similarity. "
+            "Name one with --absent, or run `graphbuild knn --sketch-dim 64 --overwrite`."
+        )
+    if absent is not None and np.isnan(absent):
+        raise OptionError("--absent is not a number. Give a similarity, such as 0.1, or -inf to leave absent pairs out.")
+
+
+def dense(embeddings_BD: npt.NDArray[np.floating], text_ids_B: npt.ArrayLike) -> Matrix:
+    """Exact similarities among the samples of a batch, from stored embeddings; (B, B) float32, 1 where texts are equal.
+
+    Args:
+        embeddings_BD: The stored float16 vectors of the batch's texts; (B, D).
+        text_ids_B: The text of each sample; (B,).
+    """
+    vectors = embeddings_BD.astype(np.float32)
+    ids = np.asarray(text_ids_B)
+    similarity: Matrix = vectors @ vectors.T
+    similarity[ids[:, None] == ids[None, :]] = 1.0
+    return similarity
+
+
+def two_view_target(similarity_BB: Floats, tau_s: float) -> Floats:
+    """Soft target of both views: s_i = softmax over j != i of G_ij / tau_s; (2B, 2B), of the dtype of the similarities.
+
+    Row-stochastic with a zero diagonal. Each sample's other view has similarity G_ii, which is 1.
+    """
+    if tau_s <= 0:
+        raise ValueError(f"tau_s is a positive temperature, not {tau_s}")
+    # The maximum is taken off before the division: at tau_s = 1e-5 float32 would lose it afterwards.
+    weights = np.exp((similarity_BB - similarity_BB.max(axis=1, keepdims=True)) / similarity_BB.dtype.type(tau_s))
+    target: Floats = np.tile(weights, (2, 2))
+    np.fill_diagonal(target, 0.0)
+    target /= target.sum(axis=1, keepdims=True)
+    return target
+
+
+def kl(reference_s: Floats, s: Floats) -> float:
+    """KL(reference || s), nats, mean over rows; infinite where `s` is 0 and the reference is not. Both (M, M)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(reference_s > 0, reference_s * (np.log(reference_s) - np.log(s)), 0.0)
+    return float(terms.sum(axis=1, dtype=np.float64).mean())
+
+
+def entropy(s: Floats) -> float:
+    """Mean entropy of the rows of a target, nats; its exponential is the effective number of positives."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(s > 0, -s * np.log(s), 0.0)
+    return float(terms.sum(axis=1, dtype=np.float64).mean())
+
+
+def own_view_mass(s: Floats) -> float:
+    """Mean share of a two-view target, (2B, 2B), that lies on the other view of the same sample."""
+    rows = np.arange(len(s))
+    return float(s[rows, np.roll(rows, len(s) // 2)].mean(dtype=np.float64))
+
+
+def hit_rate(assembly: Assembly) -> float:
+    """Stored neighbours per anchor in the batch; (B - 1) K / (N - 1) is expected of a random one."""
+    return float(assembly.stored_B.mean())
+
+
+@njit(nogil=True, cache=True)
+def _slot(text_id: np.int32, shift: np.uint64) -> np.uint64:
+    """Multiplicative hash: the top bits, of 32, of the id times 2^32 / golden ratio."""
+    return ((np.uint64(text_id) * np.uint64(2654435769)) & np.uint64(0xFFFFFFFF)) >> shift
+
+
+@njit(nogil=True, cache=True, boundscheck=False)
+def _scan(ids: Ids, neighbors: Ids, halves: npt.NDArray[np.uint16], to_float: Matrix, filter_bits: int) -> tuple[Matrix, Ids]:
+    """Similarities that are 1 or stored, -inf elsewhere, and the stored ones counted.
+
+    Nearly every probe misses, so a bitmap of `filter_bits` bits a sample, small enough for the first-level cache, is asked
+    first. Samples of one text form a chain behind the first of them; only that one's row is scanned.
+    """
+    batch = len(ids)
+    similarity = np.full((batch, batch), -np.inf, np.float32)
+    stored = np.zeros(batch, np.int32)
+    bits = 0
+    while (1 << bits) < batch * filter_bits:
+        bits += 1
+    bits = min(max(bits, 8), 31)
+    bitmap_shift, table_shift = np.uint64(32 - bits), np.uint64(32 - max(bits - 4, 4))
+    bitmap = np.zeros(1 << (bits - 3), np.uint8)
+    heads = np.full(1 << max(bits - 4, 4), -1, np.int32)
+    mask = np.uint64(len(heads) - 1)
+    following = np.full(batch, -1, np.int32)
+    first = np.empty(batch, np.int32)
+    for i in range(batch):
+        place = _slot(ids[i], bitmap_shift)
+        bitmap[place >> np.uint64(3)] |= np.uint8(1) << np.uint8(place & np.uint64(7))
+        slot = _slot(ids[i], table_shift)
+        while heads[slot] >= 0 and ids[heads[slot]] != ids[i]:
+            slot = (slot + np.uint64(1)) & mask
+        if heads[slot] < 0:
+            heads[slot] = i
+            first[i] = i
+        else:
+            first[i] = heads[slot]
+            following[i] = following[first[i]]
+            following[first[i]] = i
+    for i in range(batch):
+        j = first[i]
+        while j >= 0:
+            similarity[i, j] = 1.0
+            j = following[j]
+        if first[i] != i:
+            continue
+        for c in range(neighbors.shape[1]):
+            neighbor = neighbors[i, c]
+            place = _slot(neighbor, bitmap_shift)
+            if not (bitmap[place >> np.uint64(3)] >> (place & np.uint64(7))) & np.uint64(1):
+                continue
+            slot = _slot(neighbor, table_shift)
+            while heads[slot] >= 0 and ids[heads[slot]] != neighbor:
+                slot = (slot + np.uint64(1)) & mask
+            if heads[slot] >= 0:
+                _store(similarity, stored, following, i, heads[slot], to_float[halves[i, c]])
+    return similarity, stored
+
+
+@njit(nogil=True, cache=True, boundscheck=False)
+def _store(similarity: Matrix, stored: Ids, following: Ids, head_i: int, head_j: int, value: np.float32) -> None:
+    """Enter one stored pair of texts for every pair of their samples, both ways."""
+    a = head_i
+    while a >= 0:
+        b = head_j
+        while b >= 0:
+            if value > similarity[a, b]:
+                similarity[a, b] = value
+                similarity[b, a] = value
+            stored[a] += 1
+            b = following[b]
+        a = following[a]
+
+
+@njit(nogil=True, cache=True, boundscheck=False)
+def _fill(similarity: Matrix, products: Matrix, scale: Matrix) -> None:
+    """Put the sketch's estimate where nothing is stored."""
+    for i in range(len(similarity)):
+        for j in range(len(similarity)):
+            # The two scales first: their product is the same for (i, j) and (j, i), so the matrix stays symmetric.
+            estimate = products[i, j] * (scale[i] * scale[j])
+            similarity[i, j] = estimate if similarity[i, j] == -np.inf else similarity[i, j]
+
+
+@njit(nogil=True, cache=True, boundscheck=False)
+def _fill_constant(similarity: Matrix, absent: np.float32) -> None:
+    """Put a constant where nothing is stored."""
+    for i in range(len(similarity)):
+        for j in range(len(similarity)):
+            similarity[i, j] = absent if similarity[i, j] == -np.inf else similarity[i, j]

@@ -1,0 +1,95 @@
+"""Stored embeddings, read back: shards in, float16 matrices out.
+
+Shape letters: N texts (n in one shard), D vector width. Every file is checked against its receipt before it is read.
+Nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from graphbuild import schemas
+from graphbuild.errors import ArtifactError
+from graphbuild.manifest import Manifest
+from graphbuild.shards import require_intact
+
+REMEDY = "Run `graphbuild embed` again with the same options: it rebuilds this file alone."
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingShard:
+    """The embeddings of one contiguous range of texts."""
+
+    ids_n: NDArray[np.int32]
+    hashes_n: NDArray[np.uint64]
+    vectors_nD: NDArray[np.float16]
+
+
+def iterate_embeddings(graph_dir: Path, *, check: bool = True) -> Iterator[EmbeddingShard]:
+    """Read the embedding shards in order of text id.
+
+    Args:
+        graph_dir: A graph whose embed stage is done.
+        check: Compare each file with its receipt first; leave it out only where that was just done.
+
+    Raises:
+        ArtifactError: If the stage is not done, or a file is missing or damaged.
+    """
+    stage = Manifest.load(graph_dir).require("embed", graph_dir)
+    for name in sorted(stage.files):
+        if check:
+            require_intact(graph_dir, {name: stage.files[name]}, remedy=REMEDY)
+        yield read_embedding_shard(graph_dir / name)
+
+
+def read_embedding_shard(path: Path) -> EmbeddingShard:
+    """Read one embedding file.
+
+    Raises:
+        ArtifactError: If it cannot be read.
+    """
+    try:
+        table = pq.read_table(path)
+        return EmbeddingShard(
+            ids_n=table[schemas.TEXT_ID].combine_chunks().to_numpy(),
+            hashes_n=table[schemas.TEXT_HASH].combine_chunks().to_numpy(),
+            vectors_nD=_matrix(table[schemas.EMBEDDING]),
+        )
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}). {REMEDY}") from error
+
+
+def _matrix(column: pa.ChunkedArray) -> NDArray[np.float16]:
+    width = column.type.list_size
+    parts = [chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, width) for chunk in column.chunks]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty((0, width), np.float16)])
+
+
+def load_embeddings(graph_dir: Path, *, check: bool = True) -> NDArray[np.float16]:
+    """All embeddings, row i that of text i; shape (N, D), held in memory.
+
+    Raises:
+        ArtifactError: If the stage is not done, a file is missing or damaged, or ids do not run from 0.
+    """
+    stage = Manifest.load(graph_dir).require("embed", graph_dir)
+    count = sum(receipt.rows for receipt in stage.files.values())
+    vectors_ND: NDArray[np.float16] | None = None
+    start = 0
+    for shard in iterate_embeddings(graph_dir, check=check):
+        stop = start + len(shard.ids_n)
+        if vectors_ND is None:
+            vectors_ND = np.empty((count, shard.vectors_nD.shape[1]), np.float16)
+        if not np.array_equal(shard.ids_n, np.arange(start, stop)):
+            raise ArtifactError(f"{graph_dir}: embedding ids do not run from {start:,} to {stop - 1:,}. {REMEDY}")
+        vectors_ND[start:stop] = shard.vectors_nD
+        start = stop
+    if vectors_ND is None:
+        raise ArtifactError(f"{graph_dir}: the embed stage lists no file. {REMEDY}")
+    return vectors_ND

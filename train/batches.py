@@ -1,0 +1,159 @@
+"""Which samples form a batch, and which caption each shows: pure functions of (seed, epoch, step), so that resuming is exact.
+
+Shape letters: N samples, B samples in a batch. Nothing here keeps a permutation: a shuffle is arithmetic on indices, so
+that 12 M samples cost no memory, every rank computes the same, and any step can be asked for directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from graphbuild.errors import OptionError
+
+Indices = npt.NDArray[np.int64]
+_Words = npt.NDArray[np.uint64]
+
+_ROUNDS = 8
+_SHUFFLE, _CAPTION = 1, 2
+"""What a key is for: draws for different purposes never share one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's samples, and the position that they belong to."""
+
+    epoch: int
+    step: int
+    """Within the epoch."""
+    indices: Indices
+    """(B,) int64."""
+
+
+class RandomBatches:
+    """Uniformly shuffled batches, a new order every epoch.
+
+    Every sample comes at most once an epoch: the N mod B samples at the end of an epoch's order are left out of that
+    epoch (`dropped_per_epoch`; others in each epoch), for batches of different sizes have different losses.
+    """
+
+    def __init__(self, n_samples: int, batch_size: int, seed: int) -> None:
+        """Describe the batches.
+
+        Raises:
+            OptionError: If there are fewer samples than a batch holds.
+        """
+        if n_samples < batch_size:
+            raise OptionError(
+                f"--batch-size {batch_size:,} is more than the {n_samples:,} images there are. Take at most {n_samples:,}."
+            )
+        self.n_samples, self.batch_size, self.seed = n_samples, batch_size, seed
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return self.n_samples // self.batch_size
+
+    @property
+    def dropped_per_epoch(self) -> int:
+        """Samples that an epoch leaves out."""
+        return self.n_samples % self.batch_size
+
+    def batch(self, epoch: int, step: int) -> Indices:
+        """Samples of a step of an epoch, both counted from 0; (B,).
+
+        Raises:
+            ValueError: If the epoch has no such step.
+        """
+        if epoch < 0 or not 0 <= step < self.steps_per_epoch:
+            raise ValueError(f"epoch {epoch} has steps 0 to {self.steps_per_epoch - 1}, not {step}")
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
+        return shuffled(places, self.n_samples, _key(self.seed, epoch, _SHUFFLE))
+
+    def batches(self, *, epoch: int = 0, step: int = 0) -> Iterator[Batch]:
+        """Batches without end, from a position on. A run that stopped goes on with the position after its last step."""
+        while True:
+            for now in range(step, self.steps_per_epoch):
+                yield Batch(epoch, now, self.batch(epoch, now))
+            epoch, step = epoch + 1, 0
+
+
+def shuffled(places: Indices, count: int, key: int) -> Indices:
+    """Where a keyed pseudo-random permutation of 0..count-1 takes some places.
+
+    A Feistel network on pairs of digits, mixed radix so that its domain is hardly larger than `count`; what falls outside
+    is sent through again (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+
+    Args:
+        places: Numbers from 0 to count - 1, of any shape.
+        count: Size of the set that is permuted; at least 1.
+        key: Which permutation.
+    """
+    width = int(np.ceil(np.sqrt(count)))
+    height = -(-count // width)
+    result = places.astype(np.uint64)
+    outside = np.ones(result.shape, np.bool_)
+    while outside.any():
+        result[outside] = _feistel(result[outside], np.uint64(width), np.uint64(height), key)
+        outside = result >= np.uint64(count)
+    return result.astype(np.int64)
+
+
+def _feistel(values: _Words, width: np.uint64, height: np.uint64, key: int) -> _Words:
+    """One pass of the network: a bijection of 0..width*height-1."""
+    high, low = values // width, values % width
+    for turn in range(_ROUNDS):
+        if turn % 2:
+            high = (high + _mix(low, key, turn) % height) % height
+        else:
+            low = (low + _mix(high, key, turn) % width) % width
+    return high * width + low
+
+
+def draw_captions(counts_B: Indices, samples_B: Indices, *, seed: int, epoch: int) -> Indices:
+    """Which of its captions each sample shows in an epoch: uniform, whatever the batch or the order; (B,).
+
+    Args:
+        counts_B: Captions of each sample, at least 1; (B,).
+        samples_B: The samples; (B,).
+        seed: The run's.
+        epoch: From 0.
+    """
+    draws = _mix(samples_B.astype(np.uint64), _key(seed, epoch, _CAPTION), 0)
+    return (draws % counts_B.astype(np.uint64)).astype(np.int64)
+
+
+def draw_texts(
+    offsets: Indices, text_ids: npt.NDArray[np.int32], samples_B: Indices, *, seed: int, epoch: int
+) -> npt.NDArray[np.int32]:
+    """The text that each sample shows in an epoch; (B,) int32.
+
+    Args:
+        offsets: Sample i has `text_ids[offsets[i]:offsets[i + 1]]`, at least one; (N + 1,).
+        text_ids: Texts of all samples.
+        samples_B: The samples of a batch; (B,).
+        seed: The run's.
+        epoch: From 0.
+    """
+    first = offsets[samples_B]
+    drawn = draw_captions(offsets[samples_B + 1] - first, samples_B, seed=seed, epoch=epoch)
+    texts: npt.NDArray[np.int32] = text_ids[first + drawn]
+    return texts
+
+
+def _key(seed: int, epoch: int, purpose: int) -> int:
+    """64 bits for a purpose in an epoch."""
+    words = np.random.SeedSequence([seed, epoch, purpose]).generate_state(1, np.uint64)
+    return int(words[0])
+
+
+def _mix(values: _Words, key: int, turn: int) -> _Words:
+    """SplitMix64's finaliser (Steele et al. 2014) over value, key and turn: wraps around 2^64 by design."""
+    offset = (key + 0x9E3779B97F4A7C15 * (turn + 1)) % (1 << 64)
+    words = values * np.uint64(0xD1342543DE82EF95) + np.uint64(offset)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))

@@ -1,0 +1,75 @@
+"""Images in a folder of class folders. A sample's id is its path below the folder; its class is the first folder of that path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from graphbuild.errors import SourceError
+from train.data.base import Encoded, Labels, encode_labels
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+
+
+class FolderImages:
+    """Images below a folder, sorted by path."""
+
+    def __init__(self, root: Path) -> None:
+        """List the images.
+
+        Raises:
+            SourceError: If the folder is missing or holds none.
+        """
+        if not root.is_dir():
+            raise SourceError(f"{root}: no such folder. Check --data.")
+        self.name = str(root)
+        self._root = root
+        self.sample_ids: Sequence[str] = sorted(_list_images(root))
+        if not self.sample_ids:
+            raise SourceError(f"{root}: holds no image files ({', '.join(SUFFIXES)}). Check --data.")
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def encoded(self, indices: Sequence[int]) -> list[Encoded]:
+        """The bytes of some files; None where one went away."""
+        return [self._read(self._root / self.sample_ids[index]) for index in indices]
+
+    def _read(self, path: Path) -> bytes | None:
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def label_columns(self) -> tuple[str, ...]:
+        """`label`: the class folder."""
+        return ("label",)
+
+    def labels(self, column: str) -> Labels:
+        """Codes of the class folders; -1 for files that lie in none.
+
+        Raises:
+            SourceError: If the column is not `label`.
+        """
+        if column != "label":
+            raise SourceError(f"{self.name}: no label column {column!r}; a folder of images has one: label (its class folders).")
+        return encode_labels([_folder_of(sample_id) for sample_id in self.sample_ids])
+
+    def class_ids(self) -> Sequence[str] | None:
+        """The class folders."""
+        return [_folder_of(sample_id) or sample_id for sample_id in self.sample_ids]
+
+
+def _folder_of(sample_id: str) -> str | None:
+    return sample_id.split("/", 1)[0] if "/" in sample_id else None
+
+
+def _list_images(root: Path) -> list[str]:
+    found: list[str] = []
+    # os.walk: it takes ten times fewer calls than Path.rglob on a folder of a million files.
+    for folder, _, names in os.walk(root, followlinks=True):
+        below = Path(folder).relative_to(root).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        found += [prefix + name for name in names if name.lower().endswith(SUFFIXES)]
+    return found

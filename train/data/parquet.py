@@ -1,0 +1,154 @@
+"""Images in Parquet files: bytes in a binary column, plain or in the `{bytes, path}` struct of Hugging Face data sets.
+
+Row groups are found by an index that is built once; those read last are kept, within a bound, so that reading in
+random order does not read a row group again for every image.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from graphbuild.errors import SourceError
+from train.data.base import Encoded, Int64, Labels, encode_labels
+
+_KEPT_BYTES = 2 << 30
+"""Encoded images kept in memory."""
+_LABEL_TYPES = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean, pa.types.is_dictionary)
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    path: Path
+    number: int
+    start: int
+
+
+class ParquetImages:
+    """Images of one or more Parquet files, in the order of the files and their rows."""
+
+    def __init__(self, paths: Sequence[Path], *, image_column: str | None = None, id_column: str | None = None) -> None:
+        """Read the schema and the ids.
+
+        Raises:
+            SourceError: If a file is missing or no Parquet, a column does not exist, or there are no rows.
+        """
+        self.name = str(paths[0]) if len(paths) == 1 else f"{paths[0].parent} ({len(paths)} files)"
+        self._schema = _open(paths[0]).schema_arrow
+        self.image_column = _choose_image_column(self.name, self._schema, image_column)
+        self.id_column = id_column
+        self._paths = list(paths)
+        self._groups, self._starts, self._rows = _index(paths, [self.image_column, *([id_column] if id_column else [])])
+        self.sample_ids: Sequence[str] = self._read_ids()
+        self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self._kept_bytes = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def encoded(self, indices: Sequence[int]) -> list[Encoded]:
+        """The stored bytes of some images; None where a cell is null."""
+        groups = np.searchsorted(self._starts, np.asarray(indices), side="right") - 1
+        result: list[Encoded] = [None] * len(indices)
+        for group in np.unique(groups):
+            column = self._group(int(group))
+            for position in np.flatnonzero(groups == group):
+                result[position] = column[int(indices[int(position)]) - self._groups[group].start].as_py()
+        return result
+
+    def _group(self, number: int) -> pa.ChunkedArray:
+        # Under the lock: two threads would otherwise read the same row group twice.
+        with self._lock:
+            if number in self._kept:
+                self._kept.move_to_end(number)
+                return self._kept[number]
+            group = self._groups[number]
+            column = _open(group.path).read_row_group(group.number, columns=[self.image_column])[self.image_column]
+            if pa.types.is_struct(column.type):
+                column = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks], type=column.type.field("bytes").type)
+            self._kept[number] = column
+            self._kept_bytes += column.nbytes
+            while self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1:
+                self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+            return column
+
+    def _read_ids(self) -> list[str]:
+        if self.id_column is None:
+            counts = [_open(path).metadata.num_rows for path in self._paths]
+            return [f"{path.name}:{row}" for path, count in zip(self._paths, counts, strict=True) for row in range(count)]
+        return [str(value) for value in self._column(self.id_column)]
+
+    def _column(self, name: str) -> list[object]:
+        return [value for path in self._paths for value in pq.read_table(path, columns=[name])[name].to_pylist()]
+
+    def label_columns(self) -> tuple[str, ...]:
+        """Columns of integers, strings or booleans."""
+        return tuple(item.name for item in self._schema if any(test(item.type) for test in _LABEL_TYPES))
+
+    def labels(self, column: str) -> Labels:
+        """Codes of a column's values.
+
+        Raises:
+            SourceError: If there is no such column of integers or strings.
+        """
+        if column not in self.label_columns():
+            raise SourceError(f"{self.name}: no label column {column!r}; there are: {', '.join(self.label_columns()) or 'none'}.")
+        return encode_labels(self._column(column))
+
+    def class_ids(self) -> Sequence[str] | None:
+        """The `wnid` column, where there is one."""
+        return [str(value) for value in self._column("wnid")] if "wnid" in self.label_columns() else None
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise SourceError(f"{path}: no such file. Check --data.") from None
+    except pa.ArrowInvalid as error:
+        raise SourceError(f"{path}: not a readable Parquet file ({error}). Was it copied completely?") from None
+
+
+def _index(paths: Sequence[Path], columns: Sequence[str]) -> tuple[list[_Group], Int64, int]:
+    """Every row group, the row at which each starts, and the number of rows."""
+    groups: list[_Group] = []
+    rows = 0
+    for path in paths:
+        opened = _open(path)
+        for column in columns:
+            if column not in opened.schema_arrow.names:
+                raise SourceError(f"{path}: no column {column!r}; the columns are: {', '.join(opened.schema_arrow.names)}.")
+        for number in range(opened.num_row_groups):
+            groups.append(_Group(path, number, rows))
+            rows += opened.metadata.row_group(number).num_rows
+    if not rows:
+        raise SourceError(f"{paths[0]}: holds no rows. Check --data.")
+    return groups, np.array([group.start for group in groups], dtype=np.int64), rows
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return "bytes" in {item.name for item in kind} and _holds_images(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _choose_image_column(where: str, schema: pa.Schema, wanted: str | None) -> str:
+    binary: list[str] = [item.name for item in schema if _holds_images(item.type)]
+    if wanted is not None:
+        if wanted not in schema.names:
+            raise SourceError(f"{where}: no column {wanted!r}; the columns are: {', '.join(schema.names)}.")
+        if wanted not in binary:
+            raise SourceError(f"{where}: column {wanted!r} holds {schema.field(wanted).type}, not image bytes.")
+        return wanted
+    if len(binary) != 1:
+        found = f"several binary columns ({', '.join(binary)})" if binary else f"no binary column among {', '.join(schema.names)}"
+        raise SourceError(f"{where}: {found}. Name the images with --image-column.")
+    return binary[0]

@@ -1,0 +1,180 @@
+"""Decoded images: held in memory where they fit, else decoded batch by batch in threads.
+
+Shape letters: N images, n images asked for, L height and width at which they are held.
+An image that cannot be decoded is counted, named and left out; nothing takes its place.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graphbuild.errors import SourceError
+from train.data.base import Bool, ImageSource, Int32, Int64, UInt8, UnreadableImage, decode, short_side
+from train.progress import progress
+
+_CHUNK = 256
+_PROBED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBatch:
+    """Some images, in the order asked for, without those that could not be read."""
+
+    pixels: Tensor
+    """uint8, (n, 3, L, L)."""
+    sizes: Tensor
+    """Height and width of the originals; int32, (n, 2)."""
+    kept: Bool
+    """Which of the images asked for these are."""
+
+
+class CorruptImages:
+    """Counts images that cannot be read; each is told once. Safe from several threads."""
+
+    def __init__(self, where: str, limit: int, on_new: Callable[[str, str], None] | None = None) -> None:
+        """Count for one data set.
+
+        Args:
+            where: How messages call it.
+            limit: More than this are an error.
+            on_new: Called with the sample id and the reason of each.
+        """
+        self._where, self._limit, self._on_new = where, limit, on_new
+        self._seen: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def add(self, sample_id: str, reason: str) -> None:
+        """Count one image.
+
+        Raises:
+            SourceError: If there are more than the limit.
+        """
+        with self._lock:
+            if sample_id in self._seen:
+                return
+            self._seen[sample_id] = reason
+            if self._on_new:
+                self._on_new(sample_id, reason)
+            if len(self._seen) > self._limit:
+                raise SourceError(
+                    f"{self._where}: {len(self._seen)} images cannot be read (the last one: {sample_id}: {reason}), more than "
+                    f"--max-corrupt {self._limit}. Check the files, or raise the limit."
+                )
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+
+class ImageStore:
+    """The images of a source (or some of them), decoded and resized to L x L."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        size: int,
+        corrupt: CorruptImages,
+        indices: Int64 | None = None,
+        workers: int = 2,
+        cache_bytes: int = 4 << 30,
+    ) -> None:
+        """Decode everything, if it fits.
+
+        Args:
+            source: Where the images come from.
+            size: L.
+            corrupt: Counts what cannot be read.
+            indices: The images of the source that are wanted; None: all. Rows of the store are positions in here.
+            workers: Threads that decode.
+            cache_bytes: Decoded images are held up to this size.
+
+        Raises:
+            SourceError: If too many images cannot be read.
+        """
+        self.source, self.size = source, size
+        self._indices = np.arange(len(source)) if indices is None else np.asarray(indices)
+        self._corrupt, self._workers = corrupt, max(1, workers)
+        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="decode")
+        self._pixels: Tensor | None = None
+        self._sizes: Tensor | None = None
+        self.readable: Bool = np.ones(len(self), dtype=np.bool_)
+        """False for rows known to be unreadable; (N,)."""
+        if len(self) * 3 * size * size <= cache_bytes:
+            self._load_all()
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @property
+    def cached(self) -> bool:
+        """Whether all images are held in memory."""
+        return self._pixels is not None
+
+    def sample_ids(self, rows: Sequence[int]) -> list[str]:
+        """Ids of some rows."""
+        return [self.source.sample_ids[self._indices[row]] for row in rows]
+
+    def batch(self, rows: Int64) -> ImageBatch:
+        """Some images; rows of images that cannot be read are left out.
+
+        Raises:
+            SourceError: If too many images cannot be read.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        if self._pixels is not None and self._sizes is not None:
+            kept = self.readable[rows]
+            chosen = torch.from_numpy(rows[kept])
+            return ImageBatch(self._pixels[chosen], self._sizes[chosen], kept)
+        pixels, sizes, kept = self._decode(rows)
+        return ImageBatch(torch.from_numpy(pixels[kept]), torch.from_numpy(sizes[kept]), kept)
+
+    def _load_all(self) -> None:
+        pixels = np.empty((len(self), 3, self.size, self.size), dtype=np.uint8)
+        sizes = np.ones((len(self), 2), dtype=np.int32)
+        with progress("decode images", len(self), unit="images") as meter:
+            for start in range(0, len(self), _CHUNK * self._workers):
+                rows = np.arange(start, min(start + _CHUNK * self._workers, len(self)))
+                pixels[rows], sizes[rows], self.readable[rows] = self._decode(rows)
+                meter.advance(len(rows))
+        self._pixels, self._sizes = torch.from_numpy(pixels), torch.from_numpy(sizes)
+
+    def _decode(self, rows: Int64) -> tuple[UInt8, Int32, Bool]:
+        """Pixels (n, 3, L, L), original sizes (n, 2), and which rows could be read; the work is shared by the threads."""
+        pixels = np.zeros((len(rows), 3, self.size, self.size), dtype=np.uint8)
+        sizes = np.ones((len(rows), 2), dtype=np.int32)
+        reasons: list[str | None] = [None] * len(rows)
+
+        def work(positions: Int64) -> None:
+            items = self.source.encoded(self._indices[rows[positions]].tolist())
+            for position, item in zip(positions, items, strict=True):
+                try:
+                    pixels[position], sizes[position] = decode(item, self.size)
+                except UnreadableImage as error:
+                    reasons[position] = str(error)
+
+        list(self._pool.map(work, np.array_split(np.arange(len(rows)), self._workers)))
+        for row, reason in zip(rows, reasons, strict=True):
+            if reason is not None:
+                self._corrupt.add(self.sample_ids([row])[0], reason)
+        return pixels, sizes, np.array([reason is None for reason in reasons], dtype=np.bool_)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def choose_load_size(source: ImageSource, image_size: int) -> int:
+    """L for a view size: the median short side of the first images, but at least the view's size.
+
+    At most twice the view size for small views (crops of them stay sharp), at most 8/7 of it for large ones.
+    """
+    sides = [side for item in source.encoded(range(min(_PROBED, len(source)))) if (side := short_side(item))]
+    most = max(image_size * 8 // 7, min(2 * image_size, 128))
+    return int(np.clip(np.median(sides) if sides else image_size, image_size, most))

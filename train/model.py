@@ -1,0 +1,119 @@
+"""Image encoders and the projector: views in, unit vectors out.
+
+Shape letters: n views, S their height and width, F feature width, D width of the projection.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from train.config import ModelName
+
+SMALL_IMAGE = 64
+"""Views up to this size get a ResNet stem that does not shrink them (3 x 3, stride 1, no pooling), as SimCLR has for CIFAR."""
+_SMALL_WIDTHS = (32, 64, 128, 256)
+
+
+class SmallNet(nn.Sequential):
+    """Four 3 x 3 convolutions with BatchNorm and ReLU, 32 to 256 channels, halving thrice, then the mean over places."""
+
+    def __init__(self) -> None:
+        layers: list[nn.Module] = []
+        before = 3
+        for index, width in enumerate(_SMALL_WIDTHS):
+            layers += [
+                nn.Conv2d(before, width, 3, stride=2 if index else 1, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            ]
+            before = width
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+class Encoder(nn.Module):
+    """A backbone, whose features are what is kept and evaluated, and a projector, which only the loss sees."""
+
+    def __init__(self, name: ModelName, *, image_size: int, projector_hidden: int, projector_dim: int) -> None:
+        """Build it with random weights from the global generator.
+
+        Args:
+            name: The backbone.
+            image_size: S; decides the stem of a ResNet.
+            projector_hidden: Width of the projector's hidden layer.
+            projector_dim: D.
+        """
+        super().__init__()
+        self.name, self.image_size = name, image_size
+        self.backbone, self.feature_dim = build_backbone(name, image_size)
+        self.projector = nn.Sequential(
+            nn.Linear(self.feature_dim, projector_hidden, bias=False),
+            nn.BatchNorm1d(projector_hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(projector_hidden, projector_dim),
+        )
+
+    def forward(self, views: Tensor) -> Tensor:
+        """Unit vectors, float32 under autocast too; (n, 3, S, S) -> (n, D)."""
+        projected: Tensor = self.projector(self.backbone(views))
+        return nn.functional.normalize(projected.float(), dim=1)
+
+    def features(self, views: Tensor) -> Tensor:
+        """What the backbone says; (n, 3, S, S) -> (n, F) float32."""
+        features: Tensor = self.backbone(views)
+        return features.float()
+
+
+def build_backbone(name: ModelName, image_size: int) -> tuple[nn.Module, int]:
+    """A backbone without its classifier, and the width of its features.
+
+    Args:
+        name: `small`, or a ResNet of torchvision.
+        image_size: S.
+    """
+    if name == "small":
+        net = SmallNet()
+        _initialise(net)
+        return net, _SMALL_WIDTHS[-1]
+    from torchvision import models
+
+    resnet: Any = getattr(models, name)(weights=None, zero_init_residual=True)
+    width = int(resnet.fc.in_features)
+    resnet.fc = nn.Identity()
+    if image_size <= SMALL_IMAGE:
+        resnet.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
+        resnet.maxpool = nn.Identity()
+    return resnet, width
+
+
+def _initialise(net: nn.Module) -> None:
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def weight_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters for an optimizer: matrices and kernels with weight decay, biases and normalisation without."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [item for item in parameters if item.ndim > 1], "weight_decay": weight_decay},
+        {"params": [item for item in parameters if item.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware has matrix units for bfloat16: without them it is slower than float32, on AVX2 a hundred times."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Told by the hardware, not by a timing: a run that is resumed must compute as before.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16", False))
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Trainable numbers of a model."""
+    return sum(math.prod(parameter.shape) for parameter in model.parameters() if parameter.requires_grad)

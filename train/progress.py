@@ -1,0 +1,79 @@
+"""Progress on stderr: a bar on a terminal, a plain line now and then elsewhere, nothing for what is over at once.
+
+The trainer may not import graphbuild's meter, and needs less of it: one bar, with a note of loss and rates beside it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+_QUIET_SECONDS = 2.0
+_LINE_SECONDS = 15.0
+
+
+class Meter:
+    """Counts finished work; made by `progress`."""
+
+    def __init__(self, label: str, total: int, unit: str, done: int) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._done = self._first = done
+        self._started = time.monotonic()
+        self._next_line = self._started + _LINE_SECONDS
+        self._interactive = sys.stderr.isatty()
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._note = ""
+
+    def advance(self, amount: int = 1, note: str | None = None) -> None:
+        """Add finished work, and say a few words about it; the last words stay until there are new ones."""
+        self._done += amount
+        self._note = self._note if note is None else note
+        now = time.monotonic()
+        if self._interactive:
+            if self._bar is None and now - self._started >= _QUIET_SECONDS:
+                self._open_bar()
+            if self._bar is not None and self._task is not None:
+                self._bar.update(self._task, completed=self._done, note=self._note)
+        elif now >= self._next_line:
+            self._next_line = now + _LINE_SECONDS
+            click.echo(self._line(now), err=True)
+
+    def _open_bar(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), transient=True)
+        self._task = self._bar.add_task(self._label, total=self._total, completed=self._done, note=self._note)
+        self._bar.start()
+
+    def _line(self, now: float) -> str:
+        rate = (self._done - self._first) / max(now - self._started, 1e-9)
+        left = f", {(self._total - self._done) / rate:,.0f} s left" if rate else ""
+        return f"{self._label}: {self._done:,}/{self._total:,} {self._unit}{left}" + (f", {self._note}" if self._note else "")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+@contextmanager
+def progress(label: str, total: int, *, unit: str, done: int = 0) -> Iterator[Meter]:
+    """Show progress of a piece of work; silent if it ends within two seconds.
+
+    Args:
+        label: What is being done, in a word or two.
+        total: How much there is.
+        unit: What is counted.
+        done: How much was done before (a resumed run).
+    """
+    meter = Meter(label, total, unit, done)
+    try:
+        yield meter
+    finally:
+        meter.close()
