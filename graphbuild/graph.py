@@ -18,41 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
-from numba.np.numpy_support import carray
 
 from graphbuild import schemas
 from graphbuild.errors import ArtifactError, ArtifactMismatch, SourceError
 from graphbuild.manifest import Manifest
+from graphbuild.manifest import find_graph_dir as find_graph_dir
+from graphbuild.mapped import Ids as Ids
+from graphbuild.mapped import Rows as Rows
+from graphbuild.mapped import Shard, flat_values, gather, map_shard, row_addresses
 from graphbuild.shards import Receipt
-
-Ids = npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """What the graph stores about B texts, in the order in which they were asked for."""
-
-    neighbor_ids: Ids
-    """Neighbours, nearest first; (B, K) int32."""
-    similarities: npt.NDArray[np.float16]
-    """Their similarities, as stored; (B, K) float16."""
-    sketch: npt.NDArray[np.int8]
-    """Short codes; (B, R) int8, R = 0 where the graph has none."""
-    sketch_scale: npt.NDArray[np.float32]
-    """s_ij is about scale_i scale_j <q_i, q_j>; (B,) float32, zeros where the graph has no sketch."""
-
-    @classmethod
-    def empty(cls, count: int, k: int, sketch_dim: int) -> Rows:
-        """Room for `count` rows, to be filled again and again."""
-        return cls(
-            np.empty((count, k), np.int32),
-            np.empty((count, k), np.float16),
-            np.empty((count, sketch_dim), np.int8),
-            np.zeros(count, np.float32),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +46,10 @@ class SampleTexts:
         return np.diff(self.offsets) > 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Shard:
-    """One mapped neighbour shard: zero-copy views into its file."""
-
-    first_id: int
-    rows: Rows
-
-
 class Graph:
     """A graph directory, open for reading. Pickles by its path, so that spawned processes map the files themselves."""
 
-    def __init__(self, graph_dir: Path, manifest: Manifest, shards: Sequence[_Shard]) -> None:
+    def __init__(self, graph_dir: Path, manifest: Manifest, shards: Sequence[Shard]) -> None:
         self.path = graph_dir
         self.manifest = manifest
         self._shards = list(shards)
@@ -92,7 +58,7 @@ class Graph:
         self.n_texts = int(sizes.sum())
         self.k = int(shards[0].rows.neighbor_ids.shape[1])
         self.sketch_dim = int(shards[0].rows.sketch.shape[1])
-        self._addresses = {column: _addresses(shards, column) for column in Rows.__slots__}
+        self._addresses = {column: row_addresses(shards, column) for column in Rows.__slots__}
 
     @classmethod
     def open(cls, graph_dir: Path | str) -> Graph:
@@ -106,7 +72,7 @@ class Graph:
         manifest = Manifest.load(graph_dir)
         files = manifest.require("knn", graph_dir).files
         _require_current_inputs(graph_dir, manifest)
-        shards = [_map_shard(graph_dir, receipt) for _, receipt in sorted(files.items())]
+        shards = [map_shard(graph_dir, receipt) for _, receipt in sorted(files.items())]
         if not shards or not sum(receipt.rows for receipt in files.values()):
             raise ArtifactError(f"{graph_dir}: the graph holds no text. Run `graphbuild embed` on a data set with captions.")
         _require_one_piece(graph_dir, manifest, shards)
@@ -145,7 +111,7 @@ class Graph:
             target = getattr(out, column)
             # A column of no width, as of a graph without sketches, has no memory to copy from.
             if width := target.nbytes // len(ids):
-                _gather(addresses, width, shard_B, local_B, target.reshape(len(ids), -1).view(np.uint8))
+                gather(addresses, width, shard_B, local_B, target.reshape(len(ids), -1).view(np.uint8))
         return out
 
     def sample_texts(self, sample_ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> SampleTexts:
@@ -202,7 +168,7 @@ class Graph:
         for receipt in files:
             table = _read_parquet(self.path / receipt.path, [schemas.TEXT_ID, schemas.EMBEDDING])
             vectors = table.column(schemas.EMBEDDING).combine_chunks()
-            out[table.column(schemas.TEXT_ID).to_numpy()] = _flat(vectors, np.dtype(np.float16)).reshape(-1, dim)
+            out[table.column(schemas.TEXT_ID).to_numpy()] = flat_values(vectors, np.dtype(np.float16)).reshape(-1, dim)
         return out
 
     def _files(self, stage: str, folder: str) -> list[Receipt]:
@@ -234,44 +200,7 @@ def _require_current_inputs(graph_dir: Path, manifest: Manifest) -> None:
             )
 
 
-def _map_shard(graph_dir: Path, receipt: Receipt) -> _Shard:
-    path = graph_dir / receipt.path
-    remedy = "Run `graphbuild knn` again: it rebuilds only what is damaged."
-    if not path.exists():
-        raise ArtifactError(f"{path} is missing. {remedy}")
-    if (size := path.stat().st_size) != receipt.bytes:
-        raise ArtifactError(f"{path} has {size:,} bytes, not {receipt.bytes:,}. {remedy}")
-    try:
-        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-        text_ids = batch.column(schemas.TEXT_ID).to_numpy()
-        rows = _views(batch)
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise ArtifactError(f"{path} is no neighbour shard ({error}). {remedy}") from error
-    if len(text_ids) != receipt.rows or (len(text_ids) and text_ids[-1] - text_ids[0] != len(text_ids) - 1):
-        raise ArtifactError(f"{path} does not hold {receipt.rows:,} consecutive text ids. {remedy}")
-    return _Shard(int(text_ids[0]) if len(text_ids) else 0, rows)
-
-
-def _views(batch: pa.RecordBatch) -> Rows:
-    """Views of a record batch's buffers; nothing is copied."""
-    count = batch.num_rows
-    ids = _flat(batch.column(schemas.NEIGHBOR_IDS), np.dtype(np.int32)).reshape(count, -1)
-    similarities = _flat(batch.column(schemas.SIMILARITIES), np.dtype(np.float16)).reshape(count, -1)
-    if schemas.SKETCH not in batch.schema.names:
-        return Rows(ids, similarities, np.empty((count, 0), np.int8), np.zeros(count, np.float32))
-    sketch = _flat(batch.column(schemas.SKETCH), np.dtype(np.int8)).reshape(count, -1)
-    return Rows(ids, similarities, sketch, batch.column(schemas.SKETCH_SCALE).to_numpy(zero_copy_only=True))
-
-
-def _flat(column: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """The values of a fixed-size list column as one flat view."""
-    values: npt.NDArray[Any] = column.flatten().to_numpy(zero_copy_only=True)
-    if values.dtype != dtype:
-        raise pa.ArrowInvalid(f"values are {values.dtype}, not {dtype}")
-    return values
-
-
-def _require_one_piece(graph_dir: Path, manifest: Manifest, shards: Sequence[_Shard]) -> None:
+def _require_one_piece(graph_dir: Path, manifest: Manifest, shards: Sequence[Shard]) -> None:
     """Shards must follow one another, be of one shape, and cover the embedded texts."""
     expected = 0
     first = shards[0].rows
@@ -326,35 +255,3 @@ def _matches(
     stored = part.column(schemas.SAMPLE_ID).take(pa.array(local)).cast(pa.large_string())
     same = pc.equal(stored, wanted.take(pa.array(asked))).fill_null(False).to_numpy().astype(bool)
     return asked[same], local[same] + first_row, part.column(schemas.TEXT_ID).to_numpy()[local[same]]
-
-
-def _addresses(shards: Sequence[_Shard], column: str) -> npt.NDArray[np.uintp]:
-    """Where each shard's rows begin in memory; the mapped arrays stay alive as long as the graph."""
-    views = [getattr(shard.rows, column) for shard in shards]
-    return np.array([view.ctypes.data for view in views], np.uintp)
-
-
-def _address_to_pointer(_context: Any, address: Any) -> Any:
-    def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
-
-    return types.voidptr(address), generate
-
-
-# An integer address as a pointer, which numba has no spelling for.
-_pointer: Any = intrinsic(_address_to_pointer)
-
-
-@njit(nogil=True, cache=True)
-def _gather(
-    addresses: npt.NDArray[np.uintp],
-    width: int,
-    shard_B: npt.NDArray[np.int64],
-    local_B: npt.NDArray[np.int64],
-    out: npt.NDArray[np.uint8],
-) -> None:
-    """Copy row `local_B[i]`, `width` bytes, of shard `shard_B[i]` to `out[i]`: one pass, however many shards there are."""
-    for i in range(len(shard_B)):
-        start = addresses[shard_B[i]] + np.uintp(local_B[i] * width)
-        source = carray(_pointer(start), (width,), np.uint8)
-        out[i, :] = source

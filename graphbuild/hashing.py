@@ -48,7 +48,7 @@ class HashingEncoder:
 
     @staticmethod
     def _tokens(words: list[str]) -> NDArray[np.int32]:
-        return np.fromiter((xxhash.xxh32_intdigest(word) & 0x7FFFFFFF for word in words), dtype=np.int32, count=len(words))
+        return np.fromiter((xxhash.xxh32_intdigest(word.encode()) & 0x7FFFFFFF for word in words), dtype=np.int32, count=len(words))
 
     def encode(self, tokens: Sequence[NDArray[np.int32]], report: Callable[[int], None] = lambda _: None) -> NDArray[np.float32]:
         """Unit vectors of token sequences; shape (len(tokens), D)."""

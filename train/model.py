@@ -6,6 +6,7 @@ Shape letters: n views, S their height and width, F feature width, D width of th
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ class Encoder(nn.Module):
         """
         super().__init__()
         self.name, self.image_size = name, image_size
+        self.projector_hidden, self.projector_dim = projector_hidden, projector_dim
         self.backbone, self.feature_dim = build_backbone(name, image_size)
         self.projector = nn.Sequential(
             nn.Linear(self.feature_dim, projector_hidden, bias=False),
@@ -110,7 +112,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # Told by the hardware, not by a timing: a run that is resumed must compute as before.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16", False))
 
 

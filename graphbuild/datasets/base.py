@@ -49,6 +49,8 @@ class SourceOptions:
     """None: the source's own ids, or `<file>:<row>`."""
     keep_columns: tuple[str, ...] = ()
     """Copied into samples."""
+    overwrite: bool = False
+    """What an earlier `prepare` wrote with other options may be replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,8 @@ def _expand(source: str, suffixes: tuple[str, ...]) -> list[Path]:
     if path.is_file():
         return [path]
     if any(sign in source for sign in "*?["):
-        files = sorted(Path(name) for name in glob.glob(source, recursive=True) if Path(name).is_file())
+        # Path.glob takes no absolute patterns.
+        files = sorted(Path(name) for name in glob.glob(source, recursive=True) if Path(name).is_file())  # noqa: PTH207
         if not files:
             raise SourceError(f"{source}: no file matches this pattern. Quote it, and check the folder.")
         return files

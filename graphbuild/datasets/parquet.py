@@ -163,8 +163,9 @@ def _sample_ids(path: Path, first_row: int, table: pa.Table, id_column: str | No
 
 def _captions(column: pa.ChunkedArray) -> tuple[list[Captions], list[int]]:
     """Captions of each row, and the rows that held invalid UTF-8."""
+    invalid: list[int] = []
     try:
-        values, invalid = column.to_pylist(), []
+        values = column.to_pylist()
     except UnicodeDecodeError:
         values, invalid = _mended(column)
     if _is_list(column.type):

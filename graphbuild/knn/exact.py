@@ -10,14 +10,14 @@ symmetric. What is stored is therefore a function of the vectors alone, whicheve
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
 _DECODE = np.float32(2.0**112)
 """A float16's bits, shifted into a float32's place, read 2^112 times too small."""
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def half_bits(value: float) -> np.int64:
     """The float16 nearest to a float64 (ties to even), as its bits; |value| below 65,504."""
     bits = np.float64(value).view(np.int64)
@@ -29,7 +29,7 @@ def half_bits(value: float) -> np.int64:
     return sign | ((magnitude >> np.int64(42)) - np.int64((1023 - 15) << 10))
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _decode_row(bits_D: NDArray[np.int16], shifted_D: NDArray[np.int32], out_D: NDArray[np.float32]) -> None:
     """float16 bits to float32, exactly; `shifted_D` and `out_D` are one buffer seen as two types."""
     for d in range(bits_D.shape[0]):
@@ -39,7 +39,7 @@ def _decode_row(bits_D: NDArray[np.int16], shifted_D: NDArray[np.int32], out_D: 
         out_D[d] *= _DECODE
 
 
-@njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
 def _dot(a_D: NDArray[np.float64], b_D: NDArray[np.float32]) -> float:
     """Inner product in float64. Reassociation is allowed because it changes nothing: the sum is exact."""
     total = 0.0
@@ -48,7 +48,7 @@ def _dot(a_D: NDArray[np.float64], b_D: NDArray[np.float32]) -> float:
     return total
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def similarities_to(bits_ND: NDArray[np.int16], row: int, ids_M: NDArray[np.int32], count: int, out_M: NDArray[np.float64]) -> None:
     """Exact similarity of text `row` to the first `count` of `ids_M`."""
     D = bits_ND.shape[1]
@@ -62,7 +62,7 @@ def similarities_to(bits_ND: NDArray[np.int16], row: int, ids_M: NDArray[np.int3
         out_M[c] = _dot(own_D, other_D)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def keep_best(
     ids_M: NDArray[np.int32],
     exact_M: NDArray[np.float64],
@@ -107,7 +107,7 @@ def keep_best(
     return kth
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def finish_rows(
     bits_ND: NDArray[np.int16],
     rows_n: NDArray[np.int64],
@@ -128,7 +128,7 @@ def finish_rows(
     """
     K = out_ids_nK.shape[1]
     M = candidates_nM.shape[1]
-    for i in prange(rows_n.shape[0]):
+    for i in range(rows_n.shape[0]):
         ids_M = np.empty(M, np.int32)
         exact_M = np.empty(M, np.float64)
         keys_K = np.empty(K, np.int64)
@@ -141,7 +141,7 @@ def finish_rows(
         kth_n[i] = keep_best(ids_M, exact_M, count, keys_K, out_ids_nK[i], out_bits_nK[i])
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def brute_rows(
     bits_ND: NDArray[np.int16],
     rows_n: NDArray[np.int64],
@@ -151,7 +151,7 @@ def brute_rows(
     """Each row against all N texts in float64: for the rows that a certificate did not settle."""
     N = bits_ND.shape[0]
     K = out_ids_nK.shape[1]
-    for i in prange(rows_n.shape[0]):
+    for i in range(rows_n.shape[0]):
         ids_M = np.empty(N - 1, np.int32)
         exact_M = np.empty(N - 1, np.float64)
         keys_K = np.empty(K, np.int64)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from graphbuild import schemas
 from graphbuild.errors import ArtifactError
 from graphbuild.knn import KnnConfig, KnnResult, sketch
-from graphbuild.knn.engine import Engine, Neighbors, RowBlockEngine
+from graphbuild.knn.engine import Neighbors, make_engine
 from graphbuild.knn.memory import resolve_limit
 from graphbuild.manifest import Manifest, Stage, stage_key, up_to_date
 from graphbuild.progress import progress
@@ -107,10 +107,10 @@ class _Work:
         vectors_ND = load_embeddings(self._graph_dir)
         require_unit_vectors(vectors_ND, self._graph_dir)
         basis_DR = self._basis(vectors_ND) if self._sketch_dim else None
-        engine = RowBlockEngine(vectors_ND, k=self._k, memory_limit=self._limit - vectors_ND.nbytes) if self._k else None
-        with progress("neighbours", sum(map(len, missing)), unit="texts") as meter:
-            for shard in missing:
-                yield shard.index, self._write(shard, vectors_ND, basis_DR, engine, meter.advance)
+        engine = make_engine(vectors_ND, k=self._k, memory_limit=self._limit - vectors_ND.nbytes) if self._k else None
+        results = engine.search(missing) if engine else map(_none, missing)
+        for shard, found in zip(missing, results, strict=True):
+            yield shard.index, self._write(shard, vectors_ND, basis_DR, found, engine.precision if engine else "none")
 
     def _basis(self, vectors_ND: NDArray[np.float16]) -> NDArray[np.float64]:
         weights = read_sample_counts(self._graph_dir, self._manifest, len(vectors_ND))
@@ -129,12 +129,9 @@ class _Work:
         shard: ShardRange,
         vectors_ND: NDArray[np.float16],
         basis_DR: NDArray[np.float64] | None,
-        engine: Engine | None,
-        advance: Callable[[int], None],
+        found: Neighbors,
+        precision: str,
     ) -> Receipt:
-        n = len(shard)
-        empty = Neighbors(np.empty((n, 0), np.int32), np.empty((n, 0), np.float16), 0)
-        found = engine.search(shard.start, shard.stop, advance) if engine else empty
         schema = schemas.knn_schema(self._k, self._sketch_dim)
         columns: list[pa.Array] = [
             pa.array(np.arange(shard.start, shard.stop, dtype=np.int32)),
@@ -145,8 +142,12 @@ class _Work:
             codes_nR, scales_n = sketch.encode(vectors_ND[shard.start : shard.stop], basis_DR)
             columns += [_fixed_size_list(codes_nR, schema.field(schemas.SKETCH).type), pa.array(scales_n)]
         batch = pa.RecordBatch.from_arrays(columns, schema=schema)
-        facts = {"recomputed_rows": found.recomputed, "precision": engine.precision if engine else "none"}
+        facts = {"recomputed_rows": found.recomputed, "precision": precision}
         return write_arrow(self._graph_dir, schemas.part_name(schemas.KNN, shard.index), batch, key=self._key, facts=facts)
+
+
+def _none(shard: ShardRange) -> Neighbors:
+    return Neighbors(np.empty((len(shard), 0), np.int32), np.empty((len(shard), 0), np.float16), 0)
 
 
 def _fixed_size_list(values: NDArray[Any], kind: pa.DataType) -> pa.Array:

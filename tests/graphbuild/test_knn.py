@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from graphbuild.errors import ArtifactError, OptionError, ResourceError
 from graphbuild.knn import KnnConfig, build_knn
-from graphbuild.knn.engine import RowBlockEngine
 from graphbuild.knn.memory import parse_size
+from graphbuild.knn.rowblocks import RowBlockEngine
 from graphbuild.manifest import Manifest
 
 TINY = KnnConfig(k=5)
@@ -39,7 +39,7 @@ def brute_force(vectors: NDArray[np.float16], k: int) -> tuple[NDArray[np.int64]
 
 
 def search_all(vectors: NDArray[np.float16], k: int) -> tuple[NDArray[np.int32], NDArray[np.float16], int]:
-    found = RowBlockEngine(vectors, k=k, memory_limit=10**9).search(0, len(vectors), lambda _: None)
+    found = RowBlockEngine(vectors, k=k, memory_limit=10**9).search_rows(np.arange(len(vectors)))
     return found.ids_nK, found.similarities_nK, found.recomputed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from graphbuild.datasets.scenes import LABELS, SOURCE, parse_config
 from graphbuild.datasets.scenes_draw import BACKGROUND_PAINTERS, render
 from graphbuild.datasets.scenes_shapes import SHAPES
 from graphbuild.datasets.scenes_words import BACKGROUNDS, COLOURS, OBJECTS, PLACES, SIZES, Scene, describe, draw_scene
+from graphbuild.embed import EmbedConfig, build_embeddings
 from graphbuild.errors import OptionError, SourceError
+from graphbuild.manifest import Manifest
 
 SMALL = SourceOptions(sources=("train=1500,val=500",))
 
@@ -184,3 +187,22 @@ def test_error_for_a_source_that_means_nothing_names_it(source: str) -> None:
 def test_error_for_a_missing_column_to_keep_lists_those_that_exist(drawn: Path) -> None:
     with pytest.raises(SourceError, match=r"'shape'.*object, attribute, background"):
         SOURCE.open(SourceOptions(sources=SMALL.sources, keep_columns=("shape",)), drawn)
+
+
+def test_pictures_of_a_finished_graph_are_replaced_only_when_asked(tmp_path: Path) -> None:
+    first = EmbedConfig(dataset="scenes", sources=("train=30,val=5",), encoder="hashing:16", workers=0)
+    build_embeddings(tmp_path, first)
+    before = (tmp_path / "images/train-00000.parquet").read_bytes()
+    with pytest.raises(OptionError, match=r"train: 30 -> 31.*--overwrite"):
+        build_embeddings(tmp_path, replace(first, sources=("train=31,val=5",)))
+    assert (tmp_path / "images/train-00000.parquet").read_bytes() == before
+    assert build_embeddings(tmp_path, replace(first, sources=("train=31,val=5",), overwrite=True)).counts["samples"] == 31
+
+
+def test_the_graph_records_where_the_pictures_are_and_that_they_are_synthetic(tmp_path: Path) -> None:
+    build_embeddings(tmp_path, EmbedConfig(dataset="scenes", sources=("train=30,val=5",), encoder="hashing:16", workers=0))
+    images = Manifest.load(tmp_path).dataset["images"]
+    assert (tmp_path / "images").is_dir()
+    assert list(tmp_path.glob(images["path"]))
+    assert list(tmp_path.glob(images["val"]))
+    assert "synthetic" in images["note"]

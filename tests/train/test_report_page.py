@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.report_figures import Curve, line_chart, matrix_image, off_diagonal_range, picture
-from train.report_page import Cell, CurveFigure, Hit, HitRow, MatrixFigure, Page, Query, ResultRow, Results, RunHead, render_page
+from train.report.figures import Curve, line_chart, matrix_image, off_diagonal_range, picture
+from train.report.page import Cell, CurveFigure, Hit, HitRow, MatrixFigure, Page, Query, ResultRow, Results, RunHead, render_page
 
 HOSTILE = "<script>alert(1)</script> \"quoted' & {{ 7 * 7 }} </style> http://evil.example/x.png"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from train.report_similarity import agreement, choose_items, cosine_matrix, mean_features, nearest, normalize, seriate
+from train.report.similarity import agreement, choose_items, cosine_matrix, mean_features, nearest, normalize, seriate
 
 RNG = np.random.default_rng(5)
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 UInt8 = npt.NDArray[np.uint8]
 Int32 = npt.NDArray[np.int32]
@@ -89,6 +89,8 @@ def decode(item: Encoded, size: int) -> tuple[UInt8, tuple[int, int]]:
         if image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.BILINEAR)
         pixels = np.asarray(image)
+    except UnidentifiedImageError:
+        raise UnreadableImage("no image of a known format") from None
     # Pillow raises OSError, ValueError, SyntaxError, struct.error and others on damaged bytes.
     except Exception as error:
         raise UnreadableImage(str(error) or type(error).__name__) from error

@@ -1,0 +1,211 @@
+"""A folder of class folders with pictures: the folder's name is the class, the picture's path its id."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import xxhash
+
+from graphbuild.datasets.base import (
+    BATCH_ROWS,
+    CaptionBatch,
+    OpenSource,
+    SourceFile,
+    SourceInfo,
+    SourceOptions,
+    image_path,
+    require_columns,
+)
+from graphbuild.errors import OptionError, SourceError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FolderClass:
+    """One class folder."""
+
+    folder: str
+    name: str
+    """What goes through the template."""
+    label: int
+
+
+@dataclass(slots=True)
+class _Listing:
+    """What is in the folders, without keeping it."""
+
+    pictures: int = 0
+    other_files: int = 0
+    bytes: int = 0
+    hasher: Any = field(default_factory=xxhash.xxh3_128)
+
+
+class ImageFolderSource:
+    """Pictures in class folders."""
+
+    info = SourceInfo(
+        name="imagefolder",
+        what="A folder of class folders with pictures; class names are the folders' names, in 'a photo of a {}' by default. "
+        "Ids are paths relative to the source.",
+        size="any",
+        licence="that of your data",
+        origin="--source: one folder",
+    )
+
+    def prepare(self, options: SourceOptions, graph_dir: Path) -> None:
+        """Nothing to write."""
+
+    def open(self, options: SourceOptions, graph_dir: Path) -> OpenSource:
+        """List the pictures.
+
+        Raises:
+            SourceError: If the folder is missing, or holds no class folders with pictures.
+        """
+        root = one_folder(options, self.info.name)
+        names = class_folders(root)
+        classes = [FolderClass(folder=name, name=name, label=label) for label, name in enumerate(names)]
+        return open_folder(root, classes, options, graph_dir, key_column="class")
+
+
+def one_folder(options: SourceOptions, dataset: str) -> Path:
+    """The one folder that --source names.
+
+    Raises:
+        OptionError: If there is not exactly one --source.
+        SourceError: If it is no folder.
+    """
+    if len(options.sources) != 1:
+        raise OptionError(
+            f"--dataset {dataset} takes one --source, the folder of the class folders; {len(options.sources)} were given."
+        )
+    root = Path(options.sources[0])
+    if not root.is_dir():
+        raise SourceError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}. Check --source.")
+    return root
+
+
+def class_folders(root: Path) -> list[str]:
+    """Names of the class folders, sorted.
+
+    Raises:
+        SourceError: If there is none.
+    """
+    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise SourceError(f"{root}: no class folders in this folder. Give the folder above them with --source.")
+    return names
+
+
+def open_folder(
+    root: Path, classes: Sequence[FolderClass], options: SourceOptions, graph_dir: Path, *, key_column: str
+) -> OpenSource:
+    """A source over class folders.
+
+    Args:
+        root: The folder above them.
+        classes: Which folders, and the name and label of each.
+        options: What the user said; columns can be kept from `path`, `label` and the key column.
+        graph_dir: The graph directory.
+        key_column: What the column of folder names is called in samples.
+
+    Raises:
+        SourceError: If there are no pictures, or a column to keep does not exist.
+        OptionError: If a column is chosen that such a source does not have.
+    """
+    refuse_columns(options, "pictures in folders")
+    schema = pa.schema([pa.field("path", pa.string()), pa.field("label", pa.int32()), pa.field(key_column, pa.string())])
+    require_columns(str(root), schema.names, options.keep_columns)
+    listing = _list(root, classes)
+    if not listing.pictures:
+        raise SourceError(f"{root}: no pictures in its {len(classes)} class folders ({', '.join(sorted(SUFFIXES))}).")
+    validation = root.with_name("val")
+    return OpenSource(
+        # The pictures themselves are not read here: the listing is what the graph depends on.
+        files=(SourceFile(name=root.name, bytes=listing.bytes, digest=listing.hasher.hexdigest()),),
+        read=lambda: _read(root, classes, schema),
+        keep_schema=schema,
+        class_names=True,
+        class_column=key_column,
+        images={
+            "kind": "imagefolder",
+            "path": image_path(root, graph_dir),
+            "image_column": None,
+            "id_column": None,
+            "label_column": None,
+            "val": image_path(validation, graph_dir) if root.name == "train" and validation.is_dir() else None,
+        },
+        facts={"files_not_pictures": listing.other_files} if listing.other_files else {},
+    )
+
+
+def refuse_columns(options: SourceOptions, what: str) -> None:
+    """Sources without columns take no column options.
+
+    Raises:
+        OptionError: If one is given.
+    """
+    for option, value in (("--caption-column", options.caption_column), ("--id-column", options.id_column)):
+        if value is not None:
+            raise OptionError(f"{option} {value}: {what} have no columns to choose from. Leave it out.")
+
+
+def _list(root: Path, classes: Sequence[FolderClass]) -> _Listing:
+    listing = _Listing()
+
+    def skip() -> None:
+        listing.other_files += 1
+
+    for one in classes:
+        for path in _pictures(root, one.folder, skip):
+            line = _listed(root, path, one.label)
+            listing.hasher.update(line)
+            listing.bytes += len(line)
+            listing.pictures += 1
+    return listing
+
+
+def _listed(root: Path, path: str, label: int) -> bytes:
+    try:
+        return f"{path}\t{label}\n".encode()
+    except UnicodeEncodeError:
+        raise SourceError(f"{root}: the file name {path!r} is not UTF-8, and cannot be an id. Rename it.") from None
+
+
+def _pictures(root: Path, folder: str, skip: Callable[[], None]) -> Iterator[str]:
+    """Paths of the pictures below a class folder, relative to the root, in a fixed order."""
+    for directory, folders, files in os.walk(root / folder, followlinks=True):
+        folders.sort()
+        relative = Path(directory).relative_to(root).as_posix()
+        for name in sorted(files):
+            if Path(name).suffix.lower() in SUFFIXES:
+                yield f"{relative}/{name}"
+            else:
+                skip()
+
+
+def _read(root: Path, classes: Sequence[FolderClass], schema: pa.Schema) -> Iterator[CaptionBatch]:
+    for one in classes:
+        paths: list[str] = []
+        first_row = 0
+        for path in _pictures(root, one.folder, lambda: None):
+            paths.append(path)
+            if len(paths) == BATCH_ROWS:
+                yield _batch(one, first_row, paths, schema)
+                first_row += len(paths)
+                paths = []
+        if paths:
+            yield _batch(one, first_row, paths, schema)
+
+
+def _batch(one: FolderClass, first_row: int, paths: list[str], schema: pa.Schema) -> CaptionBatch:
+    kept = pa.table([paths, [one.label] * len(paths), [one.folder] * len(paths)], schema=schema)
+    return CaptionBatch(file=one.folder, first_row=first_row, sample_ids=paths, captions=[[one.name] for _ in paths], kept=kept)
+
+
+SOURCE = ImageFolderSource()

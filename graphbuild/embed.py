@@ -1,0 +1,329 @@
+"""The `embed` command: a data set in; texts, samples, embeddings and the FAISS index out.
+
+One shard of texts is one task. Workers write shards and their receipts; only the client writes the manifest, and each
+stage enters itself last. Run again with equal options, it does nothing; killed, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from graphbuild import schemas
+from graphbuild.cluster import Workers, run_tasks
+from graphbuild.datasets import get_source
+from graphbuild.datasets.base import OpenSource, SourceOptions
+from graphbuild.embed_shards import embed_shard
+from graphbuild.encoder import choose_precision, load_encoder
+from graphbuild.encoder_files import EncoderSpec, find_encoder
+from graphbuild.errors import OptionError
+from graphbuild.index import build_index
+from graphbuild.manifest import Manifest, Stage, stage_key, up_to_date
+from graphbuild.progress import progress
+from graphbuild.samples import TextWork, write_texts
+from graphbuild.shards import Receipt, finished, receipt_path, remove_stale_temporaries
+from graphbuild.text import DEFAULT_TEMPLATE, Prompts, TextPolicy
+
+_FILE_SOURCES = ("parquet", "csv", "tsv", "jsonl", "imagefolder")
+_RESERVED = frozenset({schemas.SAMPLE_ID, schemas.SAMPLE_HASH, schemas.TEXT_ID})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedConfig:
+    """What is embedded and how; what decides the bytes enters the manifest."""
+
+    dataset: str
+    """A name that `graphbuild datasets` lists."""
+    sources: tuple[str, ...] = ()
+    """Files, folders or globs."""
+    caption_column: str | None = None
+    """None: a usual name, if there is just one."""
+    id_column: str | None = None
+    """None: `<file>:<row>`, or the data set's own ids."""
+    keep_columns: tuple[str, ...] = ()
+    """Source columns copied into samples."""
+    templates: tuple[str, ...] = ()
+    """Prompts for class names; several are averaged."""
+    replacements: tuple[str, ...] = ()
+    """`OLD=NEW`, applied to every caption."""
+    multi_caption: bool = False
+    """Rows that share a sample id are captions of one sample."""
+    encoder: str = "all-MiniLM-L6-v2"
+    """A Sentence Transformer's name or folder, or `hashing:<width>` for tests."""
+    precision: str = "auto"
+    """float32, bfloat16, float16, or auto."""
+    shard_size: int = schemas.SHARD_SIZE
+    """Texts a shard, and rows a shard of samples."""
+    workers: int = 2
+    """Worker processes on this machine; 0 works in this process."""
+    scheduler: str | None = None
+    """Address of a running Dask scheduler."""
+    overwrite: bool = False
+    """Build again what was built with other options or from other input."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedResult:
+    """What a graph directory holds after `embed`."""
+
+    graph_dir: Path
+    built: tuple[str, ...]
+    """Stages that were (re)built; none if everything was there."""
+    counts: dict[str, int]
+    encoder: dict[str, Any]
+    seconds: dict[str, float]
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        counts = self.counts
+        done = f"built: {', '.join(self.built)}" if self.built else "nothing to do: it was built with these options already"
+        lines = [
+            f"{self.graph_dir}: {done}",
+            f"{counts['samples']:,} samples, {counts['captions']:,} captions, {counts['texts']:,} texts",
+            f"encoder {self.encoder['name']}, {self.encoder['dim']} wide, {self.encoder['precision']}",
+        ]
+        noted = {
+            "null_captions": "null captions left out",
+            "blank_captions": "blank captions left out",
+            "invalid_utf8_rows": "rows with invalid UTF-8, mended with U+FFFD",
+            "truncated_captions": f"captions longer than the encoder reads ({self.encoder['max_tokens']} tokens), cut",
+        }
+        lines += [f"{counts[name]:,} {words}" for name, words in noted.items() if counts.get(name)]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same, for scripts."""
+        return {**asdict(self), "graph_dir": str(self.graph_dir), "built": list(self.built)}
+
+
+def default_graph_dir(config: EmbedConfig) -> Path:
+    """`graphs/<data set>`, or for file formats `graphs/<stem of the source>`."""
+    name = config.dataset
+    if config.dataset in _FILE_SOURCES and config.sources:
+        source = Path(config.sources[0])
+        # A glob names no data set, but the folder that it looks into does.
+        name = (source.parent.name if any(sign in source.name for sign in "*?[") else source.stem) or config.dataset
+    return Path("graphs") / name
+
+
+def build_embeddings(graph_dir: Path, config: EmbedConfig) -> EmbedResult:
+    """Build, or complete, everything up to index.faiss.
+
+    Raises:
+        UserError: For bad input, options that contradict what is there, or a machine that cannot do it.
+    """
+    if graph_dir.exists() and not graph_dir.is_dir():
+        raise OptionError(f"{graph_dir}: is a file. Choose another --graph-dir.")
+    manifest = Manifest.load_or_new(graph_dir)
+    _refuse_other_dataset(graph_dir, manifest, config)
+    policy, prompts = TextPolicy.parse(config.replacements), Prompts.parse(config.templates)
+    spec = find_encoder(config.encoder)
+    source = _open_source(graph_dir, config)
+    if source.class_names and not prompts.templates:
+        prompts = Prompts((DEFAULT_TEMPLATE,))
+    graph_dir.mkdir(parents=True, exist_ok=True)
+    run = _Run(graph_dir, config, manifest, source, policy, prompts, _settle_precision(manifest, spec, config.precision))
+    built = [name for name, build in (("text", run.text), ("embed", run.embed), ("index", run.index)) if build()]
+    return EmbedResult(
+        graph_dir=graph_dir,
+        built=tuple(built),
+        counts=manifest.counts,
+        encoder=manifest.encoder,
+        seconds={name: manifest.stages[name].seconds for name in ("text", "embed", "index")},
+    )
+
+
+def _refuse_other_dataset(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> None:
+    held = manifest.dataset.get("name")
+    if held is not None and held != config.dataset and not config.overwrite:
+        raise OptionError(
+            f"{graph_dir}: holds a graph of data set {held!r}, not {config.dataset!r}. "
+            "Add --overwrite to replace it, or choose another --graph-dir."
+        )
+    images, sources = manifest.dataset.get("images"), manifest.dataset.get("sources")
+    drawn_here = images is not None and not Path(images["path"]).is_absolute()
+    if drawn_here and sources != list(config.sources) and not config.overwrite:
+        raise OptionError(
+            f"{graph_dir}: its pictures were made with --source {' '.join(sources or []) or '(none)'}, "
+            f"not {' '.join(config.sources) or '(none)'}. Add --overwrite to replace them, or choose another --graph-dir."
+        )
+
+
+def _open_source(graph_dir: Path, config: EmbedConfig) -> OpenSource:
+    if clash := _RESERVED.intersection(config.keep_columns):
+        raise OptionError(
+            f"--keep-columns {sorted(clash)[0]}: samples have a column of this name already. Rename it in the source."
+        )
+    source = get_source(config.dataset)
+    keep = tuple(dict.fromkeys(name.strip() for name in config.keep_columns))
+    options = SourceOptions(
+        sources=config.sources,
+        caption_column=config.caption_column,
+        id_column=config.id_column,
+        keep_columns=keep,
+        overwrite=config.overwrite,
+    )
+    source.prepare(options, graph_dir)
+    return source.open(options, graph_dir)
+
+
+def _settle_precision(manifest: Manifest, spec: EncoderSpec, requested: str) -> tuple[EncoderSpec, float | None]:
+    recorded = manifest.encoder
+    if requested == "auto" and recorded and recorded.get("sha256") == spec.sha256:
+        # A graph that was begun at one precision is finished at it, on whatever machine.
+        return spec.with_precision(recorded["precision"]), recorded.get("cosine_to_float32")
+    return choose_precision(spec, requested)
+
+
+class _Run:
+    """One call of `build_embeddings`: its three stages."""
+
+    def __init__(
+        self,
+        graph_dir: Path,
+        config: EmbedConfig,
+        manifest: Manifest,
+        source: OpenSource,
+        policy: TextPolicy,
+        prompts: Prompts,
+        precision: tuple[EncoderSpec, float | None],
+    ) -> None:
+        self._graph_dir, self._config, self._manifest = graph_dir, config, manifest
+        self._source, self._policy, self._prompts = source, policy, prompts
+        self._spec, self._cosine = precision
+
+    def text(self) -> bool:
+        """Texts, counts and samples."""
+        config, inputs = self._text_config(), {file.name: file.digest for file in self._source.files}
+        if up_to_date(self._manifest, self._graph_dir, "text", config, inputs, overwrite=self._config.overwrite):
+            return False
+        self._forget_if_changed("text", config, inputs)
+        started = time.monotonic()
+        encoder = load_encoder(self._spec)
+        work = TextWork(
+            policy=self._policy,
+            prompts=self._prompts,
+            multi_caption=self._config.multi_caption,
+            shard_size=self._config.shard_size,
+            key=stage_key(config, inputs),
+        )
+        with progress("reading captions", None, unit="samples") as meter:
+            outcome = write_texts(self._graph_dir, self._source, encoder, work, meter.advance)
+        shutil.rmtree(self._graph_dir / schemas.TOKENIZER, ignore_errors=True)
+        encoder.save_tokenizer(self._graph_dir / schemas.TOKENIZER)
+        self._manifest.dataset = self._describe_dataset()
+        self._manifest.encoder = self._describe_encoder()
+        self._manifest.counts = outcome.counts
+        self._manifest.shard_size = self._config.shard_size
+        seconds = time.monotonic() - started
+        self._enter("text", Stage(config=config, inputs=inputs, seconds=seconds, files=outcome.receipts, facts=outcome.facts))
+        return True
+
+    def _text_config(self) -> dict[str, Any]:
+        return {
+            "dataset": self._config.dataset,
+            "caption_column": self._source.caption_column,
+            "id_column": self._source.id_column,
+            "keep_columns": self._source.keep_schema.names,
+            "templates": list(self._prompts.templates),
+            "replacements": [list(pair) for pair in self._policy.replacements],
+            "multi_caption": self._config.multi_caption,
+            "encoder": self._spec.name,
+            "tokenizer": self._spec.files_digest,
+            "shard_size": self._config.shard_size,
+        }
+
+    def _describe_dataset(self) -> dict[str, Any]:
+        return {
+            "name": self._config.dataset,
+            "sources": list(self._config.sources),
+            "files": [asdict(file) for file in self._source.files],
+            "caption_column": self._source.caption_column,
+            "id_column": self._source.id_column,
+            "keep_columns": self._source.keep_schema.names,
+            "templates": list(self._prompts.templates),
+            "replacements": [list(pair) for pair in self._policy.replacements],
+            "multi_caption": self._config.multi_caption,
+            "images": self._source.images,
+        }
+
+    def _describe_encoder(self) -> dict[str, Any]:
+        encoder = load_encoder(self._spec)
+        return {
+            "name": self._spec.name,
+            "revision": self._spec.revision,
+            "sha256": self._spec.sha256,
+            "dim": encoder.dim,
+            "max_tokens": encoder.max_tokens,
+            "precision": self._spec.precision,
+            "cosine_to_float32": self._cosine,
+        }
+
+    def embed(self) -> bool:
+        """One vector per text."""
+        config = {**self._spec.identity(), "templates": list(self._prompts.templates), "shard_size": self._config.shard_size}
+        inputs = self._manifest.column_digests("text", (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH))
+        inputs = {name: digest for name, digest in inputs.items() if name.startswith(f"{schemas.TEXTS}/")}
+        if up_to_date(self._manifest, self._graph_dir, "embed", config, inputs, overwrite=self._config.overwrite):
+            return False
+        self._forget_if_changed("embed", config, inputs)
+        started = time.monotonic()
+        receipts = self._embed_shards(stage_key(config, inputs))
+        self._manifest.encoder = self._describe_encoder()
+        pids = sorted({receipt.facts["pid"] for receipt in receipts.values()})
+        stage = Stage(config=config, inputs=inputs, seconds=time.monotonic() - started, files=receipts, facts={"pids": pids})
+        self._enter("embed", stage)
+        return True
+
+    def _embed_shards(self, key: str) -> dict[str, Receipt]:
+        shards = len([name for name in self._manifest.stages["text"].files if name.startswith(f"{schemas.TEXTS}/")])
+        names = [schemas.part_name(schemas.EMBEDDINGS, index) for index in range(shards)]
+        done = {name: finished(self._graph_dir, name, key=key) for name in names}
+        receipts = {name: receipt for name, receipt in done.items() if receipt is not None}
+        root = str(self._graph_dir.absolute())
+        calls = [(root, index, self._spec, self._prompts, key) for index, name in enumerate(names) if name not in receipts]
+        texts = self._manifest.counts["texts"] - sum(receipt.rows for receipt in receipts.values())
+        folders = [self._graph_dir.absolute(), *([Path(self._spec.folder)] if self._spec.folder else [])]
+        workers = Workers(count=self._config.workers, scheduler=self._config.scheduler)
+        with progress("embedding", texts, unit="texts") as meter:
+            for receipt in run_tasks(embed_shard, calls, workers=workers, shared=folders, report=meter.advance) if calls else ():
+                receipts[receipt.path] = receipt
+        return dict(sorted(receipts.items()))
+
+    def index(self) -> bool:
+        """The FAISS index of all vectors."""
+        return build_index(self._graph_dir, self._manifest, overwrite=True)
+
+    def _forget_if_changed(self, name: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+        """Before files of a stage change, it and what was made from it leave the manifest; a mere repair changes nothing."""
+        done = self._manifest.stages.get(name)
+        if done is not None and stage_key(done.config, done.inputs) != stage_key(config, inputs):
+            self._manifest.drop(name)
+            self._manifest.save(self._graph_dir)
+
+    def _enter(self, name: str, stage: Stage) -> None:
+        """Put a finished stage into the manifest; what was made from other bytes of it leaves."""
+        before = self._manifest.stages.get(name)
+        if before is None or _columns(before) != _columns(stage):
+            self._manifest.drop(name)
+        self._manifest.stages[name] = stage
+        _remove_strays(self._graph_dir, {path.split("/")[0] for path in stage.files}, set(stage.files))
+        self._manifest.save(self._graph_dir)
+
+
+def _columns(stage: Stage) -> dict[str, dict[str, str]]:
+    return {name: receipt.columns for name, receipt in stage.files.items()}
+
+
+def _remove_strays(graph_dir: Path, folders: set[str], names: set[str]) -> None:
+    """Remove shards that an earlier, larger build left behind, and what killed writers left."""
+    for folder in folders:
+        remove_stale_temporaries(graph_dir / folder)
+        for path in (graph_dir / folder).glob("part-*.parquet"):
+            if f"{folder}/{path.name}" not in names:
+                receipt_path(path).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)

@@ -1,0 +1,78 @@
+"""Embedding one shard of texts: what workers run, and what a query needs.
+
+Shape letters: n texts of a shard, D vector width.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from graphbuild import schemas
+from graphbuild.encoder import load_encoder
+from graphbuild.encoder_files import EncoderSpec
+from graphbuild.errors import ArtifactError
+from graphbuild.shards import Receipt, write_parquet
+from graphbuild.text import Prompts
+
+Report = Callable[[int], None]
+
+
+def embed_shard(root: str, index: int, spec: EncoderSpec, prompts: Prompts, key: str, *, report: Report) -> Receipt:
+    """Embed one shard of texts; the task that workers run.
+
+    Args:
+        root: Absolute path of the graph directory.
+        index: Number of the shard.
+        spec: The encoder, at its precision.
+        prompts: Templates of class names, whose vectors are averaged.
+        key: Of the receipt.
+        report: Told how many texts were finished.
+
+    Returns:
+        The receipt of the file that was written; its facts hold the process id and the seconds.
+
+    Raises:
+        ArtifactError: If the shard of texts cannot be read.
+    """
+    started = time.monotonic()
+    graph_dir = Path(root)
+    path = graph_dir / schemas.part_name(schemas.TEXTS, index)
+    try:
+        texts = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}). Run `graphbuild embed` again: it rebuilds this file.") from error
+    vectors_nD = embed_texts(spec, prompts, texts[schemas.TEXT].to_pylist(), report)
+    dim = vectors_nD.shape[1]
+    schema = schemas.embeddings_schema(dim)
+    embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors_nD.ravel()), type=schema.field(schemas.EMBEDDING).type)
+    table = pa.table([texts[schemas.TEXT_ID], texts[schemas.TEXT_HASH], embedding], schema=schema)
+    facts = {"pid": os.getpid(), "seconds": round(time.monotonic() - started, 3)}
+    return write_parquet(graph_dir, schemas.part_name(schemas.EMBEDDINGS, index), table, key=key, facts=facts)
+
+
+def embed_texts(spec: EncoderSpec, prompts: Prompts, texts: list[str], report: Report = lambda _: None) -> NDArray[np.float16]:
+    """Vectors of texts, normalised and then rounded; float16 of shape (n, D).
+
+    With templates, each text is taken apart into its class name, and the unit vectors of all its prompts are averaged.
+    """
+    encoder = load_encoder(spec)
+    if len(prompts.templates) <= 1:
+        tokens, _ = encoder.tokenize(texts)
+        rounded: NDArray[np.float16] = encoder.encode(tokens, report).astype(np.float16)
+        return rounded
+    total_nD = np.zeros((len(texts), encoder.dim), np.float64)
+    names = [prompts.name_of(text) for text in texts]
+    for number, _ in enumerate(prompts.templates):
+        tokens, _ = encoder.tokenize([prompts.all_of(name)[number] for name in names])
+        total_nD += encoder.encode(tokens)
+    report(len(texts))
+    mean: NDArray[np.float16] = (total_nD / np.linalg.norm(total_nD, axis=1, keepdims=True)).astype(np.float16)
+    return mean

@@ -1,0 +1,118 @@
+"""What recipes share: saying where they are, running a stage once, and tables of scores."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from train.checkpoint import RECEIPT, WEIGHTS, checkpoints
+from train.evaluate.run import EVAL_FILE, TRAINED, UNTRAINED, EvalResult, evaluate_run
+from train.runs import CONFIG_FILE, read_run_config
+
+SCORES = (("knn_top1", "kNN"), ("linear_top1", "linear"))
+
+
+class Steps:
+    """Headings on stdout, with the time since the start."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._number, self._began = count, 0, time.monotonic()
+
+    def begin(self, what: str) -> None:
+        """Say what comes next."""
+        self._number += 1
+        click.echo(f"\n[{self._number}/{self._count}, {self.seconds():.0f} s] {what}")
+
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._began
+
+
+def run_holds(run_dir: Path, options: Mapping[str, Any], fingerprint: str) -> bool:
+    """Whether a folder holds a run, finished or not, of these options and of the data with this fingerprint."""
+    if not (run_dir / CONFIG_FILE).exists():
+        return False
+    stored = read_run_config(run_dir)
+    shown = {name: value for name, value in options.items() if name not in ("graph_dir", "data")}
+    if any(getattr(stored, name) != value for name, value in shown.items()):
+        return False
+    saved = checkpoints(run_dir)
+    # Without a checkpoint nothing was learned yet from any data.
+    return not saved or _fingerprint(saved[0] / RECEIPT) == fingerprint
+
+
+def _fingerprint(receipt: Path) -> str | None:
+    try:
+        value: str = json.loads(receipt.read_text(encoding="utf-8"))["position"]["fingerprint"]
+        return value
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def evaluate_once(run_dir: Path, *, data: str | None, columns: Sequence[str], untrained: bool) -> Mapping[str, Any]:
+    """Scores of a run by encoder and column, from its eval.json if that holds them already."""
+    path = run_dir / EVAL_FILE
+    if path.exists():
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        scores: Mapping[str, Any] = stored["scores"]
+        # Weights that are newer than their scores were trained again.
+        current = path.stat().st_mtime >= (run_dir / WEIGHTS).stat().st_mtime
+        if current and set(columns) <= set(scores[TRAINED]) and (UNTRAINED in scores or not untrained):
+            click.echo(f"{path}: evaluated before, reused")
+            return scores
+    result: EvalResult = evaluate_run(run_dir, data=data, label_columns=columns, untrained=untrained)
+    return result.scores
+
+
+def score_rows(scores: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> list[list[str]]:
+    """Rows of a table: chance, the untrained net, then each run; percent, one decimal.
+
+    Args:
+        scores: By run, what `evaluate_once` gave; one of them with the untrained net.
+        columns: Label columns, in the order of the table's.
+    """
+    first = next(values for values in scores.values() if UNTRAINED in values)
+    rows = [["chance", *(_percent(first[TRAINED][column]["chance"]) for column in columns for _ in SCORES)]]
+    for name, by_column in (("untrained", first[UNTRAINED]), *((run, values[TRAINED]) for run, values in scores.items())):
+        rows.append([name, *(_percent(by_column[column][key]) for column in columns for key, _ in SCORES)])
+    return rows
+
+
+def score_headings(columns: Sequence[str]) -> list[str]:
+    """Headings that go with `score_rows`."""
+    return ["encoder", *(f"{column} {name}" for column in columns for _, name in SCORES)]
+
+
+def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal: the first column to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in (headings, *rows)
+    )
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same table in Markdown."""
+    rule = ["---", *("---:" for _ in headings[1:])]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (headings, rule, *rows))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that a crash leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

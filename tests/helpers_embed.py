@@ -1,0 +1,60 @@
+"""Small data sets on disk, and the `embed` command, for tests of the source side."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from graphbuild.embed import EmbedConfig, EmbedResult, build_embeddings
+from graphbuild.shards import digest_file
+
+
+def write_captions(path: Path, columns: Mapping[str, Sequence[Any]]) -> Path:
+    """A Parquet file of these columns."""
+    pq.write_table(pa.table(dict(columns)), path)
+    return path
+
+
+def numbered_captions(count: int) -> list[str]:
+    """Distinct captions with many words in common."""
+    things, places = ("dog", "cat", "red bus", "tree", "boat"), ("beach", "street", "hill", "lake", "roof", "field", "bridge")
+    return [f"{things[i % 5]} number {i} near the {places[i % 7]}" for i in range(count)]
+
+
+def embed(graph_dir: Path, source: Path | str | None, dataset: str = "parquet", **options: Any) -> EmbedResult:
+    """Build a graph in this process, by the hashing encoder unless another is named."""
+    defaults: dict[str, Any] = {"encoder": "hashing:16", "workers": 0, "sources": () if source is None else (str(source),)}
+    return build_embeddings(graph_dir, EmbedConfig(dataset=dataset, **{**defaults, **options}))
+
+
+def column(graph_dir: Path, folder: str, name: str) -> list[Any]:
+    """A column over all shards of a stage."""
+    paths = sorted((graph_dir / folder).glob("part-*.parquet"))
+    return [value for path in paths for value in pq.read_table(path)[name].to_pylist()]
+
+
+def shard_digests(graph_dir: Path) -> dict[str, str]:
+    """Digest of every shard and of the index."""
+    paths = [*graph_dir.glob("*/part-*.parquet"), graph_dir / "index.faiss"]
+    return {path.relative_to(graph_dir).as_posix(): digest_file(path) for path in sorted(paths)}
+
+
+def graphbuild(*arguments: str | Path, cwd: Path | None = None, code: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own; `code` replaces its entry point."""
+    entry = code or "from graphbuild.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", entry, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        timeout=240,
+        check=False,
+    )

@@ -1,0 +1,71 @@
+"""Tiny images and graphs for the trainer's tests: a run over them takes a second."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from helpers_graph import clustered_vectors, write_graph
+from numpy.typing import NDArray
+from PIL import Image
+
+from train.config import TrainConfig
+
+CLASSES = 5
+
+
+def draw(index: int, *, height: int = 12, width: int = 12) -> NDArray[np.uint8]:
+    """A picture whose colour tells its class (index mod 5), with some noise."""
+    rng = np.random.default_rng(index)
+    colour = np.random.default_rng(index % CLASSES + 1000).integers(40, 215, 3)
+    return (colour + rng.integers(-30, 30, (height, width, 3))).clip(0, 255).astype(np.uint8)
+
+
+def encode(pixels: NDArray[np.uint8], kind: str = "png", mode: str | None = None) -> bytes:
+    """An image file's bytes."""
+    stream = io.BytesIO()
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(stream, kind)
+    return stream.getvalue()
+
+
+def write_images(path: Path, count: int, *, broken: tuple[int, ...] = (), prefix: str = "img", group: int = 16) -> Path:
+    """A Parquet file of `count` pictures: image, id, label; those of `broken` are no images."""
+    cells = [b"not an image" if i in broken else encode(draw(i)) for i in range(count)]
+    columns = {
+        "image": pa.array(cells, pa.binary()),
+        "id": [f"{prefix}-{i}" for i in range(count)],
+        "label": [f"class {i % CLASSES}" for i in range(count)],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, row_group_size=group)
+    return path
+
+
+def write_tiny_graph(graph_dir: Path, count: int, *, texts: int = 40, k: int = 5) -> Path:
+    """A finished graph of `texts` texts, and samples img-0, img-1, ... of text i mod `texts`."""
+    from graphbuild.knn import KnnConfig, build_knn
+
+    write_graph(graph_dir, clustered_vectors(texts, 16), samples=[(f"img-{i}", i % texts) for i in range(count)])
+    build_knn(graph_dir, KnnConfig(k=k, sketch_dim=8))
+    return graph_dir
+
+
+def tiny_config(**changes: Any) -> TrainConfig:
+    """Eight images a step at 8 pixels, on the CPU, every step logged."""
+    settings: dict[str, Any] = {
+        "image_size": 8,
+        "batch_size": 8,
+        "epochs": 2,
+        "device": "cpu",
+        "precision": "float32",
+        "projector_hidden": 16,
+        "projector_dim": 8,
+        "log_every": 1,
+        "id_column": "id",
+    }
+    return TrainConfig(**{**settings, **changes})

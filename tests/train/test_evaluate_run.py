@@ -1,0 +1,146 @@
+"""`evaluate_run` on a run that was trained for a few steps on drawn squares."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from graphbuild.errors import ArtifactError, OptionError, SourceError
+from train.config import TrainConfig
+from train.data.parquet import ParquetImages
+from train.data.store import CorruptImages, ImageStore
+from train.evaluate import evaluate_features, evaluate_run
+from train.evaluate.features import extract_features
+from train.loop import train
+from train.trainer import build_model
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+BASE = TrainConfig(objective="simclr", image_size=16, batch_size=16, steps=3, device="cpu", precision="float32")
+
+
+def write_squares(path: Path, count: int, *, seed: int, broken: int = 0) -> Path:
+    """Noisy squares of three colours, a bright corner on half of them; the last `broken` are no images."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        colour, corner = list(COLOURS)[i % 3], bool(rng.integers(2))
+        pixels = np.clip(np.array(COLOURS[colour]) + rng.normal(0, 25, (20, 20, 3)), 0, 255).astype(np.uint8)
+        pixels[:6, :6] = 255 if corner else pixels[:6, :6]
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "png")
+        content = stream.getvalue() if i < count - broken else b"no image"
+        rows.append({"image": content, "label": colour, "corner": "lit" if corner else None, "id": f"{path.stem}-{i}"})
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("squares")
+    return write_squares(folder / "train.parquet", 96, seed=0), write_squares(folder / "val.parquet", 48, seed=1, broken=2)
+
+
+@pytest.fixture(scope="module")
+def run_dir(squares: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "simclr-1"
+    train(replace(BASE, data=str(squares[0])), folder)
+    return folder
+
+
+def test_a_run_is_scored_and_the_scores_lie_in_its_folder(run_dir: Path, squares: tuple[Path, Path]) -> None:
+    result = evaluate_run(run_dir, data=str(squares[1]), device="cpu")
+    assert json.loads((run_dir / "eval.json").read_text()) == result.to_json()
+    assert set(result.scores) == {"trained", "untrained"}
+    # Colours are told apart by any net, trained or not.
+    assert result.scores["trained"]["label"]["knn_top1"] > 0.9
+    assert not list(run_dir.glob(".eval*"))
+
+
+def test_images_that_cannot_be_read_are_left_out_and_counted(run_dir: Path, squares: tuple[Path, Path]) -> None:
+    result = evaluate_run(run_dir, data=str(squares[1]), untrained=False)
+    assert (result.images, result.train_images, result.corrupt_images) == (46, 96, 2)
+
+
+def test_every_label_column_has_its_row_in_the_table(run_dir: Path, squares: tuple[Path, Path]) -> None:
+    result = evaluate_run(run_dir, data=str(squares[1]), label_columns=("label", "corner"))
+    lines = [line.split()[:2] for line in result.summary().splitlines()[2:]]
+    assert lines == [[column, name] for column in ("label", "corner") for name in ("trained", "untrained", "chance")]
+    assert result.scores["trained"]["corner"]["unlabelled"] > 0
+
+
+def test_untrained_scores_are_those_of_the_initial_weights(run_dir: Path, squares: tuple[Path, Path]) -> None:
+    result = evaluate_run(run_dir, data=str(squares[1]))
+    encoder = build_model(BASE, torch.device("cpu"))
+    sides = []
+    for path in squares:
+        source = ParquetImages([path])
+        store = ImageStore(source, size=16, corrupt=CorruptImages("x", 10))
+        found = extract_features([encoder], store, device=torch.device("cpu"))
+        sides += [found.by_encoder[0], torch.from_numpy(source.labels("label").codes[found.rows])]
+    expected = evaluate_features(*sides)
+    scores = result.scores["untrained"]["label"]
+    assert (scores["n_test"], scores["chance"]) == (expected["n_test"], expected["chance"])
+    assert scores["knn_top1"] == pytest.approx(expected["knn_top1"], abs=0.05)
+
+
+def test_features_do_not_depend_on_what_else_is_in_the_batch(squares: tuple[Path, Path]) -> None:
+    encoder = build_model(BASE, torch.device("cpu"))
+    source = ParquetImages([squares[0]])
+    whole, part = (
+        extract_features(
+            [encoder], ImageStore(source, size=16, corrupt=CorruptImages("x", 0), indices=rows), device=torch.device("cpu")
+        )
+        for rows in (None, np.array([70, 3]))
+    )
+    torch.testing.assert_close(part.by_encoder[0], whole.by_encoder[0][[70, 3]], rtol=1e-4, atol=1e-5)
+
+
+def test_classes_are_matched_by_name_and_not_by_number(run_dir: Path, squares: tuple[Path, Path], tmp_path: Path) -> None:
+    # Without red, the numbers of the other two classes differ from those of training.
+    table = pq.read_table(squares[1]).slice(0, 40)
+    keep = pa.array([name != "blue" for name in table["label"].to_pylist()])
+    pq.write_table(table.filter(keep), tmp_path / "two.parquet")
+    result = evaluate_run(run_dir, data=str(tmp_path / "two.parquet"), untrained=False)
+    assert result.scores["trained"]["label"]["knn_top1"] > 0.9
+
+
+def test_other_images_to_learn_from_may_be_named(run_dir: Path, squares: tuple[Path, Path], tmp_path: Path) -> None:
+    few = write_squares(tmp_path / "few.parquet", 12, seed=3)
+    result = evaluate_run(run_dir, data=str(squares[1]), train_data=str(few), untrained=False)
+    assert (result.train_images, result.train_data) == (12, str(few))
+
+
+def test_an_unknown_label_column_names_those_that_exist(run_dir: Path, squares: tuple[Path, Path]) -> None:
+    with pytest.raises(SourceError, match=r"'breed'.*label, corner, id"):
+        evaluate_run(run_dir, data=str(squares[1]), label_columns=("breed",))
+
+
+def test_without_a_usual_label_column_the_choice_is_asked_for(run_dir: Path, squares: tuple[Path, Path], tmp_path: Path) -> None:
+    pq.write_table(pq.read_table(squares[0], columns=["image", "corner"]), tmp_path / "bare.parquet")
+    with pytest.raises(OptionError, match="--label-column: corner"):
+        evaluate_run(run_dir, data=str(squares[1]), train_data=str(tmp_path / "bare.parquet"))
+
+
+def test_without_recorded_validation_images_data_is_asked_for(run_dir: Path) -> None:
+    with pytest.raises(OptionError, match="--data"):
+        evaluate_run(run_dir)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="not the folder of a run"):
+        evaluate_run(tmp_path)
+
+
+def test_an_unfinished_run_is_refused(run_dir: Path, squares: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_bytes((run_dir / "config.toml").read_bytes())
+    with pytest.raises(ArtifactError, match="not finished"):
+        evaluate_run(tmp_path, data=str(squares[1]))

@@ -1,0 +1,97 @@
+"""The `train` command line: parse, one call, print. Heavy modules are imported by the command that needs them.
+
+The options of `train run` are made from the fields of `TrainConfig`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graphbuild import __version__
+from graphbuild.errors import run_cli
+from train.config import FieldType, TrainConfig, field_docs, field_types, flag, load_config, split_type
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+run_argument = click.argument("run", metavar="RUN", type=click.Path(file_okay=False, path_type=Path))
+
+
+def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option for every field of `TrainConfig`; what is not given stays out of the parameters' values (None)."""
+    defaults = TrainConfig()
+    for name, kind in reversed(list(field_types().items())):
+        form, default = split_type(kind), getattr(defaults, name)
+        names = f"{flag(name)}/--no-{flag(name)[2:]}" if form.base is bool else flag(name)
+        shown = "" if default is None or form.base is bool else f"  [default: {default}]"
+        command = click.option(names, name, type=_click_type(form), default=None, help=field_docs()[name] + shown)(command)
+    return command
+
+
+def _click_type(form: FieldType) -> click.ParamType[Any]:
+    if form.choices:
+        return click.Choice(form.choices)
+    kinds: dict[type, click.ParamType[Any]] = {int: click.INT, float: click.FLOAT, bool: click.BOOL, str: click.STRING}
+    return kinds[form.base]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Train image encoders on a neighbour graph of their captions.
+
+    Start with `train run`, then `train eval`.
+    """
+
+
+@cli.command()
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="A TOML file such as a run's config.toml; options go before it.",
+)
+@config_options
+@click.option(
+    "--run-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="The run's folder (default: runs/<objective>-<n>); a run that was stopped goes on.",
+)
+@click.option("--overwrite", is_flag=True, help="Start again where the folder holds a run.")
+@json_option
+def run(config_file: Path | None, run_dir: Path | None, overwrite: bool, as_json: bool, **options: Any) -> None:
+    """Train an encoder, or go on with a run that was stopped."""
+    config = load_config(config_file, {name: value for name, value in options.items() if value is not None})
+    from train.loop import train
+
+    _answer(train(config, run_dir, overwrite=overwrite), as_json)
+
+
+@cli.command("eval")
+@run_argument
+@click.option("--data", default=None, help="Images to classify (default: the validation images that the graph records).")
+@click.option("--train-data", default=None, help="Images to learn from (default: those of the run).")
+@click.option("--label-column", default=None, metavar="A,B", help="Columns of the classes, separated by commas.")
+@json_option
+def evaluate(run: Path, data: str | None, train_data: str | None, label_column: str | None, as_json: bool) -> None:
+    """Score frozen features: kNN and a linear probe, with chance and the untrained net beside them."""
+    from train.evaluate import evaluate_run
+
+    columns = tuple(label_column.split(",")) if label_column else None
+    _answer(evaluate_run(run, data=data, train_data=train_data, label_columns=columns), as_json)
+
+
+def _answer(result: Any, as_json: bool) -> None:
+    """Print a result: its `summary()` for people, its `to_json()` for scripts."""
+    click.echo(json.dumps(result.to_json(), ensure_ascii=False) if as_json else result.summary())
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run_cli(cli, debug_variable="TRAIN_DEBUG")

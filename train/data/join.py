@@ -1,0 +1,92 @@
+"""Which images the graph knows, and their texts.
+
+Images are found by their sample id, or, where the graph's samples are classes (`graphbuild embed --dataset imagenet`), by
+the class that the source knows of each image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphbuild import schemas
+from graphbuild.errors import ArtifactMismatch
+from graphbuild.graph import Graph, SampleTexts
+from train.data.base import ImageSource, Int32, Int64
+
+LEAST_KNOWN = 0.95
+"""Share of the images that the graph must know."""
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The images that the graph knows; sample i has `text_ids[offsets[i]:offsets[i + 1]]`, at least one."""
+
+    indices: Int64
+    """Positions in the source; (N,)."""
+    offsets: Int64
+    """(N + 1,)."""
+    text_ids: Int32
+    graph_rows: Int64
+    """First row of each sample in the graph's samples table; (N,)."""
+    by: str
+    """`sample id` or `class`."""
+    unknown: int
+    """Images of the source that the graph does not know."""
+    examples: tuple[str, ...]
+    """Ids of some of them."""
+
+
+def join(source: ImageSource, graph: Graph, *, allow_missing: bool = False) -> Joined:
+    """Look up every image of a source in a graph.
+
+    Args:
+        source: The images.
+        graph: The graph.
+        allow_missing: Accept fewer than 95 % known images, but not none.
+
+    Raises:
+        ArtifactMismatch: If too few are known; the message shows ids of both sides.
+    """
+    ids, by = source.sample_ids, "sample id"
+    found = graph.sample_texts(ids)
+    if found.known.mean() < LEAST_KNOWN and (classes := source.class_ids()) is not None:
+        by_class = graph.sample_texts(classes)
+        if by_class.known.sum() > found.known.sum():
+            ids, by, found = classes, "class", by_class
+    share = float(found.known.mean())
+    if not share or (share < LEAST_KNOWN and not allow_missing):
+        raise ArtifactMismatch(_explain(source, graph, ids, found))
+    return _keep_known(ids, found, by)
+
+
+def _keep_known(ids: Sequence[str], found: SampleTexts, by: str) -> Joined:
+    indices = np.flatnonzero(found.known)
+    counts = np.diff(found.offsets)[indices]
+    unknown = np.flatnonzero(~found.known)
+    return Joined(
+        indices=indices,
+        # Unknown samples have empty ranges, so leaving them out moves no text.
+        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]),
+        text_ids=found.text_ids,
+        graph_rows=found.sample_rows[found.offsets[indices]],
+        by=by,
+        unknown=len(unknown),
+        examples=tuple(ids[index] for index in unknown[:_EXAMPLES]),
+    )
+
+
+def _explain(source: ImageSource, graph: Graph, ids: Sequence[str], found: SampleTexts) -> str:
+    known = int(found.known.sum())
+    stored = graph.sample_column(schemas.SAMPLE_ID)
+    theirs = ", ".join(repr(value.as_py()) for value in stored[:_EXAMPLES])
+    ours = ", ".join(repr(ids[index]) for index in np.flatnonzero(~found.known)[:_EXAMPLES])
+    remedy = "Choose the ids with --id-column, or another --graph-dir or --data"
+    remedy += "; --allow-missing trains on the known ones." if known else "."
+    return (
+        f"{graph.path} knows {known:,} of the {len(ids):,} images of {source.name}, fewer than {LEAST_KNOWN:.0%}: "
+        f"images have ids such as {ours}, the graph's {len(stored):,} samples such as {theirs}. Are they of one data set? {remedy}"
+    )

@@ -1,0 +1,200 @@
+"""From a configuration to the images of a run: source, graph, join, decoding. What is `auto` or unset is settled here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphbuild.errors import OptionError, SourceError
+from graphbuild.graph import Graph, find_graph_dir
+from train.config import TrainConfig
+from train.data import open_images, recorded_images
+from train.data.base import ImageSource, Int64, Labels, encode_labels
+from train.data.join import Joined, join
+from train.data.prefetch import read_ahead
+from train.data.store import CorruptImages, ImageBatch, ImageStore, choose_load_size
+
+DATA_FIELDS = ("graph_dir", "data", "image_column", "id_column", "load_size")
+"""Fields of a configuration that prepared data decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenData:
+    """Images and graph that were found and fit together; nothing is decoded yet."""
+
+    config: TrainConfig
+    """With `DATA_FIELDS` settled."""
+    source: ImageSource
+    graph: Graph | None
+    joined: Joined | None
+
+
+@dataclass(slots=True)
+class TrainingData:
+    """The images of a run, decoded or ready to be; sample i is row i of the store."""
+
+    opened: OpenData
+    store: ImageStore
+    samples: Int64
+    """Rows of the store that batches are drawn from: those not known to be unreadable."""
+    corrupt: CorruptImages
+    events: list[dict[str, Any]] = field(default_factory=list)
+    """What was counted, for a run's log; grows while images are decoded."""
+
+    @property
+    def graph(self) -> Graph | None:
+        """The graph, where the run has one."""
+        return self.opened.graph
+
+    @property
+    def joined(self) -> Joined | None:
+        """Texts of the samples, where the run has a graph."""
+        return self.opened.joined
+
+    def batches(self, samples: Iterator[Int64]) -> Iterator[ImageBatch]:
+        """Images of a sequence of batches; decoded in advance where they are not held in memory."""
+        images = (self.store.batch(rows) for rows in samples)
+        return images if self.store.cached else read_ahead(images)
+
+    def settle(self, config: TrainConfig) -> TrainConfig:
+        """A configuration with the data fields of these data."""
+        return replace(config, **{name: getattr(self.opened.config, name) for name in DATA_FIELDS})
+
+    def labels(self, column: str) -> Labels:
+        """One label of every sample, from the images' source, else from a column that the graph keeps of its samples.
+
+        Raises:
+            SourceError: If neither has such a column; those of both are named.
+        """
+        source, joined, graph = self.opened.source, self.joined, self.graph
+        if column in source.label_columns():
+            labels = source.labels(column)
+            return labels if joined is None else Labels(labels.codes[joined.indices], labels.names)
+        if graph is not None and joined is not None and column in graph.sample_columns:
+            return encode_labels(graph.sample_column(column).take(joined.graph_rows).to_pylist())
+        exist = [*source.label_columns(), *(graph.sample_columns if graph else ())]
+        raise SourceError(f"{source.name}: no label column {column!r}; there are: {', '.join(exist) or 'none'}.")
+
+    def fingerprint(self) -> str:
+        """Digest of the samples in their order and of the graph's files: equal for two runs that see the same data."""
+        hasher = hashlib.blake2b(digest_size=16)
+        indices = np.arange(len(self.opened.source)) if self.joined is None else self.joined.indices
+        hasher.update("\n".join(self.opened.source.sample_ids[index] for index in indices[self.samples]).encode())
+        if self.graph is not None:
+            files = self.graph.manifest.stages["knn"].files
+            hasher.update(json.dumps({name: receipt.digest for name, receipt in sorted(files.items())}).encode())
+        return hasher.hexdigest()
+
+    def close(self) -> None:
+        """End the decoding threads."""
+        self.store.close()
+
+
+def open_data(config: TrainConfig) -> OpenData:
+    """Find images and graph, join them, and settle what the configuration leaves open about them.
+
+    Raises:
+        SourceError: If the images cannot be found or read.
+        OptionError: If neither --data nor the graph says where the images are.
+        ArtifactError: If the graph is not finished, or damaged.
+        ArtifactMismatch: If the graph is of another data set.
+    """
+    graph = _open_graph(config)
+    arguments = _image_arguments(config, graph)
+    source = open_images(**arguments)
+    joined = join(source, graph, allow_missing=config.allow_missing) if graph else None
+    settled = replace(
+        config,
+        graph_dir=str(graph.path) if graph else None,
+        data=arguments["data"],
+        image_column=getattr(source, "image_column", None),
+        id_column=getattr(source, "id_column", None),
+        load_size=config.load_size or choose_load_size(source, config.image_size),
+    )
+    return OpenData(settled, source, graph, joined)
+
+
+def load_data(opened: OpenData) -> TrainingData:
+    """Decode the images, or prepare to.
+
+    Raises:
+        SourceError: If too many cannot be read, or none can.
+    """
+    config, events = opened.config, []
+    if opened.joined is not None and opened.joined.unknown:
+        events.append(event("unknown_images", count=opened.joined.unknown, examples=list(opened.joined.examples)))
+    corrupt = CorruptImages(
+        opened.source.name,
+        config.max_corrupt,
+        lambda sample_id, reason: events.append(event("corrupt_image", sample_id=sample_id, reason=reason)),
+    )
+    store = ImageStore(
+        opened.source,
+        size=config.load_size,
+        corrupt=corrupt,
+        indices=None if opened.joined is None else opened.joined.indices,
+        workers=config.workers,
+        cache_bytes=int(config.cache_gb * 1e9),
+    )
+    samples = np.flatnonzero(store.readable)
+    if not len(samples):
+        raise SourceError(f"{opened.source.name}: none of the {len(store):,} images can be read. Check --data and --image-column.")
+    return TrainingData(opened, store, samples, corrupt, events)
+
+
+def prepare(config: TrainConfig) -> TrainingData:
+    """Open and decode the images of a configuration; several runs may share them.
+
+    Raises:
+        UserError: If images or graph are missing, damaged or of different data sets.
+    """
+    return load_data(open_data(config))
+
+
+def event(kind: str, **facts: Any) -> dict[str, Any]:
+    """One line of `events.jsonl`."""
+    return {"time": round(time.time(), 3), "event": kind, **facts}
+
+
+def _open_graph(config: TrainConfig) -> Graph | None:
+    if config.graph_dir is not None:
+        return Graph.open(Path(config.graph_dir).resolve())
+    # Only xclr cannot do without; the others take a graph to learn where the images are, or where it is named.
+    if config.objective == "xclr" or config.data is None:
+        return Graph.open(find_graph_dir(None).resolve())
+    return None
+
+
+def _image_arguments(config: TrainConfig, graph: Graph | None) -> dict[str, Any]:
+    recorded = recorded_images(graph.manifest.dataset, graph.path) if graph else None
+    if config.data is None:
+        if recorded is None:
+            where = graph.path if graph else "the graph"
+            raise OptionError(f"{where} does not record where its images are. Name them with --data.")
+        arguments = recorded
+    else:
+        # The graph's id column is part of its sample ids, whichever copy of the images is read.
+        columns = {"id_column": graph.manifest.dataset.get("id_column")} if graph and is_parquet(config.data) else {}
+        arguments = {"data": absolute(config.data), **columns}
+    given = {"image_column": config.image_column, "id_column": config.id_column}
+    return {**arguments, **{name: value for name, value in given.items() if value is not None}}
+
+
+def is_parquet(data: str) -> bool:
+    """Whether `--data` names Parquet files."""
+    return ".parquet" in data or any(Path(data).glob("*.parquet"))
+
+
+def absolute(data: str) -> str:
+    """`--data` with an absolute path, so that a run's configuration holds anywhere."""
+    kind, _, folder = data.partition(":")
+    if kind in ("cifar10", "cifar100"):
+        return f"{kind}:{Path(folder or 'data').absolute()}"
+    return str(Path(data).absolute())

@@ -1,0 +1,68 @@
+"""Features of frozen encoders: images are decoded once, whatever the number of encoders.
+
+Shape letters: N images, n of them readable, F feature width, S height and width of a view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graphbuild.errors import SourceError
+from train.augment import centre_views
+from train.data.base import Int64
+from train.data.prefetch import read_ahead
+from train.data.store import ImageStore
+from train.model import Encoder
+from train.progress import progress
+
+_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What the encoders say of the images that can be read."""
+
+    rows: Int64
+    """Rows of the store; (n,)."""
+    by_encoder: tuple[Tensor, ...]
+    """(n, F) float32 on the CPU, for each encoder."""
+
+
+def extract_features(
+    encoders: Sequence[Encoder], store: ImageStore, *, device: torch.device, bfloat16: bool = False, label: str = "features"
+) -> Features:
+    """Backbone features of the largest centred square of every image, in evaluation mode.
+
+    Args:
+        encoders: Frozen encoders of one view size; they are moved to the device, and left in evaluation mode.
+        store: The images; those that cannot be read are left out, and counted there.
+        device: Where to compute.
+        bfloat16: Compute the backbone in bfloat16.
+        label: What the progress bar says.
+
+    Raises:
+        SourceError: If no image can be read.
+    """
+    nets = [encoder.to(device, memory_format=torch.channels_last).eval() for encoder in encoders]  # type: ignore[call-overload]
+    order = [np.arange(start, min(start + _BATCH, len(store))) for start in range(0, len(store), _BATCH)]
+    parts: list[list[Tensor]] = [[] for _ in nets]
+    kept: list[Int64] = []
+    images = read_ahead(store.batch(rows) for rows in order)
+    with torch.inference_mode(), progress(label, len(store), unit="images") as meter:
+        for rows, batch in zip(order, images, strict=True):
+            if len(batch.pixels):
+                views = centre_views(batch.pixels.to(device, non_blocking=True), batch.sizes, nets[0].image_size)
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+                    for net, found in zip(nets, parts, strict=True):
+                        found.append(net.features(views).cpu())
+            kept.append(rows[batch.kept])
+            meter.advance(len(rows))
+    if not any(len(rows) for rows in kept):
+        raise SourceError(f"{store.source.name}: none of the {len(store):,} images can be read. Check --data and --image-column.")
+    # A copy outside inference mode, for the linear probe takes gradients.
+    return Features(np.concatenate(kept), tuple(torch.cat(found).clone() for found in parts))

@@ -1,0 +1,317 @@
+"""One training loop for every objective: images and a graph in, a run folder with an encoder out.
+
+`train` is the whole of it; `measure_step_seconds` times steps without a folder. A run is a pure function of its
+configuration and data: batches, captions and augmentations follow from (seed, epoch, step), so a resumed run goes on
+with what an undisturbed one would have done, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+import torch
+
+from graphbuild.errors import ArtifactMismatch, OptionError
+from train.checkpoint import WEIGHTS, newest_checkpoint, save_checkpoint, save_encoder
+from train.config import TrainConfig
+from train.data.prepare import DATA_FIELDS, OpenData, TrainingData, event, load_data, open_data, prepare
+from train.metrics import EVENTS_FILE, METRICS_FILE, append_line, cut_metrics, read_metrics
+from train.model import has_fast_bfloat16
+from train.progress import Meter, progress
+from train.runs import Interrupted, RunFolder, open_run
+from train.trainer import StepReport, Trainer
+
+_DEFAULT_LR = {"sgd": 0.12, "adamw": 1e-3}
+_WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """What a run came to."""
+
+    run_dir: Path
+    objective: str
+    steps: int
+    images_seen: int
+    seconds: float
+    """Spent training, all sessions together."""
+    first_step: int
+    """Where this session went on; 0 for a new run, `steps` for one that was finished before."""
+    last: dict[str, Any] = field(default_factory=dict)
+    """The last line of metrics.jsonl."""
+
+    def summary(self) -> str:
+        """For people."""
+        if self.first_step == self.steps:
+            return f"{self.run_dir}: was finished before ({self.steps:,} steps)."
+        before = f", went on from step {self.first_step:,}" if self.first_step else ""
+        rate = self.images_seen / max(self.seconds, 1e-9)
+        return (
+            f"{self.run_dir}: {self.objective}, {self.steps:,} steps{before}, {self.images_seen:,} images in {self.seconds:,.0f} s "
+            f"({rate:,.0f}/s); loss {_number(self.last.get('loss'))}, KL to the target {_number(self.last.get('kl'))} nats. "
+            f"Evaluate it with `train eval {self.run_dir}`."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts."""
+        return {
+            "run_dir": str(self.run_dir),
+            "objective": self.objective,
+            "steps": self.steps,
+            "images_seen": self.images_seen,
+            "seconds": round(self.seconds, 3),
+            "first_step": self.first_step,
+            "last": self.last,
+        }
+
+
+def settle(config: TrainConfig) -> TrainConfig:
+    """A configuration without `auto`, except for what the data decide.
+
+    Raises:
+        OptionError: If the device does not exist, or lacks what is asked of it.
+    """
+    device = _choose_device(config.device)
+    precision = config.precision
+    if precision == "auto":
+        precision = "bfloat16" if has_fast_bfloat16(device) else "float32"
+    return replace(config, device=str(device), precision=precision, lr=config.lr or _DEFAULT_LR[config.optimizer])
+
+
+def train(
+    config: TrainConfig,
+    run_dir: Path | None = None,
+    *,
+    overwrite: bool = False,
+    data: TrainingData | None = None,
+    label: str | None = None,
+) -> RunResult:
+    """Train an encoder, or go on with a run that was stopped.
+
+    Args:
+        config: How; what is `auto` or None is settled first.
+        run_dir: The run's folder; None: the newest unfinished `runs/<objective>-<n>` of this configuration, else a new one.
+        overwrite: Start again where the folder holds a run.
+        data: Images that were prepared before, for a run of the same images and graph; they stay open.
+        label: What the progress bar says.
+
+    Raises:
+        OptionError: If the folder holds a run of another configuration.
+        ArtifactMismatch: If a checkpoint was made with other images or another graph.
+        Interrupted: If SIGTERM or SIGINT came; a checkpoint was written.
+        UserError: If the data do not fit, or a loss is not finite.
+    """
+    opened = data.opened if data else open_data(config)
+    settled = settle(replace(config, **_data_fields(opened)))
+    folder = open_run(run_dir, config, settled, overwrite=overwrite)
+    try:
+        if folder.finished:
+            return _finished_result(folder)
+        loaded = data or load_data(opened)
+        try:
+            return _Session(folder, loaded).run(label or f"train {settled.objective}")
+        finally:
+            if data is None:
+                loaded.close()
+    finally:
+        folder.close()
+
+
+def measure_step_seconds(config: TrainConfig, *, steps: int = 5, data: TrainingData | None = None) -> float:
+    """Median seconds of a training step, after two that warm up; writes nothing.
+
+    Args:
+        config: As for `train`.
+        steps: How many are timed.
+        data: Images that were prepared before.
+
+    Raises:
+        UserError: As `train`.
+    """
+    loaded = data or prepare(config)
+    settled = settle(replace(config, **_data_fields(loaded.opened)))
+    total = _WARM_UP_STEPS + steps
+    trainer = Trainer(replace(settled, steps=total, epochs=max(settled.epochs, total)), loaded)
+    ends = []
+    for _ in trainer.steps():
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize(trainer.device)
+        ends.append(time.perf_counter())
+    if data is None:
+        loaded.close()
+    timed = ends[_WARM_UP_STEPS - 1 :]
+    return statistics.median(after - before for before, after in pairwise(timed))
+
+
+class _Session:
+    """One process's part of a run: the trainer, and what it writes."""
+
+    def __init__(self, folder: RunFolder, data: TrainingData) -> None:
+        self.folder, self.path, self.config, self.data = folder, folder.path, folder.config, data
+        self.trainer = Trainer(folder.config, data)
+        self.fingerprint = data.fingerprint()
+        self._events_written = 0
+
+    def run(self, label: str) -> RunResult:
+        """Go on from the newest checkpoint, to the end or to a signal."""
+        self._restore()
+        trainer, first = self.trainer, self.trainer.step
+        self._event("resume" if first else "start", step=first, objective=self.config.objective, note=trainer.objective.note)
+        with (
+            _stop_signal() as stop,
+            progress(label, int(trainer.total_steps), unit="steps", done=first) as meter,
+        ):
+            images = 0
+            for report in trainer.steps():
+                images += report.images
+                if self._is_logged(trainer.step):
+                    self._log(report, images, meter)
+                    images = 0
+                meter.advance()
+                if stop():
+                    self._interrupt(stop())
+                if trainer.step % self.config.checkpoint_every == 0:
+                    self._checkpoint()
+        self._checkpoint()
+        save_encoder(self.path / WEIGHTS, trainer.model)
+        self._event("finish", step=trainer.step, seconds=round(trainer.clock.total(), 3))
+        return RunResult(
+            run_dir=self.path,
+            objective=self.config.objective,
+            steps=trainer.step,
+            images_seen=trainer.images_seen,
+            seconds=trainer.clock.total(),
+            first_step=first,
+            last=read_metrics(self.path)[-1],
+        )
+
+    def _restore(self) -> None:
+        found = newest_checkpoint(self.path, self._warn)
+        if found is not None:
+            if found.position.fingerprint != self.fingerprint:
+                raise ArtifactMismatch(
+                    f"{found.path}: was made with other images or another graph than {self.config.data} and "
+                    f"{self.config.graph_dir} now hold. Restore them, choose another --run-dir, or start again with --overwrite."
+                )
+            self.trainer.restore(found.position, found.weights, found.optimizer)
+            click.echo(f"{self.path}: going on from step {found.position.step:,}.", err=True)
+        cut_metrics(self.path, self.trainer.step)
+
+    def _is_logged(self, step: int) -> bool:
+        return step == 1 or step % self.config.log_every == 0 or step == self.trainer.total_steps
+
+    def _log(self, report: StepReport, images: int, meter: Meter) -> None:
+        step, every = self.trainer.step, self.config.kl_every
+        # A logged step measures KL if it is the first one at or after a multiple of `kl_every`.
+        with_kl = bool(every) and (step == 1 or step // every > max(step - self.config.log_every, 0) // every)
+        line = {**report.metrics(with_kl=with_kl), **self.trainer.clock.lap(images)}
+        append_line(self.path / METRICS_FILE, line)
+        self._write_data_events()
+        hits = "" if line["hit_rate"] is None else f", hit rate {line['hit_rate']:.3g}"
+        meter.advance(
+            0,
+            f"loss {line['loss']:.3f}{hits}, {line['images_per_s']:,.0f} images/s, {line['data_wait_share']:.0%} waiting for data",
+        )
+
+    def _checkpoint(self) -> None:
+        trainer = self.trainer
+        save_checkpoint(self.path, trainer.position(self.fingerprint), trainer.model.state_dict(), trainer.optimizer.state_dict())
+        self._write_data_events()
+
+    def _interrupt(self, number: int) -> None:
+        self._checkpoint()
+        name = signal.Signals(number).name
+        self._event("interrupt", step=self.trainer.step, signal=name)
+        raise Interrupted(
+            f"stopped by {name} after step {self.trainer.step:,} of {self.trainer.total_steps:,}; a checkpoint was written. "
+            f"Go on with: train run --config {self.path}/config.toml --run-dir {self.path}",
+            number,
+        )
+
+    def _warn(self, message: str) -> None:
+        click.echo(f"warning: {message}", err=True)
+        self._event("damaged_checkpoint", message=message)
+
+    def _event(self, kind: str, **facts: Any) -> None:
+        self._write_data_events()
+        append_line(self.path / EVENTS_FILE, event(kind, **facts))
+
+    def _write_data_events(self) -> None:
+        # Decoding threads may add to the list meanwhile; what is new then is written next time.
+        events = self.data.events[self._events_written :]
+        self._events_written += len(events)
+        for line in events:
+            append_line(self.path / EVENTS_FILE, line)
+
+
+@contextmanager
+def _stop_signal() -> Iterator[Callable[[], int]]:
+    """Turn SIGTERM and SIGINT into a number that the loop asks for; 0 before. A second signal acts as if none were caught."""
+    received = 0
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        nonlocal received
+        received = number
+        restore()
+
+    for number in handlers:
+        signal.signal(number, note)
+    try:
+        yield lambda: received
+    finally:
+        restore()
+
+
+def _finished_result(folder: RunFolder) -> RunResult:
+    last = (read_metrics(folder.path) or [{}])[-1]
+    steps = int(last.get("step", 0))
+    return RunResult(
+        run_dir=folder.path,
+        objective=folder.config.objective,
+        steps=steps,
+        images_seen=int(last.get("images_seen", 0)),
+        seconds=0.0,
+        first_step=steps,
+        last=last,
+    )
+
+
+def _data_fields(opened: OpenData) -> dict[str, Any]:
+    return {name: getattr(opened.config, name) for name in DATA_FIELDS}
+
+
+def _choose_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise OptionError(f"--device {name!r} is no device. Use auto, cpu, cuda or cuda:INDEX.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise OptionError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices. Use --device auto or cpu.")
+    if device.type not in ("cpu", "cuda"):
+        raise OptionError(f"--device {name!r} is not supported. Use auto, cpu, cuda or cuda:INDEX.")
+    return device
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"

@@ -1,0 +1,225 @@
+"""The trainer: model, optimizer and data of a run in memory, a step at a time. Knows nothing of folders.
+
+Batches, captions and augmentations follow from (seed, epoch, step), so that a restored trainer goes on with what an
+undisturbed one would have done, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphbuild.errors import UserError
+from train.augment import Augmenter
+from train.batches import Batch, RandomBatches
+from train.checkpoint import Position
+from train.config import TrainConfig
+from train.data.prepare import TrainingData
+from train.data.store import ImageBatch
+from train.losses import SoftLoss, soft_cross_entropy
+from train.model import Encoder, weight_groups
+from train.objectives import make_objective
+from train.schedule import Schedule
+
+
+class Trainer:
+    """Model, optimizer and data of a run, and where it is. Knows nothing of folders."""
+
+    def __init__(self, config: TrainConfig, data: TrainingData) -> None:
+        """Build everything.
+
+        Args:
+            config: Settled (`settle`).
+            data: The images.
+
+        Raises:
+            UserError: If data and options do not fit: fewer images than a batch, no graph, no classes.
+        """
+        self.config, self.data = config, data
+        self.device = torch.device(config.device)
+        self.objective = make_objective(config, data, self.device)
+        self.batches = RandomBatches(len(data.samples), config.batch_size, config.seed)
+        self.total_steps = min(config.steps or math.inf, config.epochs * self.batches.steps_per_epoch)
+        self.schedule = Schedule.for_run(
+            _known(config.lr),
+            total_steps=int(self.total_steps),
+            steps_per_epoch=self.batches.steps_per_epoch,
+            warmup_epochs=config.warmup_epochs,
+        )
+        self.augment = Augmenter(config.augment, config.image_size, config.crop_min)
+        self.model = build_model(config, self.device)
+        self.optimizer = _build_optimizer(config, self.model)
+        self.step = 0
+        """Steps done."""
+        self.images_seen = 0
+        self.clock = Clock()
+
+    def restore(self, position: Position, weights: dict[str, Tensor], optimizer: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict(optimizer)
+        self.step, self.images_seen = position.step, position.images_seen
+        self.clock.before = position.seconds
+
+    def position(self, fingerprint: str) -> Position:
+        """Where the run is, for a checkpoint."""
+        return Position(step=self.step, images_seen=self.images_seen, seconds=self.clock.total(), fingerprint=fingerprint)
+
+    def steps(self) -> Iterator[StepReport]:
+        """Train from where the run is to its end, a step at a time.
+
+        Raises:
+            UserError: If a loss is not finite; the weights are those before the step.
+        """
+        epoch, within = divmod(self.step, self.batches.steps_per_epoch)
+        order, ahead = self.batches.batches(epoch=epoch, step=within), self.batches.batches(epoch=epoch, step=within)
+        # Two walks over the same batches: one may run ahead in another thread, for the images.
+        images = self.data.batches(self.data.samples[batch.indices] for batch in ahead)
+        self.model.train()
+        self.clock.start()
+        try:
+            while self.step < self.total_steps:
+                with self.clock.part("wait"):
+                    batch, pictures = next(order), next(images)
+                yield self._train_step(batch, pictures)
+        finally:
+            close = getattr(images, "close", None)
+            if close is not None:
+                close()
+
+    def _train_step(self, batch: Batch, pictures: ImageBatch) -> StepReport:
+        samples = self.data.samples[batch.indices][pictures.kept]
+        views = self._views(batch, pictures)
+        with self.clock.part("target"):
+            similarity = self.objective.similarity(samples, batch.epoch)
+        lr = self.schedule.at(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with self._autocast():
+            z = self.model(views)
+        soft = soft_cross_entropy(z, similarity, tau=self.config.tau, tau_s=self.config.tau_s)
+        loss = float(soft.loss.detach())
+        if not math.isfinite(loss):
+            raise UserError(
+                f"step {self.step + 1}: the loss is {loss}; stopped before the weights were changed. "
+                f"Lower --lr (it was {lr:.3g}), raise --warmup-epochs or --tau, or use --precision float32."
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        soft.loss.backward()  # type: ignore[no-untyped-call]
+        report = StepReport(self, batch.epoch, lr, soft, similarity, len(samples))
+        self.optimizer.step()
+        self.step += 1
+        self.images_seen += len(samples)
+        return report
+
+    def _views(self, batch: Batch, pictures: ImageBatch) -> Tensor:
+        with self.clock.part("augment"):
+            pixels = pictures.pixels.to(self.device, non_blocking=True)
+            seed = self.config.seed
+            return self.augment.two_views(pixels, pictures.sizes, seed=seed, epoch=batch.epoch, step=batch.step)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+
+class Clock:
+    """Seconds of training, and the shares of its parts since the last line."""
+
+    def __init__(self) -> None:
+        self.before = 0.0
+        """Seconds of earlier sessions."""
+        self._began = self._mark = time.perf_counter()
+        self._parts: dict[str, float] = {}
+
+    def start(self) -> None:
+        """Begin to count."""
+        self._began = self._mark = time.perf_counter()
+        self._parts = {}
+
+    def total(self) -> float:
+        """Seconds of all sessions."""
+        return self.before + time.perf_counter() - self._began
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count a part of a step."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._parts[name] = self._parts.get(name, 0.0) + time.perf_counter() - began
+
+    def lap(self, images: int) -> dict[str, float]:
+        """Rate and shares since the last lap, which ends here."""
+        now = time.perf_counter()
+        span = max(now - self._mark, 1e-9)
+        shares = {name: self._parts.get(name, 0.0) / span for name in ("wait", "augment", "target")}
+        self._mark, self._parts = now, {}
+        return {
+            "images_per_s": images / span,
+            "data_wait_share": shares["wait"],
+            "augment_share": shares["augment"],
+            "target_share": shares["target"],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One finished step; figures are computed only for those that are logged."""
+
+    trainer: Trainer
+    epoch: int
+    lr: float
+    soft: SoftLoss
+    similarity: Tensor
+    images: int
+
+    def metrics(self, *, with_kl: bool) -> dict[str, Any]:
+        """The line of metrics.jsonl, without rates."""
+        trainer = self.trainer
+        gradients = [parameter.grad for parameter in trainer.model.parameters() if parameter.grad is not None]
+        return {
+            "step": trainer.step,
+            "epoch": self.epoch,
+            "images_seen": trainer.images_seen,
+            "loss": float(self.soft.loss.detach()),
+            "kl": float(self.soft.kl),
+            "target_entropy": float(self.soft.target_entropy),
+            **trainer.objective.measures(self.similarity, with_kl=with_kl),
+            "lr": self.lr,
+            "grad_norm": float(torch.nn.utils.get_total_norm(gradients)),
+        }
+
+
+def build_model(config: TrainConfig, device: torch.device) -> Encoder:
+    """The encoder of a configuration with its initial weights: they follow from the seed alone, in float32."""
+    # The caller's generator is left as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = Encoder(
+            config.model,
+            image_size=config.image_size,
+            projector_hidden=config.projector_hidden,
+            projector_dim=config.projector_dim,
+        )
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def _build_optimizer(config: TrainConfig, model: Encoder) -> torch.optim.Optimizer:
+    groups = weight_groups(model, config.weight_decay)
+    lr = _known(config.lr)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum)
+    return torch.optim.AdamW(groups, lr=lr, betas=(config.momentum, 0.999))
+
+
+def _known(lr: float | None) -> float:
+    assert lr is not None, "a settled configuration has a learning rate"
+    return lr
