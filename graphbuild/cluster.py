@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -187,15 +188,11 @@ def _check_cluster(client: Any, scheduler: str, shared: Sequence[Path]) -> None:
 
 def _look_around(probe: str, shared: list[str]) -> dict[str, Any]:
     """What a worker sees; runs there."""
-    import pyarrow as pa
-    import torch
-
     return {
         "missing": [path for path in ([probe] if shared else []) + shared if not Path(path).exists()],
         "versions": {
             "graphbuild": __version__,
             "python": ".".join(platform.python_version_tuple()[:2]),
-            "torch": torch.__version__,
-            "pyarrow": pa.__version__,
+            **{package: version(package) for package in ("torch", "pyarrow", "sentence-transformers")},
         },
     }

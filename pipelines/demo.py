@@ -97,7 +97,8 @@ def train_all(options: Mapping[str, Any], *, fresh: bool) -> None:
     """Train both objectives with equal steps; finished runs of these options and pictures are kept, unless `fresh`."""
     from pipelines.common import run_holds
     from train.config import TrainConfig
-    from train.loop import prepare, train
+    from train.data.prepare import prepare
+    from train.loop import train
     from train.runs import read_run_config
 
     data = prepare(TrainConfig(**options))
@@ -135,7 +136,7 @@ def show_scores() -> None:
     """Evaluate both encoders and the untrained one, and print the table."""
     from pipelines.common import evaluate_once, score_headings, score_rows, text_table
 
-    scores = {
+    scores: dict[str, Any] = {
         name: evaluate_once(RUNS / name, data=None, columns=LABELS, untrained=number == 0) for number, name in enumerate(OBJECTIVES)
     }
     click.echo(text_table(score_headings(LABELS), score_rows(scores, LABELS)))

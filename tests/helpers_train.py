@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from helpers_graph import clustered_vectors, write_graph
 from numpy.typing import NDArray
 from PIL import Image
 
 from train.config import TrainConfig
+
+# Tiny tensors gain nothing from a second thread, and threads of several busy processes wait for each other.
+torch.set_num_threads(1)
 
 CLASSES = 5
 

@@ -44,7 +44,7 @@ def _click_type(form: FieldType) -> click.ParamType[Any]:
 def cli(debug: bool) -> None:
     """Train image encoders on a neighbour graph of their captions.
 
-    Start with `train run`, then `train eval`.
+    Start with `train run`, then `train eval`, then `train report`.
     """
 
 
@@ -85,6 +85,23 @@ def evaluate(run: Path, data: str | None, train_data: str | None, label_column: 
 
     columns = tuple(label_column.split(",")) if label_column else None
     _answer(evaluate_run(run, data=data, train_data=train_data, label_columns=columns), as_json)
+
+
+@cli.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="The file to write (default: report.html in the folder of a single run, else beside the first one's).",
+)
+@click.option("--data", default=None, help="Held-out images for the neighbours (default: those that the graph or eval.json names).")
+@json_option
+def report(runs: tuple[Path, ...], out: Path | None, data: str | None, as_json: bool) -> None:
+    """Write one HTML file on finished runs: conditions, scores, curves, similarities, nearest neighbours."""
+    from train.report import write_report
+
+    _answer(write_report(runs, out or (runs[0] if len(runs) == 1 else runs[0].parent) / "report.html", data=data), as_json)
 
 
 def _answer(result: Any, as_json: bool) -> None:

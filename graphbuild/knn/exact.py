@@ -9,12 +9,43 @@ symmetric. What is stored is therefore a function of the vectors alone, whicheve
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-_DECODE = np.float32(2.0**112)
-"""A float16's bits, shifted into a float32's place, read 2^112 times too small."""
+_UNSHIFT = 2.0**224
+"""What the exponents of two float16 numbers lack when their bits are read in a float32's place."""
+_AHEAD = 4
+"""Candidates whose vectors are asked for before they are needed: they lie anywhere in memory."""
+_LINE = 32
+"""float16 numbers in a cache line."""
+
+
+def _prefetch_typing(_context: Any, matrix: Any, row: Any, column: Any) -> Any:
+    """Ask for the cache line of one element of a matrix in C order, without waiting for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        stride = builder.extract_value(array.strides, 0)
+        item = ir.Constant(ir.IntType(64), signature.args[0].dtype.bitwidth // 8)
+        offset = builder.add(builder.mul(arguments[1], stride), builder.mul(arguments[2], item))
+        byte = ir.IntType(8).as_pointer()
+        address = builder.gep(builder.bitcast(array.data, byte), [offset])
+        kinds = [byte, *[ir.IntType(32)] * 3]
+        declared = builder.module.declare_intrinsic("llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), kinds))
+        # Read, keep in all caches, data.
+        builder.call(declared, [address, *(ir.Constant(ir.IntType(32), value) for value in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(matrix, types.intp, types.intp), generate
+
+
+# Calls of an intrinsic leave out the typing context; Any, for its type does not say so.
+_prefetch: Any = intrinsic(_prefetch_typing)
 
 
 @njit(cache=True, nogil=True)
@@ -29,22 +60,19 @@ def half_bits(value: float) -> np.int64:
     return sign | ((magnitude >> np.int64(42)) - np.int64((1023 - 15) << 10))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _decode_row(bits_D: NDArray[np.int16], shifted_D: NDArray[np.int32], out_D: NDArray[np.float32]) -> None:
-    """float16 bits to float32, exactly; `shifted_D` and `out_D` are one buffer seen as two types."""
-    for d in range(bits_D.shape[0]):
-        wide = np.int32(bits_D[d])
-        shifted_D[d] = ((wide & np.int32(0x7FFF)) << np.int32(13)) | (wide & np.int32(-2147483648))
-    for d in range(bits_D.shape[0]):
-        out_D[d] *= _DECODE
+@njit(cache=True, nogil=True)
+def _shifted(bits: np.int16) -> float:
+    """A float16 in a float32's place: read 2^112 times too small, exactly."""
+    wide = np.int32(bits)
+    return np.float64(np.int32(((wide & np.int32(0x7FFF)) << np.int32(13)) | (wide & np.int32(-2147483648))).view(np.float32))
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
-def _dot(a_D: NDArray[np.float64], b_D: NDArray[np.float32]) -> float:
+def _dot(a_D: NDArray[np.float64], bits_D: NDArray[np.int16]) -> float:
     """Inner product in float64. Reassociation is allowed because it changes nothing: the sum is exact."""
     total = 0.0
     for d in range(a_D.shape[0]):
-        total += a_D[d] * np.float64(b_D[d])
+        total += a_D[d] * _shifted(bits_D[d])
     return total
 
 
@@ -52,14 +80,15 @@ def _dot(a_D: NDArray[np.float64], b_D: NDArray[np.float32]) -> float:
 def similarities_to(bits_ND: NDArray[np.int16], row: int, ids_M: NDArray[np.int32], count: int, out_M: NDArray[np.float64]) -> None:
     """Exact similarity of text `row` to the first `count` of `ids_M`."""
     D = bits_ND.shape[1]
-    shifted_D = np.empty(D, np.int32)
-    other_D = shifted_D.view(np.float32)
     own_D = np.empty(D, np.float64)
-    _decode_row(bits_ND[row], shifted_D, other_D)
-    own_D[:] = other_D
+    for d in range(D):
+        # Makes up for both factors' shift.
+        own_D[d] = _shifted(bits_ND[row, d]) * _UNSHIFT
     for c in range(count):
-        _decode_row(bits_ND[ids_M[c]], shifted_D, other_D)
-        out_M[c] = _dot(own_D, other_D)
+        if c + _AHEAD < count:
+            for d in range(0, D, _LINE):
+                _prefetch(bits_ND, ids_M[c + _AHEAD], d)
+        out_M[c] = _dot(own_D, bits_ND[ids_M[c]])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

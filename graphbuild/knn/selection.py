@@ -189,6 +189,7 @@ def seed_limits(scores: Integers, columns: int, limits_R: Integers, rank: int, s
 @njit(nogil=True, cache=True, error_model="numpy")
 def finish_candidates(
     bits_ND: NDArray[np.int16],
+    order: NDArray[np.int64],
     text_ids_n: NDArray[np.int32],
     limits_n: Integers,
     counts_n: NDArray[np.int32],
@@ -204,13 +205,14 @@ def finish_candidates(
     """The K best of each row's candidates, exactly; rows that the certificate does not settle are marked and left open.
 
     A row is settled if nothing that it turned away can reach its exact K-th similarity: everything turned away scored at
-    most its limit, and `ceiling` says what that can stand for.
+    most its limit, and `ceiling` says what that can stand for. Only the rows in `order` are done, and in that order: rows
+    near one another have candidates in common, which are then still in the cache.
     """
     K, W = out_ids_nK.shape[1], ids_nW.shape[1]
     own_ids = np.empty(W, np.int32)
     exact = np.empty(W, np.float64)
     keys = np.empty(K, np.int64)
-    for i in range(len(text_ids_n)):
+    for i in order:
         thin(i, limits_n, counts_n, ids_nW, scores_nW, K, lowered, shift)
         count = 0
         for c in range(counts_n[i]):

@@ -47,6 +47,8 @@ _CHUNK = 512
 """Rows that a thread re-ranks at a time."""
 _FALLBACK_SHARE = 4
 """Of the memory, a quarter is for searching unsettled rows again."""
+_PIVOTS = 256
+"""Texts by which rows are brought into an order for re-ranking."""
 _LONGEST = 1.01
 """Length of a vector, at most; the stage refuses longer ones."""
 
@@ -199,12 +201,13 @@ class _GroupSearch:
         ids_nK = np.empty((len(piece), self._k), np.int32)
         bits_nK = np.empty((len(piece), self._k), np.int16)
         failed_n = np.empty(len(piece), np.bool_)
+        state = slice(at, at + len(piece))
+        order_n = self._near_order(state)
 
         def work(_thread: int, first: int) -> None:
-            mine = slice(first, min(first + _CHUNK, len(piece)))
-            state = slice(at + mine.start, at + mine.stop)
             selection.finish_candidates(
                 self._bits_ND,
+                order_n[first : first + _CHUNK],
                 self._blocks.ids_S[state],
                 self._limits_S[state],
                 self._counts_S[state],
@@ -213,13 +216,21 @@ class _GroupSearch:
                 self._bounds.lowered,
                 self._bounds.ceiling,
                 self._format.shift,
-                ids_nK[mine],
-                bits_nK[mine],
-                failed_n[mine],
+                ids_nK,
+                bits_nK,
+                failed_n,
             )
 
         pool.run(range(0, len(piece), _CHUNK), work, lambda: advance(min(_CHUNK, len(piece))))
         return Neighbors(ids_nK, bits_nK.view(np.float16), 0), failed_n
+
+    def _near_order(self, rows: slice) -> NDArray[np.int64]:
+        """An order of some rows of the state in which rows near one another follow one another, roughly."""
+        vectors_nD = self._blocks.vectors_SD[rows]
+        pivots_PD = vectors_nD[:: max(1, len(vectors_nD) // _PIVOTS)]
+        nearest = [(part_bD @ pivots_PD.T).argmax(dim=1) for part_bD in vectors_nD.split(_BLOCK)]
+        order: NDArray[np.int64] = torch.cat(nearest).argsort(stable=True).numpy()
+        return order
 
     def _cast(self, ids: NDArray[np.int64]) -> _Blocks:
         rows = -(-len(ids) // _BLOCK) * _BLOCK

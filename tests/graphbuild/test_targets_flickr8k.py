@@ -14,11 +14,11 @@ from graphbuild.embed import EmbedConfig, build_embeddings
 from graphbuild.graph import Graph
 from graphbuild.knn import KnnConfig, build_knn
 
-CAPTIONS = 2000
+CAPTIONS = 1200
 BATCH = 1024
 TAU_S = 0.1
-K = 16
-"""Of 2,000 captions: as many stored neighbours an anchor as k = 256 gives among Flickr8k's 40,000."""
+K = 10
+"""Of 1,200 captions: about as many stored neighbours an anchor as k = 256 gives among Flickr8k's 40,000."""
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from helpers_train import draw, encode, write_images
 from PIL import Image
 
@@ -77,7 +76,7 @@ def test_closing_the_reader_ends_the_thread() -> None:
     import threading
 
     before = threading.active_count()
-    ahead = read_ahead(iter(torch.arange(1_000_000)))
+    ahead = read_ahead(iter(range(1_000_000)))
     next(ahead)
     ahead.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before

@@ -1,0 +1,148 @@
+"""A run that is stopped goes on as if nothing had happened: the same bits, the same metrics, no step twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_train import tiny_config, write_images, write_tiny_graph
+
+from train.checkpoint import checkpoints, load_encoder, newest_checkpoint
+from train.config import TrainConfig
+from train.data.prepare import prepare
+from train.loop import settle, train
+from train.metrics import read_lines, read_metrics
+from train.runs import Interrupted
+from train.trainer import Trainer
+
+TIMED = ("images_per_s", "data_wait_share", "augment_share", "target_share")
+"""What depends on the clock."""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    folder = tmp_path_factory.mktemp("resume")
+    data, graph = write_images(folder / "images.parquet", 43), write_tiny_graph(folder / "graph", 43)
+    # Five steps an epoch: a checkpoint every three lies in the middle of epochs.
+    return tiny_config(data=str(data), graph_dir=str(graph), epochs=3, checkpoint_every=3, image_size=16)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(config, run_dir)
+    return run_dir
+
+
+def untimed(run_dir: Path) -> list[dict[str, Any]]:
+    return [{name: value for name, value in line.items() if name not in TIMED} for line in read_metrics(run_dir)]
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    weights, others = load_encoder(one).state_dict(), load_encoder(other).state_dict()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert untimed(one) == untimed(other)
+
+
+def wait_for_step(run_dir: Path, step: int, *, seconds: float = 120) -> None:
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        if any(line["step"] >= step for line in read_metrics(run_dir)):
+            return
+        time.sleep(0.002)
+    pytest.fail(f"step {step} was not reached within {seconds} s")
+
+
+def command(config: TrainConfig, run_dir: Path) -> list[str]:
+    (run_dir.parent / "asked.toml").write_text(config.to_toml())
+    return [sys.executable, "-m", "train", "run", "--config", str(run_dir.parent / "asked.toml"), "--run-dir", str(run_dir)]
+
+
+def test_run_killed_in_mid_epoch_ends_bit_identical_to_an_undisturbed_one(
+    config: TrainConfig, undisturbed: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    # Enough steps that the kill comes well before the end; the same thread count as the other run.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command(config, run_dir), env=environment, stderr=subprocess.PIPE, text=True)
+    wait_for_step(run_dir, 7)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    result = train(config, run_dir)
+    assert result.first_step in (6, 9, 12)
+    assert_equal_runs(run_dir, undisturbed)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_writes_a_checkpoint_and_says_how_to_go_on(
+    config: TrainConfig, undisturbed: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    run_dir = tmp_path / "run"
+
+    def stop() -> None:
+        wait_for_step(run_dir, 4)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(Interrupted, match=r"a checkpoint was written\. Go on with: train run --config .* --run-dir") as caught:
+        train(config, run_dir)
+    thread.join()
+    assert caught.value.exit_code == code
+    stopped_at = read_metrics(run_dir)[-1]["step"]
+    assert checkpoints(run_dir)[0].name == f"step-{stopped_at:08d}"
+    result = train(config, run_dir)
+    assert result.first_step == stopped_at
+    assert [line["event"] for line in read_lines(run_dir / "events.jsonl")] == ["start", "interrupt", "resume", "finish"]
+    assert_equal_runs(run_dir, undisturbed)
+
+
+def test_run_goes_on_from_every_step_with_the_same_losses(config: TrainConfig) -> None:
+    data = prepare(config)
+    settled = settle(data.settle(config))
+    whole = Trainer(settled, data)
+    states, losses = [], []
+    for report in whole.steps():
+        losses.append(float(report.soft.loss.detach()))
+        weights = {name: tensor.clone() for name, tensor in whole.model.state_dict().items()}
+        state = torch.load(_saved(whole.optimizer.state_dict()), weights_only=True)
+        states.append((whole.position("f"), weights, state))
+    for start in (1, 4, 5, 13):
+        resumed = Trainer(settled, data)
+        resumed.restore(*states[start - 1])
+        assert [float(report.soft.loss.detach()) for report in resumed.steps()] == losses[start:]
+
+
+def _saved(state: dict[str, Any]) -> Any:
+    import io
+
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    stream.seek(0)
+    return stream
+
+
+def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    config: TrainConfig, undisturbed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    train(config, run_dir)
+    (run_dir / "model.safetensors").unlink()
+    newest, before = checkpoints(run_dir)
+    (newest / "model.safetensors").write_bytes(b"torn")
+    result = train(config, run_dir)
+    assert f"step-{result.first_step:08d}" == before.name
+    assert f"warning: {newest / 'model.safetensors'} is damaged" in capfd.readouterr().err
+    assert_equal_runs(run_dir, undisturbed)
+    found = newest_checkpoint(run_dir, pytest.fail)
+    assert found is not None
+    assert found.position.step == 15
