@@ -150,7 +150,7 @@ def neighbors(text: str, graph_dir: Path | None, count: int, as_json: bool) -> N
 @click.option(
     "--exact-sample", type=click.IntRange(min=1), default=1000, show_default=True, help="Rows compared with a float64 brute force."
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the sample of rows.")
 @json_option
 def verify(graph_dir: Path | None, exact_sample: int, seed: int, as_json: bool) -> None:
     """Check digests, invariants and recall; exit 1 and name the file if something is wrong."""

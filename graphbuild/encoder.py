@@ -142,8 +142,8 @@ class SentenceEncoder:
     def encode(self, tokens: Sequence[Tokens], report: Report = lambda _: None) -> Vectors:
         """Unit vectors of token sequences, (len(tokens), D) in float32; `report` is told how many were finished."""
         vectors = np.empty((len(tokens), self.dim), np.float32)
-        for bucket, rows in self._batches(tokens):
-            vectors[rows] = self._forward([tokens[row] for row in rows], bucket)
+        for rows, features in self.padded_batches(tokens):
+            vectors[rows] = self.transform(features)[: len(rows)]
             report(len(rows))
         if not np.isfinite(vectors).all():
             row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
@@ -160,10 +160,14 @@ class SentenceEncoder:
             for start in range(0, len(rows), size):
                 yield bucket, rows[start : start + size]
 
-    def _forward(self, sequences: list[Tokens], bucket: int) -> Vectors:
-        """Encode at most one call's rows; the call is filled up with copies of the first row, so that its shape is fixed."""
+    def padded_batches(self, tokens: Sequence[Tokens]) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """(rows, tensors of fixed shape) of every call that `encode` makes."""
+        for bucket, rows in self._batches(tokens):
+            yield rows, self._features([tokens[row] for row in rows], bucket)
+
+    def _features(self, sequences: list[Tokens], bucket: int) -> dict[str, Any]:
+        """Tensors of one call; it is filled up with copies of the first row, so that its shape is fixed."""
         import torch
-        from torch.nn.functional import normalize
 
         ids_BL, mask_BL = self._pad(sequences, bucket)
         features: dict[str, Any] = {
@@ -172,13 +176,19 @@ class SentenceEncoder:
         }
         if self._takes_types:
             features["token_type_ids"] = torch.zeros_like(features["input_ids"])
+        return features
+
+    def transform(self, features: dict[str, Any]) -> Vectors:
+        """Unit vectors of one call's tensors; (B, D) float32."""
+        import torch
+        from torch.nn.functional import normalize
+
         with torch.inference_mode():
             features = self._transformer(features)
             features = {name: _as_float32(value) for name, value in features.items()}
             for module in self._rest:
                 features = module(features)
-            vectors_BD = normalize(features["sentence_embedding"][: len(sequences)], dim=1)
-        return np.asarray(vectors_BD.cpu().numpy(), dtype=np.float32)
+            return np.asarray(normalize(features["sentence_embedding"], dim=1).cpu().numpy(), dtype=np.float32)
 
     def _pad(self, sequences: list[Tokens], bucket: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         rows = max(1, self._call_tokens // bucket)

@@ -107,6 +107,7 @@ def train_all(options: Mapping[str, Any], *, fresh: bool) -> None:
         # Begun with that many steps, and the other objective gets as many.
         config = replace(TrainConfig(**options), steps=read_run_config(RUNS / kept[0]).steps)
     else:
+        choose_threads(TrainConfig(**options), data)
         config = within_budget(TrainConfig(**options), data)
     for objective in OBJECTIVES:
         chosen = replace(config, objective=objective)
@@ -114,6 +115,22 @@ def train_all(options: Mapping[str, Any], *, fresh: bool) -> None:
         keep = objective in kept and read_run_config(RUNS / objective).steps == config.steps
         click.echo(train(chosen, RUNS / objective, overwrite=not keep, data=data).summary())
     data.close()
+
+
+def choose_threads(config: TrainConfig, data: TrainingData) -> None:
+    """Compute with one thread where that is faster than with all: threads that wait for one another crawl on a busy machine."""
+    import torch
+
+    from train.loop import measure_step_seconds
+
+    most = torch.get_num_threads()
+    seconds = {}
+    for threads in dict.fromkeys((1, most)):
+        torch.set_num_threads(threads)
+        seconds[threads] = measure_step_seconds(replace(config, objective=OBJECTIVES[0]), steps=2, data=data)
+    if seconds[1] < seconds[most]:
+        torch.set_num_threads(1)
+        click.echo(f"other programs are at work here: one thread is faster than {most}")
 
 
 def within_budget(config: TrainConfig, data: TrainingData) -> TrainConfig:

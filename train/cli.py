@@ -12,12 +12,11 @@ from typing import Any
 
 import click
 
-from graphbuild import __version__
 from graphbuild.errors import run_cli
 from train.config import FieldType, TrainConfig, field_docs, field_types, flag, load_config, split_type
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-run_argument = click.argument("run", metavar="RUN", type=click.Path(file_okay=False, path_type=Path))
+run_argument = click.argument("run", metavar="RUN", type=click.Path(file_okay=False, path_type=Path), help="The run's folder.")
 
 
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,7 +38,7 @@ def _click_type(form: FieldType) -> click.ParamType[Any]:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__)
+@click.version_option(package_name="xclr-graph")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
     """Train image encoders on a neighbour graph of their captions.
@@ -88,7 +87,14 @@ def evaluate(run: Path, data: str | None, train_data: str | None, label_column: 
 
 
 @cli.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(file_okay=False, path_type=Path))
+@click.argument(
+    "runs",
+    metavar="RUN...",
+    nargs=-1,
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folders of runs; pictures come from the first one's images.",
+)
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),

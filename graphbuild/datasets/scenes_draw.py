@@ -40,15 +40,18 @@ _FIXED: dict[Paint, tuple[int, int, int]] = {
     "bark": (98, 66, 40),
     "glass": (196, 222, 236),
 }
-_RADIUS = {"small": 0.17, "medium": 0.23, "large": 0.30}
+_MUTED = 0.7
+"""Contrast of a background, so that it does not drown the thing before it."""
+_RADIUS = {"small": 0.22, "medium": 0.29, "large": 0.37}
 """Half the thing's width, as a share of the picture's."""
-_CENTRES = (0.29, 0.5, 0.71)
+_CENTRES = (0.33, 0.5, 0.67)
 
 
 def render(scene: Scene, side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Draw a scene; RGB, shape (side, side, 3)."""
     wide = side * SMOOTHING
     canvas = BACKGROUND_PAINTERS[scene.background](wide, rng)
+    canvas = _tint(rng) + _MUTED * (canvas - 128)
     image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
     _paint_thing(image, scene, rng)
     picture = np.asarray(image.reduce(SMOOTHING), dtype=np.float32)
@@ -61,6 +64,12 @@ def encode_png(picture: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def _tint(rng: np.random.Generator) -> Canvas:
+    """Middle grey with a random cast: a background is told by its pattern, not by its mean colour alone."""
+    tint: Canvas = 128 + rng.normal(0.0, 14.0, 3).astype(np.float32)
+    return tint
 
 
 def _paint_thing(image: Image.Image, scene: Scene, rng: np.random.Generator) -> None:

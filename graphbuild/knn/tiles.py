@@ -228,7 +228,8 @@ class _GroupSearch:
         """An order of some rows of the state in which rows near one another follow one another, roughly."""
         vectors_nD = self._blocks.vectors_SD[rows]
         pivots_PD = vectors_nD[:: max(1, len(vectors_nD) // _PIVOTS)]
-        nearest = [(part_bD @ pivots_PD.T).argmax(dim=1) for part_bD in vectors_nD.split(_BLOCK)]
+        starts = range(0, len(vectors_nD), _BLOCK)
+        nearest = [(vectors_nD[start : start + _BLOCK] @ pivots_PD.T).argmax(dim=1) for start in starts]
         order: NDArray[np.int64] = torch.cat(nearest).argsort(stable=True).numpy()
         return order
 

@@ -45,9 +45,10 @@ def die_always(number: int, *, report: Report) -> int:
 
 @pytest.fixture(autouse=True)
 def _workers_find_this_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = str(Path(__file__).parent)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([folder, str(Path(folder).parent)]))
-    monkeypatch.syspath_prepend(folder)
+    folder = Path(__file__).parent
+    # The clone first: tests/graphbuild must not be taken for the package.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder.parents[1]), str(folder)]))
+    monkeypatch.syspath_prepend(str(folder))
     module = sys.modules[__name__]
     monkeypatch.setitem(sys.modules, "test_cluster", module)
     for task in (square, fail, die_once, die_always):

@@ -185,9 +185,9 @@ def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_killed_knn_resumes_to_the_same_bytes(tmp_path: Path) -> None:
-    vectors = clustered_vectors(5_000, 32)
+    vectors = clustered_vectors(3_000, 32)
     for name in ("killed", "whole"):
-        write_graph(tmp_path / name, vectors, shard_size=125)
+        write_graph(tmp_path / name, vectors, shard_size=75)
     build_knn(tmp_path / "whole", KnnConfig(k=100))
     command = [sys.executable, "-c", "from graphbuild.cli import main; main()", "knn", "--k", "100", "--graph-dir"]
     process = subprocess.Popen([*command, str(tmp_path / "killed")], start_new_session=True, stderr=subprocess.DEVNULL)

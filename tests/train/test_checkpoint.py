@@ -71,7 +71,7 @@ def test_damaged_newest_checkpoint_is_passed_over_and_named(tmp_path: Path, name
 
 def test_error_when_all_checkpoints_are_damaged(tmp_path: Path) -> None:
     (save(tmp_path, 1) / "state.pt").unlink()
-    with pytest.raises(ArtifactError, match="all 1 checkpoints are damaged. Start again with --overwrite"):
+    with pytest.raises(ArtifactError, match=r"all 1 checkpoints are damaged. Start again with --overwrite"):
         newest_checkpoint(tmp_path, lambda message: None)
 
 

@@ -19,12 +19,14 @@ from graphbuild.knn import KnnConfig, build_knn
 from train.cli import cli, main
 from train.config import field_types, flag
 
-OPTIONS = """
---absent --allow-missing --augment --batch-size --cache-gb --checkpoint-every --config --crop-min --data --device --epochs
---graph-dir --help --id-column --image-column --image-size --json --kl-every --label-column --load-size --log-every --lr
---max-corrupt --model --momentum --objective --optimizer --overwrite --precision --projector-dim --projector-hidden --run-dir
---seed --steps --tau --tau-s --warmup-epochs --weight-decay --workers
-""".split()
+OPTIONS = set(
+    """
+    --absent --allow-missing --augment --batch-size --cache-gb --checkpoint-every --config --crop-min --data --device --epochs
+    --graph-dir --help --id-column --image-column --image-size --json --kl-every --label-column --load-size --log-every --lr
+    --max-corrupt --model --momentum --objective --optimizer --overwrite --precision --projector-dim --projector-hidden
+    --run-dir --seed --steps --tau --tau-s --warmup-epochs --weight-decay --workers
+    """.split()  # noqa: SIM905 - a list of quoted words would be three times as long
+)
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 def test_options_of_run_are_frozen() -> None:
     context = cli.commands["run"].make_context("run", [], resilient_parsing=True)
     found = {name for param in cli.commands["run"].get_params(context) for name in param.opts if name.startswith("--")}
-    assert sorted(found) == OPTIONS
+    assert found == OPTIONS
 
 
 def test_every_field_of_the_configuration_is_an_option() -> None:
-    assert {flag(name) for name in field_types()} == set(OPTIONS) - {"--config", "--help", "--json", "--overwrite", "--run-dir"}
+    assert {flag(name) for name in field_types()} == OPTIONS - {"--config", "--help", "--json", "--overwrite", "--run-dir"}
 
 
 def test_choice_outside_the_list_is_a_usage_error() -> None:
@@ -76,23 +78,25 @@ def test_choice_outside_the_list_is_a_usage_error() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "none.toml"], "error: none.toml: No such file or directory. --config takes a TOML file"),
-        (["--objective", "simclr", "--data", "none.parquet"], "error: none.parquet: nothing there. Check --data"),
-        (["--tau", "-1"], "error: --tau: -1.0 is not more than 0."),
-        (["--data", "a.parquet"], "error: no graph under graphs/."),
+        (["--config", "none.toml"], "none.toml: No such file or directory. --config takes a TOML file"),
+        (["--objective", "simclr", "--data", "none.parquet"], "none.parquet: nothing there. Check --data"),
+        (["--tau", "-1"], "--tau: -1.0 is not more than 0."),
+        (["--data", "a.parquet"], "no graph under graphs/."),
     ],
 )
 def test_error_is_one_line_and_exit_code_one(run: Run, arguments: list[str], message: str) -> None:
     result = run(*arguments)
     assert result.code == 1
-    assert result.err.startswith(message)
+    assert result.err.startswith("error: ")
+    assert message in result.err
     assert result.err.count("\n") == 1
 
 
 def test_flags_train_and_the_saved_file_repeats_the_run(run: Run, tmp_path: Path) -> None:
     write_images(tmp_path / "images.parquet", 24)
     write_tiny_graph(tmp_path / "graphs" / "tiny", 24)
-    small = "--image-size 8 --batch-size 8 --epochs 1 --projector-hidden 8 --projector-dim 4 --device cpu --log-every 1".split()
+    size = ("--image-size", "8", "--batch-size", "8", "--epochs", "1", "--projector-hidden", "8", "--projector-dim", "4")
+    small = (*size, "--device", "cpu", "--log-every", "1")
     first = run("--data", "images.parquet", "--id-column", "id", *small)
     assert first.code == 0, first.err
     assert first.out.startswith("runs/xclr-1: xclr, 3 steps, 24 images in")

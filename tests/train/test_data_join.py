@@ -39,7 +39,9 @@ def test_ninety_five_percent_known_is_enough_and_the_rest_is_left_out(tmp_path: 
 
 def test_fewer_are_an_error_with_counts_and_ids_of_both_sides(tmp_path: Path, graph_dir: Path) -> None:
     source = open_images(str(write_images(tmp_path / "a.parquet", 110)), id_column="id")
-    with pytest.raises(ArtifactMismatch, match=r"knows 96 of the 110 images of .*'img-96'.*96 samples such as 'img-0'.*--allow-missing"):
+    with pytest.raises(
+        ArtifactMismatch, match=r"knows 96 of the 110 images of .*'img-96'.*96 samples such as 'img-0'.*--allow-missing"
+    ):
         join(source, Graph.open(graph_dir))
     assert len(join(source, Graph.open(graph_dir), allow_missing=True).indices) == 96
 
@@ -69,7 +71,7 @@ def test_simclr_needs_no_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_error_when_nobody_says_where_the_images_are(graph_dir: Path) -> None:
-    with pytest.raises(OptionError, match="does not record where its images are. Name them with --data"):
+    with pytest.raises(OptionError, match=r"does not record where its images are. Name them with --data"):
         open_data(tiny_config(graph_dir=str(graph_dir)))
 
 

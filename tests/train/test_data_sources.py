@@ -161,7 +161,9 @@ def test_cmyk_jpeg_decodes() -> None:
     assert np.abs(pixels.transpose(1, 2, 0).astype(int) - draw(0)).mean() < 40
 
 
-@pytest.mark.parametrize("item", [None, b"", b"not an image", encode(draw(0))[:60], encode(draw(0, height=64, width=64), "jpeg")[:400]])
+@pytest.mark.parametrize(
+    "item", [None, b"", b"not an image", encode(draw(0))[:60], encode(draw(0, height=64, width=64), "jpeg")[:400]]
+)
 def test_what_is_no_whole_image_is_unreadable(item: bytes | None) -> None:
     with pytest.raises(UnreadableImage):
         decode(item, 8)

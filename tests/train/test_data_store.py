@@ -16,7 +16,9 @@ from train.data.prefetch import read_ahead
 from train.data.store import CorruptImages, ImageStore, choose_load_size
 
 
-def store_of(path: Path, *, cache: bool, limit: int = 100, indices: Int64 | None = None) -> tuple[ImageStore, list[tuple[str, str]]]:
+def store_of(
+    path: Path, *, cache: bool, limit: int = 100, indices: Int64 | None = None
+) -> tuple[ImageStore, list[tuple[str, str]]]:
     source = open_images(str(path), id_column="id")
     told: list[tuple[str, str]] = []
     corrupt = CorruptImages("here", limit, lambda name, reason: told.append((name, reason)))

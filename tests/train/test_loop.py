@@ -102,7 +102,9 @@ def test_corrupt_image_met_on_the_way_is_left_out_of_its_batch(place: Path, tmp_
     result = train(config_in(place, cache_gb=0.0), tmp_path / "run")
     # Now 32 samples make four batches, and one of eight is an image short, once an epoch.
     assert (result.steps, result.images_seen) == (8, 62)
-    assert [line["sample_id"] for line in read_lines(tmp_path / "run" / "events.jsonl") if line["event"] == "corrupt_image"] == ["img-5"]
+    assert [line["sample_id"] for line in read_lines(tmp_path / "run" / "events.jsonl") if line["event"] == "corrupt_image"] == [
+        "img-5"
+    ]
 
 
 def test_saved_configuration_repeats_the_run_bit_for_bit(place: Path, tmp_path: Path) -> None:
@@ -153,9 +155,7 @@ def test_runs_are_numbered_and_an_unfinished_one_goes_on(place: Path, tmp_path: 
 
 def test_folder_in_use_by_another_process_is_refused(place: Path, tmp_path: Path) -> None:
     train(config_in(place, steps=1), tmp_path / "run")
-    code = (
-        "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.flock(lock, fcntl.LOCK_EX); print('held', flush=True); input()"
-    )
+    code = "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.flock(lock, fcntl.LOCK_EX); print('held', flush=True); input()"
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "run" / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 import torch
 from helpers_train import tiny_config, write_images, write_tiny_graph
 
+from train import loop
 from train.checkpoint import checkpoints, load_encoder, newest_checkpoint
 from train.config import TrainConfig
 from train.data.prepare import prepare
@@ -52,56 +52,55 @@ def assert_equal_runs(one: Path, other: Path) -> None:
     assert untimed(one) == untimed(other)
 
 
-def wait_for_step(run_dir: Path, step: int, *, seconds: float = 120) -> None:
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        if any(line["step"] >= step for line in read_metrics(run_dir)):
-            return
-        time.sleep(0.002)
-    pytest.fail(f"step {step} was not reached within {seconds} s")
-
-
-def command(config: TrainConfig, run_dir: Path) -> list[str]:
-    (run_dir.parent / "asked.toml").write_text(config.to_toml())
-    return [sys.executable, "-m", "train", "run", "--config", str(run_dir.parent / "asked.toml"), "--run-dir", str(run_dir)]
+KILLED = """
+import os, signal, sys
+from train import loop
+from train.cli import main
+write = loop.append_line
+def write_and_die(path, values):
+    write(path, values)
+    if values.get("step") == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+loop.append_line = write_and_die
+main()
+"""
+"""`train run`, which dies at step 8, after its metrics were written."""
 
 
 def test_run_killed_in_mid_epoch_ends_bit_identical_to_an_undisturbed_one(
     config: TrainConfig, undisturbed: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    # Enough steps that the kill comes well before the end; the same thread count as the other run.
+    (tmp_path / "asked.toml").write_text(config.to_toml())
+    # The same thread count as the other run.
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command(config, run_dir), env=environment, stderr=subprocess.PIPE, text=True)
-    wait_for_step(run_dir, 7)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    arguments = ["run", "--config", str(tmp_path / "asked.toml"), "--run-dir", str(run_dir)]
+    died = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert read_metrics(run_dir)[-1]["step"] == 8
     result = train(config, run_dir)
-    assert result.first_step in (6, 9, 12)
+    assert result.first_step == 6
     assert_equal_runs(run_dir, undisturbed)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signal_writes_a_checkpoint_and_says_how_to_go_on(
-    config: TrainConfig, undisturbed: Path, tmp_path: Path, number: signal.Signals, code: int
+    config: TrainConfig, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
     run_dir = tmp_path / "run"
+    write = loop.append_line
 
-    def stop() -> None:
-        wait_for_step(run_dir, 4)
-        os.kill(os.getpid(), number)
+    def write_and_signal(path: Path, values: dict[str, Any]) -> None:
+        write(path, values)
+        if path.name == "metrics.jsonl" and values["step"] == 4:
+            os.kill(os.getpid(), number)
 
-    thread = threading.Thread(target=stop)
-    thread.start()
+    monkeypatch.setattr(loop, "append_line", write_and_signal)
     with pytest.raises(Interrupted, match=r"a checkpoint was written\. Go on with: train run --config .* --run-dir") as caught:
         train(config, run_dir)
-    thread.join()
     assert caught.value.exit_code == code
-    stopped_at = read_metrics(run_dir)[-1]["step"]
-    assert checkpoints(run_dir)[0].name == f"step-{stopped_at:08d}"
-    result = train(config, run_dir)
-    assert result.first_step == stopped_at
+    assert checkpoints(run_dir)[0].name == "step-00000004"
+    assert train(config, run_dir).first_step == 4
     assert [line["event"] for line in read_lines(run_dir / "events.jsonl")] == ["start", "interrupt", "resume", "finish"]
     assert_equal_runs(run_dir, undisturbed)
 
@@ -123,8 +122,6 @@ def test_run_goes_on_from_every_step_with_the_same_losses(config: TrainConfig) -
 
 
 def _saved(state: dict[str, Any]) -> Any:
-    import io
-
     stream = io.BytesIO()
     torch.save(state, stream)
     stream.seek(0)

@@ -1,0 +1,231 @@
+"""The exact neighbour graph against other ways to get one: `python -m benchmarks.knn [--small] [--vectors FILE.npy]`.
+
+Shape letters: N texts, K neighbours, D vector width.
+
+Every contender joins the set with itself. Those that are linear in the number of queries answer a share of them, and
+their time is scaled up; calls stay large, for `faiss.knn` is many times slower on small ones. Rounds alternate; a round
+in which `faiss.knn` is over 20 % off its median is void. Recall is by similarity: a neighbour counts if its exact
+similarity reaches the exact K-th, less 1e-6.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_K = 256
+_ROUNDS = 3
+_VOID = 0.2
+_RECALL_ROWS = 500
+_QUERIES = 4096
+"""Queries of the contenders whose time is scaled up, at least; see the module's first lines."""
+Ids = NDArray[np.integer]
+Search = Callable[[], tuple[float, Ids]]
+"""Runs once; gives the seconds of a full self-join, and the neighbours of the first texts, own id perhaps included."""
+
+
+@dataclass(slots=True)
+class Contender:
+    """One way to find neighbours, and what its rounds took."""
+
+    name: str
+    search: Search
+    seconds: list[float]
+    recall: float = float("nan")
+
+
+def run(*, small: bool = False, vectors_file: Path | None = None) -> str:
+    """Measure every contender and return a table with the conditions.
+
+    Args:
+        small: Few synthetic vectors and one round: to see that it works, not how fast it is.
+        vectors_file: Unit float16 vectors (N, D) as .npy; synthetic clusters if None.
+    """
+    return _table(measure(small=small, vectors_file=vectors_file))
+
+
+def measure(*, small: bool = False, vectors_file: Path | None = None) -> dict[str, Any]:
+    """The figures behind `run`'s table."""
+    if vectors_file is None:
+        vectors_ND = clustered_vectors(16_384 if small else 1_000_000, 384)
+        what = "synthetic clusters"
+    else:
+        vectors_ND = np.ascontiguousarray(np.load(vectors_file).astype(np.float16))
+        what = vectors_file.name
+    contenders = _contenders(vectors_ND)
+    truth = _exact_similarities(vectors_ND, min(_RECALL_ROWS, len(vectors_ND)))
+    for _ in range(1 if small else _ROUNDS):
+        for one in contenders:
+            seconds, ids = one.search()
+            one.seconds.append(seconds)
+            one.recall = _recall(truth, ids)
+    rows = _rows(contenders, len(vectors_ND))
+    return {"conditions": _conditions(vectors_ND, what), "rows": rows}
+
+
+def clustered_vectors(count: int, dim: int, *, seed: int = 0) -> NDArray[np.float16]:
+    """Unit vectors around 1,000 random centres."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((1000, dim), np.float32)
+    vectors_ND = np.empty((count, dim), np.float16)
+    for start in range(0, count, 65_536):
+        part = centres[rng.integers(1000, size=min(65_536, count - start))]
+        part = part + rng.standard_normal(part.shape, np.float32)
+        vectors_ND[start : start + len(part)] = part / np.linalg.norm(part, axis=1, keepdims=True)
+    return vectors_ND
+
+
+def _contenders(vectors_ND: NDArray[np.float16]) -> list[Contender]:
+    wide_ND = vectors_ND.astype(np.float32)
+    return [
+        Contender("faiss.knn float32", _faiss(wide_ND), []),
+        Contender("graphbuild", _ours(vectors_ND, "auto"), []),
+        Contender("graphbuild float32", _ours(vectors_ND, "float32"), []),
+        Contender("scikit-learn brute force", _scikit_learn(wide_ND), []),
+    ]
+
+
+def _ours(vectors_ND: NDArray[np.float16], precision: str) -> Search:
+    from graphbuild.knn.memory import free_memory
+    from graphbuild.knn.tiles import TileEngine
+    from graphbuild.shards import shard_ranges
+
+    # Compiling is not searching: a first, small search loads the kernels.
+    list(TileEngine(vectors_ND[:4096], k=64, memory_limit=10**9, precision=precision).search(shard_ranges(4096, 4096)))
+
+    def search() -> tuple[float, Ids]:
+        started = time.perf_counter()
+        engine = TileEngine(vectors_ND, k=_K, memory_limit=free_memory() // 2, precision=precision)
+        first: Ids | None = None
+        for found in engine.search(shard_ranges(len(vectors_ND), 65_536)):
+            first = found.ids_nK[:_RECALL_ROWS].copy() if first is None else first
+        assert first is not None
+        return time.perf_counter() - started, first
+
+    return search
+
+
+def _faiss(wide_ND: NDArray[np.float32]) -> Search:
+    import faiss
+
+    queries = min(len(wide_ND), _QUERIES)
+
+    def search() -> tuple[float, Ids]:
+        started = time.perf_counter()
+        _, ids = faiss.knn(wide_ND[:queries], wide_ND, _K + 1, metric=faiss.METRIC_INNER_PRODUCT)
+        return (time.perf_counter() - started) * len(wide_ND) / queries, ids
+
+    return search
+
+
+def _scikit_learn(wide_ND: NDArray[np.float32]) -> Search:
+    from sklearn.neighbors import NearestNeighbors
+
+    queries = min(len(wide_ND), _QUERIES)
+    # On unit vectors the order by Euclidean distance is that by inner product.
+    model = NearestNeighbors(n_neighbors=_K + 1, algorithm="brute", metric="euclidean").fit(wide_ND)
+
+    def search() -> tuple[float, Ids]:
+        started = time.perf_counter()
+        ids = model.kneighbors(wide_ND[:queries], return_distance=False)
+        return (time.perf_counter() - started) * len(wide_ND) / queries, ids
+
+    return search
+
+
+def _exact_similarities(vectors_ND: NDArray[np.float16], rows: int) -> NDArray[np.float64]:
+    wide_rD = vectors_ND[:rows].astype(np.float64)
+    parts = [wide_rD @ vectors_ND[start : start + 65_536].astype(np.float64).T for start in range(0, len(vectors_ND), 65_536)]
+    return np.concatenate(parts, axis=1)
+
+
+def _recall(exact_rN: NDArray[np.float64], ids: Ids) -> float:
+    hits = []
+    for row, (exact_N, found) in enumerate(zip(exact_rN, ids, strict=False)):
+        others = np.delete(exact_N, row)
+        kth = np.partition(others, len(others) - _K)[len(others) - _K]
+        kept = found[found != row][:_K]
+        hits.append((exact_N[kept] >= kth - 1e-6).sum() / _K)
+    return float(np.mean(hits))
+
+
+def _rows(contenders: list[Contender], count: int) -> list[dict[str, Any]]:
+    """Medians over the rounds that are not void."""
+    reference = contenders[0].seconds
+    middle = statistics.median(reference)
+    valid = [abs(seconds - middle) <= _VOID * middle for seconds in reference]
+    rows = []
+    for one in contenders:
+        kept = [seconds for seconds, sound in zip(one.seconds, valid, strict=True) if sound]
+        ratios = [theirs / ours for theirs, ours, sound in zip(reference, one.seconds, valid, strict=True) if sound]
+        rows.append(
+            {
+                "name": one.name,
+                "seconds": statistics.median(kept),
+                "range": [min(kept), max(kept)],
+                "gigapairs_per_second": count**2 / statistics.median(kept) / 1e9,
+                "times_faiss": statistics.median(ratios),
+                "recall": one.recall,
+                "rounds": len(kept),
+            }
+        )
+    return rows
+
+
+def _conditions(vectors_ND: NDArray[np.float16], what: str) -> dict[str, Any]:
+    import faiss
+    import torch
+
+    from graphbuild.knn.scores import fastest_format
+
+    return {
+        "vectors": what,
+        "texts": len(vectors_ND),
+        "dim": vectors_ND.shape[1],
+        "k": _K,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "precision": fastest_format(vectors_ND.shape[1]).name,
+        "machine": platform.machine(),
+        "load": round(os.getloadavg()[0], 1),
+        "torch": torch.__version__,
+        "faiss": faiss.__version__,
+    }
+
+
+def _table(result: dict[str, Any]) -> str:
+    lines = ["exact neighbours: " + ", ".join(f"{key} {value}" for key, value in result["conditions"].items())]
+    lines.append(f"{'':26}{'seconds':>10}{'range':>20}{'Gpairs/s':>10}{'x faiss':>9}{'recall':>9}{'rounds':>8}")
+    for row in result["rows"]:
+        low, high = row["range"]
+        lines.append(
+            f"{row['name']:26}{row['seconds']:10.2f}{f'{low:.2f} to {high:.2f}':>20}{row['gigapairs_per_second']:10.2f}"
+            f"{row['times_faiss']:9.2f}{row['recall']:9.5f}{row['rounds']:8}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Entry point of `python -m benchmarks.knn`."""
+    parser = argparse.ArgumentParser(description="The exact neighbour graph against its peers.")
+    parser.add_argument("--small", action="store_true", help="few vectors, one round")
+    parser.add_argument("--vectors", type=Path, default=None, metavar="FILE.npy", help="unit float16 vectors (N, D)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    options = parser.parse_args()
+    result = measure(small=options.small, vectors_file=options.vectors)
+    print(json.dumps(result) if options.json else _table(result))
+
+
+if __name__ == "__main__":
+    main()
