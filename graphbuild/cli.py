@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from graphbuild import __version__, schemas
+from graphbuild import schemas
 from graphbuild.errors import run_cli
 from graphbuild.manifest import find_graph_dir
 
@@ -48,7 +48,7 @@ class _KOption(click.ParamType[int | str]):
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__)
+@click.version_option(package_name="xclr-graph")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
     """Exact nearest-neighbour graphs of captions and class prompts.
@@ -74,7 +74,13 @@ def cli(debug: bool) -> None:
 @click.option("--replace", "replacements", multiple=True, metavar="OLD=NEW", help="Replace a string in every caption; recorded.")
 @click.option("--multi-caption", is_flag=True, help="Rows that share a sample id are several captions of one sample.")
 @click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="A Sentence Transformer: a name, or a folder.")
-@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Arithmetic of the encoder; auto takes half precision where the hardware is made for it.",
+)
 @click.option("--shard-size", type=click.IntRange(min=1), default=schemas.SHARD_SIZE, show_default=True, help="Texts a shard.")
 @workers_option
 @scheduler_option
@@ -134,9 +140,9 @@ def inspect(graph_dir: Path | None, sql: str | None, limit: int, as_json: bool) 
 
 
 @cli.command()
-@click.argument("text")
+@click.argument("text", help="Any text.")
 @graph_dir_option
-@click.option("-n", "--count", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option("-n", "--count", type=click.IntRange(min=1), default=10, show_default=True, help="How many.")
 @json_option
 def neighbors(text: str, graph_dir: Path | None, count: int, as_json: bool) -> None:
     """Nearest stored texts of any TEXT, by the graph's encoder."""

@@ -34,7 +34,7 @@ class Assembly(NamedTuple):
 
 
 def assemble(rows: Rows, text_ids_B: npt.ArrayLike, *, absent: float | None = None) -> Assembly:
-    """Similarities among the samples of a batch (DESIGN 5), in one scan of their rows: O(B K + B^2).
+    """Similarities among the samples of a batch (docs/definitions.md, Target), in one scan of their rows: O(B K + B^2).
 
     A pair is 1 if it has one text; else its stored similarity, if either row stores it (the larger, should an imported
     graph hold two); else scale_i scale_j <q_i, q_j>, or `absent`. Sketch products are sums of at most 1,024 products of

@@ -197,7 +197,7 @@ def same_class(labels_B: Tensor) -> Tensor:
 
 
 def target_weights(similarity_BB: Tensor, tau_s: float) -> tuple[Tensor, Tensor]:
-    """The softmax of DESIGN 5 without its 2B x 2B matrix.
+    """The softmax of the target (docs/definitions.md) without its 2B x 2B matrix.
 
     Both views of i share s_i, which holds w_ij twice (both views of j), and w_ii once (the own view; the self pair is out).
 

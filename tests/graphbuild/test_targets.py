@@ -38,7 +38,7 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Graph:
 
 
 def slow_similarities(rows: Rows, ids: NDArray[np.int64], absent: float | None) -> tuple[NDArray[np.float64], list[int]]:
-    """DESIGN 5 pair by pair."""
+    """The definition of docs/definitions.md, pair by pair."""
     stored = [dict(zip(r.tolist(), s.tolist(), strict=True)) for r, s in zip(rows.neighbor_ids, rows.similarities, strict=True)]
     result = np.empty((len(ids), len(ids)))
     for i, a in enumerate(ids.tolist()):
