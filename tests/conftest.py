@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from graphbuild.errors import wait_without_spinning
+
+wait_without_spinning()
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from pipelines.common import markdown_table, score_headings, score_rows, text_table
+import json
+from pathlib import Path
+
+from pipelines.common import markdown_table, run_holds, score_headings, score_rows, text_table
+from train.config import TrainConfig
 
 SCORES = {
     "a": {
@@ -38,3 +42,33 @@ def test_markdown_table_reads_back_to_its_cells() -> None:
         ["---", "---:"],
         ["a", "1.0"],
     ]
+
+
+def _run(folder: Path, fingerprint: str | None) -> Path:
+    folder.mkdir()
+    (folder / "config.toml").write_text(TrainConfig(epochs=3, batch_size=32).to_toml())
+    if fingerprint is not None:
+        checkpoint = folder / "checkpoints/step-00000001"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "checkpoint.json").write_text(json.dumps({"position": {"fingerprint": fingerprint}}))
+    return folder
+
+
+def test_a_run_of_equal_options_and_data_is_kept(tmp_path: Path) -> None:
+    assert run_holds(_run(tmp_path / "a", "f"), {"epochs": 3, "batch_size": 32}, "f")
+
+
+def test_a_run_without_a_checkpoint_is_kept(tmp_path: Path) -> None:
+    assert run_holds(_run(tmp_path / "a", None), {"epochs": 3}, "f")
+
+
+def test_a_run_of_other_options_is_not_kept(tmp_path: Path) -> None:
+    assert not run_holds(_run(tmp_path / "a", "f"), {"epochs": 4}, "f")
+
+
+def test_a_run_on_other_data_is_not_kept(tmp_path: Path) -> None:
+    assert not run_holds(_run(tmp_path / "a", "g"), {"epochs": 3}, "f")
+
+
+def test_a_folder_without_a_run_is_not_kept(tmp_path: Path) -> None:
+    assert not run_holds(tmp_path, {}, "f")
