@@ -32,9 +32,9 @@ COLUMN = "label"
     help="Folder of train-*.parquet and val.parquet.",
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/tiny_imagenet"), show_default=True)
-@click.option("--epochs", type=click.IntRange(min=1), default=6, show_default=True, help="Passes over the images, each objective.")
+@click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Passes over the images, each objective.")
 @click.option("--image-size", type=click.IntRange(min=16), default=32, show_default=True, help="Pixels of a view.")
-@click.option("--batch-size", type=click.IntRange(min=8), default=256, show_default=True, help="Images a step.")
+@click.option("--batch-size", type=click.IntRange(min=8), default=250, show_default=True, help="Images a step.")
 @click.option("--model", default="small", show_default=True, help="The network, as `train run --model` takes it.")
 @click.option("--tau-s", type=float, default=0.1, show_default=True, help="Temperature of the X-CLR target.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights, batches and augmentations.")
