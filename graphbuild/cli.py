@@ -108,15 +108,27 @@ def embed(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
     help="Bytes of sketch a text; 0 leaves it out.",
 )
 @click.option(
-    "--memory-limit", default=None, metavar="SIZE", help="Memory to stay within, such as 4GB (default: half of what is free)."
+    "--memory-limit",
+    default=None,
+    metavar="SIZE",
+    help="Memory for data to stay within, such as 4GB (default: half of what is free); of each worker where there is a scheduler.",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Dask worker processes on this machine, a shard each; 0 works in this process, which is faster on one machine.",
+)
+@scheduler_option
+@click.option("--dry-run", is_flag=True, help="Only say what it would take: time, by a short calibration, memory and disk.")
 @overwrite_option
 @json_option
-def knn(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
+def knn(graph_dir: Path | None, as_json: bool, dry_run: bool, **options: Any) -> None:
     """Find the k nearest texts of every text, exactly."""
-    from graphbuild.knn import KnnConfig, build_knn
+    from graphbuild.knn import KnnConfig, build_knn, estimate_knn
 
-    _answer(build_knn(find_graph_dir(graph_dir), KnnConfig(**options)), as_json)
+    _answer((estimate_knn if dry_run else build_knn)(find_graph_dir(graph_dir), KnnConfig(**options)), as_json)
 
 
 @cli.command()

@@ -22,6 +22,9 @@ from graphbuild.shards import require_intact
 
 REMEDY = "Run `graphbuild embed` again with the same options: it rebuilds this file alone."
 
+_BLOCK_ROWS = 8192
+_BUFFER = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingShard:
@@ -82,14 +85,38 @@ def load_embeddings(graph_dir: Path, *, check: bool = True) -> NDArray[np.float1
     count = sum(receipt.rows for receipt in stage.files.values())
     vectors_ND: NDArray[np.float16] | None = None
     start = 0
-    for shard in iterate_embeddings(graph_dir, check=check):
-        stop = start + len(shard.ids_n)
+    for block_nD in embedding_blocks(graph_dir, check=check):
         if vectors_ND is None:
-            vectors_ND = np.empty((count, shard.vectors_nD.shape[1]), np.float16)
-        if not np.array_equal(shard.ids_n, np.arange(start, stop)):
-            raise ArtifactError(f"{graph_dir}: embedding ids do not run from {start:,} to {stop - 1:,}. {REMEDY}")
-        vectors_ND[start:stop] = shard.vectors_nD
-        start = stop
+            vectors_ND = np.empty((count, block_nD.shape[1]), np.float16)
+        vectors_ND[start : start + len(block_nD)] = block_nD
+        start += len(block_nD)
     if vectors_ND is None:
         raise ArtifactError(f"{graph_dir}: the embed stage lists no file. {REMEDY}")
     return vectors_ND
+
+
+def embedding_blocks(graph_dir: Path, *, check: bool = True) -> Iterator[NDArray[np.float16]]:
+    """All embeddings in order of text id, a few thousand at a time, whatever the size of the files.
+
+    Raises:
+        ArtifactError: If the stage is not done, a file is missing or damaged, or ids do not run from 0.
+    """
+    stage = Manifest.load(graph_dir).require("embed", graph_dir)
+    start = 0
+    for name in sorted(stage.files):
+        if check:
+            require_intact(graph_dir, {name: stage.files[name]}, remedy=REMEDY)
+        for ids_n, block_nD in _file_blocks(graph_dir / name):
+            if not np.array_equal(ids_n, np.arange(start, start + len(ids_n))):
+                raise ArtifactError(f"{graph_dir / name}: ids do not run from {start:,} to {start + len(ids_n) - 1:,}. {REMEDY}")
+            yield block_nD
+            start += len(ids_n)
+
+
+def _file_blocks(path: Path) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float16]]]:
+    try:
+        with pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as file:
+            for batch in file.iter_batches(_BLOCK_ROWS, columns=[schemas.TEXT_ID, schemas.EMBEDDING], use_threads=False):
+                yield batch[schemas.TEXT_ID].to_numpy(), _matrix(pa.chunked_array([batch[schemas.EMBEDDING]]))
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}). {REMEDY}") from error

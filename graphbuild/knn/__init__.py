@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from graphbuild import schemas
+
+if TYPE_CHECKING:
+    from graphbuild.knn.plan import Estimate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +24,15 @@ class KnnConfig:
     sketch_dim: int = schemas.DEFAULT_SKETCH_DIM
     """R: bytes of sketch per text; 0 leaves the sketch out."""
     memory_limit: str | None = None
-    """Memory to stay within, such as `4GB` or `512MiB`; half of what is free where None. No byte depends on it."""
+    """Memory to stay within, such as `4GB` or `512MiB`; half of what is free where None. No byte depends on it.
+
+    It counts what the data take, in all processes on this machine together, or in each worker of a cluster. It does not count
+    the program's own code, or mapped embeddings, which the system takes back when it needs the memory."""
+    workers: int = 0
+    """Worker processes on this machine, each of which takes one shard at a time; 0 searches in this process, where a pair
+    scored once serves both of its texts."""
+    scheduler: str | None = None
+    """Address of a running Dask scheduler."""
     overwrite: bool = False
     """Build again what was built with other options or from other input."""
 
@@ -86,3 +97,16 @@ def build_knn(graph_dir: Path, config: KnnConfig) -> KnnResult:
     from graphbuild.knn.stage import run_stage
 
     return run_stage(graph_dir, config)
+
+
+def estimate_knn(graph_dir: Path, config: KnnConfig) -> Estimate:
+    """What `build_knn` would take, by a calibration of about five seconds; changes nothing.
+
+    Raises:
+        ArtifactError: If the embeddings are missing or damaged.
+        OptionError: If the stage is done with other options, or the memory limit cannot be read.
+        ResourceError: If the memory limit is too small to work within.
+    """
+    from graphbuild.knn.stage import estimate_stage
+
+    return estimate_stage(graph_dir, config)

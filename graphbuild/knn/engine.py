@@ -6,7 +6,7 @@ Ids are text ids, which are row numbers of the vectors. Nothing here reads or wr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,6 +31,14 @@ class Neighbors:
     """Rows that the certificate did not settle, and that were computed again in another way."""
 
 
+Advance = Callable[[int], None]
+"""Told, from any thread, of work that was finished, in pairs of texts."""
+
+
+def unheard(_pairs: int) -> None:
+    """Nobody wants to know."""
+
+
 class Engine(Protocol):
     """Finds exact neighbours among the vectors it was made for; what it finds does not depend on which engine it is."""
 
@@ -38,8 +46,24 @@ class Engine(Protocol):
     def precision(self) -> str:
         """Number format of the scoring pass."""
 
-    def search(self, ranges: Sequence[ShardRange]) -> Iterator[Neighbors]:
+    def pairs(self, ranges: Sequence[ShardRange]) -> int:
+        """Pairs of texts that a search scores."""
+
+    def work(self, ranges: Sequence[ShardRange]) -> int:
+        """All that a search tells `advance`: pairs scored, and re-ranking as the pairs that could be scored meanwhile."""
+
+    def search(self, ranges: Sequence[ShardRange], advance: Advance = unheard) -> Iterator[Neighbors]:
         """Neighbours of each range of texts, in turn."""
+
+
+def required_memory(count: int, dim: int, k: int, precision: str = "auto") -> int:
+    """The least memory limit that `make_engine` takes, in bytes."""
+    from graphbuild.knn.rowblocks import RowBlockEngine
+    from graphbuild.knn.tiles import TileEngine
+
+    if in_row_blocks(count, k):
+        return RowBlockEngine.required_memory(count, dim, k)
+    return TileEngine.required_memory(count, dim, k, precision)
 
 
 def make_engine(vectors_ND: NDArray[np.float16], *, k: int, memory_limit: int, precision: str = "auto") -> Engine:
@@ -57,7 +81,11 @@ def make_engine(vectors_ND: NDArray[np.float16], *, k: int, memory_limit: int, p
     from graphbuild.knn.rowblocks import RowBlockEngine
     from graphbuild.knn.tiles import TileEngine
 
-    count = len(vectors_ND)
-    if count <= _FEW_TEXTS or k * _MANY_NEIGHBORS > count:
+    if in_row_blocks(len(vectors_ND), k):
         return RowBlockEngine(vectors_ND, k=k, memory_limit=memory_limit)
     return TileEngine(vectors_ND, k=k, memory_limit=memory_limit, precision=precision)
+
+
+def in_row_blocks(count: int, k: int) -> bool:
+    """Whether row blocks are the better search: few texts, or most of them neighbours."""
+    return count <= _FEW_TEXTS or k * _MANY_NEIGHBORS > count

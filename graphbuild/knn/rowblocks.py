@@ -6,7 +6,7 @@ For small sets of vectors, for nearly complete graphs, and for the rows that the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from graphbuild.errors import ResourceError
 from graphbuild.knn import exact
-from graphbuild.knn.engine import Neighbors
+from graphbuild.knn.engine import Advance, Neighbors, unheard
 from graphbuild.knn.scores import FLOAT32, score_error
 from graphbuild.knn.threads import Threads, threads
-from graphbuild.progress import progress
 from graphbuild.shards import ShardRange
 
 _MARGIN = 32
@@ -50,23 +49,36 @@ class RowBlockEngine:
         self._bits_ND = vectors_ND.view(np.int16)
         self._k = k
         self._kept = min(k + 1 + _MARGIN, count)
-        per_row = 4 * _TILE + 24 * (self._kept + _TILE) + 4 * dim + 32 * self._kept
-        self._block = min(_BLOCK, (memory_limit - 8 * _TILE * dim) // per_row)
+        fixed, per_row = _footprint(count, dim, k)
+        self._block = min(_BLOCK, (memory_limit - fixed) // per_row)
         if self._block < min(_SMALLEST_BLOCK, count):
-            needed = per_row * _SMALLEST_BLOCK + 8 * _TILE * dim
+            needed = self.required_memory(count, dim, k)
             raise ResourceError(
-                f"the search needs at least {needed / 1e6:,.0f} MB, and the memory limit leaves {memory_limit / 1e6:,.0f} MB. "
-                "Raise --memory-limit, or lower --k."
+                f"the search needs at least {needed / 1e6:,.0f} MB, and the memory limit leaves "
+                f"{max(memory_limit, 0) / 1e6:,.0f} MB. Raise --memory-limit, or lower --k."
             )
 
-    def search(self, ranges: Sequence[ShardRange]) -> Iterator[Neighbors]:
-        """Neighbours of each range of texts, in turn."""
-        with progress("neighbours", sum(map(len, ranges)), unit="texts") as meter:
-            for one in ranges:
-                yield self.search_rows(np.arange(one.start, one.stop), meter.advance)
+    @staticmethod
+    def required_memory(count: int, dim: int, k: int) -> int:
+        """The least memory limit, in bytes."""
+        fixed, per_row = _footprint(count, dim, k)
+        return fixed + per_row * min(_SMALLEST_BLOCK, count)
 
-    def search_rows(self, rows_n: NDArray[np.int64], advance: Callable[[int], None] = lambda _: None) -> Neighbors:
-        """Neighbours of some texts, in the order given; `advance` is told of finished rows."""
+    def pairs(self, ranges: Sequence[ShardRange]) -> int:
+        """Pairs of texts that a search scores: each row against all."""
+        return sum(map(len, ranges)) * len(self._vectors_ND)
+
+    def work(self, ranges: Sequence[ShardRange]) -> int:
+        """All that a search tells `advance`; re-ranking is a part of each row."""
+        return self.pairs(ranges)
+
+    def search(self, ranges: Sequence[ShardRange], advance: Advance = unheard) -> Iterator[Neighbors]:
+        """Neighbours of each range of texts, in turn."""
+        for one in ranges:
+            yield self.search_rows(np.arange(one.start, one.stop), advance)
+
+    def search_rows(self, rows_n: NDArray[np.int64], advance: Advance = unheard) -> Neighbors:
+        """Neighbours of some texts, in the order given."""
         ids_nK = np.empty((len(rows_n), self._k), np.int32)
         bits_nK = np.empty((len(rows_n), self._k), np.int16)
         recomputed = 0
@@ -74,7 +86,7 @@ class RowBlockEngine:
             for first in range(0, len(rows_n), self._block):
                 part = slice(first, first + self._block)
                 recomputed += self._search_block(pool, rows_n[part], ids_nK[part], bits_nK[part])
-                advance(len(rows_n[part]))
+                advance(len(rows_n[part]) * len(self._vectors_ND))
         return Neighbors(ids_nK, bits_nK.view(np.float16), recomputed)
 
     def _search_block(self, pool: Threads, rows_n: NDArray[np.int64], ids_nK: NDArray[np.int32], bits_nK: NDArray[np.int16]) -> int:
@@ -111,3 +123,9 @@ class RowBlockEngine:
             columns = torch.arange(left, right, dtype=torch.int32).expand(len(rows_n), -1)
             ids_nM = torch.cat([ids_nM, columns], dim=1).gather(1, places_nM)
         return ids_nM.numpy(), best_nM.amin(dim=1).double().numpy()
+
+
+def _footprint(count: int, dim: int, k: int) -> tuple[int, int]:
+    """Bytes that are taken whatever the block, and bytes a row of the block."""
+    kept = min(k + 1 + _MARGIN, count)
+    return 8 * _TILE * dim, 4 * _TILE + 24 * (kept + _TILE) + 4 * dim + 32 * kept

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -97,6 +98,7 @@ def make_bounds(form: Format, *, dim: int, longest: float, cast: float) -> Bound
     return Bounds(lowered, values + errors)
 
 
+@cache
 def fastest_format(dim: int) -> Format:
     """The format whose matrix product is fastest on this machine, by a short measurement.
 

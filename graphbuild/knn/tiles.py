@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 
 from graphbuild.errors import ResourceError
 from graphbuild.knn import selection
-from graphbuild.knn.engine import Neighbors
+from graphbuild.knn.engine import Advance, Neighbors, unheard
 from graphbuild.knn.rowblocks import RowBlockEngine
 from graphbuild.knn.scores import FORMATS, Bounds, Format, casting_error, fastest_format, make_bounds
 from graphbuild.knn.threads import Threads, threads
-from graphbuild.progress import progress
 from graphbuild.shards import ShardRange
 
 _BLOCK = 1024
@@ -47,6 +46,8 @@ _CHUNK = 512
 """Rows that a thread re-ranks at a time."""
 _FALLBACK_SHARE = 4
 """Of the memory, a quarter is for searching unsettled rows again."""
+_RERANKING_PAIRS = 60_000
+"""What re-ranking a row counts as in the work of a search: about the pairs scored in the same time."""
 _PIVOTS = 256
 """Texts by which rows are brought into an order for re-ranking."""
 _LONGEST = 1.01
@@ -85,40 +86,59 @@ class TileEngine:
         self._vectors_ND = vectors_ND
         self._k = k
         self._format: Format = fastest_format(dim) if precision == "auto" else FORMATS[precision]
-        self._sample = min(_SAMPLE, count // _SAMPLE_SHARE) // selection.LANES * selection.LANES
-        self._width = int(_BAND * _ROOM * (k + 1)) + 64
-        item = self._format.dtype.itemsize
-        fixed = torch.get_num_threads() * item * max(_TILE_ROWS * _BLOCK, _BLOCK // 4 * self._sample)
-        fixed += self._sample * dim * item + _STRIPE * _BLOCK * dim * (item + 4)
-        per_row = self._width * (4 + item) + dim * item + 16
-        self._group_rows = int((memory_limit - memory_limit // _FALLBACK_SHARE - fixed) // per_row) // _BLOCK * _BLOCK
-        self._fallback = RowBlockEngine(vectors_ND, k=k, memory_limit=memory_limit // _FALLBACK_SHARE)
+        self._sample = _sample_size(count)
+        self._width = _width(k)
+        fixed, per_row = _footprint(count, dim, k, self._format)
+        self._group_rows = (memory_limit - memory_limit // _FALLBACK_SHARE - fixed) // per_row // _BLOCK * _BLOCK
         if self._group_rows < _BLOCK:
-            needed = fixed + per_row * _BLOCK
+            needed = self.required_memory(count, dim, k, self._format.name)
             raise ResourceError(
-                f"the search needs at least {needed / 1e6:,.0f} MB, and the memory limit leaves {memory_limit / 1e6:,.0f} MB. "
-                "Raise --memory-limit, or lower --k."
+                f"the search needs at least {needed / 1e6:,.0f} MB, and the memory limit leaves "
+                f"{max(memory_limit, 0) / 1e6:,.0f} MB. Raise --memory-limit, or lower --k."
             )
+        self._fallback = RowBlockEngine(vectors_ND, k=k, memory_limit=memory_limit // _FALLBACK_SHARE)
+
+    @staticmethod
+    def required_memory(count: int, dim: int, k: int, precision: str = "auto") -> int:
+        """The least memory limit, in bytes."""
+        fixed, per_row = _footprint(count, dim, k, fastest_format(dim) if precision == "auto" else FORMATS[precision])
+        scoring = (fixed + per_row * _BLOCK) * _FALLBACK_SHARE // (_FALLBACK_SHARE - 1) + _FALLBACK_SHARE
+        return max(scoring, RowBlockEngine.required_memory(count, dim, k) * _FALLBACK_SHARE)
 
     @property
     def precision(self) -> str:
         """Number format of the scoring pass."""
         return self._format.name
 
-    def search(self, ranges: Sequence[ShardRange]) -> Iterator[Neighbors]:
+    def pairs(self, ranges: Sequence[ShardRange]) -> int:
+        """Pairs of texts that a search scores, in whole tiles: those within a group serve both of their sides."""
+        tiles = 0
+        for group in self._groups(ranges):
+            rows = sum(map(len, group))
+            own, others = -(-rows // _BLOCK), -(-(len(self._vectors_ND) - rows) // _BLOCK)
+            tiles += own * (own + 1) // 2 + own * others
+        return tiles * _BLOCK**2
+
+    def work(self, ranges: Sequence[ShardRange]) -> int:
+        """All that a search tells `advance`: pairs scored, and re-ranking as the pairs that could be scored meanwhile."""
+        pieces = [piece for group in self._groups(ranges) for piece in group]
+        return self.pairs(ranges) + sum(_chunks(piece) * _chunk_pairs(piece) for piece in pieces)
+
+    def search(self, ranges: Sequence[ShardRange], advance: Advance = unheard) -> Iterator[Neighbors]:
         """Neighbours of each range of texts, in turn; as many texts as fit the memory limit are scored together."""
         bounds = self._make_bounds()
         parts: list[Neighbors] = []
         with threads() as pool:
             for group in self._groups(ranges):
                 search = _GroupSearch(self._vectors_ND, group, self._k, self._width, self._format, bounds)
-                search.score(pool, self._sample_ids())
-                with progress("re-ranking", sum(map(len, group)), unit="texts") as meter:
-                    for piece in group:
-                        parts.append(self._settle(piece, *search.finish(pool, piece, meter.advance)))
-                        if piece.stop == ranges[piece.index].stop:
-                            yield _join(parts)
-                            parts = []
+                search.score(pool, self._sample_ids(), advance)
+                for piece in group:
+                    parts.append(self._settle(piece, *search.finish(pool, piece, advance)))
+                    if piece.stop == ranges[piece.index].stop:
+                        yield _join(parts)
+                        parts = []
+                # Before the next group's state is made.
+                del search
 
     def _groups(self, ranges: Sequence[ShardRange]) -> Iterator[list[ShardRange]]:
         """Pieces of ranges, as many as fit at a time; `index` is that of the range among `ranges`."""
@@ -176,26 +196,27 @@ class _GroupSearch:
         self._scores_SW = np.empty((rows, width), integers)
         self._locks = [threading.Lock() for _ in range(self._blocks.count)]
 
-    def score(self, pool: Threads, sample: NDArray[np.int64]) -> None:
+    def score(self, pool: Threads, sample: NDArray[np.int64], advance: Advance) -> None:
         """Collect the candidates of every row of the group, from all texts."""
         blocks = self._blocks.count
         outside = self._outside()
         stripes = [outside[start : start + _STRIPE * _BLOCK] for start in range(0, len(outside), _STRIPE * _BLOCK)]
-        pairs = blocks * (blocks + 1) // 2 + sum(-(-len(stripe) // _BLOCK) for stripe in stripes) * blocks
         scratch = [torch.empty(_TILE_ROWS * _BLOCK, dtype=self._format.dtype) for _ in range(pool.count)]
         self._seed(pool, sample)
-        with progress("scoring", pairs, unit="tiles") as meter:
 
-            def work_on(columns: _Blocks) -> Callable[[int, tuple[int, int]], None]:
-                return lambda thread, pair: self._tile(scratch[thread], pair[0], pair[1], columns)
+        def work_on(columns: _Blocks) -> Callable[[int, tuple[int, int]], None]:
+            return lambda thread, pair: self._tile(scratch[thread], pair[0], pair[1], columns)
 
-            pool.run(_disjoint_pairs(blocks), work_on(self._blocks), meter.advance)
-            for stripe in stripes:
-                others = self._cast(stripe)
-                tasks = ((row, column) for column in range(others.count) for row in range(blocks))
-                pool.run(tasks, work_on(others), meter.advance)
+        def done() -> None:
+            advance(_BLOCK**2)
 
-    def finish(self, pool: Threads, piece: ShardRange, advance: Callable[[int], None]) -> tuple[Neighbors, NDArray[np.bool_]]:
+        pool.run(_disjoint_pairs(blocks), work_on(self._blocks), done)
+        for stripe in stripes:
+            others = self._cast(stripe)
+            tasks = ((row, column) for column in range(others.count) for row in range(blocks))
+            pool.run(tasks, work_on(others), done)
+
+    def finish(self, pool: Threads, piece: ShardRange, advance: Advance) -> tuple[Neighbors, NDArray[np.bool_]]:
         """Exact neighbours of one piece of the group, and which of its rows are not settled."""
         at = sum(len(one) for one in self._group[: self._group.index(piece)])
         ids_nK = np.empty((len(piece), self._k), np.int32)
@@ -221,7 +242,7 @@ class _GroupSearch:
                 failed_n,
             )
 
-        pool.run(range(0, len(piece), _CHUNK), work, lambda: advance(min(_CHUNK, len(piece))))
+        pool.run(range(0, len(piece), _CHUNK), work, lambda: advance(_chunk_pairs(piece)))
         return Neighbors(ids_nK, bits_nK.view(np.float16), 0), failed_n
 
     def _near_order(self, rows: slice) -> NDArray[np.int64]:
@@ -297,6 +318,31 @@ class _GroupSearch:
                     self._bounds.lowered,
                     self._format.shift,
                 )
+
+
+def _sample_size(count: int) -> int:
+    return min(_SAMPLE, count // _SAMPLE_SHARE) // selection.LANES * selection.LANES
+
+
+def _width(k: int) -> int:
+    return int(_BAND * _ROOM * (k + 1)) + 64
+
+
+def _footprint(count: int, dim: int, k: int, form: Format) -> tuple[int, int]:
+    """Bytes that are taken whatever the group of rows, and bytes a row of the group."""
+    item, sample = form.dtype.itemsize, _sample_size(count)
+    scratch = torch.get_num_threads() * item * max(_TILE_ROWS * _BLOCK, _BLOCK // 4 * sample)
+    stripe = _STRIPE * _BLOCK * dim * (item + 4)
+    # Nine bytes a text to tell those outside the group.
+    return scratch + sample * dim * item + stripe + 9 * count, _width(k) * (4 + item) + dim * item + 32
+
+
+def _chunks(piece: ShardRange) -> int:
+    return -(-len(piece) // _CHUNK)
+
+
+def _chunk_pairs(piece: ShardRange) -> int:
+    return len(piece) * _RERANKING_PAIRS // _chunks(piece)
 
 
 def _disjoint_pairs(count: int) -> Iterator[tuple[int, int]]:

@@ -1,0 +1,103 @@
+"""How fast the search is on this machine, measured on some of the vectors in a few seconds.
+
+Shape letters: N texts, n texts of a trial, K neighbours kept, D vector width.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphbuild.knn.engine import Engine, in_row_blocks
+from graphbuild.knn.rowblocks import RowBlockEngine
+from graphbuild.knn.tiles import TileEngine
+from graphbuild.shards import shard_ranges
+
+_WARM_TEXTS = 2048
+"""Texts of the trial that is not timed: it loads the kernels."""
+_TRIAL_TEXTS = 8192
+_MOST_TEXTS = 65_536
+_TRIAL_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a search costs here."""
+
+    precision: str
+    pairs_per_second: float
+    """Pairs of texts scored, with next to no candidates among them."""
+    row_seconds: float
+    """What keeping and re-ranking the candidates adds for each text."""
+
+    def seconds(self, pairs: int, rows: int) -> float:
+        """Expected time of a search that scores so many pairs for so many texts."""
+        return pairs / self.pairs_per_second + rows * self.row_seconds
+
+
+def calibrate(sample_nD: NDArray[np.float16], *, count: int, k: int, memory_limit: int, seconds: float) -> Rates:
+    """Measure the engine that `make_engine` would choose for `count` texts.
+
+    The rate of scoring comes from a search for one neighbour, among as many random texts as fit the time; what a row costs
+    comes from a search for all K, less its scoring. Fewer texts make K neighbours a larger share of them, and the first
+    limits coarser, so the second figure is rather too high than too low.
+
+    Args:
+        sample_nD: Some of the vectors; the more, the better.
+        count: N.
+        k: Neighbours a text, at least 1.
+        memory_limit: Of the engine.
+        seconds: About how long to measure; a first trial of about a tenth of a second is always made.
+    """
+    if in_row_blocks(count, k):
+        engine = RowBlockEngine(sample_nD, k=min(k, len(sample_nD) - 1), memory_limit=memory_limit)
+        return _calibrate_row_blocks(engine, len(sample_nD), seconds)
+    trial_nD = _some(sample_nD, _TRIAL_TEXTS)
+    _timed(_tile_engine(trial_nD[:_WARM_TEXTS], 1, memory_limit), _WARM_TEXTS)
+    spent = _timed(_tile_engine(trial_nD, 1, memory_limit), len(trial_nD))
+    # Half of the time for each of two trials; that of this one grows with the square of the texts.
+    most = min(_MOST_TEXTS, memory_limit // (8 * sample_nD.shape[1]))
+    large_nD = _some(sample_nD, min(most, int(_TRIAL_TEXTS * np.sqrt(max(1.0, seconds / 2 / spent)))))
+    scoring = _tile_engine(large_nD, 1, memory_limit)
+    rate = scoring.pairs(shard_ranges(len(large_nD), len(large_nD))) / _timed(scoring, len(large_nD))
+    rows_nD = trial_nD[: _WARM_TEXTS if seconds < 1 else _TRIAL_TEXTS]
+    keeping = _tile_engine(rows_nD, min(k, len(rows_nD) // 4), memory_limit)
+    pairs = keeping.pairs(shard_ranges(len(rows_nD), len(rows_nD)))
+    row_seconds = max(0.0, _timed(keeping, len(rows_nD)) - pairs / rate) / len(rows_nD)
+    return Rates(scoring.precision, rate, row_seconds)
+
+
+def _tile_engine(vectors_nD: NDArray[np.float16], k: int, memory_limit: int) -> TileEngine:
+    count, dim = vectors_nD.shape
+    return TileEngine(
+        vectors_nD, k=k, memory_limit=max(memory_limit - vectors_nD.nbytes, TileEngine.required_memory(count, dim, k))
+    )
+
+
+def _timed(engine: Engine, count: int) -> float:
+    started = time.perf_counter()
+    for _ in engine.search(shard_ranges(count, count)):
+        pass
+    return time.perf_counter() - started
+
+
+def _calibrate_row_blocks(engine: RowBlockEngine, count: int, seconds: float) -> Rates:
+    rng = np.random.default_rng(0)
+    rows = min(_TRIAL_ROWS, count)
+    engine.search_rows(rng.choice(count, min(rows, 2), replace=False))
+    while True:
+        started = time.perf_counter()
+        engine.search_rows(rng.choice(count, rows, replace=False))
+        spent = time.perf_counter() - started
+        if spent > seconds / 4 or rows == count:
+            return Rates(engine.precision, rows * count / spent, 0.0)
+        rows = min(count, 4 * rows)
+
+
+def _some(vectors_ND: NDArray[np.float16], count: int) -> NDArray[np.float16]:
+    """A random part of the vectors, in memory, in order of text id."""
+    chosen = np.sort(np.random.default_rng(0).choice(len(vectors_ND), min(count, len(vectors_ND)), replace=False))
+    return np.ascontiguousarray(vectors_ND[chosen])

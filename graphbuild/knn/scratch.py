@@ -1,0 +1,67 @@
+"""The embeddings as one matrix: in memory, or mapped from a scratch file that every process can share.
+
+Shape letters: N texts, D vector width.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphbuild import schemas
+from graphbuild.vectors import embedding_blocks, load_embeddings
+
+
+@contextmanager
+def scratch_name(graph_dir: Path, label: str) -> Iterator[Path]:
+    """A name for a file that is gone when the block ends; what a killed run leaves is removed by the next run."""
+    folder = graph_dir / schemas.KNN
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f".{label}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def all_vectors(graph_dir: Path, shape: tuple[int, int], *, mapped: bool) -> Iterator[tuple[NDArray[np.float16], Path | None]]:
+    """All embeddings, and the scratch file where they are mapped.
+
+    Args:
+        graph_dir: A graph whose embed stage is done.
+        shape: (N, D).
+        mapped: Decode the shards into a scratch file of raw float16 and map it, instead of holding them.
+
+    Raises:
+        ArtifactError: If a file is missing or damaged.
+    """
+    if not mapped:
+        yield load_embeddings(graph_dir), None
+        return
+    with scratch_name(graph_dir, "vectors") as path:
+        with path.open("wb") as stream:
+            for block_nD in embedding_blocks(graph_dir):
+                np.ascontiguousarray(block_nD).tofile(stream)
+        yield map_vectors(path, shape), path
+
+
+def map_vectors(path: Path, shape: tuple[int, int]) -> NDArray[np.float16]:
+    """A scratch file as a matrix; nothing that is done to it reaches the file."""
+    # Copy on write, for numba and torch tell read-only arrays apart; nobody writes.
+    return np.asarray(np.memmap(path, np.float16, "c", shape=shape))
+
+
+def first_vectors(graph_dir: Path, count: int) -> NDArray[np.float16]:
+    """The embeddings of the first `count` texts, or a few more; files are not compared with their receipts."""
+    parts: list[NDArray[np.float16]] = []
+    blocks = embedding_blocks(graph_dir, check=False)
+    while sum(map(len, parts)) < count and (block_nD := next(blocks, None)) is not None:
+        parts.append(block_nD)
+    return np.concatenate(parts)

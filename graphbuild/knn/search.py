@@ -1,0 +1,172 @@
+"""The shards that are missing, searched for and written: in this process, or as tasks for worker processes.
+
+Shape letters: N texts, D vector width, R sketch width.
+A run that was killed keeps the shards that it finished; the search for the others is made again, with the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from graphbuild import schemas
+from graphbuild.cluster import Workers, run_tasks
+from graphbuild.errors import ResourceError
+from graphbuild.knn import sketch
+from graphbuild.knn.calibrate import calibrate
+from graphbuild.knn.checks import read_sample_counts, require_unit_vectors
+from graphbuild.knn.engine import Engine, make_engine
+from graphbuild.knn.output import ShardWriter, no_neighbors
+from graphbuild.knn.plan import Estimate, Layout, MemoryPlan, Missing, make_estimate
+from graphbuild.knn.scratch import all_vectors, first_vectors, scratch_name
+from graphbuild.knn.tasks import Job, search_shard
+from graphbuild.manifest import Manifest
+from graphbuild.progress import progress
+from graphbuild.shards import Receipt, ShardRange, finished, remove_stale_temporaries, shard_ranges
+
+_CALIBRATION_TEXTS = 65_536
+_CALIBRATION_SECONDS = 5.0
+_CALIBRATION_SHARE = 0.02
+"""A real run spends at most this share of the expected time on its calibration."""
+_QUIET_PAIRS = 10**9
+"""Searches of fewer pairs are over before an estimate of them would be."""
+_MILLION = 10**6
+
+
+class Search:
+    """One run of the knn stage."""
+
+    def __init__(self, graph_dir: Path, manifest: Manifest, layout: Layout, memory: MemoryPlan, key: str, workers: Workers) -> None:
+        self._graph_dir, self._manifest, self._layout, self._memory, self._key = graph_dir, manifest, layout, memory, key
+        self._workers = workers
+        self._ranges = shard_ranges(layout.texts, manifest.shard_size)
+        self._done = {
+            shard.index: finished(graph_dir, schemas.part_name(schemas.KNN, shard.index), key=key) for shard in self._ranges
+        }
+        self._missing = [shard for shard in self._ranges if self._done[shard.index] is None]
+
+    @property
+    def reused(self) -> int:
+        """Shards that were done before."""
+        return len(self._ranges) - len(self._missing)
+
+    def run(self) -> list[Receipt]:
+        """Receipts of all shards, those that were done before included.
+
+        Raises:
+            ArtifactError: If an embedding is damaged, zero, or not finite.
+            ResourceError: If the disk has no room, or workers die again and again.
+        """
+        if self._missing:
+            folder = self._graph_dir / schemas.KNN
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_stale_temporaries(folder)
+            shape = (self._layout.texts, self._layout.dim)
+            with all_vectors(self._graph_dir, shape, mapped=self._memory.mapped) as (vectors_ND, scratch):
+                require_unit_vectors(vectors_ND, self._graph_dir)
+                basis_DR = self._basis(vectors_ND) if self._layout.sketch_dim else None
+                self._announce(vectors_ND)
+                if scratch is not None and self._distributed():
+                    receipts = self._on_workers(scratch, basis_DR)
+                else:
+                    receipts = self._here(vectors_ND, basis_DR)
+                for shard, receipt in receipts:
+                    self._done[shard] = receipt
+        return [receipt for receipt in (self._done[shard.index] for shard in self._ranges) if receipt is not None]
+
+    def estimate(self, sample_nD: NDArray[np.float16] | None = None, *, seconds: float = _CALIBRATION_SECONDS) -> Estimate:
+        """What is still to be done will take, by a calibration of so many seconds on some of the vectors."""
+        rates = None
+        if self._missing and self._layout.k:
+            sample_nD = first_vectors(self._graph_dir, _CALIBRATION_TEXTS) if sample_nD is None else sample_nD
+            engine = self._memory.engine
+            rates = calibrate(sample_nD, count=self._layout.texts, k=self._layout.k, memory_limit=engine, seconds=seconds)
+        missing = Missing(len(self._missing), sum(map(len, self._missing)), self._pairs())
+        return make_estimate(self._layout, self._memory, self._graph_dir, missing, rates)
+
+    def _announce(self, vectors_ND: NDArray[np.float16]) -> None:
+        """Say what the run will take, unless it is over soon; refuse what does not fit the disk."""
+        if self._pairs() < _QUIET_PAIRS:
+            return
+        sample_nD = vectors_ND[:_CALIBRATION_TEXTS]
+        first = self.estimate(sample_nD, seconds=0)
+        seconds = min(_CALIBRATION_SECONDS, first.seconds * _CALIBRATION_SHARE)
+        expected = self.estimate(sample_nD, seconds=seconds) if seconds > 1 else first
+        click.echo(expected.line(), err=True)
+        if expected.problem:
+            raise ResourceError(f"{self._graph_dir}: {expected.problem}")
+
+    def _distributed(self) -> bool:
+        return self._workers.scheduler is not None or min(self._workers.count, len(self._missing)) > 1
+
+    def _pairs(self) -> int:
+        if not self._layout.k:
+            return 0
+        # The work depends on the shape alone: vectors that take no memory will do.
+        vectors_ND = np.broadcast_to(np.float16(0), (self._layout.texts, self._layout.dim))
+        engine = make_engine(vectors_ND, k=self._layout.k, memory_limit=self._memory.engine)
+        return sum(engine.pairs([shard]) for shard in self._missing) if self._distributed() else engine.pairs(self._missing)
+
+    def _here(self, vectors_ND: NDArray[np.float16], basis_DR: NDArray[np.float64] | None) -> Iterator[tuple[int, Receipt]]:
+        writer = ShardWriter(self._graph_dir, self._layout.k, basis_DR, self._key)
+        if not self._layout.k:
+            for shard in self._missing:
+                yield shard.index, writer.write(shard, vectors_ND[shard.start : shard.stop], no_neighbors(shard), "none")
+            return
+        engine = make_engine(vectors_ND, k=self._layout.k, memory_limit=self._memory.engine)
+        with _progress(engine, self._missing) as advance:
+            for shard, found in zip(self._missing, engine.search(self._missing, advance), strict=True):
+                yield shard.index, writer.write(shard, vectors_ND[shard.start : shard.stop], found, engine.precision)
+
+    def _on_workers(self, scratch: Path, basis_DR: NDArray[np.float64] | None) -> Iterator[tuple[int, Receipt]]:
+        with scratch_name(self._graph_dir, "basis") as basis:
+            if basis_DR is not None:
+                with basis.open("wb") as stream:
+                    np.save(stream, basis_DR)
+            job = Job(
+                root=str(self._graph_dir.absolute()),
+                vectors=str(scratch.absolute()),
+                shape=(self._layout.texts, self._layout.dim),
+                basis=str(basis.absolute()) if basis_DR is not None else None,
+                k=self._layout.k,
+                memory=self._memory.engine,
+                key=self._key,
+            )
+            indices = {schemas.part_name(schemas.KNN, shard.index): shard.index for shard in self._missing}
+            calls = [(job, shard) for shard in self._missing]
+            shared = [self._graph_dir.absolute()]
+            with progress("neighbours", sum(map(len, self._missing)), unit="texts") as meter:
+                for receipt in run_tasks(search_shard, calls, workers=self._workers, shared=shared, report=meter.advance):
+                    yield indices[receipt.path], receipt
+
+    def _basis(self, vectors_ND: NDArray[np.float16]) -> NDArray[np.float64]:
+        weights = read_sample_counts(self._graph_dir, self._manifest, len(vectors_ND))
+        with progress("sketch", len(vectors_ND), unit="texts") as meter:
+
+            def parts() -> Iterator[tuple[NDArray[np.float16], NDArray[np.int32]]]:
+                for shard in self._ranges:
+                    yield vectors_ND[shard.start : shard.stop], weights[shard.start : shard.stop]
+                    meter.advance(len(shard))
+
+            return sketch.sketch_basis(sketch.second_moments(parts(), vectors_ND.shape[1]), self._layout.sketch_dim)
+
+
+@contextmanager
+def _progress(engine: Engine, ranges: Sequence[ShardRange]) -> Iterator[Callable[[int], None]]:
+    """Progress in millions of pairs; what is left over by rounding is carried on."""
+    total = engine.work(ranges)
+    with progress("neighbours", -(-total // _MILLION), unit="M pairs") as meter:
+        done = shown = 0
+
+        def advance(pairs: int) -> None:
+            nonlocal done, shown
+            done += pairs
+            meter.advance(done // _MILLION - shown)
+            shown = done // _MILLION
+
+        yield advance

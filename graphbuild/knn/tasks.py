@@ -1,0 +1,69 @@
+"""One shard's search as a task: what worker processes run, on this machine or on a cluster.
+
+Everything that shards share lies in scratch files that the client made; a task that is run twice writes the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from graphbuild.knn.engine import make_engine
+from graphbuild.knn.output import ShardWriter
+from graphbuild.knn.scratch import map_vectors
+from graphbuild.shards import Receipt, ShardRange
+
+_REPORTS = 50
+"""How often a shard tells of its progress, at most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What the tasks of one run share; small, for it travels with each."""
+
+    root: str
+    """Absolute path of the graph directory."""
+    vectors: str
+    """Scratch file of all vectors."""
+    shape: tuple[int, int]
+    basis: str | None
+    """Scratch file of the sketches' basis, or None where there are none."""
+    k: int
+    memory: int
+    """Bytes for the engine."""
+    key: str
+
+
+def search_shard(job: Job, shard: ShardRange, *, report: Callable[[int], None]) -> Receipt:
+    """Search for the neighbours of one shard of texts, and write them; `report` is told of finished texts."""
+    vectors_ND = map_vectors(Path(job.vectors), job.shape)
+    engine = make_engine(vectors_ND, k=job.k, memory_limit=job.memory)
+    writer = ShardWriter(Path(job.root), job.k, np.load(job.basis) if job.basis else None, job.key)
+    told = _Told(engine.work([shard]), len(shard), report)
+    found = next(iter(engine.search([shard], told.advance)))
+    receipt = writer.write(shard, vectors_ND[shard.start : shard.stop], found, engine.precision)
+    told.finish()
+    return receipt
+
+
+class _Told:
+    """Turns pairs into finished texts, and tells of them now and then: messages cross the network."""
+
+    def __init__(self, pairs: int, texts: int, report: Callable[[int], None]) -> None:
+        self._pairs, self._texts, self._report = pairs, texts, report
+        self._done, self._told = 0, 0
+
+    def advance(self, pairs: int) -> None:
+        """Enter pairs that were done."""
+        self._done += pairs
+        texts = min(self._texts, self._done * self._texts // self._pairs)
+        if (texts - self._told) * _REPORTS >= self._texts:
+            self._report(texts - self._told)
+            self._told = texts
+
+    def finish(self) -> None:
+        """Tell what is left to tell."""
+        self._report(self._texts - self._told)
