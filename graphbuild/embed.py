@@ -165,7 +165,6 @@ def _open_source(graph_dir: Path, config: EmbedConfig) -> OpenSource:
         caption_column=config.caption_column,
         id_column=config.id_column,
         keep_columns=keep,
-        overwrite=config.overwrite,
     )
     source.prepare(options, graph_dir)
     return source.open(options, graph_dir)

@@ -49,8 +49,6 @@ class SourceOptions:
     """None: the source's own ids, or `<file>:<row>`."""
     keep_columns: tuple[str, ...] = ()
     """Copied into samples."""
-    overwrite: bool = False
-    """What an earlier `prepare` wrote with other options may be replaced."""
 
 
 @dataclass(frozen=True, slots=True)

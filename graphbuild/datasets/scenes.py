@@ -28,7 +28,6 @@ from graphbuild.datasets.base import (
 from graphbuild.datasets.scenes_draw import encode_png, render
 from graphbuild.datasets.scenes_words import describe, draw_scene
 from graphbuild.errors import OptionError
-from graphbuild.manifest import Manifest, differences
 from graphbuild.progress import Meter, progress
 from graphbuild.shards import ShardRange, digest_json, finished, shard_ranges, write_parquet
 
@@ -141,20 +140,8 @@ class ScenesSource:
     )
 
     def prepare(self, options: SourceOptions, graph_dir: Path) -> None:
-        """Draw the pictures that are not there yet.
-
-        Raises:
-            OptionError: If the graph was made of other pictures, and they are not to be replaced.
-        """
-        config = parse_config(options.sources)
-        held = Manifest.load_or_new(graph_dir).dataset
-        # Asked here, and not only when the digests are compared: by then the graph's own pictures would be gone.
-        if held.get("name") == "scenes" and not options.overwrite and (drawn := parse_config(tuple(held["sources"]))) != config:
-            raise OptionError(
-                f"{graph_dir}: holds other pictures ({differences(asdict(drawn), asdict(config))}). "
-                "Add --overwrite to draw them anew, or choose another --graph-dir."
-            )
-        draw_pictures(graph_dir, config)
+        """Draw the pictures that are not there yet; those of other options are replaced."""
+        draw_pictures(graph_dir, parse_config(options.sources))
 
     def open(self, options: SourceOptions, graph_dir: Path) -> OpenSource:
         """Point at the drawn train split.
