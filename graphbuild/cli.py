@@ -133,6 +133,28 @@ def knn(graph_dir: Path | None, as_json: bool, dry_run: bool, **options: Any) ->
 
 @cli.command()
 @graph_dir_option
+@click.option("--chunk", type=click.IntRange(min=1, max=128), default=32, show_default=True, help="Samples a chunk.")
+@click.option(
+    "--neighbor-ranks",
+    default=None,
+    metavar="FIRST:LAST",
+    help="Grow chunks along the neighbours of these ranks only, such as 1:64 (default: all).",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Orders seeds that are linked alike.")
+@click.option("--memory-limit", default=None, metavar="SIZE", help="Memory to stay within (default: half of what is free).")
+@json_option
+def partition(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
+    """Cut the samples into chunks of neighbours, for `train run --batches neighbors`.
+
+    The trainer makes what is missing; partitions of several options lie side by side.
+    """
+    from graphbuild.partition import PartitionConfig, build_partition
+
+    _answer(build_partition(find_graph_dir(graph_dir), PartitionConfig(**options)), as_json)
+
+
+@cli.command()
+@graph_dir_option
 @click.option("--sql", default=None, metavar="QUERY", help="A SELECT over the tables texts, samples, edges and embeddings.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Rows of a --sql answer to print.")
 @json_option

@@ -114,6 +114,20 @@ class Graph:
                 gather(addresses, width, shard_B, local_B, target.reshape(len(ids), -1).view(np.uint8))
         return out
 
+    @property
+    def neighbor_addresses(self) -> tuple[npt.NDArray[np.uintp], npt.NDArray[np.int64]]:
+        """Where each shard's neighbour ids begin in memory, and its first text: for `mapped.mapped_row`, row by row.
+
+        They hold as long as the graph is open.
+        """
+        return self._addresses[schemas.NEIGHBOR_IDS], self._starts
+
+    def sample_rows(self) -> tuple[npt.NDArray[np.uint64], Ids]:
+        """The hash of each row's sample id, and its text, in the order of the samples table: 12 bytes a row."""
+        parts = [part for _, part in self._sample_parts([schemas.SAMPLE_HASH, schemas.TEXT_ID])]
+        hashes, texts = ([part.column(index).to_numpy() for part in parts] for index in range(2))
+        return np.concatenate(hashes), np.concatenate(texts)
+
     def sample_texts(self, sample_ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> SampleTexts:
         """Look up which texts belong to samples; one pass over the samples table, so ask for many at once.
 

@@ -17,10 +17,10 @@ from graphbuild import schemas
 from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError, UserError
 from graphbuild.shards import Receipt, damage, digest_json, write_json
 
-STAGES = ("text", "embed", "index", "knn")
+STAGES = ("text", "embed", "index", "knn", "partition")
 """In the order in which each reads the ones before it."""
 
-_COMMAND = {"text": "embed", "embed": "embed", "index": "embed", "knn": "knn"}
+_COMMAND = {"text": "embed", "embed": "embed", "index": "embed", "knn": "knn", "partition": "partition"}
 
 
 @dataclass(kw_only=True, slots=True)

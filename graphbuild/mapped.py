@@ -129,3 +129,17 @@ def gather(
         start = addresses[shard_B[i]] + np.uintp(local_B[i] * width)
         source = carray(_pointer(start), (width,), np.uint8)
         out[i, :] = source
+
+
+@njit(nogil=True, cache=True, boundscheck=False)
+def mapped_row(addresses: npt.NDArray[np.uintp], starts: npt.NDArray[np.int64], k: int, text_id: int) -> Ids:
+    """A view of one text's neighbours in its mapped shard; (K,) int32. For loops in numba that read rows one by one.
+
+    Args:
+        addresses: Where the neighbours of each shard begin, from `Graph.neighbor_addresses`.
+        starts: First text of each shard.
+        k: Neighbours stored a text.
+        text_id: Which; it is not checked.
+    """
+    shard = np.searchsorted(starts, text_id, side="right") - 1
+    return carray(_pointer(addresses[shard] + np.uintp((text_id - starts[shard]) * k * 4)), (k,), np.int32)

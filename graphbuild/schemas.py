@@ -18,6 +18,7 @@ COUNTS = "counts"
 SAMPLES = "samples"
 EMBEDDINGS = "embeddings"
 KNN = "knn"
+PARTITION = "partition"
 TOKENIZER = "tokenizer"
 REPORT = "report"
 IMAGES = "images"
@@ -35,6 +36,8 @@ NEIGHBOR_IDS = "neighbor_ids"
 SIMILARITIES = "similarities"
 SKETCH = "sketch"
 SKETCH_SCALE = "sketch_scale"
+SAMPLE_ROW = "sample_row"
+CHUNK = "chunk"
 
 TEXTS_SCHEMA = pa.schema(
     [
@@ -52,6 +55,8 @@ SAMPLES_SCHEMA = pa.schema(
     ]
 )
 """Kept source columns follow these three."""
+PARTITION_SCHEMA = pa.schema([pa.field(SAMPLE_ROW, pa.int64(), nullable=False), pa.field(CHUNK, pa.int32(), nullable=False)])
+"""A row a sample: the row of the samples table where it first stands, ascending, and its chunk."""
 
 
 def embeddings_schema(dim: int) -> pa.Schema:

@@ -32,6 +32,7 @@ _LENGTH_TOLERANCE = 2.0**-10
 _ROW_BLOCK = 8192
 _NAMED = 3
 _EMBED_REMEDY = "Run `graphbuild embed` again with the same options: it rebuilds what is damaged."
+_PARTITION_REMEDY = "Run `graphbuild partition` again with the same options: it rebuilds what is damaged."
 _KNN_REMEDY = "Run `graphbuild knn` again with the same options: it rebuilds what is damaged."
 
 
@@ -124,7 +125,8 @@ def _check_digests(graph_dir: Path, receipts: list[Receipt]) -> None:
             meter.advance(receipt.bytes >> 20)
     if found:
         more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-        remedy = _KNN_REMEDY if all(path.startswith(f"{schemas.KNN}/") for path in found) else _EMBED_REMEDY
+        remedies = {f"{schemas.KNN}/": _KNN_REMEDY, f"{schemas.PARTITION}/": _PARTITION_REMEDY}
+        remedy = next((text for folder, text in remedies.items() if all(path.startswith(folder) for path in found)), _EMBED_REMEDY)
         raise ArtifactError(f"{'; '.join(list(found.values())[:_NAMED])}{more}. {remedy}")
 
 
