@@ -1,7 +1,7 @@
 """Which samples form a batch, and which caption each shows: pure functions of (seed, epoch, step), so that resuming is exact.
 
-Shape letters: N samples, B samples in a batch. Nothing here keeps a permutation: a shuffle is arithmetic on indices, so
-that 12 M samples cost no memory, every rank computes the same, and any step can be asked for directly.
+Shape letters: N samples, B samples in a batch, M chunks. A shuffle is arithmetic on indices, and no permutation of the
+samples is kept: 12 M cost no memory, every rank computes the same, and any step can be asked for directly.
 """
 
 from __future__ import annotations
@@ -68,10 +68,13 @@ class RandomBatches:
         Raises:
             ValueError: If the epoch has no such step.
         """
-        if epoch < 0 or not 0 <= step < self.steps_per_epoch:
-            raise ValueError(f"epoch {epoch} has steps 0 to {self.steps_per_epoch - 1}, not {step}")
+        self._require(epoch, step)
         places = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
         return shuffled(places, self.n_samples, _key(self.seed, epoch, _SHUFFLE))
+
+    def _require(self, epoch: int, step: int) -> None:
+        if epoch < 0 or not 0 <= step < self.steps_per_epoch:
+            raise ValueError(f"epoch {epoch} has steps 0 to {self.steps_per_epoch - 1}, not {step}")
 
     def batches(self, *, epoch: int = 0, step: int = 0) -> Iterator[Batch]:
         """Batches without end, from a position on. A run that stopped goes on with the position after its last step."""
@@ -79,6 +82,62 @@ class RandomBatches:
             for now in range(step, self.steps_per_epoch):
                 yield Batch(epoch, now, self.batch(epoch, now))
             epoch, step = epoch + 1, 0
+
+
+class NeighborBatches(RandomBatches):
+    """Batches of whole chunks of neighbours, the chunks shuffled anew every epoch.
+
+    The chunks, one after another, are cut into batches: B / chunk of them where all are full. A chunk that is short (its
+    images are unknown or corrupt, or it is the last one) moves the cuts after it, and a chunk that a cut falls into is
+    shared by two batches. So every sample comes at most once an epoch, and N mod B are left out, as of random batches; with
+    chunks of one sample these are random batches.
+    """
+
+    def __init__(self, chunks: npt.NDArray[np.integer], batch_size: int, seed: int) -> None:
+        """Describe the batches.
+
+        Args:
+            chunks: The chunk of each sample, of any numbering; -1: in a chunk of its own; (N,).
+            batch_size: B.
+            seed: The run's.
+
+        Raises:
+            OptionError: If there are fewer samples than a batch holds.
+        """
+        super().__init__(len(chunks), batch_size, seed)
+        labels = chunks.astype(np.int64)
+        alone = np.flatnonzero(labels < 0)
+        labels[alone] = labels.max(initial=0) + 1 + np.arange(len(alone))
+        self._members: Indices = np.argsort(labels, kind="stable")
+        sizes = np.unique(labels, return_counts=True)[1].astype(np.int64)
+        self._starts: Indices = np.cumsum(sizes) - sizes
+        self._sizes: Indices = sizes
+        # The order of the epoch asked for last: 16 bytes a chunk. Replaced as one, for two threads may ask.
+        self._order: tuple[int, Indices, Indices] = (-1, sizes, sizes)
+
+    def batch(self, epoch: int, step: int) -> Indices:
+        """Samples of a step of an epoch, both counted from 0, chunk after chunk; (B,).
+
+        Raises:
+            ValueError: If the epoch has no such step.
+        """
+        self._require(epoch, step)
+        chunks, ends = self._chunks_of(epoch)
+        start, stop = step * self.batch_size, (step + 1) * self.batch_size
+        first, last = np.searchsorted(ends, start, side="right"), np.searchsorted(ends, stop, side="left")
+        some = chunks[first : last + 1]
+        members = np.concatenate([self._members[self._starts[c] : self._starts[c] + self._sizes[c]] for c in some])
+        skipped = start - (int(ends[first]) - int(self._sizes[some[0]]))
+        return members[skipped : skipped + self.batch_size]
+
+    def _chunks_of(self, epoch: int) -> tuple[Indices, Indices]:
+        """The chunks of an epoch in their order, and where each ends in it; (M,) each."""
+        known, chunks, ends = self._order
+        if known != epoch:
+            chunks = shuffled(np.arange(len(self._sizes)), len(self._sizes), _key(self.seed, epoch, _SHUFFLE))
+            ends = np.cumsum(self._sizes[chunks])
+            self._order = (epoch, chunks, ends)
+        return chunks, ends
 
 
 def shuffled(places: Indices, count: int, key: int) -> Indices:

@@ -44,6 +44,7 @@ Objective = Literal["xclr", "simclr", "supcon"]
 ModelName = Literal["small", "resnet18", "resnet34", "resnet50", "resnet101"]
 AugmentName = Literal["simclr", "autoaugment", "none"]
 OptimizerName = Literal["sgd", "adamw"]
+BatchesName = Literal["random", "neighbors"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Positive = Annotated[int, Range(1)]
 Count = Annotated[int, Range(0)]
@@ -83,6 +84,12 @@ class TrainConfig:
     """Height and width at which images are held; 0 chooses by the images, between one and two view sizes."""
     batch_size: Annotated[int, Range(2)] = 256
     """Images a step; each gives two views."""
+    batches: BatchesName = "random"
+    """How images are put together: at random, or chunks of neighbours at random."""
+    chunk: Annotated[int, Range(1, 128)] = 32
+    """Images a chunk of --batches neighbors; 1 is the same as random."""
+    neighbor_ranks: str | None = None
+    """Ranks of the neighbours that chunks are grown along, such as 1:64 (default: all)."""
     epochs: Positive = 20
     """Passes over the images."""
     steps: Positive | None = None
@@ -139,6 +146,14 @@ class TrainConfig:
             raise OptionError(
                 f"--load-size {self.load_size} is smaller than --image-size {self.image_size}. Raise it, or leave it out."
             )
+        if self.batches == "neighbors" and self.chunk > self.batch_size:
+            raise OptionError(
+                f"--chunk {self.chunk} is more than --batch-size {self.batch_size}. Lower it, or raise the batch size."
+            )
+        if self.neighbor_ranks is not None:
+            from graphbuild.partition import parse_ranks
+
+            parse_ranks(self.neighbor_ranks)
 
     def to_toml(self) -> str:
         """Every field as TOML; what is None is left out. `read_toml` gives the same values back."""

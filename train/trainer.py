@@ -18,9 +18,10 @@ from torch import Tensor
 
 from graphbuild.errors import UserError
 from train.augment import Augmenter
-from train.batches import Batch, RandomBatches
+from train.batches import Batch
 from train.checkpoint import Position
 from train.config import TrainConfig
+from train.data.chunks import make_batches
 from train.data.prepare import TrainingData
 from train.data.store import ImageBatch
 from train.losses import SoftLoss, soft_cross_entropy
@@ -45,7 +46,7 @@ class Trainer:
         self.config, self.data = config, data
         self.device = torch.device(config.device)
         self.objective = make_objective(config, data, self.device)
-        self.batches = RandomBatches(len(data.samples), config.batch_size, config.seed)
+        self.batches = make_batches(config, data)
         self.total_steps = min(config.steps or math.inf, config.epochs * self.batches.steps_per_epoch)
         self.schedule = Schedule.for_run(
             _known(config.lr),

@@ -21,10 +21,10 @@ from train.config import field_types, flag
 
 OPTIONS = set(
     """
-    --absent --allow-missing --augment --batch-size --cache-gb --checkpoint-every --config --crop-min --data --device --epochs
-    --graph-dir --help --id-column --image-column --image-size --json --kl-every --label-column --load-size --log-every --lr
-    --max-corrupt --model --momentum --objective --optimizer --overwrite --precision --projector-dim --projector-hidden
-    --run-dir --seed --steps --tau --tau-s --warmup-epochs --weight-decay --workers
+    --absent --allow-missing --augment --batch-size --batches --cache-gb --checkpoint-every --chunk --config --crop-min --data
+    --device --epochs --graph-dir --help --id-column --image-column --image-size --json --kl-every --label-column --load-size
+    --log-every --lr --max-corrupt --model --momentum --neighbor-ranks --objective --optimizer --overwrite --precision
+    --projector-dim --projector-hidden --run-dir --seed --steps --tau --tau-s --warmup-epochs --weight-decay --workers
     """.split()  # noqa: SIM905 - a list of quoted words would be three times as long
 )
 

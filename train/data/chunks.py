@@ -1,0 +1,37 @@
+"""From a configuration and the images of a run to its batches: random ones, or chunks of neighbours in the graph."""
+
+from __future__ import annotations
+
+from graphbuild.errors import OptionError
+from graphbuild.graph import Graph
+from graphbuild.partition import PartitionConfig, chunk_samples, load_partition
+from train.batches import NeighborBatches, RandomBatches
+from train.config import TrainConfig
+from train.data.base import Int32
+from train.data.join import Joined
+from train.data.prepare import TrainingData
+
+
+def make_batches(config: TrainConfig, data: TrainingData) -> RandomBatches:
+    """The batches that a configuration names. The graph's partition is made first if it is missing.
+
+    Images that the graph does not know or that cannot be read are in no batch; their chunks are short.
+
+    Raises:
+        OptionError: If there are fewer images than a batch holds, or neighbours are asked for without a graph.
+        UserError: If the partition cannot be made.
+    """
+    if config.batches == "random" or config.chunk == 1:
+        return RandomBatches(len(data.samples), config.batch_size, config.seed)
+    if data.graph is None or data.joined is None:
+        raise OptionError("--batches neighbors needs a graph: name it with --graph-dir.")
+    chunks = _chunks(data.graph, data.joined, PartitionConfig(chunk=config.chunk, neighbor_ranks=config.neighbor_ranks))
+    return NeighborBatches(chunks[data.samples], config.batch_size, config.seed)
+
+
+def _chunks(graph: Graph, joined: Joined, config: PartitionConfig) -> Int32:
+    """The chunk of every image that the graph knows; (N,)."""
+    if joined.by == "class":
+        # The graph's own samples are classes there, and its partition one of classes: these are images.
+        return chunk_samples(graph, joined.offsets, joined.text_ids, config)[0]
+    return load_partition(graph, config).of_rows(joined.graph_rows)
