@@ -7,7 +7,7 @@ Nothing here imports torch, faiss, dask or polars.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ from graphbuild.graph import Ids, Rows
 
 Floats = npt.NDArray[np.floating]
 Matrix = npt.NDArray[np.float32]
+Symmetrize = Literal["union", "mutual"]
+"""Whether a pair counts as stored if either of its rows stores it, or only if both do."""
 
 # Every half-precision number as float32: numba has no float16 on the CPU, so similarities are read as bits.
 _HALF_TO_FLOAT = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
@@ -33,7 +35,7 @@ class Assembly(NamedTuple):
     """For each anchor, the other samples of the batch that its row stores; (B,). Its mean is the hit rate."""
 
 
-def assemble(rows: Rows, text_ids_B: npt.ArrayLike, *, absent: float | None = None) -> Assembly:
+def assemble(rows: Rows, text_ids_B: npt.ArrayLike, *, absent: float | None = None, symmetrize: Symmetrize = "union") -> Assembly:
     """Similarities among the samples of a batch (docs/definitions.md, Target), in one scan of their rows: O(B K + B^2).
 
     A pair is 1 if it has one text; else its stored similarity, if either row stores it (the larger, should an imported
@@ -44,13 +46,18 @@ def assemble(rows: Rows, text_ids_B: npt.ArrayLike, *, absent: float | None = No
         rows: Stored rows of the batch's texts, from `Graph.rows`; B of them.
         text_ids_B: The text of each sample; (B,).
         absent: What a pair counts as that neither row stores; None takes the sketch. -inf leaves such pairs out.
+        symmetrize: `mutual` takes a pair that only one of its rows stores for absent.
 
     Raises:
         OptionError: If `absent` is None and the graph has no sketch, or if it is not a number.
     """
     check_absent(rows.sketch.shape[1], absent)
     ids = np.ascontiguousarray(text_ids_B, np.int32)
-    similarity, stored = _scan(ids, rows.neighbor_ids, rows.similarities.view(np.uint16), _HALF_TO_FLOAT, _FILTER_BITS)
+    mutual = symmetrize == "mutual"
+    halves = rows.similarities.view(np.uint16)
+    similarity, stored = _scan(ids, rows.neighbor_ids, halves, _HALF_TO_FLOAT, _FILTER_BITS, mutual)
+    if mutual:
+        _keep_mutual(similarity)
     if absent is None:
         codes = rows.sketch.astype(np.float32)
         _fill(similarity, codes @ codes.T, rows.sketch_scale)
@@ -86,6 +93,30 @@ def dense(embeddings_BD: npt.NDArray[np.floating], text_ids_B: npt.ArrayLike) ->
     similarity: Matrix = vectors @ vectors.T
     similarity[ids[:, None] == ids[None, :]] = 1.0
     return similarity
+
+
+def leave_out(similarity_BB: Floats, min_similarity: float) -> Floats:
+    """A copy of G in which pairs below a similarity have no part in the target (-inf); the own view stays; (B, B)."""
+    kept: Floats = np.where(similarity_BB < min_similarity, similarity_BB.dtype.type(-np.inf), similarity_BB)
+    np.fill_diagonal(kept, similarity_BB.diagonal())
+    return kept
+
+
+def mix_own(similarity_BB: Floats, own_weight: float, tau_s: float) -> Floats:
+    """A copy of G whose target is (1 - own_weight) s + own_weight times one-hot on the own view; (B, B).
+
+    The mixing of SCE (arXiv 2111.14585, section 3). It scales all other entries of a row alike, so a larger G_ii has the same
+    effect: G_ii + tau_s log(1 + own_weight / ((1 - own_weight) s_ii)).
+    """
+    mixed = similarity_BB.copy()
+    if own_weight >= 1:
+        mixed.fill(-np.inf)
+        np.fill_diagonal(mixed, 1.0)
+    elif own_weight > 0:
+        shares = np.exp((similarity_BB - similarity_BB.max(axis=1, keepdims=True)) / similarity_BB.dtype.type(tau_s))
+        own = shares.diagonal() / (2 * shares.sum(axis=1) - shares.diagonal())
+        np.fill_diagonal(mixed, mixed.diagonal() + tau_s * np.log1p(own_weight / ((1 - own_weight) * own)))
+    return mixed
 
 
 def two_view_target(similarity_BB: Floats, tau_s: float) -> Floats:
@@ -135,11 +166,14 @@ def _slot(text_id: np.int32, shift: np.uint64) -> np.uint64:
 
 
 @njit(nogil=True, cache=True, boundscheck=False)
-def _scan(ids: Ids, neighbors: Ids, halves: npt.NDArray[np.uint16], to_float: Matrix, filter_bits: int) -> tuple[Matrix, Ids]:
+def _scan(
+    ids: Ids, neighbors: Ids, halves: npt.NDArray[np.uint16], to_float: Matrix, filter_bits: int, one_way: bool
+) -> tuple[Matrix, Ids]:
     """Similarities that are 1 or stored, -inf elsewhere, and the stored ones counted.
 
     Nearly every probe misses, so a bitmap of `filter_bits` bits a sample, small enough for the first-level cache, is asked
-    first. Samples of one text form a chain behind the first of them; only that one's row is scanned.
+    first. Samples of one text form a chain behind the first of them; only that one's row is scanned. `one_way` enters a pair
+    only in the row that stores it.
     """
     batch = len(ids)
     similarity = np.full((batch, batch), -np.inf, np.float32)
@@ -183,23 +217,35 @@ def _scan(ids: Ids, neighbors: Ids, halves: npt.NDArray[np.uint16], to_float: Ma
             while heads[slot] >= 0 and ids[heads[slot]] != neighbor:
                 slot = (slot + np.uint64(1)) & mask
             if heads[slot] >= 0:
-                _store(similarity, stored, following, i, heads[slot], to_float[halves[i, c]])
+                _store(similarity, stored, following, i, heads[slot], to_float[halves[i, c]], one_way)
     return similarity, stored
 
 
 @njit(nogil=True, cache=True, boundscheck=False)
-def _store(similarity: Matrix, stored: Ids, following: Ids, head_i: int, head_j: int, value: np.float32) -> None:
-    """Enter one stored pair of texts for every pair of their samples, both ways."""
+def _store(similarity: Matrix, stored: Ids, following: Ids, head_i: int, head_j: int, value: np.float32, one_way: bool) -> None:
+    """Enter one stored pair of texts for every pair of their samples."""
     a = head_i
     while a >= 0:
         b = head_j
         while b >= 0:
             if value > similarity[a, b]:
                 similarity[a, b] = value
-                similarity[b, a] = value
+                if not one_way:
+                    similarity[b, a] = value
             stored[a] += 1
             b = following[b]
         a = following[a]
+
+
+@njit(nogil=True, cache=True, boundscheck=False)
+def _keep_mutual(similarity: Matrix) -> None:
+    """Take out pairs that only one row holds; of two values keep the larger."""
+    for i in range(len(similarity)):
+        for j in range(i):
+            one, other = similarity[i, j], similarity[j, i]
+            value = max(one, other) if min(one, other) > -np.inf else np.float32(-np.inf)
+            similarity[i, j] = value
+            similarity[j, i] = value
 
 
 @njit(nogil=True, cache=True, boundscheck=False)

@@ -45,6 +45,7 @@ ModelName = Literal["small", "resnet18", "resnet34", "resnet50", "resnet101"]
 AugmentName = Literal["simclr", "autoaugment", "none"]
 OptimizerName = Literal["sgd", "adamw"]
 BatchesName = Literal["random", "neighbors"]
+SymmetrizeName = Literal["union", "mutual"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Positive = Annotated[int, Range(1)]
 Count = Annotated[int, Range(0)]
@@ -100,6 +101,12 @@ class TrainConfig:
     """Temperature of the xclr target."""
     absent: float | None = None
     """Similarity of pairs that the graph does not store (default: the graph's sketch)."""
+    own_weight: Annotated[float, Range(0, 1)] = 0.0
+    """Share of the xclr target that is given to the other view of the same image; the rest stays soft."""
+    symmetrize: SymmetrizeName = "union"
+    """Whether a pair counts as stored if either of its texts stores it, or only if both do (mutual)."""
+    min_similarity: float | None = None
+    """Pairs below this similarity are left out of the xclr target (default: none is)."""
     lr: AboveZero | None = None
     """Peak learning rate; nothing scales it (default: 0.12 for sgd, 0.001 for adamw)."""
     optimizer: OptimizerName = "sgd"

@@ -108,7 +108,16 @@ class XCLR:
         self._config, self._joined = config, joined
         bytes_needed = 2 * graph.n_texts * int(graph.manifest.encoder.get("dim") or 0)
         measured = bool(config.kl_every) and 0 < bytes_needed <= MOST_EMBEDDING_BYTES
-        self._assembler = TargetAssembler(graph, tau_s=config.tau_s, absent=config.absent, device=device, measure_fidelity=measured)
+        self._assembler = TargetAssembler(
+            graph,
+            tau_s=config.tau_s,
+            absent=config.absent,
+            symmetrize=config.symmetrize,
+            min_similarity=config.min_similarity,
+            own_weight=config.own_weight,
+            device=device,
+            measure_fidelity=measured,
+        )
         self._measured = measured
         self._texts = torch.zeros(0, dtype=torch.int32)
         self.note = f"{len(joined.indices):,} images of {graph.n_texts:,} texts, {graph.k} neighbours each"
@@ -121,10 +130,13 @@ class XCLR:
         return self._assembler.assemble(self._texts)
 
     def measures(self, similarity_BB: Tensor, *, with_kl: bool) -> dict[str, float | None]:
-        """Share on the own view, stored neighbours per anchor, KL(dense || assembled) in nats."""
+        """Share on the own view, stored neighbours per anchor, KL(dense || assembled) in nats.
+
+        The KL is of the assembly, before pairs are left out and the own view is given its share.
+        """
         divergence = None
         if with_kl and self._measured:
-            divergence = float(kl(self._assembler.dense(self._texts), similarity_BB, self._config.tau_s))
+            divergence = float(kl(self._assembler.dense(self._texts), self._assembler.last_plain_BB, self._config.tau_s))
         return {
             "own_view_mass": float(own_view_mass(similarity_BB, self._config.tau_s)),
             "hit_rate": float(self._assembler.last_stored_B.float().mean()),

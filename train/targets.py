@@ -50,6 +50,9 @@ class TargetAssembler:
         *,
         tau_s: float = 0.1,
         absent: float | None = None,
+        symmetrize: reference.Symmetrize = "union",
+        min_similarity: float | None = None,
+        own_weight: float = 0.0,
         teacher: Teacher = "graph",
         device: torch.device | str = "cpu",
         measure_fidelity: bool = False,
@@ -60,6 +63,9 @@ class TargetAssembler:
             graph: The graph, open for reading.
             tau_s: Temperature of the target.
             absent: What a pair counts as that the graph does not store; None takes the sketch.
+            symmetrize: Whether a pair counts as stored if either of its rows stores it (`union`), or only if both do (`mutual`).
+            min_similarity: Pairs below it are left out of the target.
+            own_weight: Share of the target that is given to the own view; the rest is the soft target.
             teacher: `graph` for stored rows and sketches, `dense` for the stored embeddings (2 N D bytes of memory).
             device: Where G is wanted.
             measure_fidelity: Load the embeddings too, so that `fidelity` can tell KL(dense || target).
@@ -74,9 +80,12 @@ class TargetAssembler:
             absent = 0.0 if absent is None and not graph.sketch_dim and graph.is_complete else absent
             reference.check_absent(graph.sketch_dim, absent)
         self.graph, self.tau_s, self.absent, self.teacher = graph, tau_s, absent, teacher
+        self.symmetrize, self.min_similarity, self.own_weight = symmetrize, min_similarity, own_weight
         self.device = torch.device(device)
         self.last_stored_B = torch.zeros(0, dtype=torch.int32, device=self.device)
         """Stored neighbours of each anchor of the last batch; their mean is its hit rate."""
+        self.last_plain_BB = torch.zeros(0, 0, device=self.device)
+        """The last G before `min_similarity` and `own_weight`: what compares with the dense one."""
         self._embeddings = graph.embeddings() if teacher == "dense" or measure_fidelity else None
 
     def assemble(self, text_ids_B: Tensor) -> Tensor:
@@ -84,13 +93,17 @@ class TargetAssembler:
 
         On a CPU this is the numba reference; on a GPU only the B rows travel, and the rest happens there.
         """
+        self.last_plain_BB = self._plain(text_ids_B)
+        return shape(self.last_plain_BB, min_similarity=self.min_similarity, own_weight=self.own_weight, tau_s=self.tau_s)
+
+    def _plain(self, text_ids_B: Tensor) -> Tensor:
         ids = text_ids_B.detach().cpu().numpy()
         if self.teacher == "dense":
             self.last_stored_B = torch.zeros(len(ids), dtype=torch.int32, device=self.device)
             return self.dense(text_ids_B)
         rows = self.graph.rows(ids)
         if self.device.type == "cpu":
-            assembly = reference.assemble(rows, ids, absent=self.absent)
+            assembly = reference.assemble(rows, ids, absent=self.absent, symmetrize=self.symmetrize)
             similarity, self.last_stored_B = torch.from_numpy(assembly.similarity_BB), torch.from_numpy(assembly.stored_B)
         else:
             similarity, self.last_stored_B = self._on_device(rows, text_ids_B)
@@ -122,7 +135,7 @@ class TargetAssembler:
         parts = (rows.neighbor_ids, rows.similarities, rows.sketch, rows.sketch_scale)
         neighbors, stored, sketch, scale = (_to_device(part, self.device) for part in parts)
         ids = text_ids_B.to(self.device, non_blocking=True)
-        return assemble(neighbors, stored, sketch, scale, ids, absent=self.absent)
+        return assemble(neighbors, stored, sketch, scale, ids, absent=self.absent, symmetrize=self.symmetrize)
 
 
 def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
@@ -138,6 +151,7 @@ def assemble(
     text_ids_B: Tensor,
     *,
     absent: float | None,
+    symmetrize: reference.Symmetrize = "union",
 ) -> Similarities:
     """`graphbuild.targets.assemble` in torch: the same bits, fixed shapes, no wait for the device.
 
@@ -148,6 +162,7 @@ def assemble(
         scale_B: Their scales; (B,) float32.
         text_ids_B: The text of each sample; (B,) integers.
         absent: What a pair counts as that neither row stores; None takes the sketch.
+        symmetrize: `mutual` takes a pair that only one of its rows stores for absent.
     """
     ids = text_ids_B.to(torch.int32)
     batch = len(ids)
@@ -163,6 +178,8 @@ def assemble(
     own_BB = own[:, head_B]
     stored_B = torch.isfinite(own_BB).sum(dim=1, dtype=torch.int32)
     similarity = torch.maximum(own_BB, own_BB.T)
+    if symmetrize == "mutual":
+        similarity = similarity.masked_fill_(torch.minimum(own_BB, own_BB.T) == -torch.inf, -torch.inf)
     fill = _sketch_products(sketch_BR, scale_B) if absent is None else torch.full((), absent, device=ids.device)
     similarity = torch.where(similarity == -torch.inf, fill, similarity)
     return Similarities(similarity.masked_fill_(ids[:, None] == ids[None, :], 1.0), stored_B)
@@ -194,6 +211,35 @@ def same_class(labels_B: Tensor) -> Tensor:
     """
     same = labels_B[:, None] == labels_B[None, :]
     return torch.where(same, 1.0, -torch.inf)
+
+
+def shape(similarity_BB: Tensor, *, min_similarity: float | None, own_weight: float, tau_s: float) -> Tensor:
+    """G with the options of the target applied: pairs left out first, then the own view's share; (B, B)."""
+    if min_similarity is not None:
+        similarity_BB = leave_out(similarity_BB, min_similarity)
+    return mix_own(similarity_BB, own_weight, tau_s) if own_weight else similarity_BB
+
+
+def leave_out(similarity_BB: Tensor, min_similarity: float) -> Tensor:
+    """A copy of G in which pairs below a similarity have no part in the target (-inf); the own view stays; (B, B)."""
+    kept = similarity_BB.masked_fill(similarity_BB < min_similarity, -torch.inf)
+    kept.diagonal().copy_(similarity_BB.diagonal())
+    return kept
+
+
+def mix_own(similarity_BB: Tensor, own_weight: float, tau_s: float) -> Tensor:
+    """A copy of G whose target is (1 - own_weight) s + own_weight times one-hot on the own view; (B, B).
+
+    The mixing of SCE (arXiv 2111.14585, section 3). It scales all other entries of a row alike, so a larger G_ii has the same
+    effect: G_ii + tau_s log(1 + own_weight / ((1 - own_weight) s_ii)).
+    """
+    if own_weight >= 1:
+        return one_hot(len(similarity_BB), device=similarity_BB.device).to(similarity_BB.dtype)
+    mixed = similarity_BB.clone()
+    if own_weight > 0:
+        own_B = target_weights(similarity_BB, tau_s)[0].diagonal()
+        mixed.diagonal().add_(tau_s * torch.log1p(own_weight / ((1 - own_weight) * own_B)))
+    return mixed
 
 
 def target_weights(similarity_BB: Tensor, tau_s: float) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphbuild.errors import OptionError
@@ -17,6 +17,7 @@ def test_every_field_has_a_docstring() -> None:
     assert set(field_docs()) == set(field_types())
 
 
+@settings(deadline=None)
 @given(data=st.text(), lr=st.floats(1e-30, 1e30), seed=st.integers(0, 2**62), absent=st.floats(-1, 1) | st.just(-math.inf))
 def test_toml_gives_the_same_configuration_back(
     tmp_path_factory: pytest.TempPathFactory, data: str, lr: float, seed: int, absent: float
