@@ -108,6 +108,20 @@ def embed(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
     help="Bytes of sketch a text; 0 leaves it out.",
 )
 @click.option(
+    "--method",
+    type=click.Choice(["exact", "ivf"]),
+    default="exact",
+    show_default=True,
+    help="ivf searches through index.faiss: faster for many millions of texts, and misses some neighbours.",
+)
+@click.option(
+    "--recall",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.99,
+    show_default=True,
+    help="Share of the neighbours that ivf must find, measured on 2,000 random texts.",
+)
+@click.option(
     "--memory-limit",
     default=None,
     metavar="SIZE",
@@ -125,7 +139,7 @@ def embed(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
 @overwrite_option
 @json_option
 def knn(graph_dir: Path | None, as_json: bool, dry_run: bool, **options: Any) -> None:
-    """Find the k nearest texts of every text, exactly."""
+    """Find the k nearest texts of every text: exactly, unless told otherwise."""
     from graphbuild.knn import KnnConfig, build_knn, estimate_knn
 
     _answer((estimate_knn if dry_run else build_knn)(find_graph_dir(graph_dir), KnnConfig(**options)), as_json)

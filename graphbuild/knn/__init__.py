@@ -23,6 +23,10 @@ class KnnConfig:
     """Neighbours kept per text, the text itself not counted; `auto` is all up to 4,096 texts, else 256."""
     sketch_dim: int = schemas.DEFAULT_SKETCH_DIM
     """R: bytes of sketch per text; 0 leaves the sketch out."""
+    method: Literal["exact", "ivf"] = "exact"
+    """`ivf` searches through index.faiss; similarities are exact all the same, but some neighbours are missed."""
+    recall: float = 0.99
+    """Share of the k nearest that `ivf` has to find, by similarity; measured on a random sample of texts."""
     memory_limit: str | None = None
     """Memory to stay within, such as `4GB` or `512MiB`; half of what is free where None. No byte depends on it.
 

@@ -6,7 +6,8 @@ Shape letters: N texts, n texts of a shard, K neighbours kept, D vector width, R
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ class ShardWriter:
     """Of the sketches; None leaves them out."""
     key: str
     """Of the receipts."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else the receipts say."""
 
     def write(self, shard: ShardRange, vectors_nD: NDArray[np.float16], found: Neighbors, precision: str) -> Receipt:
         """Write one shard.
@@ -50,7 +53,7 @@ class ShardWriter:
             codes_nR, scales_n = sketch.encode(vectors_nD, self.basis_DR)
             columns += [_fixed_size_list(codes_nR, schema.field(schemas.SKETCH).type), pa.array(scales_n)]
         batch = pa.RecordBatch.from_arrays(columns, schema=schema)
-        facts = {"recomputed_rows": found.recomputed, "precision": precision, "pid": os.getpid()}
+        facts = {"recomputed_rows": found.recomputed, "precision": precision, "pid": os.getpid(), **self.facts}
         return write_arrow(self.graph_dir, schemas.part_name(schemas.KNN, shard.index), batch, key=self.key, facts=facts)
 
 

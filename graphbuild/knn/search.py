@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -21,13 +22,14 @@ from graphbuild.knn import sketch
 from graphbuild.knn.calibrate import calibrate
 from graphbuild.knn.checks import read_sample_counts, require_unit_vectors
 from graphbuild.knn.engine import Engine, make_engine
+from graphbuild.knn.ivf import IvfEngine
 from graphbuild.knn.output import ShardWriter, no_neighbors
 from graphbuild.knn.plan import Estimate, Layout, MemoryPlan, Missing, make_estimate
 from graphbuild.knn.scratch import all_vectors, first_vectors, scratch_name
 from graphbuild.knn.tasks import Job, search_shard
 from graphbuild.manifest import Manifest
 from graphbuild.progress import progress
-from graphbuild.shards import Receipt, ShardRange, finished, remove_stale_temporaries, shard_ranges
+from graphbuild.shards import Receipt, ShardRange, finished, remove_stale_temporaries, require_intact, shard_ranges
 
 _CALIBRATION_TEXTS = 65_536
 _CALIBRATION_SECONDS = 5.0
@@ -41,9 +43,19 @@ _MILLION = 10**6
 class Search:
     """One run of the knn stage."""
 
-    def __init__(self, graph_dir: Path, manifest: Manifest, layout: Layout, memory: MemoryPlan, key: str, workers: Workers) -> None:
+    def __init__(
+        self,
+        graph_dir: Path,
+        manifest: Manifest,
+        layout: Layout,
+        memory: MemoryPlan,
+        key: str,
+        *,
+        workers: Workers,
+        ivf_recall: float | None = None,
+    ) -> None:
         self._graph_dir, self._manifest, self._layout, self._memory, self._key = graph_dir, manifest, layout, memory, key
-        self._workers = workers
+        self._workers, self._ivf_recall = workers, ivf_recall
         self._ranges = shard_ranges(layout.texts, manifest.shard_size)
         self._done = {
             shard.index: finished(graph_dir, schemas.part_name(schemas.KNN, shard.index), key=key) for shard in self._ranges
@@ -91,7 +103,7 @@ class Search:
 
     def _announce(self, vectors_ND: NDArray[np.float16]) -> None:
         """Say what the run will take, unless it is over soon; refuse what does not fit the disk."""
-        if self._pairs() < _QUIET_PAIRS:
+        if self._ivf_recall is not None or self._pairs() < _QUIET_PAIRS:
             return
         sample_nD = vectors_ND[:_CALIBRATION_TEXTS]
         first = self.estimate(sample_nD, seconds=0)
@@ -118,10 +130,21 @@ class Search:
             for shard in self._missing:
                 yield shard.index, writer.write(shard, vectors_ND[shard.start : shard.stop], no_neighbors(shard), "none")
             return
-        engine = make_engine(vectors_ND, k=self._layout.k, memory_limit=self._memory.engine)
+        engine = self._engine(vectors_ND)
+        if isinstance(engine, IvfEngine):
+            click.echo(engine.recall.summary(), err=True)
+            writer = replace(writer, facts={"ivf": engine.recall.to_json()})
         with _progress(engine, self._missing) as advance:
             for shard, found in zip(self._missing, engine.search(self._missing, advance), strict=True):
                 yield shard.index, writer.write(shard, vectors_ND[shard.start : shard.stop], found, engine.precision)
+
+    def _engine(self, vectors_ND: NDArray[np.float16]) -> Engine:
+        if self._ivf_recall is None:
+            return make_engine(vectors_ND, k=self._layout.k, memory_limit=self._memory.engine)
+        files = self._manifest.require("index", self._graph_dir).files
+        require_intact(self._graph_dir, files, remedy="Run `graphbuild embed` again: it rebuilds the index.")
+        path = self._graph_dir / schemas.INDEX_FILE
+        return IvfEngine(vectors_ND, path, k=self._layout.k, memory_limit=self._memory.engine, recall=self._ivf_recall)
 
     def _on_workers(self, scratch: Path, basis_DR: NDArray[np.float64] | None) -> Iterator[tuple[int, Receipt]]:
         with scratch_name(self._graph_dir, "basis") as basis:

@@ -16,6 +16,7 @@ import click
 
 from graphbuild import schemas
 from graphbuild.cluster import Workers
+from graphbuild.errors import OptionError
 from graphbuild.knn import KnnConfig, KnnResult
 from graphbuild.knn.memory import resolve_limit
 from graphbuild.knn.plan import Estimate, Layout, plan_memory
@@ -37,6 +38,8 @@ class _Request:
     layout: Layout
     options: dict[str, Any]
     inputs: dict[str, str]
+    ivf_recall: float | None
+    """Recall to reach through the index; None for an exact search."""
 
     @classmethod
     def read(cls, graph_dir: Path, config: KnnConfig) -> _Request:
@@ -53,7 +56,11 @@ class _Request:
         if config.sketch_dim:
             inputs |= manifest.column_digests("text", [schemas.SAMPLE_COUNT])
         options = {"method": "exact", "k": layout.k, "sketch_dim": config.sketch_dim, "shard_size": manifest.shard_size}
-        return cls(graph_dir, manifest, config, layout, options, inputs)
+        ivf_recall = _ivf_recall(manifest, graph_dir, config)
+        if ivf_recall is not None:
+            options |= {"method": "ivf", "recall": ivf_recall}
+            inputs |= {name: receipt.digest for name, receipt in manifest.stages["index"].files.items()}
+        return cls(graph_dir, manifest, config, layout, options, inputs, ivf_recall)
 
     def done(self) -> bool:
         """Whether the stage is there as asked."""
@@ -65,7 +72,15 @@ class _Request:
         workers = Workers(count=self.config.workers, scheduler=self.config.scheduler)
         processes = 1 if workers.scheduler else workers.count if workers.count > 1 else 0
         memory = plan_memory(self.layout, resolve_limit(self.config.memory_limit), workers=processes)
-        return Search(self.graph_dir, self.manifest, self.layout, memory, stage_key(self.options, self.inputs), workers)
+        return Search(
+            self.graph_dir,
+            self.manifest,
+            self.layout,
+            memory,
+            stage_key(self.options, self.inputs),
+            workers=workers,
+            ivf_recall=self.ivf_recall,
+        )
 
 
 def run_stage(graph_dir: Path, config: KnnConfig) -> KnnResult:
@@ -81,7 +96,7 @@ def run_stage(graph_dir: Path, config: KnnConfig) -> KnnResult:
     manifest.save(graph_dir)
     receipts = search.run()
     recomputed = sum(receipt.facts["recomputed_rows"] for receipt in receipts)
-    facts = {
+    facts: dict[str, Any] = {
         "k_asked": config.k,
         "k": layout.k,
         "texts": layout.texts,
@@ -91,6 +106,8 @@ def run_stage(graph_dir: Path, config: KnnConfig) -> KnnResult:
         "precision": ", ".join(sorted({receipt.facts["precision"] for receipt in receipts})),
         "reused_shards": search.reused,
     }
+    if "ivf" in receipts[0].facts:
+        facts |= {"ivf": receipts[0].facts["ivf"], "certified_rows": recomputed}
     files = {receipt.path: receipt for receipt in receipts}
     seconds = round(time.perf_counter() - started, 3)
     stage = Stage(config=request.options, inputs=request.inputs, seconds=seconds, files=files, facts=facts)
@@ -103,6 +120,8 @@ def run_stage(graph_dir: Path, config: KnnConfig) -> KnnResult:
 def estimate_stage(graph_dir: Path, config: KnnConfig) -> Estimate:
     """Do what `graphbuild.knn.estimate_knn` says."""
     request = _Request.read(graph_dir, config)
+    if request.ivf_recall is not None:
+        raise OptionError("--dry-run tells what the exact search takes. Leave out --method ivf.")
     request.done()
     return request.search().estimate()
 
@@ -112,6 +131,18 @@ def stored_k(asked: int | str, count: int) -> int:
     if asked == "auto":
         asked = count - 1 if count <= _AUTO_COMPLETE else _AUTO_K
     return count - 1 if asked == "all" else min(int(asked), count - 1)
+
+
+def _ivf_recall(manifest: Manifest, graph_dir: Path, config: KnnConfig) -> float | None:
+    """The recall to reach through the index, or None where the search is exact: as asked, or because the index is."""
+    if config.method == "exact":
+        return None
+    if config.workers > 1 or config.scheduler is not None:
+        raise OptionError("--method ivf searches in this process. Leave out --workers and --scheduler.")
+    if manifest.require("index", graph_dir).config["kind"] == "flat":
+        click.echo("ivf: the index of so few texts is flat, which is exact; the exact search is used and recorded", err=True)
+        return None
+    return config.recall
 
 
 def _say_k(asked: int | str, layout: Layout) -> None:
