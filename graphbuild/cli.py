@@ -122,6 +122,13 @@ def embed(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
     help="Share of the neighbours that ivf must find, measured on 2,000 random texts.",
 )
 @click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where the exact search computes; auto takes a GPU where there is one.",
+)
+@click.option(
     "--memory-limit",
     default=None,
     metavar="SIZE",

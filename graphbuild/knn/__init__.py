@@ -32,6 +32,8 @@ class KnnConfig:
 
     It counts what the data take, in all processes on this machine together, or in each worker of a cluster. It does not count
     the program's own code, or mapped embeddings, which the system takes back when it needs the memory."""
+    device: str = "auto"
+    """`cpu`, `cuda`, or `auto`: a GPU where there is one. No byte depends on it."""
     workers: int = 0
     """Worker processes on this machine, each of which takes one shard at a time; 0 searches in this process, where a pair
     scored once serves both of its texts."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from graphbuild.knn.device import DeviceEngine
 from graphbuild.knn.engine import Engine, in_row_blocks
 from graphbuild.knn.rowblocks import RowBlockEngine
 from graphbuild.knn.tiles import TileEngine
@@ -38,7 +39,9 @@ class Rates:
         return pairs / self.pairs_per_second + rows * self.row_seconds
 
 
-def calibrate(sample_nD: NDArray[np.float16], *, count: int, k: int, memory_limit: int, seconds: float) -> Rates:
+def calibrate(
+    sample_nD: NDArray[np.float16], *, count: int, k: int, memory_limit: int, seconds: float, device: str = "cpu"
+) -> Rates:
     """Measure the engine that `make_engine` would choose for `count` texts.
 
     The rate of scoring comes from a search for one neighbour, among as many random texts as fit the time; what a row costs
@@ -51,10 +54,12 @@ def calibrate(sample_nD: NDArray[np.float16], *, count: int, k: int, memory_limi
         k: Neighbours a text, at least 1.
         memory_limit: Of the engine.
         seconds: About how long to measure; a first trial of about a tenth of a second is always made.
+        device: As for `make_engine`.
     """
-    if in_row_blocks(count, k):
-        engine = RowBlockEngine(sample_nD, k=min(k, len(sample_nD) - 1), memory_limit=memory_limit)
-        return _calibrate_row_blocks(engine, len(sample_nD), seconds)
+    if device != "cpu" or in_row_blocks(count, k):
+        k = min(k, len(sample_nD) - 1)
+        made = DeviceEngine(sample_nD, k=k, memory_limit=memory_limit, device=device) if device != "cpu" else None
+        return _calibrate_rows(made or RowBlockEngine(sample_nD, k=k, memory_limit=memory_limit), len(sample_nD), seconds)
     trial_nD = _some(sample_nD, _TRIAL_TEXTS)
     _timed(_tile_engine(trial_nD[:_WARM_TEXTS], 1, memory_limit), _WARM_TEXTS)
     spent = _timed(_tile_engine(trial_nD, 1, memory_limit), len(trial_nD))
@@ -84,14 +89,12 @@ def _timed(engine: Engine, count: int) -> float:
     return time.perf_counter() - started
 
 
-def _calibrate_row_blocks(engine: RowBlockEngine, count: int, seconds: float) -> Rates:
-    rng = np.random.default_rng(0)
+def _calibrate_rows(engine: Engine, count: int, seconds: float) -> Rates:
+    """For engines that score each row against all texts, re-ranking included."""
     rows = min(_TRIAL_ROWS, count)
-    engine.search_rows(rng.choice(count, min(rows, 2), replace=False))
+    _timed(engine, min(rows, 2))
     while True:
-        started = time.perf_counter()
-        engine.search_rows(rng.choice(count, rows, replace=False))
-        spent = time.perf_counter() - started
+        spent = _timed(engine, rows)
         if spent > seconds / 4 or rows == count:
             return Rates(engine.precision, rows * count / spent, 0.0)
         rows = min(count, 4 * rows)

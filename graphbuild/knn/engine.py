@@ -56,17 +56,22 @@ class Engine(Protocol):
         """Neighbours of each range of texts, in turn."""
 
 
-def required_memory(count: int, dim: int, k: int, precision: str = "auto") -> int:
-    """The least memory limit that `make_engine` takes, in bytes."""
+def required_memory(count: int, dim: int, k: int, device: str = "cpu") -> int:
+    """The least memory limit that `make_engine` takes, in bytes of the host."""
     from graphbuild.knn.rowblocks import RowBlockEngine
     from graphbuild.knn.tiles import TileEngine
 
+    if device != "cpu":
+        # Half of it is for the rows that the device does not settle.
+        return 2 * RowBlockEngine.required_memory(count, dim, k)
     if in_row_blocks(count, k):
         return RowBlockEngine.required_memory(count, dim, k)
-    return TileEngine.required_memory(count, dim, k, precision)
+    return TileEngine.required_memory(count, dim, k)
 
 
-def make_engine(vectors_ND: NDArray[np.float16], *, k: int, memory_limit: int, precision: str = "auto") -> Engine:
+def make_engine(
+    vectors_ND: NDArray[np.float16], *, k: int, memory_limit: int, precision: str = "auto", device: str = "cpu"
+) -> Engine:
     """The engine for a set of vectors.
 
     Args:
@@ -74,6 +79,7 @@ def make_engine(vectors_ND: NDArray[np.float16], *, k: int, memory_limit: int, p
         k: Neighbours a text, 1 to N-1.
         memory_limit: Bytes to stay within, the vectors and one range's results not counted.
         precision: `auto` for the fastest here, or `float32`, `float16`, `bfloat16`.
+        device: `cpu`, or a GPU as torch names it.
 
     Raises:
         ResourceError: If the limit is too small to work within.
@@ -81,6 +87,10 @@ def make_engine(vectors_ND: NDArray[np.float16], *, k: int, memory_limit: int, p
     from graphbuild.knn.rowblocks import RowBlockEngine
     from graphbuild.knn.tiles import TileEngine
 
+    if device != "cpu":
+        from graphbuild.knn.device import DeviceEngine
+
+        return DeviceEngine(vectors_ND, k=k, memory_limit=memory_limit, device=device, precision=precision)
     if in_row_blocks(len(vectors_ND), k):
         return RowBlockEngine(vectors_ND, k=k, memory_limit=memory_limit)
     return TileEngine(vectors_ND, k=k, memory_limit=memory_limit, precision=precision)

@@ -54,15 +54,18 @@ class MemoryPlan:
     """Embeddings in memory."""
     engine: int
     """Left for the search."""
+    device: str
+    """Where scores are computed."""
 
 
-def plan_memory(layout: Layout, limit: int, *, workers: int = 0) -> MemoryPlan:
+def plan_memory(layout: Layout, limit: int, *, workers: int = 0, device: str = "cpu") -> MemoryPlan:
     """Share out a memory limit.
 
     Args:
         layout: Of the run.
         limit: Bytes, for all processes together.
         workers: Worker processes that share it; 0 for a search in this process.
+        device: As for `make_engine`.
 
     Raises:
         ResourceError: If it is too small; the message says how much is needed.
@@ -72,7 +75,7 @@ def plan_memory(layout: Layout, limit: int, *, workers: int = 0) -> MemoryPlan:
     around = (
         max(layout.shard_texts * layout.k * _RESULT_BYTES + layout.shard_texts * 3 * layout.sketch_dim, 4 * layout.texts) + wide
     )
-    engine = required_memory(layout.texts, layout.dim, layout.k) if layout.k else 0
+    engine = required_memory(layout.texts, layout.dim, layout.k, device) if layout.k else 0
     least = around + engine
     if share < least:
         each = f" for each of {workers} workers" if workers > 1 else ""
@@ -83,7 +86,7 @@ def plan_memory(layout: Layout, limit: int, *, workers: int = 0) -> MemoryPlan:
         )
     mapped = workers > 0 or share - layout.vector_bytes < max(least, share // 2)
     held = 0 if mapped else layout.vector_bytes
-    return MemoryPlan(limit=limit, mapped=mapped, held=held, engine=share - held - around)
+    return MemoryPlan(limit=limit, mapped=mapped, held=held, engine=share - held - around, device=device)
 
 
 def _megabytes(size: int) -> str:

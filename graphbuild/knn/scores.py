@@ -118,20 +118,32 @@ def fastest_format(dim: int) -> Format:
 
 def _product_seconds(form: Format, dim: int) -> float:
     """Seconds of one product of a tile: the fastest of as many as fit the time, at least two; infinite if it is too wrong."""
-    rows, columns = _CALIBRATION_SHAPE
-    # All of one sign and near one another: similarities close to 1, where rounding is coarsest and sums are largest.
-    wide = np.random.default_rng(0).uniform(0.5, 1, (rows + columns, dim))
-    exact = (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float16)
-    vectors = torch.from_numpy(exact).to(form.dtype)
-    out = torch.empty(rows, columns, dtype=form.dtype)
-    torch.mm(vectors[:rows], vectors[rows:].T, out=out)
-    truth = exact[:64].astype(np.float64) @ exact[rows:].astype(np.float64).T
-    allowed = score_error(truth, form, dim=dim, longest=1.01, cast=casting_error(exact, form))
-    if (np.abs(out[:64].double().numpy() - truth) > allowed).any():
+    if not products_hold(form, dim, torch.device("cpu")):
         return float("inf")
+    rows, columns = _CALIBRATION_SHAPE
+    vectors = torch.from_numpy(_near_vectors(dim)).to(form.dtype)
+    out = torch.empty(rows, columns, dtype=form.dtype)
     best, started = np.inf, time.perf_counter()
     while best == np.inf or time.perf_counter() - started < _CALIBRATION_SECONDS:
         before = time.perf_counter()
         torch.mm(vectors[:rows], vectors[rows:].T, out=out)
         best = min(best, time.perf_counter() - before)
     return best
+
+
+def products_hold(form: Format, dim: int, device: torch.device) -> bool:
+    """Whether the products of a device keep to the error bound; sums in half precision do not."""
+    rows = _CALIBRATION_SHAPE[0]
+    exact = _near_vectors(dim)
+    vectors = torch.from_numpy(exact).to(device, form.dtype)
+    found = (vectors[:rows] @ vectors[rows:].T)[:64].double().cpu().numpy()
+    truth = exact[:64].astype(np.float64) @ exact[rows:].astype(np.float64).T
+    allowed = score_error(truth, form, dim=dim, longest=1.01, cast=casting_error(exact, form))
+    return bool((np.abs(found - truth) <= allowed).all())
+
+
+def _near_vectors(dim: int) -> NDArray[np.float16]:
+    """Vectors of one sign and near one another: similarities close to 1, where rounding is coarsest and sums are largest."""
+    wide = np.random.default_rng(0).uniform(0.5, 1, (sum(_CALIBRATION_SHAPE), dim))
+    vectors: NDArray[np.float16] = (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float16)
+    return vectors

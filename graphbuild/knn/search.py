@@ -96,8 +96,10 @@ class Search:
         rates = None
         if self._missing and self._layout.k:
             sample_nD = first_vectors(self._graph_dir, _CALIBRATION_TEXTS) if sample_nD is None else sample_nD
-            engine = self._memory.engine
-            rates = calibrate(sample_nD, count=self._layout.texts, k=self._layout.k, memory_limit=engine, seconds=seconds)
+            engine, device = self._memory.engine, self._memory.device
+            rates = calibrate(
+                sample_nD, count=self._layout.texts, k=self._layout.k, memory_limit=engine, seconds=seconds, device=device
+            )
         missing = Missing(len(self._missing), sum(map(len, self._missing)), self._pairs())
         return make_estimate(self._layout, self._memory, self._graph_dir, missing, rates)
 
@@ -121,7 +123,7 @@ class Search:
             return 0
         # The work depends on the shape alone: vectors that take no memory will do.
         vectors_ND = np.broadcast_to(np.float16(0), (self._layout.texts, self._layout.dim))
-        engine = make_engine(vectors_ND, k=self._layout.k, memory_limit=self._memory.engine)
+        engine = self._exact_engine(vectors_ND)
         return sum(engine.pairs([shard]) for shard in self._missing) if self._distributed() else engine.pairs(self._missing)
 
     def _here(self, vectors_ND: NDArray[np.float16], basis_DR: NDArray[np.float64] | None) -> Iterator[tuple[int, Receipt]]:
@@ -140,11 +142,14 @@ class Search:
 
     def _engine(self, vectors_ND: NDArray[np.float16]) -> Engine:
         if self._ivf_recall is None:
-            return make_engine(vectors_ND, k=self._layout.k, memory_limit=self._memory.engine)
+            return self._exact_engine(vectors_ND)
         files = self._manifest.require("index", self._graph_dir).files
         require_intact(self._graph_dir, files, remedy="Run `graphbuild embed` again: it rebuilds the index.")
         path = self._graph_dir / schemas.INDEX_FILE
         return IvfEngine(vectors_ND, path, k=self._layout.k, memory_limit=self._memory.engine, recall=self._ivf_recall)
+
+    def _exact_engine(self, vectors_ND: NDArray[np.float16]) -> Engine:
+        return make_engine(vectors_ND, k=self._layout.k, memory_limit=self._memory.engine, device=self._memory.device)
 
     def _on_workers(self, scratch: Path, basis_DR: NDArray[np.float64] | None) -> Iterator[tuple[int, Receipt]]:
         with scratch_name(self._graph_dir, "basis") as basis:
@@ -158,6 +163,7 @@ class Search:
                 basis=str(basis.absolute()) if basis_DR is not None else None,
                 k=self._layout.k,
                 memory=self._memory.engine,
+                device=self._memory.device,
                 key=self._key,
             )
             indices = {schemas.part_name(schemas.KNN, shard.index): shard.index for shard in self._missing}

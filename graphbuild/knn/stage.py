@@ -18,6 +18,7 @@ from graphbuild import schemas
 from graphbuild.cluster import Workers
 from graphbuild.errors import OptionError
 from graphbuild.knn import KnnConfig, KnnResult
+from graphbuild.knn.device import resolve_device
 from graphbuild.knn.memory import resolve_limit
 from graphbuild.knn.plan import Estimate, Layout, plan_memory
 from graphbuild.knn.search import Search
@@ -70,8 +71,9 @@ class _Request:
     def search(self) -> Search:
         """The work that is left."""
         workers = Workers(count=self.config.workers, scheduler=self.config.scheduler)
+        device = "cpu" if self.ivf_recall is not None else resolve_device(self.config.device)
         processes = 1 if workers.scheduler else workers.count if workers.count > 1 else 0
-        memory = plan_memory(self.layout, resolve_limit(self.config.memory_limit), workers=processes)
+        memory = plan_memory(self.layout, resolve_limit(self.config.memory_limit), workers=processes, device=device)
         return Search(
             self.graph_dir,
             self.manifest,

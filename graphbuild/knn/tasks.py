@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from graphbuild.knn.engine import make_engine
 from graphbuild.knn.output import ShardWriter
@@ -34,19 +35,25 @@ class Job:
     k: int
     memory: int
     """Bytes for the engine."""
+    device: str
+    """`cpu`, or `cuda`: shards take turns among a worker's GPUs."""
     key: str
 
 
 def search_shard(job: Job, shard: ShardRange, *, report: Callable[[int], None]) -> Receipt:
     """Search for the neighbours of one shard of texts, and write them; `report` is told of finished texts."""
     vectors_ND = map_vectors(Path(job.vectors), job.shape)
-    engine = make_engine(vectors_ND, k=job.k, memory_limit=job.memory)
+    engine = make_engine(vectors_ND, k=job.k, memory_limit=job.memory, device=_device(job.device, shard))
     writer = ShardWriter(Path(job.root), job.k, np.load(job.basis) if job.basis else None, job.key)
     told = _Told(engine.work([shard]), len(shard), report)
     found = next(iter(engine.search([shard], told.advance)))
     receipt = writer.write(shard, vectors_ND[shard.start : shard.stop], found, engine.precision)
     told.finish()
     return receipt
+
+
+def _device(name: str, shard: ShardRange) -> str:
+    return f"cuda:{shard.index % torch.cuda.device_count()}" if name == "cuda" and torch.cuda.is_available() else name
 
 
 class _Told:
