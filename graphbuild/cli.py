@@ -176,6 +176,22 @@ def partition(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
 
 @cli.command()
 @graph_dir_option
+@click.option("--batch-size", type=click.IntRange(min=2), default=1024, show_default=True, help="Samples a batch.")
+@click.option("--tau-s", type=float, default=0.1, show_default=True, help="Temperature of the target.")
+@click.option("--batches", type=click.IntRange(min=1), default=4, show_default=True, help="Batches of either kind to measure on.")
+@click.option("--chunk", type=click.IntRange(min=1, max=128), default=32, show_default=True, help="Samples a chunk of neighbours.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the batches.")
+@json_option
+def advise(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
+    """Which k, sketch and tau_s suit this graph: bytes a row against KL to the dense target, and its effective positives."""
+    from graphbuild.advise import AdviseConfig
+    from graphbuild.advise import advise as measure
+
+    _answer(measure(find_graph_dir(graph_dir), AdviseConfig(**options)), as_json)
+
+
+@cli.command()
+@graph_dir_option
 @click.option("--sql", default=None, metavar="QUERY", help="A SELECT over the tables texts, samples, edges and embeddings.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Rows of a --sql answer to print.")
 @json_option

@@ -222,14 +222,14 @@ def _of_samples(name: str) -> bool:
 
 def _write(graph: Graph, config: PartitionConfig, name: str, key: str) -> Receipt:
     started = time.perf_counter()
-    rows, offsets, text_ids = _samples_of(graph, resolve_limit(config.memory_limit))
+    rows, offsets, text_ids = samples_of(graph, resolve_limit(config.memory_limit))
     chunks, facts = chunk_samples(graph, offsets, text_ids, config)
     facts["seconds"] = round(time.perf_counter() - started, 3)
     batch = pa.RecordBatch.from_arrays([pa.array(rows), pa.array(chunks)], schema=schemas.PARTITION_SCHEMA)
     return write_arrow(graph.path, name, batch, key=key, facts=facts)
 
 
-def _samples_of(graph: Graph, limit: int) -> tuple[Int64, Int64, Int32]:
+def samples_of(graph: Graph, limit: int) -> tuple[Int64, Int64, Int32]:
     """First row, text offsets and texts of every sample, in the order of their first rows.
 
     Rows of one sample are found by the hash of its id. Should two ids share one, their samples are in one chunk together.

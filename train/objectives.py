@@ -33,6 +33,9 @@ class Objective(Protocol):
     def similarity(self, samples_B: Int64, epoch: int) -> Tensor:
         """G of a batch; (B, B) float32."""
 
+    def read_ahead(self, samples_B: Int64, epoch: int) -> None:
+        """Begin to read what the next batch needs; only a hint."""
+
     def measures(self, similarity_BB: Tensor, *, with_kl: bool) -> dict[str, float | None]:
         """`own_view_mass`, `hit_rate` and `kl_to_dense` of the batch whose G was made last; None where it has no meaning."""
 
@@ -50,6 +53,9 @@ class SimCLR:
         if len(samples_B) != len(self._last):
             self._last = one_hot(len(samples_B), device=self._device)
         return self._last
+
+    def read_ahead(self, samples_B: Int64, epoch: int) -> None:
+        """Nothing is read from files."""
 
     def measures(self, similarity_BB: Tensor, *, with_kl: bool) -> dict[str, float | None]:
         """All of the target lies on the own view."""
@@ -90,6 +96,9 @@ class SupCon:
             classes = torch.from_numpy(_texts(self._joined, samples_B, self._config.seed, epoch))
         return same_class(classes.to(self._device))
 
+    def read_ahead(self, samples_B: Int64, epoch: int) -> None:
+        """Nothing is read from files."""
+
     def measures(self, similarity_BB: Tensor, *, with_kl: bool) -> dict[str, float | None]:
         """The share of the target on the own view."""
         mass = float(own_view_mass(similarity_BB, self._config.tau_s))
@@ -116,11 +125,13 @@ class XCLR:
             min_similarity=config.min_similarity,
             own_weight=config.own_weight,
             device=device,
+            graph_on_device=config.graph_on_device,
             measure_fidelity=measured,
         )
         self._measured = measured
         self._texts = torch.zeros(0, dtype=torch.int32)
         self.note = f"{len(joined.indices):,} images of {graph.n_texts:,} texts, {graph.k} neighbours each"
+        self.note += f"; the graph is held on {device}" if self._assembler.graph_on_device else ""
         if config.kl_every and not measured:
             self.note += f"; KL to the dense target is not measured (the embeddings take {bytes_needed / 1e9:.1f} GB)"
 
@@ -128,6 +139,10 @@ class XCLR:
         """Stored similarities, the sketch's estimate elsewhere; one caption an image and epoch."""
         self._texts = torch.from_numpy(_texts(self._joined, samples_B, self._config.seed, epoch))
         return self._assembler.assemble(self._texts)
+
+    def read_ahead(self, samples_B: Int64, epoch: int) -> None:
+        """Begin to read the rows of the next batch."""
+        self._assembler.read_ahead(torch.from_numpy(_texts(self._joined, samples_B, self._config.seed, epoch)))
 
     def measures(self, similarity_BB: Tensor, *, with_kl: bool) -> dict[str, float | None]:
         """Share on the own view, stored neighbours per anchor, KL(dense || assembled) in nats.

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from graphbuild import targets as reference
 from graphbuild.errors import OptionError
-from graphbuild.graph import Graph, Rows
+from graphbuild.graph import Graph
+from train.graph_rows import (
+    DeviceRows,
+    GraphOnDevice,
+    MappedRows,
+    RowTensors,
+    belongs_on_device,
+    rows_to_device,
+    to_device,
+)
 
 Teacher = Literal["graph", "dense"]
 
@@ -55,6 +63,7 @@ class TargetAssembler:
         own_weight: float = 0.0,
         teacher: Teacher = "graph",
         device: torch.device | str = "cpu",
+        graph_on_device: GraphOnDevice = "auto",
         measure_fidelity: bool = False,
     ) -> None:
         """Open a teacher.
@@ -68,10 +77,12 @@ class TargetAssembler:
             own_weight: Share of the target that is given to the own view; the rest is the soft target.
             teacher: `graph` for stored rows and sketches, `dense` for the stored embeddings (2 N D bytes of memory).
             device: Where G is wanted.
+            graph_on_device: Whether the graph's rows are held there; `auto` does so on a GPU with room to spare.
             measure_fidelity: Load the embeddings too, so that `fidelity` can tell KL(dense || target).
 
         Raises:
             OptionError: If the graph has no sketch and no constant is given, or a temperature is not positive.
+            ResourceError: If the graph is to be held on a device that has no room for it.
         """
         if tau_s <= 0:
             raise OptionError(f"--tau-s is a positive temperature, not {tau_s:g}. The paper's is 0.1.")
@@ -86,27 +97,43 @@ class TargetAssembler:
         """Stored neighbours of each anchor of the last batch; their mean is its hit rate."""
         self.last_plain_BB = torch.zeros(0, 0, device=self.device)
         """The last G before `min_similarity` and `own_weight`: what compares with the dense one."""
+        resident = teacher == "graph" and belongs_on_device(graph, self.device, graph_on_device)
+        self._resident = DeviceRows(graph, self.device) if resident else None
+        self._mapped = MappedRows(graph)
         self._embeddings = graph.embeddings() if teacher == "dense" or measure_fidelity else None
+
+    @property
+    def graph_on_device(self) -> bool:
+        """Whether the graph's rows are held on the device."""
+        return self._resident is not None
+
+    def read_ahead(self, text_ids_B: Tensor) -> None:
+        """Begin to read the rows of the next batch, where they come from files. Text ids are on the CPU."""
+        if self.teacher == "graph" and self._resident is None:
+            self._mapped.read_ahead(text_ids_B.numpy())
 
     def assemble(self, text_ids_B: Tensor) -> Tensor:
         """The similarities G of a batch; (B, B) float32 on the assembler's device. Text ids may be on any device.
 
-        On a CPU this is the numba reference; on a GPU only the B rows travel, and the rest happens there.
+        On a CPU this is the numba reference. On a GPU all of it happens there: where the graph is held on the device only the
+        text ids travel, else the B rows; neither waits for the device, if the text ids are on the CPU.
         """
         self.last_plain_BB = self._plain(text_ids_B)
         return shape(self.last_plain_BB, min_similarity=self.min_similarity, own_weight=self.own_weight, tau_s=self.tau_s)
 
     def _plain(self, text_ids_B: Tensor) -> Tensor:
-        ids = text_ids_B.detach().cpu().numpy()
         if self.teacher == "dense":
-            self.last_stored_B = torch.zeros(len(ids), dtype=torch.int32, device=self.device)
+            self.last_stored_B = torch.zeros(len(text_ids_B), dtype=torch.int32, device=self.device)
             return self.dense(text_ids_B)
-        rows = self.graph.rows(ids)
-        if self.device.type == "cpu":
-            assembly = reference.assemble(rows, ids, absent=self.absent, symmetrize=self.symmetrize)
-            similarity, self.last_stored_B = torch.from_numpy(assembly.similarity_BB), torch.from_numpy(assembly.stored_B)
-        else:
-            similarity, self.last_stored_B = self._on_device(rows, text_ids_B)
+        if self._resident is not None:
+            ids = _move(text_ids_B, self.device)
+            return self._on_device(self._resident.rows(ids), ids)
+        host_ids = text_ids_B.detach().cpu().numpy()
+        rows = self._mapped.rows(host_ids)
+        if self.device.type != "cpu":
+            return self._on_device(rows_to_device(rows, self.device), _move(text_ids_B, self.device))
+        assembly = reference.assemble(rows, host_ids, absent=self.absent, symmetrize=self.symmetrize)
+        similarity, self.last_stored_B = torch.from_numpy(assembly.similarity_BB), torch.from_numpy(assembly.stored_B)
         return similarity
 
     def dense(self, text_ids_B: Tensor) -> Tensor:
@@ -130,17 +157,14 @@ class TargetAssembler:
             kl_to_dense=None if exact is None else kl(exact, similarity_BB, self.tau_s),
         )
 
-    def _on_device(self, rows: Rows, text_ids_B: Tensor) -> Similarities:
-        # Similarities travel as their bits: NumPy's half precision and torch's are the same.
-        parts = (rows.neighbor_ids, rows.similarities, rows.sketch, rows.sketch_scale)
-        neighbors, stored, sketch, scale = (_to_device(part, self.device) for part in parts)
-        ids = text_ids_B.to(self.device, non_blocking=True)
-        return assemble(neighbors, stored, sketch, scale, ids, absent=self.absent, symmetrize=self.symmetrize)
+    def _on_device(self, rows: RowTensors, text_ids_B: Tensor) -> Tensor:
+        similarity, self.last_stored_B = assemble(*rows, text_ids_B, absent=self.absent, symmetrize=self.symmetrize)
+        return similarity
 
 
-def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    host = torch.from_numpy(array)
-    return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
+def _move(text_ids_B: Tensor, device: torch.device) -> Tensor:
+    on_host = text_ids_B.device.type == "cpu"
+    return to_device(text_ids_B.numpy(), device) if on_host else text_ids_B.to(device, non_blocking=True)
 
 
 def assemble(

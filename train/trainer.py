@@ -85,21 +85,24 @@ class Trainer:
         images = self.data.batches(self.data.samples[batch.indices] for batch in ahead)
         self.model.train()
         self.clock.start()
+        upcoming = next(order)
         try:
             while self.step < self.total_steps:
+                batch, upcoming = upcoming, next(order)
                 with self.clock.part("wait"):
-                    batch, pictures = next(order), next(images)
-                yield self._train_step(batch, pictures)
+                    pictures = next(images)
+                yield self._train_step(batch, pictures, upcoming)
         finally:
             close = getattr(images, "close", None)
             if close is not None:
                 close()
 
-    def _train_step(self, batch: Batch, pictures: ImageBatch) -> StepReport:
+    def _train_step(self, batch: Batch, pictures: ImageBatch, upcoming: Batch) -> StepReport:
         samples = self.data.samples[batch.indices][pictures.kept]
         views = self._views(batch, pictures)
         with self.clock.part("target"):
             similarity = self.objective.similarity(samples, batch.epoch)
+            self.objective.read_ahead(self.data.samples[upcoming.indices], upcoming.epoch)
         lr = self.schedule.at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
