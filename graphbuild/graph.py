@@ -114,6 +114,11 @@ class Graph:
                 gather(addresses, width, shard_B, local_B, target.reshape(len(ids), -1).view(np.uint8))
         return out
 
+    def shard_rows(self) -> Iterator[tuple[int, Rows]]:
+        """First text id and all rows of each shard, as views of the mapped files; for one pass over the whole graph."""
+        for shard in self._shards:
+            yield shard.first_id, shard.rows
+
     def sample_texts(self, sample_ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> SampleTexts:
         """Look up which texts belong to samples; one pass over the samples table, so ask for many at once.
 

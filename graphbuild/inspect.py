@@ -10,25 +10,22 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from graphbuild import schemas
-from graphbuild.errors import ArtifactError, UserError, one_line
+from graphbuild.errors import UserError, one_line
 from graphbuild.graph import Graph
 from graphbuild.manifest import Manifest
-
-if TYPE_CHECKING:
-    import polars as pl
+from graphbuild.view import GraphView
 
 _SAMPLE_ROWS = 2000
 _RANKS = (1, 2, 5, 10, 50, 100, 256, 1024)
 _QUANTILES = (0.05, 0.5, 0.95)
 _WIDTH = 120
-_EDGES_SCHEMA = ("src", "dst", "rank", "similarity")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,9 +128,9 @@ def run_sql(graph_dir: Path, sql: str, *, limit: int = 50, as_json: bool = False
     """
     import polars as pl
 
-    tables = _tables(graph_dir)
+    tables = GraphView(graph_dir).tables()
     try:
-        frame = pl.SQLContext(frames=tables, eager=False).execute(sql).limit(limit + 1).collect()
+        frame = pl.SQLContext(frames=tables, eager=False).execute(sql).limit(limit + 1).collect(engine="streaming")
     except (pl.exceptions.PolarsError, ValueError, TypeError) as error:
         # The first line says what; a plan of many lines follows it.
         reason = str(error).split("\n", 1)[0]
@@ -146,54 +143,6 @@ def run_sql(graph_dir: Path, sql: str, *, limit: int = 50, as_json: bool = False
     with pl.Config(tbl_rows=limit, tbl_cols=-1, fmt_str_lengths=100, tbl_width_chars=_WIDTH, tbl_hide_dataframe_shape=True):
         note = f"\nthe first {limit:,} rows; raise --limit for more" if cut else f"\n{len(frame):,} rows"
         return f"{frame}{note}"
-
-
-def _tables(graph_dir: Path) -> dict[str, pl.LazyFrame]:
-    import polars as pl
-
-    manifest = Manifest.load(graph_dir)
-    tables = {}
-    for name, stage in ((schemas.TEXTS, "text"), (schemas.SAMPLES, "text"), (schemas.EMBEDDINGS, "embed")):
-        if stage in manifest.stages:
-            tables[name] = pl.scan_parquet(_paths(graph_dir, manifest, stage, name))
-    if schemas.TEXTS in tables:
-        counts = pl.scan_parquet(_paths(graph_dir, manifest, "text", schemas.COUNTS))
-        tables[schemas.TEXTS] = tables[schemas.TEXTS].join(counts, on=schemas.TEXT_ID, maintain_order="left")
-    if "knn" in manifest.stages:
-        tables["edges"] = _edges(_paths(graph_dir, manifest, "knn", schemas.KNN), manifest.stages["knn"].config["k"])
-    return tables
-
-
-def _edges(paths: list[Path], k: int) -> pl.LazyFrame:
-    import polars as pl
-
-    if k == 0:
-        # A graph of one text; and Polars cannot read lists of width 0.
-        kinds = (pl.Int32, pl.Int32, pl.Int32, pl.Float32)
-        return pl.LazyFrame(schema=dict(zip(_EDGES_SCHEMA, kinds, strict=True)))
-    ranks = pl.lit(pl.Series([list(range(1, k + 1))], dtype=pl.Array(pl.Int32, k)))
-    # Averages of float16 would be float16: too coarse for millions of rows.
-    values = pl.col(schemas.SIMILARITIES).cast(pl.Array(pl.Float32, k))
-    columns = [pl.col(schemas.TEXT_ID).alias("src"), pl.col(schemas.NEIGHBOR_IDS).alias("dst")]
-    rows = pl.scan_ipc(paths).select(*columns, ranks.alias("rank"), values.alias("similarity"))
-    return rows.explode("dst", "rank", "similarity")
-
-
-def _paths(graph_dir: Path, manifest: Manifest, stage: str, folder: str) -> list[Path]:
-    """The files of a table.
-
-    Raises:
-        ArtifactError: If one is missing or has another size than was written. (`verify` compares digests, too.)
-    """
-    receipts = [receipt for name, receipt in sorted(manifest.stages[stage].files.items()) if name.startswith(f"{folder}/")]
-    for receipt in receipts:
-        path = graph_dir / receipt.path
-        size = path.stat().st_size if path.exists() else None
-        if size != receipt.bytes:
-            problem = "is missing" if size is None else f"has {size:,} bytes, not {receipt.bytes:,}"
-            command = "knn" if stage == "knn" else "embed"
-            raise ArtifactError(f"{path} {problem}. Run `graphbuild {command}` again: it rebuilds only what is damaged.")
-    return [graph_dir / receipt.path for receipt in receipts]
 
 
 def _counts(manifest: Manifest) -> dict[str, int]:
