@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from graphbuild import schemas
-from graphbuild.errors import run_cli
+from graphbuild.errors import OptionError, run_cli
 from graphbuild.manifest import find_graph_dir
+from graphbuild.tables import FORMS, Form
 
 graph_dir_option = click.option(
     "--graph-dir",
@@ -30,6 +33,29 @@ scheduler_option = click.option(
     "--scheduler", default=None, metavar="ADDRESS", help="A running Dask scheduler, such as tcp://10.0.0.1:8786."
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Build again what was built with other options.")
+
+_HEALTH_OPTIONS: tuple[Callable[..., Any], ...] = (
+    click.option("--batch-size", type=click.IntRange(min=2), default=1024, show_default=True, help="For the hit rate and target."),
+    click.option("--tau-s", type=click.FloatRange(min=0, min_open=True), default=0.1, show_default=True, help="Of the target."),
+    click.option(
+        "--label-column", "label_columns", multiple=True, help="A sample column whose agreement is measured; may be repeated."
+    ),
+    click.option("--group-column", default=None, help="A sample column of what belongs together, such as captions of a picture."),
+    click.option(
+        "--wordnet",
+        type=click.Path(dir_okay=False, path_type=Path),
+        default=None,
+        help="TSV of wnid and hypernym_path, or NPZ of wnids and dist; for samples with a wnid.",
+    ),
+    click.option("--absent", type=float, default=None, help="Similarity of pairs not stored, for a graph without a sketch."),
+)
+
+
+def health_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of measuring a graph."""
+    for option in reversed(_HEALTH_OPTIONS):
+        command = option(command)
+    return command
 
 
 class _KOption(click.ParamType[int | str]):
@@ -122,21 +148,36 @@ def knn(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
 @cli.command()
 @graph_dir_option
 @click.option("--sql", default=None, metavar="QUERY", help="A SELECT over the tables texts, samples, edges and embeddings.")
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Rows of a --sql answer to print.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=None, help="Rows of a --sql answer (default: 50 in a table, else all)."
+)
+@click.option("--health/--no-health", default=True, show_default=True, help="Measure the graph: a pass over all edges.")
+@health_options
+@click.option(
+    "--format", "form", type=click.Choice(FORMS), default="table", show_default=True, help="Of the answer; parquet is binary."
+)
 @json_option
-def inspect(graph_dir: Path | None, sql: str | None, limit: int, as_json: bool) -> None:
-    """Counts at a glance, or SQL over the graph.
+def inspect(
+    graph_dir: Path | None, sql: str | None, limit: int | None, health: bool, form: Form, as_json: bool, **options: Any
+) -> None:
+    """Counts and quality at a glance, or SQL over the graph.
 
-    Tables: texts, samples, edges (src, dst, rank, similarity) and embeddings. In Polars, the fixed-size lists of the files
-    are Array columns: use `.arr`, not `.list`.
+    Every figure stands beside what a good value is, and beside that of a shuffled graph. Tables of --sql: texts, samples,
+    edges (src, dst, rank, similarity) and embeddings. In Polars, the fixed-size lists of the files are Array columns: use
+    `.arr`, not `.list`. The same tables in Python: `graphbuild.open(directory)`.
     """
     from graphbuild.inspect import run_sql, summarize
+    from graphbuild.tables import encode
 
-    directory = find_graph_dir(graph_dir)
-    if sql is None:
-        _answer(summarize(directory), as_json)
+    directory, form = find_graph_dir(graph_dir), "json" if as_json else form
+    if sql is not None:
+        _print_bytes(run_sql(directory, sql, limit=limit, form=form), form)
+        return
+    summary = summarize(directory, health=health, **options)
+    if form in ("csv", "parquet"):
+        _print_bytes(encode(summary.to_frame(), form), form)
     else:
-        click.echo(run_sql(directory, sql, limit=limit, as_json=as_json))
+        _answer(summary, form == "json")
 
 
 @cli.command()
@@ -177,6 +218,13 @@ def datasets(as_json: bool) -> None:
 def _answer(result: Any, as_json: bool) -> None:
     """Print a result: its `summary()` for people, its `to_json()` for scripts."""
     click.echo(json.dumps(result.to_json(), ensure_ascii=False) if as_json else result.summary())
+
+
+def _print_bytes(data: bytes, form: Form) -> None:
+    """Print an encoded answer; binary ones only where they are redirected."""
+    if form == "parquet" and sys.stdout.isatty():
+        raise OptionError("--format parquet is binary. Send it to a file: add `> answer.parquet`.")
+    sys.stdout.buffer.write(data if form == "parquet" else data.rstrip(b"\n") + b"\n")
 
 
 def main() -> None:

@@ -24,6 +24,8 @@ from graphbuild.shards import Receipt
 if TYPE_CHECKING:
     import polars as pl
 
+    from graphbuild.health import Health
+
 EDGES = "edges"
 SRC, DST, RANK, SIMILARITY = "src", "dst", "rank", "similarity"
 _EDGES_A_BATCH = 1 << 19
@@ -120,6 +122,12 @@ class GraphView:
 
         wanted = pl.col(schemas.TEXT_ID).is_in(pl.Series(sorted(set(ids)), dtype=pl.Int32).implode())
         return self._parquet("text", schemas.TEXTS).select(schemas.TEXT_ID, schemas.TEXT).filter(wanted).collect(engine="streaming")
+
+    def health(self, **options: Any) -> Health:
+        """How good the graph is, measured; see `graphbuild.health.check_health` for the options."""
+        from graphbuild.health import check_health
+
+        return check_health(self, **options)
 
     def _find(self, text: str) -> int | None:
         import polars as pl
