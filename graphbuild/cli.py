@@ -207,6 +207,70 @@ def verify(graph_dir: Path | None, exact_sample: int, seed: int, as_json: bool) 
 
 
 @cli.command()
+@graph_dir_option
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file: .parquet or .npz.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["parquet", "csr"]),
+    default=None,
+    help="parquet: src, dst, rank, similarity; csr: for scipy.sparse.load_npz (default: by the file's name).",
+)
+@json_option
+def export(graph_dir: Path | None, out: Path, form: Any, as_json: bool) -> None:
+    """Write all edges to one file, for other programs."""
+    from graphbuild.export import export_edges
+
+    _answer(export_edges(find_graph_dir(graph_dir), out, form), as_json)
+
+
+@cli.command("import")
+@click.option("--graph-dir", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where the graph goes.")
+@click.option(
+    "--texts",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="Parquet, CSV, TSV or JSON lines: text, and id (default: the row number); other columns are kept.",
+)
+@click.option(
+    "--edges",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="Likewise: src, dst (ids), similarity in [-1, 1].",
+)
+@click.option(
+    "--samples",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="Likewise: sample_id, id of its text (default: one sample a text, named by its id).",
+)
+@click.option("--k", type=click.IntRange(min=1), default=None, help="Neighbours kept (default: as many as every text has).")
+@click.option("--symmetric", is_flag=True, help="Every edge counts both ways.")
+@overwrite_option
+@json_option
+def import_(graph_dir: Path, as_json: bool, **options: Any) -> None:
+    """Make a graph of edges from elsewhere: metadata, WordNet, human judgement.
+
+    It has neither embeddings nor a sketch: `train run` needs --absent, the similarity of pairs that are not stored.
+    """
+    from graphbuild.imported import ImportConfig, import_graph
+
+    _answer(import_graph(graph_dir, ImportConfig(**options)), as_json)
+
+
+@cli.command()
+@click.argument("first", type=click.Path(file_okay=False, path_type=Path), help="A graph directory.")
+@click.argument("second", type=click.Path(file_okay=False, path_type=Path), help="Another, of the same texts.")
+@click.option("-n", "--count", type=click.IntRange(min=0), default=10, show_default=True, help="Texts to list that changed most.")
+@json_option
+def compare(first: Path, second: Path, count: int, as_json: bool) -> None:
+    """How far two graphs of the same texts agree, rank by rank, and which texts changed most."""
+    from graphbuild.compare import compare_graphs
+
+    _answer(compare_graphs(first, second, count=count), as_json)
+
+
+@cli.command()
 @json_option
 def datasets(as_json: bool) -> None:
     """What --dataset takes: size, licence note, and where it comes from."""

@@ -217,10 +217,14 @@ def _require_one_piece(graph_dir: Path, manifest: Manifest, shards: Sequence[Sha
                 f"expected text {expected}, as wide as the first shard. Run `graphbuild knn --overwrite` again."
             )
         expected += len(shard.rows.sketch_scale)
-    embedded = sum(r.rows for n, r in manifest.require("embed", graph_dir).files.items() if n.startswith(f"{schemas.EMBEDDINGS}/"))
-    if embedded != expected:
+    # An imported graph has texts, but no embeddings.
+    embedded = "embed" in manifest.stages
+    stage, folder = ("embed", schemas.EMBEDDINGS) if embedded else ("text", schemas.TEXTS)
+    listed = sum(r.rows for name, r in manifest.require(stage, graph_dir).files.items() if name.startswith(f"{folder}/"))
+    if listed != expected:
         raise ArtifactMismatch(
-            f"{graph_dir}: neighbours of {expected:,} texts, but {embedded:,} are embedded. Run `graphbuild knn --overwrite` again."
+            f"{graph_dir}: neighbours of {expected:,} texts, but {listed:,} are {'embedded' if embedded else 'listed'}. "
+            "Run `graphbuild knn --overwrite` again."
         )
 
 
