@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from graphbuild import schemas
-from graphbuild.errors import run_cli
+from graphbuild.errors import OptionError, run_cli
 from graphbuild.manifest import find_graph_dir
+from graphbuild.tables import FORMS, Form
 
 graph_dir_option = click.option(
     "--graph-dir",
@@ -30,6 +33,29 @@ scheduler_option = click.option(
     "--scheduler", default=None, metavar="ADDRESS", help="A running Dask scheduler, such as tcp://10.0.0.1:8786."
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Build again what was built with other options.")
+
+_HEALTH_OPTIONS: tuple[Callable[..., Any], ...] = (
+    click.option("--batch-size", type=click.IntRange(min=2), default=1024, show_default=True, help="For the hit rate and target."),
+    click.option("--tau-s", type=click.FloatRange(min=0, min_open=True), default=0.1, show_default=True, help="Of the target."),
+    click.option(
+        "--label-column", "label_columns", multiple=True, help="A sample column whose agreement is measured; may be repeated."
+    ),
+    click.option("--group-column", default=None, help="A sample column of what belongs together, such as captions of a picture."),
+    click.option(
+        "--wordnet",
+        type=click.Path(dir_okay=False, path_type=Path),
+        default=None,
+        help="TSV of wnid and hypernym_path, or NPZ of wnids and dist; for samples with a wnid.",
+    ),
+    click.option("--absent", type=float, default=None, help="Similarity of pairs not stored, for a graph without a sketch."),
+)
+
+
+def health_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of measuring a graph."""
+    for option in reversed(_HEALTH_OPTIONS):
+        command = option(command)
+    return command
 
 
 class _KOption(click.ParamType[int | str]):
@@ -193,21 +219,36 @@ def advise(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
 @cli.command()
 @graph_dir_option
 @click.option("--sql", default=None, metavar="QUERY", help="A SELECT over the tables texts, samples, edges and embeddings.")
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Rows of a --sql answer to print.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=None, help="Rows of a --sql answer (default: 50 in a table, else all)."
+)
+@click.option("--health/--no-health", default=True, show_default=True, help="Measure the graph: a pass over all edges.")
+@health_options
+@click.option(
+    "--format", "form", type=click.Choice(FORMS), default="table", show_default=True, help="Of the answer; parquet is binary."
+)
 @json_option
-def inspect(graph_dir: Path | None, sql: str | None, limit: int, as_json: bool) -> None:
-    """Counts at a glance, or SQL over the graph.
+def inspect(
+    graph_dir: Path | None, sql: str | None, limit: int | None, health: bool, form: Form, as_json: bool, **options: Any
+) -> None:
+    """Counts and quality at a glance, or SQL over the graph.
 
-    Tables: texts, samples, edges (src, dst, rank, similarity) and embeddings. In Polars, the fixed-size lists of the files
-    are Array columns: use `.arr`, not `.list`.
+    Every figure stands beside what a good value is, and beside that of a shuffled graph. Tables of --sql: texts, samples,
+    edges (src, dst, rank, similarity) and embeddings. In Polars, the fixed-size lists of the files are Array columns: use
+    `.arr`, not `.list`. The same tables in Python: `graphbuild.open(directory)`.
     """
     from graphbuild.inspect import run_sql, summarize
+    from graphbuild.tables import encode
 
-    directory = find_graph_dir(graph_dir)
-    if sql is None:
-        _answer(summarize(directory), as_json)
+    directory, form = find_graph_dir(graph_dir), "json" if as_json else form
+    if sql is not None:
+        _print_bytes(run_sql(directory, sql, limit=limit, form=form), form)
+        return
+    summary = summarize(directory, health=health, **options)
+    if form in ("csv", "parquet"):
+        _print_bytes(encode(summary.to_frame(), form), form)
     else:
-        click.echo(run_sql(directory, sql, limit=limit, as_json=as_json))
+        _answer(summary, form == "json")
 
 
 @cli.command()
@@ -237,6 +278,70 @@ def verify(graph_dir: Path | None, exact_sample: int, seed: int, as_json: bool) 
 
 
 @cli.command()
+@graph_dir_option
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file: .parquet or .npz.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["parquet", "csr"]),
+    default=None,
+    help="parquet: src, dst, rank, similarity; csr: for scipy.sparse.load_npz (default: by the file's name).",
+)
+@json_option
+def export(graph_dir: Path | None, out: Path, form: Any, as_json: bool) -> None:
+    """Write all edges to one file, for other programs."""
+    from graphbuild.export import export_edges
+
+    _answer(export_edges(find_graph_dir(graph_dir), out, form), as_json)
+
+
+@cli.command("import")
+@click.option("--graph-dir", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where the graph goes.")
+@click.option(
+    "--texts",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="Parquet, CSV, TSV or JSON lines: text, and id (default: the row number); other columns are kept.",
+)
+@click.option(
+    "--edges",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="Likewise: src, dst (ids), similarity in [-1, 1].",
+)
+@click.option(
+    "--samples",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="Likewise: sample_id, id of its text (default: one sample a text, named by its id).",
+)
+@click.option("--k", type=click.IntRange(min=1), default=None, help="Neighbours kept (default: as many as every text has).")
+@click.option("--symmetric", is_flag=True, help="Every edge counts both ways.")
+@overwrite_option
+@json_option
+def import_(graph_dir: Path, as_json: bool, **options: Any) -> None:
+    """Make a graph of edges from elsewhere: metadata, WordNet, human judgement.
+
+    It has neither embeddings nor a sketch: `train run` needs --absent, the similarity of pairs that are not stored.
+    """
+    from graphbuild.imported import ImportConfig, import_graph
+
+    _answer(import_graph(graph_dir, ImportConfig(**options)), as_json)
+
+
+@cli.command()
+@click.argument("first", type=click.Path(file_okay=False, path_type=Path), help="A graph directory.")
+@click.argument("second", type=click.Path(file_okay=False, path_type=Path), help="Another, of the same texts.")
+@click.option("-n", "--count", type=click.IntRange(min=0), default=10, show_default=True, help="Texts to list that changed most.")
+@json_option
+def compare(first: Path, second: Path, count: int, as_json: bool) -> None:
+    """How far two graphs of the same texts agree, rank by rank, and which texts changed most."""
+    from graphbuild.compare import compare_graphs
+
+    _answer(compare_graphs(first, second, count=count), as_json)
+
+
+@cli.command()
 @json_option
 def datasets(as_json: bool) -> None:
     """What --dataset takes: size, licence note, and where it comes from."""
@@ -248,6 +353,13 @@ def datasets(as_json: bool) -> None:
 def _answer(result: Any, as_json: bool) -> None:
     """Print a result: its `summary()` for people, its `to_json()` for scripts."""
     click.echo(json.dumps(result.to_json(), ensure_ascii=False) if as_json else result.summary())
+
+
+def _print_bytes(data: bytes, form: Form) -> None:
+    """Print an encoded answer; binary ones only where they are redirected."""
+    if form == "parquet" and sys.stdout.isatty():
+        raise OptionError("--format parquet is binary. Send it to a file: add `> answer.parquet`.")
+    sys.stdout.buffer.write(data if form == "parquet" else data.rstrip(b"\n") + b"\n")
 
 
 def main() -> None:

@@ -128,6 +128,11 @@ class Graph:
         hashes, texts = ([part.column(index).to_numpy() for part in parts] for index in range(2))
         return np.concatenate(hashes), np.concatenate(texts)
 
+    def shard_rows(self) -> Iterator[tuple[int, Rows]]:
+        """First text id and all rows of each shard, as views of the mapped files; for one pass over the whole graph."""
+        for shard in self._shards:
+            yield shard.first_id, shard.rows
+
     def sample_texts(self, sample_ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> SampleTexts:
         """Look up which texts belong to samples; one pass over the samples table, so ask for many at once.
 
@@ -226,10 +231,14 @@ def _require_one_piece(graph_dir: Path, manifest: Manifest, shards: Sequence[Sha
                 f"expected text {expected}, as wide as the first shard. Run `graphbuild knn --overwrite` again."
             )
         expected += len(shard.rows.sketch_scale)
-    embedded = sum(r.rows for n, r in manifest.require("embed", graph_dir).files.items() if n.startswith(f"{schemas.EMBEDDINGS}/"))
-    if embedded != expected:
+    # An imported graph has texts, but no embeddings.
+    embedded = "embed" in manifest.stages
+    stage, folder = ("embed", schemas.EMBEDDINGS) if embedded else ("text", schemas.TEXTS)
+    listed = sum(r.rows for name, r in manifest.require(stage, graph_dir).files.items() if name.startswith(f"{folder}/"))
+    if listed != expected:
         raise ArtifactMismatch(
-            f"{graph_dir}: neighbours of {expected:,} texts, but {embedded:,} are embedded. Run `graphbuild knn --overwrite` again."
+            f"{graph_dir}: neighbours of {expected:,} texts, but {listed:,} are {'embedded' if embedded else 'listed'}. "
+            "Run `graphbuild knn --overwrite` again."
         )
 
 

@@ -1,34 +1,26 @@
-"""A graph at a glance, and SQL over it.
-
-Tables: texts, samples, edges (src, dst, rank, similarity; one row per stored neighbour, rank 1 the nearest), embeddings.
-All are lazy: a query reads only the columns that it needs. Fixed-size lists are Array columns: use `.arr`, not `.list`.
-"""
+"""A graph at a glance, and SQL over it. The tables are those of `graphbuild.open`."""
 
 from __future__ import annotations
 
-import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from graphbuild import schemas
-from graphbuild.errors import ArtifactError, UserError, one_line
-from graphbuild.graph import Graph
+from graphbuild.errors import UserError, one_line
+from graphbuild.health import Health
 from graphbuild.manifest import Manifest
+from graphbuild.tables import WIDTH, Form, encode, pair_table, plain, render, show, table
+from graphbuild.view import GraphView
 
 if TYPE_CHECKING:
     import polars as pl
 
 _SAMPLE_ROWS = 2000
-_RANKS = (1, 2, 5, 10, 50, 100, 256, 1024)
-_QUANTILES = (0.05, 0.5, 0.95)
-_WIDTH = 120
-_EDGES_SCHEMA = ("src", "dst", "rank", "similarity")
+_TABLE_ROWS = 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,40 +35,29 @@ class GraphSummary:
     """For each finished stage: seconds, bytes, files, facts."""
     similarity_by_rank: list[dict[str, float]]
     """Quantiles over a sample of texts, one entry a rank; empty where there are no neighbours."""
+    health: Health | None
+    """None where there are no neighbours, or it was not asked for."""
 
     def summary(self) -> str:
         """Tables for people."""
-        output = io.StringIO()
-        console = Console(file=output, width=_WIDTH, highlight=False)
-        console.print(f"{self.graph_dir}", soft_wrap=True, markup=False)
         tables = {
-            "data set": _pair_table(self.dataset),
-            "encoder": _pair_table(self.encoder),
-            "counts": _pair_table(self.counts),
+            "data set": pair_table({key: value for key, value in self.dataset.items() if key != "files"}),
+            "encoder": pair_table(self.encoder),
+            "counts": pair_table(self.counts),
             "stages": self._stage_table(),
-            "similarity to the neighbour of each rank": self._similarity_table(),
         }
-        for title, table in tables.items():
-            if table.row_count:
-                console.print(f"\n{title}")
-                console.print(table)
-        return output.getvalue().rstrip()
+        if self.health is None:
+            tables["similarity to the neighbour of each rank"] = _similarity_table(self.similarity_by_rank)
+            return render(str(self.graph_dir), tables)
+        return render(str(self.graph_dir), {**tables, **health_tables(self.health)})
 
     def _stage_table(self) -> Table:
-        table = _table(("stage", "files", "MB", "seconds", "facts"), right=("files", "MB", "seconds"))
+        made = table(("stage", "files", "MB", "seconds", "facts"), right=("files", "MB", "seconds"))
         for name, stage in self.stages.items():
-            facts = ", ".join(
-                f"{key} {_show(value)}" for key, value in stage["facts"].items() if not isinstance(value, dict | list)
-            )
-            table.add_row(name, f"{stage['files']:,}", f"{stage['bytes'] / 1e6:,.1f}", f"{stage['seconds']:,.1f}", facts)
-        return table
-
-    def _similarity_table(self) -> Table:
-        columns = tuple(self.similarity_by_rank[0]) if self.similarity_by_rank else ()
-        table = _table(columns, right=columns)
-        for entry in self.similarity_by_rank:
-            table.add_row(*(f"{value:,.0f}" if key == "rank" else f"{value:.3f}" for key, value in entry.items()))
-        return table
+            facts = ", ".join(f"{key} {show(value)}" for key, value in stage["facts"].items() if not isinstance(value, dict | list))
+            numbers = (f"{stage['files']:,}", f"{stage['bytes'] / 1e6:,.1f}", f"{stage['seconds']:,.1f}")
+            made.add_row(name, *numbers, plain(facts))
+        return made
 
     def to_json(self) -> dict[str, Any]:
         """The same for scripts."""
@@ -87,16 +68,38 @@ class GraphSummary:
             "counts": self.counts,
             "stages": self.stages,
             "similarity_by_rank": self.similarity_by_rank,
+            "health": self.health.to_json() if self.health else None,
         }
 
+    def to_frame(self) -> pl.DataFrame:
+        """Counts and figures as one table: section, name, value, shuffled, verdict."""
+        import polars as pl
 
-def summarize(graph_dir: Path) -> GraphSummary:
-    """Read a graph's counts, stages and the similarity of its neighbours by rank.
+        rows: list[tuple[str, str, float, float | None, str | None]] = [
+            ("counts", key, float(value), None, None) for key, value in self.counts.items()
+        ]
+        if self.health:
+            rows += [("health", one.key, one.value, one.shuffled, one.verdict) for one in self.health.measures]
+        for entry in self.similarity_by_rank:
+            rows += [(f"similarity at rank {entry['rank']:.0f}", key, entry[key], None, None) for key in entry if key != "rank"]
+        kinds = {"section": pl.String, "name": pl.String, "value": pl.Float64, "shuffled": pl.Float64, "verdict": pl.String}
+        return pl.DataFrame(rows, schema=kinds, orient="row")
+
+
+def summarize(graph_dir: Path, *, health: bool = True, **options: Any) -> GraphSummary:
+    """Read a graph's counts, stages and, where it has neighbours, its health.
+
+    Args:
+        graph_dir: The graph, finished or not.
+        health: Whether to measure it: a pass over all edges.
+        options: Fields of `graphbuild.health.HealthConfig`.
 
     Raises:
         ArtifactError: If there is no graph, or a neighbour shard is missing or cut short.
+        SourceError: If a column or file named in the options is not there.
     """
-    manifest = Manifest.load(graph_dir)
+    view = GraphView(graph_dir)
+    manifest = view.manifest
     stages = {
         name: {
             "seconds": stage.seconds,
@@ -106,94 +109,52 @@ def summarize(graph_dir: Path) -> GraphSummary:
         }
         for name, stage in manifest.stages.items()
     }
+    measurable = "knn" in manifest.stages and view.graph.k > 0
+    measured = view.health(**options) if health and measurable else None
     return GraphSummary(
         graph_dir=graph_dir,
         dataset=manifest.dataset,
         encoder=manifest.encoder,
         counts=_counts(manifest),
         stages=stages,
-        similarity_by_rank=_similarity_by_rank(Graph.open(graph_dir)) if "knn" in manifest.stages else [],
+        similarity_by_rank=measured.similarity_by_rank if measured else _quick_similarity(view) if measurable else [],
+        health=measured,
     )
 
 
-def run_sql(graph_dir: Path, sql: str, *, limit: int = 50, as_json: bool = False) -> str:
+def run_sql(graph_dir: Path, sql: str, *, limit: int | None = None, form: Form = "table") -> bytes:
     """Run one SELECT over texts, samples, edges and embeddings.
 
     Args:
         graph_dir: The graph.
         sql: The query, in the SQL of Polars.
-        limit: Rows to show at most.
-        as_json: A JSON list of rows instead of a table.
+        limit: Rows to give at most; None: 50 in a table, all in the other forms.
+        form: A table for people (UTF-8), CSV, a JSON list of rows, or Parquet.
 
     Raises:
         UserError: If the query cannot be run; it names the tables and their columns.
         ArtifactError: If a table's file is missing or damaged.
+        OptionError: If the rows cannot be written in this form.
     """
     import polars as pl
 
-    tables = _tables(graph_dir)
+    tables = GraphView(graph_dir).tables()
+    most = limit if limit is not None else _TABLE_ROWS if form == "table" else None
     try:
-        frame = pl.SQLContext(frames=tables, eager=False).execute(sql).limit(limit + 1).collect()
+        plan = pl.SQLContext(frames=tables, eager=False).execute(sql)
+        frame = (plan if most is None else plan.limit(most + 1)).collect(engine="streaming")
     except (pl.exceptions.PolarsError, ValueError, TypeError) as error:
         # The first line says what; a plan of many lines follows it.
         reason = str(error).split("\n", 1)[0]
-        listed = "; ".join(f"{name}({', '.join(table.collect_schema().names())})" for name, table in tables.items())
+        listed = "; ".join(f"{name}({', '.join(made.collect_schema().names())})" for name, made in tables.items())
         raise UserError(f"--sql: {one_line(reason)}. Tables: {listed}") from error
-    cut = len(frame) > limit
-    frame = frame.head(limit)
-    if as_json:
-        return json.dumps(frame.to_dicts(), ensure_ascii=False, default=str)
-    with pl.Config(tbl_rows=limit, tbl_cols=-1, fmt_str_lengths=100, tbl_width_chars=_WIDTH, tbl_hide_dataframe_shape=True):
-        note = f"\nthe first {limit:,} rows; raise --limit for more" if cut else f"\n{len(frame):,} rows"
-        return f"{frame}{note}"
-
-
-def _tables(graph_dir: Path) -> dict[str, pl.LazyFrame]:
-    import polars as pl
-
-    manifest = Manifest.load(graph_dir)
-    tables = {}
-    for name, stage in ((schemas.TEXTS, "text"), (schemas.SAMPLES, "text"), (schemas.EMBEDDINGS, "embed")):
-        if stage in manifest.stages:
-            tables[name] = pl.scan_parquet(_paths(graph_dir, manifest, stage, name))
-    if schemas.TEXTS in tables:
-        counts = pl.scan_parquet(_paths(graph_dir, manifest, "text", schemas.COUNTS))
-        tables[schemas.TEXTS] = tables[schemas.TEXTS].join(counts, on=schemas.TEXT_ID, maintain_order="left")
-    if "knn" in manifest.stages:
-        tables["edges"] = _edges(_paths(graph_dir, manifest, "knn", schemas.KNN), manifest.stages["knn"].config["k"])
-    return tables
-
-
-def _edges(paths: list[Path], k: int) -> pl.LazyFrame:
-    import polars as pl
-
-    if k == 0:
-        # A graph of one text; and Polars cannot read lists of width 0.
-        kinds = (pl.Int32, pl.Int32, pl.Int32, pl.Float32)
-        return pl.LazyFrame(schema=dict(zip(_EDGES_SCHEMA, kinds, strict=True)))
-    ranks = pl.lit(pl.Series([list(range(1, k + 1))], dtype=pl.Array(pl.Int32, k)))
-    # Averages of float16 would be float16: too coarse for millions of rows.
-    values = pl.col(schemas.SIMILARITIES).cast(pl.Array(pl.Float32, k))
-    columns = [pl.col(schemas.TEXT_ID).alias("src"), pl.col(schemas.NEIGHBOR_IDS).alias("dst")]
-    rows = pl.scan_ipc(paths).select(*columns, ranks.alias("rank"), values.alias("similarity"))
-    return rows.explode("dst", "rank", "similarity")
-
-
-def _paths(graph_dir: Path, manifest: Manifest, stage: str, folder: str) -> list[Path]:
-    """The files of a table.
-
-    Raises:
-        ArtifactError: If one is missing or has another size than was written. (`verify` compares digests, too.)
-    """
-    receipts = [receipt for name, receipt in sorted(manifest.stages[stage].files.items()) if name.startswith(f"{folder}/")]
-    for receipt in receipts:
-        path = graph_dir / receipt.path
-        size = path.stat().st_size if path.exists() else None
-        if size != receipt.bytes:
-            problem = "is missing" if size is None else f"has {size:,} bytes, not {receipt.bytes:,}"
-            command = "knn" if stage == "knn" else "embed"
-            raise ArtifactError(f"{path} {problem}. Run `graphbuild {command}` again: it rebuilds only what is damaged.")
-    return [graph_dir / receipt.path for receipt in receipts]
+    cut = most is not None and len(frame) > most
+    frame = frame.head(most) if most is not None else frame
+    if form != "table":
+        return encode(frame, form)
+    with pl.Config(tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=100, tbl_width_chars=WIDTH, tbl_hide_dataframe_shape=True):
+        note = f"\nthe first {most:,} rows; raise --limit for more" if cut else f"\n{len(frame):,} rows"
+        return f"{frame}{note}".encode()
 
 
 def _counts(manifest: Manifest) -> dict[str, int]:
@@ -207,34 +168,50 @@ def _counts(manifest: Manifest) -> dict[str, int]:
     return counts
 
 
-def _similarity_by_rank(graph: Graph) -> list[dict[str, float]]:
-    step = max(1, graph.n_texts // _SAMPLE_ROWS)
-    values_nK = graph.rows(np.arange(0, graph.n_texts, step)).similarities.astype(np.float32)
-    ranks = sorted({rank for rank in (*_RANKS, graph.k) if 1 <= rank <= graph.k})
-    return [
-        {"rank": rank, **{f"{q:.0%}": round(float(np.quantile(values_nK[:, rank - 1], q)), 4) for q in _QUANTILES}}
-        for rank in ranks
-    ]
+def _quick_similarity(view: GraphView) -> list[dict[str, float]]:
+    from graphbuild.health.measure import similarity_by_rank
+
+    step = max(1, view.graph.n_texts // _SAMPLE_ROWS)
+    return similarity_by_rank(view.graph.rows(np.arange(0, view.graph.n_texts, step)), view.graph.k)
 
 
-def _pair_table(pairs: dict[str, Any]) -> Table:
-    table = _table(("", "value"), right=())
-    table.show_header = False
-    for key, value in pairs.items():
-        if value not in (None, "", [], {}):
-            table.add_row(key.replace("_", " "), _show(value))
-    return table
+def health_tables(health: Health) -> dict[str, Table]:
+    """What was measured, as tables with titles."""
+    measures = table(("figure", "value", "shuffled", "verdict", "good is"), right=("value", "shuffled"))
+    for one in health.measures:
+        measures.add_row(plain(one.title), one.show(one.value), one.show(one.shuffled), one.verdict, plain(one.good))
+    components = table(("at least", "components", "texts alone", "largest", "its share", "shuffled"), right=_COMPONENT_COLUMNS)
+    for entry in health.components:
+        components.add_row(
+            f"{entry['threshold']:.2f}",
+            f"{entry['components']:,}",
+            f"{entry['alone_share']:.1%}",
+            f"{entry['largest']:,}",
+            f"{entry['largest_share']:.1%}",
+            f"{entry['shuffled_largest_share']:.1%}",
+        )
+    hubs = table(("in-degree", "text_id", "text"), right=("in-degree", "text_id"))
+    for entry in health.hubs[:5]:
+        hubs.add_row(f"{entry['in_degree']:,}", f"{entry['text_id']:,}", plain(show(entry["text"])))
+    notes = table(("",))
+    notes.show_header = False
+    for note in health.notes:
+        notes.add_row(plain(note))
+    return {
+        "health (beside a shuffled graph: the same edges, each ending at a random text)": measures,
+        "similarity to the neighbour of each rank": _similarity_table(health.similarity_by_rank),
+        "connected components, by similarity": components,
+        "hubs: the most frequent neighbours": hubs,
+        "not measured": notes,
+    }
 
 
-def _table(columns: tuple[str, ...], *, right: tuple[str, ...]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left")
-    return table
+_COMPONENT_COLUMNS = ("components", "texts alone", "largest", "its share", "shuffled")
 
 
-def _show(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
-    return text if len(text) <= 200 else text[:197] + "..."
+def _similarity_table(entries: list[dict[str, float]]) -> Table:
+    columns = tuple(entries[0]) if entries else ()
+    made = table(columns, right=columns)
+    for entry in entries:
+        made.add_row(*(f"{value:,.0f}" if key == "rank" else f"{value:.3f}" for key, value in entry.items()))
+    return made

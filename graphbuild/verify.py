@@ -59,12 +59,12 @@ class VerifyResult:
         lines.append(f"{self.texts:,} texts, {self.samples:,} sample rows: ids, hashes, counts and lengths are right")
         if self.k is None:
             lines.append("neighbours: the knn stage is not there (`graphbuild knn` makes it)")
-        elif self.quality is None:
+        elif self.quality is None and self.method != "import":
             lines.append("neighbours: none, for there is only one text")
         else:
             width = "all other texts" if self.complete else f"{self.k:,} a text"
             lines.append(f"neighbours ({width}, {self.method}): order, range, self and symmetry are right")
-            lines += self._quality_lines(self.quality)
+            lines += self._quality_lines(self.quality) if self.quality else []
         return "\n".join(lines)
 
     @staticmethod
@@ -94,13 +94,14 @@ def verify_graph(graph_dir: Path, *, exact_sample: int = _LEAST_SAMPLE, seed: in
         ArtifactMismatch: If files do not belong together.
     """
     manifest = Manifest.load(graph_dir)
-    for stage in ("text", "embed"):
+    knn = manifest.stages.get("knn")
+    imported = bool(knn and knn.config["method"] == "import")
+    for stage in ("text",) if imported else ("text", "embed"):
         manifest.require(stage, graph_dir)
     receipts = [receipt for stage in manifest.stages.values() for receipt in stage.files.values()]
     _check_digests(graph_dir, receipts)
-    texts = _check_texts(graph_dir, manifest)
+    texts = _check_text_ids(graph_dir, manifest) if imported else _check_texts(graph_dir, manifest)
     samples = _check_samples(graph_dir, manifest, texts)
-    knn = manifest.stages.get("knn")
     quality = _check_neighbors(graph_dir, manifest, max(exact_sample, _LEAST_SAMPLE), seed) if knn else None
     return VerifyResult(
         graph_dir=graph_dir,
@@ -159,6 +160,16 @@ def _check_texts(graph_dir: Path, manifest: Manifest) -> int:
     return start
 
 
+def _check_text_ids(graph_dir: Path, manifest: Manifest) -> int:
+    """Texts of an imported graph, which has no embeddings, hold the ids 0 to N-1; returns N."""
+    start = 0
+    for receipt in _stage_files(manifest, "text", schemas.TEXTS):
+        path = graph_dir / receipt.path
+        _require_ids(path, _read(path, [schemas.TEXT_ID])[schemas.TEXT_ID].to_numpy(), start, receipt.rows)
+        start += receipt.rows
+    return start
+
+
 def _check_samples(graph_dir: Path, manifest: Manifest, texts: int) -> int:
     """Samples map onto known texts, as often as the counts say; returns the number of sample rows."""
     per_text = np.zeros(texts, np.int64)
@@ -203,6 +214,9 @@ def _check_neighbors(graph_dir: Path, manifest: Manifest, rows: int, seed: int) 
         raise ArtifactError(
             f"{graph_dir / schemas.KNN}: texts {one} and {other} store different similarities of each other. {_KNN_REMEDY}"
         )
+    if "embed" not in manifest.stages:
+        # Edges that were imported are not the nearest of anything that is stored.
+        return None
     quality = measure(graph_dir, graph, rows=rows, seed=seed)
     if quality.inexact:
         raise ArtifactError(

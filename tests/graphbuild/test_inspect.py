@@ -55,23 +55,23 @@ def test_sql_joins_edges_to_texts(graph_dir: Path) -> None:
         "SELECT a.text AS one, b.text AS other FROM edges JOIN texts a ON src = a.text_id JOIN texts b ON dst = b.text_id "
         "WHERE rank = 1 ORDER BY src"
     )
-    rows = json.loads(run_sql(graph_dir, query, as_json=True))
+    rows = json.loads(run_sql(graph_dir, query, form="json"))
     expected = [("a dog", "a puppy"), ("a puppy", "a dog"), ("a plane", "a jet"), ("a jet", "a plane")]
     assert [(row["one"], row["other"]) for row in rows] == expected
 
 
 def test_edges_hold_every_stored_neighbour_with_its_rank(graph_dir: Path) -> None:
-    rows = json.loads(run_sql(graph_dir, "SELECT * FROM edges", as_json=True))
+    rows = json.loads(run_sql(graph_dir, "SELECT * FROM edges", form="json"))
     assert [(row["src"], row["rank"]) for row in rows] == [(i, rank) for i in range(4) for rank in (1, 2)]
 
 
 @pytest.mark.parametrize(("table", "rows"), [("samples", 6), ("texts", 4), ("embeddings", 4), ("edges", 8)])
 def test_sql_counts_the_rows_of_every_table(graph_dir: Path, table: str, rows: int) -> None:
-    assert json.loads(run_sql(graph_dir, f"SELECT count(*) AS n FROM {table}", as_json=True)) == [{"n": rows}]
+    assert json.loads(run_sql(graph_dir, f"SELECT count(*) AS n FROM {table}", form="json")) == [{"n": rows}]
 
 
 def test_sql_says_that_it_shows_only_the_first_rows(graph_dir: Path) -> None:
-    assert "the first 2 rows; raise --limit" in run_sql(graph_dir, "SELECT text FROM texts", limit=2)
+    assert "the first 2 rows; raise --limit" in run_sql(graph_dir, "SELECT text FROM texts", limit=2).decode()
 
 
 @pytest.mark.parametrize("query", ["SELEC 1", "SELECT foo FROM edges", "SELECT * FROM nowhere"])
@@ -92,7 +92,7 @@ def test_truncated_shard_is_named(graph_dir: Path) -> None:
 def test_edges_of_a_graph_of_one_text_are_an_empty_table(tmp_path: Path) -> None:
     write_graph(tmp_path, clustered_vectors(1, 4))
     build_knn(tmp_path, KnnConfig())
-    assert json.loads(run_sql(tmp_path, "SELECT * FROM edges", as_json=True)) == []
+    assert json.loads(run_sql(tmp_path, "SELECT * FROM edges", form="json")) == []
 
 
 def test_command_prints_json(graph_dir: Path) -> None:

@@ -1,0 +1,93 @@
+"""Answers in the form that was asked for: tables for people; CSV, JSON or Parquet for programs.
+
+Importing this loads nothing; each function loads what it needs.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from graphbuild.errors import OptionError, one_line
+
+if TYPE_CHECKING:
+    import polars as pl
+    from rich.table import Table
+
+Form = Literal["table", "csv", "json", "parquet"]
+FORMS: tuple[Form, ...] = ("table", "csv", "json", "parquet")
+WIDTH = 120
+_LONGEST_VALUE = 200
+
+
+def table(columns: tuple[str, ...], *, right: tuple[str, ...] = ()) -> Table:
+    """An empty table without lines; columns in `right` are flush right."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False)
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left")
+    return made
+
+
+def pair_table(pairs: Mapping[str, Any]) -> Table:
+    """Names and values, without those that are empty."""
+    made = table(("", "value"))
+    made.show_header = False
+    for key, value in pairs.items():
+        if value not in (None, "", [], {}):
+            made.add_row(plain(key.replace("_", " ")), plain(show(value)))
+    return made
+
+
+def render(head: str, tables: Mapping[str, Table]) -> str:
+    """A heading, and each table that has rows under its title."""
+    from rich.console import Console
+
+    output = io.StringIO()
+    console = Console(file=output, width=WIDTH, highlight=False)
+    console.print(head, soft_wrap=True, markup=False)
+    for title, made in tables.items():
+        if made.row_count:
+            console.print(f"\n{title}", markup=False)
+            console.print(made)
+    return output.getvalue().rstrip()
+
+
+def plain(text: str) -> str:
+    """Text that a rich table shows as it is: captions hold square brackets, too."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def show(value: Any) -> str:
+    """A value in a table, cut if it is long."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    text = json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list | tuple) else str(value)
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+
+
+def encode(frame: pl.DataFrame, form: Form) -> bytes:
+    """A frame as CSV, a JSON list of rows, or Parquet.
+
+    Raises:
+        OptionError: If a column cannot be written so, such as a list in CSV.
+    """
+    import polars as pl
+
+    if form == "json":
+        return json.dumps(frame.to_dicts(), ensure_ascii=False, default=str).encode()
+    buffer = io.BytesIO()
+    try:
+        if form == "csv":
+            frame.write_csv(buffer)
+        else:
+            frame.write_parquet(buffer)
+    except pl.exceptions.PolarsError as error:
+        reason = one_line(str(error).split("\n", 1)[0])
+        raise OptionError(f"--format {form}: {reason}. Leave the column out of the query, or choose --format parquet.") from error
+    return buffer.getvalue()
