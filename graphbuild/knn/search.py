@@ -116,7 +116,9 @@ class Search:
             raise ResourceError(f"{self._graph_dir}: {expected.problem}")
 
     def _distributed(self) -> bool:
-        return self._workers.scheduler is not None or min(self._workers.count, len(self._missing)) > 1
+        # One text has no neighbours to search for.
+        several = min(self._workers.count, len(self._missing)) > 1
+        return self._layout.k > 0 and (self._workers.scheduler is not None or several)
 
     def _pairs(self) -> int:
         if not self._layout.k:

@@ -59,6 +59,18 @@ def test_torch_engine_matches_brute_force_for_any_shape_with_duplicates_and_ties
     assert_exact(engine_for(vectors, k, precision=data.draw(st.sampled_from(["float16", "float32"]))), vectors, k)
 
 
+def test_similarities_closer_than_float16_can_tell_apart_are_put_in_exact_order() -> None:
+    rng = np.random.default_rng(0)
+    vectors = unit_rows(rng.standard_normal(48) + 0.02 * rng.standard_normal((1_200, 48)))
+    assert_exact(engine_for(vectors, 30, precision="float16"), vectors, 30)
+
+
+@pytest.mark.parametrize(("count", "dim", "k"), [(1_500, 64, 1024), (900, 1536, 20), (700, 63, 699)])
+def test_torch_engine_takes_the_widest_rows_and_vectors(count: int, dim: int, k: int) -> None:
+    vectors = clustered_vectors(count, dim)
+    assert_exact(engine_for(vectors, k), vectors, k)
+
+
 @pytest.mark.parametrize("tile", [256, 100])
 def test_tiles_and_groups_of_any_size_give_the_same_rows(tile: int) -> None:
     vectors = clustered_vectors(1_900, 32)

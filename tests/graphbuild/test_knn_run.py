@@ -22,6 +22,7 @@ from graphbuild.errors import ArtifactError, ResourceError
 from graphbuild.knn import KnnConfig, build_knn, calibrate, estimate_knn, search
 from graphbuild.knn.plan import Layout, plan_memory
 from graphbuild.knn.rowblocks import RowBlockEngine
+from graphbuild.knn.scratch import all_vectors
 from graphbuild.knn.tiles import TileEngine
 from graphbuild.manifest import Manifest
 from graphbuild.shards import read_receipt, shard_ranges
@@ -211,9 +212,7 @@ def test_killed_client_resumes_to_the_same_bytes(tmp_path: Path, workers: int) -
     assert not leftovers(tmp_path / "killed")
 
 
-def test_vectors_of_one_direction_each_are_found_in_the_scratch_file(tmp_path: Path) -> None:
-    from graphbuild.knn.scratch import all_vectors
-
+def test_scratch_file_holds_the_embeddings_and_is_gone_afterwards(tmp_path: Path) -> None:
     vectors = clustered_vectors(90, 8)
     write_graph(tmp_path, vectors, shard_size=40)
     with all_vectors(tmp_path, vectors.shape, mapped=True) as (mapped, path):

@@ -65,6 +65,20 @@ def test_any_shape_with_duplicates_and_ties_matches_brute_force(data: st.DataObj
 
 
 @pytest.mark.parametrize("precision", FORMATS)
+def test_similarities_closer_than_a_format_can_tell_apart_are_put_in_exact_order(precision: str) -> None:
+    rng = np.random.default_rng(0)
+    # All within a thousandth of one another: thousands of scores share a few half-precision values.
+    vectors = unit_rows(rng.standard_normal(48) + 0.02 * rng.standard_normal((1500, 48)))
+    assert_same(TileEngine(vectors, k=30, memory_limit=10**9, precision=precision), vectors, 30)
+
+
+@pytest.mark.parametrize(("count", "dim", "k"), [(2000, 64, 1024), (1500, 1536, 20), (1025, 63, 1024), (1024, 63, 1)])
+def test_widest_rows_and_vectors_match_brute_force(count: int, dim: int, k: int) -> None:
+    vectors = clustered_vectors(count, dim)
+    assert_same(TileEngine(vectors, k=k, memory_limit=2 * 10**9), vectors, k)
+
+
+@pytest.mark.parametrize("precision", FORMATS)
 def test_groups_of_few_rows_give_the_same_as_one_group(precision: str) -> None:
     vectors = clustered_vectors(5000, 32)
     whole = TileEngine(vectors, k=30, memory_limit=10**9, precision=precision)
