@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-NAMES = ("embed", "knn", "targets", "train")
+NAMES = ("embed", "knn", "partition", "targets", "train")
 
 
 def conditions() -> str:

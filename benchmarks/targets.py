@@ -1,32 +1,37 @@
-"""Target assembly against its peers: scipy's sub-matrix, and a dense GEMM from stored embeddings.
+"""Target assembly against its peers: scipy's sub-matrix, a dense GEMM from stored embeddings, and encoding on the fly.
 
 Shape letters: N texts, K neighbours stored, R sketch width, D embedding width, B samples in a batch.
-Shards and embeddings are synthetic, of the format and size of real ones; batches are random.
+Shards and embeddings are synthetic, of the format and size of real ones; batches are random, and every contender gets the
+same ones. Captions are real where they are at hand.
 """
 
 from __future__ import annotations
 
+import gc
+import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import click
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 
+from benchmarks.embed import read_captions
+from benchmarks.synthetic_graph import GraphSize, write_synthetic_graph
 from graphbuild import schemas, targets
+from graphbuild.encoder import choose_precision, load_encoder
+from graphbuild.encoder_files import BUILT_IN, find_encoder
 from graphbuild.graph import Graph
-from graphbuild.manifest import Manifest, Stage
-from graphbuild.shards import Receipt, shard_ranges, write_arrow
-from train.targets import assemble, target_weights
+from train.graph_rows import rows_to_device
+from train.targets import TargetAssembler, assemble, target_weights
 
 Ids = npt.NDArray[np.int64]
+Call = Callable[[Ids], object]
 _WARM_UP = 3
 
 
@@ -35,98 +40,85 @@ class Size:
     """What is measured."""
 
     texts: int
-    k: int
+    ks: tuple[int, ...]
     sketch_dim: int
     dim: int
     batch_sizes: tuple[int, ...]
     repeats: int
+    encoded: tuple[int, ...]
+    """Batch sizes at which captions are encoded on the fly: the slowest contender by far."""
 
 
-SMALL = Size(texts=20_000, k=256, sketch_dim=64, dim=384, batch_sizes=(256, 1024), repeats=7)
-FULL = Size(texts=1_000_000, k=256, sketch_dim=64, dim=384, batch_sizes=(256, 1024, 4096, 16_384), repeats=21)
+SMALL = Size(texts=20_000, ks=(32, 256), sketch_dim=64, dim=384, batch_sizes=(256, 1024), repeats=7, encoded=(256,))
+FULL = Size(
+    texts=12_000_000,
+    ks=(32, 64, 128, 256),
+    sketch_dim=64,
+    dim=384,
+    batch_sizes=(256, 1024, 4096, 16_384),
+    repeats=21,
+    encoded=(256, 1024),
+)
 
 
-def run(small: bool) -> str:
-    """The table, with its conditions."""
+def run(small: bool, texts: int | None = None) -> str:
+    """The tables, one for each k, with their conditions."""
     size = SMALL if small else FULL
-    with tempfile.TemporaryDirectory(prefix="bench-targets-") as folder:
-        graph = write_synthetic_graph(Path(folder), size)
-        contenders = _contenders(graph, size)
-        rows = [
-            [f"{batch:,}", *(_milliseconds(call, size, batch) for _, call in contenders), _hit_rate(graph, batch)]
-            for batch in size.batch_sizes
-        ]
-    header = ["B", *(name for name, _ in contenders), "stored neighbours per anchor"]
+    count = texts or size.texts
+    batches = {batch: _batches(count, batch, _WARM_UP + size.repeats) for batch in size.batch_sizes}
     lines = [
-        f"N = {size.texts:,} texts, K = {size.k}, R = {size.sketch_dim}, D = {size.dim}; synthetic, random batches, files warm; "
-        f"median of {size.repeats} batches, milliseconds; numba on one thread, torch and BLAS on {torch.get_num_threads()}",
-        "| " + " | ".join(header) + " |",
-        "|" + "---:|" * len(header),
-        *("| " + " | ".join(row) + " |" for row in rows),
+        f"N = {count:,} texts, R = {size.sketch_dim}, D = {size.dim}; synthetic, random batches; median of {size.repeats} batches, "
+        f"milliseconds; numba on one thread, torch and BLAS on {torch.get_num_threads()}. Cold: pages of the files dropped before "
+        "each batch, as far as the file system does so"
     ]
-    return "\n".join(lines)
+    for k in size.ks:
+        lines += ["", *_table(count, k, size, batches)]
+    return "\n".join([*lines, "", *_encoding(size)])
 
 
-def write_synthetic_graph(graph_dir: Path, size: Size) -> Graph:
-    """Neighbour shards as the knn stage writes them, with random distinct neighbours, none of them the text itself."""
-    rng = np.random.default_rng(0)
-    schema = schemas.knn_schema(size.k, size.sketch_dim)
-    files = {}
-    for shard in shard_ranges(size.texts, schemas.SHARD_SIZE):
-        columns = _columns(rng, np.arange(shard.start, shard.stop), size)
-        arrays = [_array(values, field.type) for values, field in zip(columns, schema, strict=True)]
-        batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
-        receipt = write_arrow(graph_dir, schemas.part_name(schemas.KNN, shard.index), batch, key="synthetic")
-        files[receipt.path] = receipt
-    embedded = Receipt(path="embeddings/part-00000.parquet", digest="", rows=size.texts, bytes=0, key="synthetic")
-    Manifest(
-        stages={
-            "embed": Stage(config={}, inputs={}, seconds=0.0, files={embedded.path: embedded}),
-            "knn": Stage(config={}, inputs={}, seconds=0.0, files=files),
-        }
-    ).save(graph_dir)
-    return Graph.open(graph_dir)
+def _table(count: int, k: int, size: Size, batches: dict[int, list[Ids]]) -> list[str]:
+    with tempfile.TemporaryDirectory(prefix="bench-targets-") as folder:
+        wanted = np.concatenate([ids for some in batches.values() for ids in some])
+        shape = GraphSize(texts=count, k=k, sketch_dim=size.sketch_dim)
+        graph = write_synthetic_graph(Path(folder), shape, wanted)
+        contenders = _contenders(graph, size, np.unique(wanted))
+        warm = {name: [_milliseconds(call, batches[batch]) for batch in size.batch_sizes] for name, call in contenders.items()}
+        hits = [_hit_rate(graph, batches[batch][0]) for batch in size.batch_sizes]
+        del contenders, graph
+        cold = [_cold(Path(folder), batches[batch]) for batch in size.batch_sizes]
+    header = ["B", *warm, "edges and sketch, cold", "stored neighbours per anchor"]
+    rows = [
+        [f"{batch:,}", *(times[at] for times in warm.values()), cold[at], hits[at]] for at, batch in enumerate(size.batch_sizes)
+    ]
+    table = [header, ["---:"] * len(header), *rows]
+    return [f"K = {k}", *("| " + " | ".join(row) + " |" for row in table)]
 
 
-def _columns(rng: np.random.Generator, ids: Ids, size: Size) -> Iterator[npt.NDArray[Any]]:
-    # Distances that add up to less than N: no neighbour comes twice, and none is the text itself.
-    gaps = rng.integers(1, (size.texts - 1) // size.k + 1, (len(ids), size.k))
-    yield ids.astype(np.int32)
-    yield ((ids[:, None] + gaps.cumsum(axis=1)) % size.texts).astype(np.int32)
-    yield np.sort(rng.uniform(0.3, 0.9, (len(ids), size.k)), axis=1)[:, ::-1].astype(np.float16)
-    yield rng.integers(-127, 128, (len(ids), size.sketch_dim)).astype(np.int8)
-    yield rng.uniform(0.001, 0.002, len(ids)).astype(np.float32)
-
-
-def _array(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
-    flat = pa.array(values.reshape(-1))
-    return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, type=kind)
-
-
-def _contenders(graph: Graph, size: Size) -> list[tuple[str, Callable[[Ids], object]]]:
+def _contenders(graph: Graph, size: Size, wanted: Ids) -> dict[str, Call]:
     """Everything that makes a (B, B) matrix from text ids, by name."""
-    found: list[tuple[str, Callable[[Ids], object]]] = [
-        ("edges and sketch", lambda ids: targets.assemble(graph.rows(ids), ids)),
-        ("edges only", lambda ids: targets.assemble(graph.rows(ids), ids, absent=0.0)),
-        ("scipy sub-matrix", _scipy(graph)),
-        ("dense GEMM, float16 vectors", _dense(size)),
-        ("torch twin, cpu", lambda ids: _torch(graph, ids, "cpu")),
-    ]
+    found: dict[str, Call] = {
+        "edges and sketch": lambda ids: targets.assemble(graph.rows(ids), ids),
+        "edges only": lambda ids: targets.assemble(graph.rows(ids), ids, absent=0.0),
+        "scipy sub-matrix": _scipy(graph, wanted),
+        "dense GEMM, float16 vectors": _dense(graph.n_texts, size.dim, wanted),
+        "torch twin, cpu": lambda ids: _torch_cpu(graph, ids),
+    }
     if torch.cuda.is_available():
-        found.append(("torch twin, cuda", lambda ids: _torch(graph, ids, "cuda")))
-    found.append(("softmax alone", lambda ids: target_weights(torch.zeros(len(ids), len(ids)), 0.1)))
+        found["torch twin, cuda, rows from files"] = _torch(TargetAssembler(graph, device="cuda", graph_on_device="no"))
+        found["torch twin, cuda, graph on device"] = _torch(TargetAssembler(graph, device="cuda", graph_on_device="yes"))
+    found["softmax alone"] = lambda ids: target_weights(torch.zeros(len(ids), len(ids)), 0.1)
     return found
 
 
-def _scipy(graph: Graph) -> Callable[[Ids], object]:
+def _scipy(graph: Graph, wanted: Ids) -> Call:
+    """scipy's sub-matrix, of an N x N matrix that holds only the rows that are asked for: others cost it nothing."""
     from scipy import sparse
 
-    rows = graph.rows(np.arange(graph.n_texts))
-    starts = np.arange(graph.n_texts + 1, dtype=np.int64) * graph.k
-    shape = (graph.n_texts, graph.n_texts)
-    matrix = sparse.csr_array(
-        (rows.similarities.reshape(-1).astype(np.float32), rows.neighbor_ids.reshape(-1), starts), shape=shape
-    )
+    counts = np.zeros(graph.n_texts + 1, np.int64)
+    counts[wanted + 1] = graph.k
+    rows = graph.rows(wanted)
+    values = rows.similarities.reshape(-1).astype(np.float32)
+    matrix = sparse.csr_array((values, rows.neighbor_ids.reshape(-1), counts.cumsum()), shape=(graph.n_texts, graph.n_texts))
 
     def submatrix(ids: Ids) -> object:
         part = matrix[ids][:, ids]
@@ -135,45 +127,100 @@ def _scipy(graph: Graph) -> Callable[[Ids], object]:
     return submatrix
 
 
-def _dense(size: Size) -> Callable[[Ids], object]:
-    vectors = np.random.default_rng(1).standard_normal((size.texts, size.dim), np.float32).astype(np.float16)
+def _dense(texts: int, dim: int, wanted: Ids) -> Call:
+    # Zeros take no memory until they are written.
+    vectors = np.zeros((texts, dim), np.float16)
+    for start in range(0, len(wanted), 1 << 16):
+        some = wanted[start : start + (1 << 16)]
+        vectors[some] = np.random.default_rng(start).standard_normal((len(some), dim), np.float32)
     return lambda ids: targets.dense(vectors[ids], ids)
 
 
-def _torch(graph: Graph, ids: Ids, device: str) -> object:
-    rows = graph.rows(ids)
-    parts = (rows.neighbor_ids, rows.similarities, rows.sketch, rows.sketch_scale)
-    neighbors, similarities, sketch, scale = (torch.from_numpy(part).to(device) for part in parts)
-    found = assemble(neighbors, similarities, sketch, scale, torch.from_numpy(ids).to(device), absent=None)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return found
+def _torch(assembler: TargetAssembler) -> Call:
+    def assemble_and_wait(ids: Ids) -> object:
+        found = assembler.assemble(torch.from_numpy(ids))
+        if assembler.device.type == "cuda":
+            torch.cuda.synchronize()
+        return found
+
+    return assemble_and_wait
 
 
-def _batches(graph_size: int, batch: int, count: int) -> list[Ids]:
+def _torch_cpu(graph: Graph, ids: Ids) -> object:
+    return assemble(*rows_to_device(graph.rows(ids), torch.device("cpu")), torch.from_numpy(ids), absent=None)
+
+
+def _encoding(size: Size) -> list[str]:
+    """Captions through the encoder, then a GEMM: what a batch costs where nothing is stored."""
+    spec, _ = choose_precision(find_encoder(BUILT_IN), "auto")
+    encoder = load_encoder(spec)
+    captions, origin = read_captions(4 * max(size.encoded))
+    lines = [f"encoding {origin} on the fly ({spec.precision}) and a GEMM", "| B | milliseconds |", "|---:|---:|"]
+    for batch in size.encoded:
+        seconds = []
+        for start in range(0, 4 * batch, batch):
+            began = time.perf_counter()
+            vectors = encoder.encode(encoder.tokenize(captions[start : start + batch])[0]).astype(np.float16)
+            targets.dense(vectors, np.arange(batch))
+            seconds.append(time.perf_counter() - began)
+        lines.append(f"| {batch:,} | {1e3 * median(seconds[1:]):,.0f} |")
+    return lines
+
+
+def _batches(texts: int, batch: int, count: int) -> list[Ids]:
     rng = np.random.default_rng(batch)
-    return [rng.choice(graph_size, batch, replace=False) for _ in range(count)]
+    if texts < 8 * batch:
+        return [rng.permutation(texts)[:batch] for _ in range(count)]
+    # Distinct without a permutation of millions: twice as many are drawn, and each is kept once.
+    return [rng.permutation(np.unique(rng.integers(0, texts, 2 * batch)))[:batch] for _ in range(count)]
 
 
-def _milliseconds(call: Callable[[Ids], object], size: Size, batch: int) -> str:
+def _milliseconds(call: Call, batches: list[Ids]) -> str:
     seconds = []
-    for ids in _batches(size.texts, batch, _WARM_UP + size.repeats):
+    for ids in batches:
         began = time.perf_counter()
         call(ids)
         seconds.append(time.perf_counter() - began)
     return f"{1e3 * median(seconds[_WARM_UP:]):.2f}"
 
 
-def _hit_rate(graph: Graph, batch: int) -> str:
-    (ids,) = _batches(graph.n_texts, batch, 1)
-    return f"{targets.hit_rate(targets.assemble(graph.rows(ids), ids)):.2f}"
+def _cold(graph_dir: Path, batches: list[Ids]) -> str:
+    """Rows and assembly right after the files' pages were dropped; opening the graph is not counted."""
+    seconds = []
+    for ids in batches[:_WARM_UP]:
+        # Pages that are mapped are not dropped, so the graph of the turn before must be gone.
+        gc.collect()
+        for path in (graph_dir / schemas.KNN).glob("*.arrow"):
+            _drop_pages(path)
+        graph = Graph.open(graph_dir)
+        began = time.perf_counter()
+        targets.assemble(graph.rows(ids), ids)
+        seconds.append(time.perf_counter() - began)
+        del graph
+    return f"{1e3 * median(seconds):.2f}"
+
+
+def _drop_pages(path: Path) -> None:
+    if not hasattr(os, "posix_fadvise"):
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(handle)
+
+
+def _hit_rate(graph: Graph, ids: Ids) -> str:
+    return f"{targets.hit_rate(targets.assemble(graph.rows(ids), ids)):.3g}"
 
 
 @click.command()
 @click.option("--full", is_flag=True, help="The sizes of RESULTS.md instead of small ones.")
-def main(full: bool) -> None:
-    """Print the table."""
-    click.echo(run(small=not full))
+@click.option("--texts", type=click.IntRange(min=1000), default=None, help="N, in place of that of the size.")
+def main(full: bool, texts: int | None) -> None:
+    """Print the tables."""
+    click.echo(run(small=not full, texts=texts))
 
 
 if __name__ == "__main__":
