@@ -279,6 +279,26 @@ def verify(graph_dir: Path | None, exact_sample: int, seed: int, as_json: bool) 
 
 @cli.command()
 @graph_dir_option
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="The page (default: report/report.html in the graph).",
+)
+@health_options
+@json_option
+def report(graph_dir: Path | None, out: Path | None, as_json: bool, **options: Any) -> None:
+    """Measure a graph, and write one HTML page and metrics.json.
+
+    Warnings come first. The page needs no network; its captions and pictures are those of the graph.
+    """
+    from graphbuild.report import write_report
+
+    _answer(write_report(find_graph_dir(graph_dir), out, **options), as_json)
+
+
+@cli.command()
+@graph_dir_option
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file: .parquet or .npz.")
 @click.option(
     "--format",
