@@ -135,7 +135,8 @@ def _client(count: int, scheduler: str | None) -> Iterator[Any]:
                 threads_per_worker=1,
                 processes=True,
                 host="127.0.0.1",
-                dashboard_address=None,
+                # Some free port: a second command on this machine would otherwise warn of the first one's.
+                dashboard_address="127.0.0.1:0",
                 memory_limit=0,
                 silence_logs=logging.CRITICAL,
                 env=_worker_environment(count),

@@ -96,7 +96,7 @@ def scheduler() -> Iterator[str]:
         "import asyncio\n"
         "from distributed import Scheduler\n"
         "async def main():\n"
-        "    async with Scheduler(host='127.0.0.1', port=0, dashboard_address=None, dashboard=False) as scheduler:\n"
+        "    async with Scheduler(host='127.0.0.1', port=0, dashboard_address='127.0.0.1:0') as scheduler:\n"
         "        print(scheduler.address, flush=True)\n"
         "        await scheduler.finished()\n"
         "asyncio.run(main())\n"
