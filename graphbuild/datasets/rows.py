@@ -132,6 +132,11 @@ class _Pending:
     invalid: list[int] = field(default_factory=list)
 
     def add(self, row: Row) -> None:
+        """Take in the next row of the file.
+
+        Raises:
+            SourceError: If it has no id where a column of ids was named.
+        """
         number = self.first_row + len(self.ids)
         if self.wanted.sample_id is None:
             self.ids.append(f"{self.file}:{number}")
@@ -147,6 +152,7 @@ class _Pending:
             self.invalid.append(number)
 
     def take(self) -> CaptionBatch:
+        """Hand over the rows taken in since the last call, and begin the next batch after them."""
         schema = _keep_schema(self.wanted)
         columns = [list(column) for column in zip(*self.kept, strict=True)] if schema.names else []
         batch = CaptionBatch(

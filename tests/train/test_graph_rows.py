@@ -139,6 +139,8 @@ def test_assembly_on_a_gpu_waits_for_nothing(graph: Graph) -> None:
     assembler.assemble(ids)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        assembler.assemble(ids)
+        # Any wait for the device raises here.
+        similarity_BB = assembler.assemble(ids)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert similarity_BB.shape == (64, 64)
