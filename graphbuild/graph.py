@@ -133,7 +133,9 @@ class Graph:
         for shard in self._shards:
             yield shard.first_id, shard.rows
 
-    def sample_texts(self, sample_ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> SampleTexts:
+    def sample_texts(
+        self, sample_ids: Sequence[str] | pa.Array | pa.ChunkedArray, *, hashes: npt.NDArray[np.uint64] | None = None
+    ) -> SampleTexts:
         """Look up which texts belong to samples; one pass over the samples table, so ask for many at once.
 
         Samples are found by the xxh3 of their id, and accepted only if the string is the same. Memory: 16 bytes a
@@ -141,9 +143,10 @@ class Graph:
 
         Args:
             sample_ids: Any ids, in any order, known or not; (S,).
+            hashes: Their xxh3, where it is known already; (S,).
         """
         wanted = _string_array(sample_ids)
-        hashes = _hash_strings(wanted)
+        hashes = _hash_strings(wanted) if hashes is None else hashes
         order = np.argsort(hashes, kind="stable")
         found = [
             _matches(part, first_row, wanted, hashes[order], order)

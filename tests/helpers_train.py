@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,28 @@ def write_images(path: Path, count: int, *, broken: tuple[int, ...] = (), prefix
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path, row_group_size=group)
     return path
+
+
+def write_tar_shards(folder: Path, count: int, *, per_shard: int = 16, broken: tuple[int, ...] = (), prefix: str = "img") -> Path:
+    """A folder as img2dataset writes it (webdataset's own writer): shards, and a Parquet file of what happened beside each.
+
+    The URL of picture i is `<prefix>-<i>`, and its class (i mod 5) is in the JSON; those of `broken` are no images.
+    """
+    import webdataset
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard, start in enumerate(range(0, count, per_shard)):
+        metas = []
+        with webdataset.TarWriter(str(folder / f"{shard:05d}.tar")) as writer:
+            for i in range(start, min(start + per_shard, count)):
+                key = f"{shard:05d}{i - start:04d}"
+                meta = {"caption": f"picture {i}", "url": f"{prefix}-{i}", "key": key, "status": "success", "error_message": None}
+                metas.append(meta | {"width": 12, "height": 12, "label": f"class {i % CLASSES}"})
+                image = b"not an image" if i in broken else encode(draw(i))
+                writer.write({"__key__": key, "jpg": image, "txt": f"picture {i}", "json": json.dumps(metas[-1], indent=4)})
+        pq.write_table(pa.Table.from_pylist(metas), folder / f"{shard:05d}.parquet")
+        (folder / f"{shard:05d}_stats.json").write_text(json.dumps({"count": len(metas), "successes": len(metas)}))
+    return folder
 
 
 def write_tiny_graph(graph_dir: Path, count: int, *, texts: int = 40, k: int = 5) -> Path:

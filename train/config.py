@@ -69,13 +69,13 @@ class TrainConfig:
     graph_dir: str | None = field(default=None, metadata=_LOOSE)
     """The graph directory (default: $GRAPHBUILD_DIR, else the only graph under graphs/)."""
     data: str | None = field(default=None, metadata=_LOOSE)
-    """Images: Parquet files (path or glob), a folder of class folders, or cifar10[:FOLDER] (default: what the graph records)."""
+    """Images: webdataset shards, Parquet files, class folders, or cifar10[:FOLDER] (default: what the graph records)."""
     objective: Objective = "xclr"
     """Which target the loss is taken against."""
     image_column: str | None = None
     """Parquet column of the image bytes (default: the only binary column)."""
     id_column: str | None = None
-    """Parquet column of the sample ids (default: the one that the graph records)."""
+    """Parquet column of the sample ids (default: the one that the graph records), or key of the JSON in shards (default: url)."""
     label_column: str | None = None
     """Column of the classes for supcon (default: equal texts of the graph are a class)."""
     model: ModelName = "small"

@@ -11,6 +11,8 @@ from graphbuild.errors import OptionError, SourceError
 from train.data.base import ImageSource
 
 _CIFAR = ("cifar10", "cifar100")
+_SUFFIXES = (".tar", ".parquet")
+"""Files that hold many images; where there are both, the first counts."""
 
 
 def open_images(
@@ -19,9 +21,9 @@ def open_images(
     """Open the images that `--data` names.
 
     Args:
-        data: Parquet files (a path, folder or glob), a folder of class folders, or `cifar10[:FOLDER]`.
+        data: Webdataset shards or Parquet files (a path, folder or glob), a folder of class folders, or `cifar10[:FOLDER]`.
         image_column: Parquet column of the image bytes; None: the only binary one.
-        id_column: Parquet column of the sample ids; None: `<file>:<row>`.
+        id_column: Parquet column of the sample ids, or key of the JSON in shards; None: `<file>:<row>`, or the URL.
         validation: The test split, for sources that know one (CIFAR).
 
     Raises:
@@ -29,13 +31,17 @@ def open_images(
         OptionError: If a column is named for images that are not in Parquet.
     """
     kind, _, folder = data.partition(":")
-    paths = [] if kind in _CIFAR else _parquet_files(data)
-    if paths:
+    paths = [] if kind in _CIFAR else _files(data)
+    if paths and paths[0].suffix == ".parquet":
         from train.data.parquet import ParquetImages
 
         return ParquetImages(paths, image_column=image_column, id_column=id_column)
     if image_column is not None:
         raise OptionError(f"{data}: --image-column {image_column!r} is for Parquet files. Leave it out.")
+    if paths:
+        from train.data.tar import TarImages
+
+        return TarImages(paths, id_column=id_column)
     if kind in _CIFAR:
         from train.data.cifar import CifarImages
 
@@ -63,22 +69,28 @@ def recorded_images(dataset: Mapping[str, Any], graph_dir: Path, *, validation: 
     return {"data": str(graph_dir / path), **(columns if images["kind"] == "parquet" else {})}
 
 
-def _parquet_files(data: str) -> list[Path]:
-    """The Parquet files that a path, a folder or a glob stands for; none if it is something else.
+def _files(data: str) -> list[Path]:
+    """The shards or Parquet files that a path, a folder or a glob stands for, all of one kind; none if it is something else.
 
     Raises:
         SourceError: If nothing is there.
     """
     path = Path(data)
     if path.is_file():
-        if path.suffix != ".parquet":
+        if path.suffix not in _SUFFIXES:
             raise SourceError(
-                f"{data}: --data takes Parquet files, a folder of images or cifar10, not {path.suffix or 'such'} files."
+                f"{data}: --data takes webdataset shards (.tar), Parquet files, a folder of images or cifar10, not "
+                f"{path.suffix or 'such'} files."
             )
         return [path]
     if path.is_dir():
-        return sorted(path.glob("*.parquet"))
-    found = sorted(Path(name) for name in glob.glob(data, recursive=True))  # noqa: PTH207 - an absolute pattern is none for Path.glob
-    if not found:
-        raise SourceError(f"{data}: nothing there. Check --data: Parquet files, a folder of class folders, cifar10 or cifar100.")
-    return [name for name in found if name.suffix == ".parquet"]
+        found = sorted(path.iterdir())
+    else:
+        found = sorted(Path(name) for name in glob.glob(data, recursive=True))  # noqa: PTH207 - an absolute pattern is none for Path.glob
+        if not found:
+            raise SourceError(
+                f"{data}: nothing there. Check --data: webdataset shards, Parquet files, a folder of class folders, or cifar10."
+            )
+    # img2dataset puts a Parquet file of what it downloaded beside each shard.
+    by_suffix = ([name for name in found if name.suffix == suffix] for suffix in _SUFFIXES)
+    return next((names for names in by_suffix if names), [])

@@ -15,6 +15,7 @@ from graphbuild import schemas
 from graphbuild.errors import ArtifactMismatch
 from graphbuild.graph import Graph, SampleTexts
 from train.data.base import ImageSource, Int32, Int64
+from train.data.tar import MappedIds
 
 LEAST_KNOWN = 0.95
 """Share of the images that the graph must know."""
@@ -39,6 +40,11 @@ class Joined:
     examples: tuple[str, ...]
     """Ids of some of them."""
 
+    def summary(self) -> str:
+        """How many images were found, for people."""
+        known = len(self.indices)
+        return f"the graph knows {known:,} of {known + self.unknown:,} images ({known / (known + self.unknown):.1%}), by {self.by}"
+
 
 def join(source: ImageSource, graph: Graph, *, allow_missing: bool = False) -> Joined:
     """Look up every image of a source in a graph.
@@ -52,7 +58,7 @@ def join(source: ImageSource, graph: Graph, *, allow_missing: bool = False) -> J
         ArtifactMismatch: If too few are known; the message shows ids of both sides.
     """
     ids, by = source.sample_ids, "sample id"
-    found = graph.sample_texts(ids)
+    found = graph.sample_texts(ids.array, hashes=ids.hashes()) if isinstance(ids, MappedIds) else graph.sample_texts(ids)
     if found.known.mean() < LEAST_KNOWN and (classes := source.class_ids()) is not None:
         by_class = graph.sample_texts(classes)
         if by_class.known.sum() > found.known.sum():

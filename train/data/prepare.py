@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 from graphbuild.errors import OptionError, SourceError
@@ -20,6 +21,7 @@ from train.data.base import ImageSource, Int64, Labels, encode_labels
 from train.data.join import Joined, join
 from train.data.prefetch import read_ahead
 from train.data.store import CorruptImages, ImageBatch, ImageStore, choose_load_size
+from train.data.tar import MappedIds
 
 DATA_FIELDS = ("graph_dir", "data", "image_column", "id_column", "load_size")
 """Fields of a configuration that prepared data decide."""
@@ -85,8 +87,12 @@ class TrainingData:
     def fingerprint(self) -> str:
         """Digest of the samples in their order and of the graph's files: equal for two runs that see the same data."""
         hasher = hashlib.blake2b(digest_size=16)
-        indices = np.arange(len(self.opened.source)) if self.joined is None else self.joined.indices
-        hasher.update("\n".join(self.opened.source.sample_ids[index] for index in indices[self.samples]).encode())
+        ids = self.opened.source.sample_ids
+        indices = (np.arange(len(ids)) if self.joined is None else self.joined.indices)[self.samples]
+        if isinstance(ids, MappedIds):
+            hasher.update(ids.hashes()[indices].tobytes())
+        else:
+            hasher.update("\n".join(ids[index] for index in indices).encode())
         if self.graph is not None:
             files = self.graph.manifest.stages["knn"].files
             hasher.update(json.dumps({name: receipt.digest for name, receipt in sorted(files.items())}).encode())
@@ -110,6 +116,8 @@ def open_data(config: TrainConfig) -> OpenData:
     arguments = _image_arguments(config, graph)
     source = open_images(**arguments)
     joined = join(source, graph, allow_missing=config.allow_missing) if graph else None
+    if joined is not None:
+        click.echo(f"{source.name}: {joined.summary()}", err=True)
     settled = replace(
         config,
         graph_dir=str(graph.path) if graph else None,
