@@ -10,19 +10,18 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import click
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
+from benchmarks import text
+from benchmarks.captions import read_captions
 from graphbuild.encoder import SentenceEncoder, choose_precision, load_encoder
 from graphbuild.encoder_files import BUILT_IN, find_encoder
 
-CAPTIONS = Path(__file__).resolve().parents[2] / "shared/data/captions/captions.parquet"
 _BATCH = 32
 """The default of `SentenceTransformer.encode`."""
 
@@ -65,37 +64,6 @@ def run(small: bool) -> str:
     )
 
 
-def read_captions(count: int) -> tuple[list[str], str]:
-    """Real captions where they are at hand, else made-up ones of like lengths; and which they are."""
-    if CAPTIONS.is_file():
-        unique = pq.read_table(CAPTIONS, columns=["text"])["text"].unique().to_pylist()
-        return unique[:: max(1, len(unique) // count)][:count], "real captions"
-    rng = np.random.default_rng(0)
-    words = np.array(
-        [
-            "a",
-            "the",
-            "dog",
-            "man",
-            "woman",
-            "child",
-            "runs",
-            "jumps",
-            "over",
-            "near",
-            "red",
-            "blue",
-            "small",
-            "large",
-            "house",
-            "street",
-            "water",
-            "beach",
-        ]
-    )
-    return [" ".join(rng.choice(words, rng.integers(6, 20))) for _ in range(count)], "made-up captions"
-
-
 def _sentence_transformer(folder: str) -> Any:
     from sentence_transformers import SentenceTransformer
 
@@ -134,11 +102,13 @@ def _agreement(ours: Any, peer: Any, captions: list[str]) -> float:
 
 @click.command()
 @click.option("--full", is_flag=True, help="40,000 captions and five rounds instead of 2,000 and three.")
-@click.option("--json", "as_json", is_flag=True, help="Print the table as a JSON string.")
-def main(full: bool, as_json: bool) -> None:
-    """Print the table."""
-    table = run(small=not full)
-    click.echo(json.dumps(table) if as_json else table)
+@click.option("--stage", type=click.Choice(["encoder", "text"]), default="encoder", show_default=True, help="What to measure.")
+@click.option("--rows", type=click.IntRange(min=1), default=100_000, show_default=True, help="Captions of --stage text.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as a JSON string.")
+def main(full: bool, stage: str, rows: int, as_json: bool) -> None:
+    """Print the table, or the line of the text stage."""
+    answer = text.run(rows) if stage == "text" else run(small=not full)
+    click.echo(json.dumps(answer) if as_json else answer)
 
 
 if __name__ == "__main__":

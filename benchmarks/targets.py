@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.embed import read_captions
+from benchmarks.captions import read_captions
 from benchmarks.synthetic_graph import GraphSize, write_synthetic_graph
 from graphbuild import schemas, targets
 from graphbuild.encoder import choose_precision, load_encoder

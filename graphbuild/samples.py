@@ -1,7 +1,7 @@
 """The `text` stage: a data set in; shards of unique texts, their counts, and samples out.
 
-The source is streamed: held in memory are one shard of texts, one of samples, a few dozen bytes for each unique text
-and 8 for each sample.
+The source is streamed: held in memory are one shard of texts, one of samples, some forty bytes for each unique text and
+8 for each sample.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from graphbuild import schemas
 from graphbuild.datasets.base import CaptionBatch, OpenSource
 from graphbuild.errors import SourceError
 from graphbuild.shards import Receipt, finished, write_parquet
-from graphbuild.text import Prompts, TextPolicy, TextTable, Tokenizer, hash_sample_id
+from graphbuild.text import NewText, Prompts, TextPolicy, TextTable, Tokenizer, hash_sample_id
 
 LISTED = 100
 """Examples of each thing left out or altered that the manifest lists."""
@@ -100,7 +100,7 @@ def write_texts(
         counts=_counts(distinct, samples, texts, listings),
         facts={
             "listed": {name: listing.first for name, listing in listings.items() if listing.first},
-            "truncated_text_ids": texts.truncated_ids()[:LISTED],
+            "truncated_text_ids": texts.truncated_ids()[:LISTED].tolist(),
             **source.facts,
         },
     )
@@ -218,17 +218,17 @@ class _TextWriter:
 
     def __init__(self, graph_dir: Path, work: TextWork) -> None:
         self._graph_dir, self._size, self._key = graph_dir, work.shard_size, work.key
-        self._pending: list[tuple[int, str, int]] = []
+        self._pending: list[NewText] = []
         self._receipts: dict[str, Receipt] = {}
         self._shards = 0
 
-    def add(self, new: list[tuple[int, str, int]]) -> None:
+    def add(self, new: list[NewText]) -> None:
         self._pending += new
         while len(self._pending) >= self._size:
             self._write(self._pending[: self._size])
             del self._pending[: self._size]
 
-    def _write(self, rows: list[tuple[int, str, int]]) -> None:
+    def _write(self, rows: list[NewText]) -> None:
         name = schemas.part_name(schemas.TEXTS, self._shards)
         self._shards += 1
         receipt = finished(self._graph_dir, name, key=self._key)

@@ -6,15 +6,16 @@ A text is unique by the token sequence that the encoder reads. Text ids run from
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from graphbuild.errors import OptionError, SourceError
+from graphbuild.errors import OptionError
+from graphbuild.keys import Growing, Keys, KeyTable
 
 DEFAULT_TEMPLATE = "a photo of a {}"
 _CACHED_TEXTS = 100_000
@@ -94,7 +95,8 @@ class Prompts:
 def hash_tokens(prompts: Sequence[Tokens]) -> tuple[int, int]:
     """`text_hash` of a text (xxh3_64 of its int32 tokens, all prompts joined by -1), and an independent second hash.
 
-    Two texts are taken for one only if both agree; the first alone would err once in 2e5 data sets of 12 M texts.
+    Two texts are taken for one only if both agree; the first alone would err once in 2e5 data sets of 12 M texts. Where it
+    does, the texts stay two, of one `text_hash`.
     """
     joined = b"\xff\xff\xff\xff".join(tokens.astype("<i4").tobytes() for tokens in prompts)
     return xxhash.xxh3_64_intdigest(joined), xxhash.xxh64_intdigest(joined)
@@ -105,18 +107,25 @@ def hash_sample_id(sample_id: str) -> int:
     return xxhash.xxh3_64_intdigest(sample_id.encode())
 
 
+class NewText(NamedTuple):
+    """A row of the texts table."""
+
+    text_id: int
+    text: str
+    text_hash: int
+
+
 class TextTable:
-    """Unique texts by token sequence: name -> text id."""
+    """Unique texts by token sequence: name -> text id. Some forty bytes a text, whatever its length."""
 
     def __init__(self, tokenizer: Tokenizer, prompts: Prompts) -> None:
         self._tokenizer = tokenizer
         self._prompts = prompts
-        self._ids: dict[int, int] = {}
-        self._checks = _Growing(np.uint64)
-        self._counts = _Growing(np.int64)
-        self._truncated: list[int] = []
+        self._ids = KeyTable()
+        self._counts = Growing(np.int32)
+        self._truncated = Growing(np.bool_)
         self._cache: dict[str, int] = {}
-        self._new: list[tuple[int, str, int]] = []
+        self._new: list[NewText] = []
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -125,70 +134,50 @@ class TextTable:
         """Text ids of clean captions or class names; new texts get the next ids, in order of first appearance."""
         known = {name: self._cache[name] for name in set(names) & self._cache.keys()}
         unknown = list(dict.fromkeys(name for name in names if name not in known))
-        for name, (prompts, truncated) in zip(unknown, self._tokenize(unknown), strict=True):
-            known[name] = self._enter(name, prompts, truncated)
+        for name, text_id in zip(unknown, self._enter(unknown).tolist(), strict=True):
+            known[name] = text_id
             if len(self._cache) < _CACHED_TEXTS:
-                self._cache[name] = known[name]
+                self._cache[name] = text_id
         text_ids = np.fromiter((known[name] for name in names), dtype=np.int32, count=len(names))
-        self._counts.resize(len(self))
         np.add.at(self._counts.values, text_ids, 1)
         return text_ids
 
-    def _tokenize(self, names: Sequence[str]) -> Iterator[tuple[list[Tokens], bool]]:
-        prompts = [prompt for name in names for prompt in self._prompts.all_of(name)]
-        tokens, cut = self._tokenizer.tokenize(prompts) if prompts else ([], [])
+    def _enter(self, names: list[str]) -> NDArray[np.int32]:
+        """Text ids of distinct names; texts that are new wait for `take_new`."""
+        known = len(self)
+        keys_n2, cut_n = self._keys(names)
+        text_ids = self._ids.number(keys_n2)
+        self._counts.reserve(len(self))
+        self._truncated.reserve(len(self))
+        fresh, firsts = np.unique(text_ids, return_index=True)
+        for text_id, row in zip(fresh.tolist(), firsts.tolist(), strict=True):
+            if text_id >= known:
+                self._new.append(NewText(text_id, self._prompts.all_of(names[row])[0], int(keys_n2[row, 0])))
+                self._truncated.values[text_id] = cut_n[row]
+        return text_ids
+
+    def _keys(self, names: Sequence[str]) -> tuple[Keys, NDArray[np.bool_]]:
+        """Both hashes of each name's prompts, and whether one of them was cut."""
         width = max(1, len(self._prompts.templates))
-        for start in range(0, len(prompts), width):
-            yield tokens[start : start + width], any(cut[start : start + width])
+        tokens, cut = self._tokenizer.tokenize([prompt for name in names for prompt in self._prompts.all_of(name)])
+        hashes = [hash_tokens(tokens[at : at + width]) for at in range(0, len(tokens), width)]
+        cut_n: NDArray[np.bool_] = np.array(cut, np.bool_).reshape(-1, width).max(axis=1, initial=False)
+        return np.array(hashes, np.uint64).reshape(-1, 2), cut_n
 
-    def _enter(self, name: str, prompts: list[Tokens], truncated: bool) -> int:
-        text_hash, check = hash_tokens(prompts)
-        found = self._ids.get(text_hash)
-        if found is not None:
-            if int(self._checks.values[found]) != check:
-                raise SourceError(
-                    f"the caption {name[:80]!r} has the 64-bit hash of another text (id {found:,}), by chance. "
-                    "Leave it out, or change it with --replace."
-                )
-            return found
-        text_id = len(self._ids)
-        self._ids[text_hash] = text_id
-        self._checks.append(check)
-        self._new.append((text_id, self._prompts.all_of(name)[0], text_hash))
-        if truncated:
-            self._truncated.append(text_id)
-        return text_id
-
-    def take_new(self) -> list[tuple[int, str, int]]:
-        """(text id, text, hash) of the texts that came since the last call."""
+    def take_new(self) -> list[NewText]:
+        """The texts that came since the last call."""
         new, self._new = self._new, []
         return new
 
     def counts(self) -> NDArray[np.int32]:
         """Captions of each text; shape (N,)."""
-        return self._counts.values[: len(self)].astype(np.int32)
+        counts: NDArray[np.int32] = self._counts.values[: len(self)]
+        return counts
 
-    def truncated_ids(self) -> list[int]:
+    def truncated_ids(self) -> NDArray[np.int64]:
         """Texts that are longer than the encoder reads."""
-        return self._truncated
+        return np.flatnonzero(self._truncated.values[: len(self)])
 
     def truncated_captions(self) -> int:
         """Captions whose text is longer than the encoder reads."""
-        return int(self._counts.values[self._truncated].sum()) if self._truncated else 0
-
-
-class _Growing:
-    """A NumPy array that grows by doubling."""
-
-    def __init__(self, dtype: Any) -> None:
-        self._size = 0
-        self.values: NDArray[Any] = np.zeros(1024, dtype)
-
-    def resize(self, size: int) -> None:
-        if size > len(self.values):
-            self.values = np.concatenate([self.values, np.zeros(max(size, len(self.values)), self.values.dtype)])
-        self._size = max(self._size, size)
-
-    def append(self, value: int) -> None:
-        self.resize(self._size + 1)
-        self.values[self._size - 1] = value
+        return int(self.counts()[self._truncated.values[: len(self)]].sum())

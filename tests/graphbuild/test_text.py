@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 from helpers_embed import column, embed, numbered_captions, write_captions
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphbuild.errors import OptionError
@@ -67,6 +67,7 @@ def test_text_hash_is_xxh3_of_the_int32_tokens() -> None:
     assert hash_tokens([tokens])[0] == xxhash.xxh3_64_intdigest(tokens.tobytes())
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("ab ", min_size=1).filter(str.strip), max_size=40), st.integers(1, 7))
 def test_ids_go_by_first_appearance_of_the_token_sequence_whatever_the_batches(names: list[str], size: int) -> None:
     table = TextTable(HashingEncoder(4), Prompts())
