@@ -139,7 +139,7 @@ def within_budget(config: TrainConfig, data: TrainingData) -> TrainConfig:
     from train.loop import measure_step_seconds
 
     seconds = [measure_step_seconds(replace(config, objective=objective), data=data) for objective in OBJECTIVES]
-    planned = config.epochs * (len(data.samples) // config.batch_size)
+    planned = config.epochs * (len(data.store) // config.batch_size)
     total = planned * sum(seconds)
     told = ", ".join(f"{name} {one * 1000:.0f} ms" for name, one in zip(OBJECTIVES, seconds, strict=True))
     click.echo(f"a step takes: {told}; {planned:,} steps each, about {total:.0f} s together")

@@ -76,6 +76,16 @@ class RandomBatches:
         if epoch < 0 or not 0 <= step < self.steps_per_epoch:
             raise ValueError(f"epoch {epoch} has steps 0 to {self.steps_per_epoch - 1}, not {step}")
 
+    def instead(self, batch: Batch) -> Iterator[Indices]:
+        """Samples to take where those of a batch cannot be used: those at the same places of the batches after it.
+
+        After the last batch of the epoch comes the first one, and once around, the places are moved by one. Which samples
+        a batch ends with thus depends on its epoch and step and on what can be read, and on nothing that was met before.
+        """
+        for attempt in range(1, self.steps_per_epoch * self.batch_size):
+            turns = attempt // self.steps_per_epoch
+            yield np.roll(self.batch(batch.epoch, (batch.step + attempt) % self.steps_per_epoch), -turns)
+
     def batches(self, *, epoch: int = 0, step: int = 0) -> Iterator[Batch]:
         """Batches without end, from a position on. A run that stopped goes on with the position after its last step."""
         while True:

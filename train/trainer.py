@@ -82,7 +82,7 @@ class Trainer:
         epoch, within = divmod(self.step, self.batches.steps_per_epoch)
         order, ahead = self.batches.batches(epoch=epoch, step=within), self.batches.batches(epoch=epoch, step=within)
         # Two walks over the same batches: one may run ahead in another thread, for the images.
-        images = self.data.batches(self.data.samples[batch.indices] for batch in ahead)
+        images = self.data.batches((batch.indices, self.batches.instead(batch)) for batch in ahead)
         self.model.train()
         self.clock.start()
         upcoming = next(order)
@@ -98,11 +98,12 @@ class Trainer:
                 close()
 
     def _train_step(self, batch: Batch, pictures: ImageBatch, upcoming: Batch) -> StepReport:
-        samples = self.data.samples[batch.indices][pictures.kept]
+        # Others than the batch's where some cannot be read.
+        samples = pictures.rows
         views = self._views(batch, pictures)
         with self.clock.part("target"):
             similarity = self.objective.similarity(samples, batch.epoch)
-            self.objective.read_ahead(self.data.samples[upcoming.indices], upcoming.epoch)
+            self.objective.read_ahead(upcoming.indices, upcoming.epoch)
         lr = self.schedule.at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr

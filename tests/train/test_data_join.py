@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from helpers_graph import clustered_vectors, write_graph
 from helpers_train import draw, encode, tiny_config, write_images, write_tiny_graph
@@ -95,9 +94,3 @@ def test_fingerprint_changes_with_images_and_graph(tmp_path: Path, graph_dir: Pa
         prepare(tiny_config(data=str(path), graph_dir=str(graph))).fingerprint() for path in paths for graph in (graph_dir, other)
     }
     assert len(prints) == 4
-
-
-def test_corrupt_images_are_not_drawn(tmp_path: Path, graph_dir: Path) -> None:
-    data = prepare(tiny_config(data=str(write_images(tmp_path / "a.parquet", 20, broken=(3,))), graph_dir=str(graph_dir)))
-    assert np.array_equal(data.samples, [i for i in range(20) if i != 3])
-    assert [line["sample_id"] for line in data.events] == ["img-3"]

@@ -43,8 +43,8 @@ def config_in(place: Path, **changes: Any) -> TrainConfig:
 @pytest.mark.parametrize("objective", ["xclr", "simclr", "supcon"])
 def test_run_folder_holds_configuration_metrics_checkpoint_and_encoder(place: Path, tmp_path: Path, objective: str) -> None:
     result = train(config_in(place, objective=objective), tmp_path / "run")
-    # 33 images, one corrupt and one unknown to the graph: 31 in batches of eight, two epochs.
-    assert (result.steps, result.images_seen) == (6, 48)
+    # 33 images, one unknown to the graph: 32 in batches of eight, two epochs. One is corrupt, and another takes its place.
+    assert (result.steps, result.images_seen) == (8, 64)
     assert sorted(path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith(".")) == [
         "checkpoints",
         "config.toml",
@@ -53,8 +53,8 @@ def test_run_folder_holds_configuration_metrics_checkpoint_and_encoder(place: Pa
         "model.safetensors",
     ]
     lines = read_metrics(tmp_path / "run")
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    assert [line["epoch"] for line in lines] == [0, 0, 0, 1, 1, 1]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [line["epoch"] for line in lines] == [0, 0, 0, 0, 1, 1, 1, 1]
     assert all(line["kl"] == pytest.approx(line["loss"] - line["target_entropy"], abs=1e-5) for line in lines)
     assert load_encoder(tmp_path / "run").feature_dim == 256
 
@@ -88,23 +88,14 @@ def test_corrupt_and_unknown_images_are_listed_in_the_events(place: Path, tmp_pa
     assert events["finish"]["step"] == 1
 
 
-def test_images_decoded_batch_by_batch_train_like_those_in_memory(place: Path, tmp_path: Path) -> None:
-    write_images(tmp_path / "whole.parquet", 32)
-    config = config_in(place, cache_gb=4.0)
-    config = replace(config, data=str(tmp_path / "whole.parquet"))
+def test_images_decoded_batch_by_batch_train_like_those_in_memory_corrupt_ones_included(place: Path, tmp_path: Path) -> None:
     for name, size in (("held", 4.0), ("read", 0.0)):
-        train(replace(config, cache_gb=size), tmp_path / name)
+        result = train(config_in(place, cache_gb=size), tmp_path / name)
+        assert (result.steps, result.images_seen) == (8, 64)
+        told = [line for line in read_lines(tmp_path / name / "events.jsonl") if line["event"] == "corrupt_image"]
+        assert [line["sample_id"] for line in told] == ["img-5"]
     held, read = (load_encoder(tmp_path / name).state_dict() for name in ("held", "read"))
     assert all(torch.equal(held[name], read[name]) for name in held)
-
-
-def test_corrupt_image_met_on_the_way_is_left_out_of_its_batch(place: Path, tmp_path: Path) -> None:
-    result = train(config_in(place, cache_gb=0.0), tmp_path / "run")
-    # Now 32 samples make four batches, and one of eight is an image short, once an epoch.
-    assert (result.steps, result.images_seen) == (8, 62)
-    assert [line["sample_id"] for line in read_lines(tmp_path / "run" / "events.jsonl") if line["event"] == "corrupt_image"] == [
-        "img-5"
-    ]
 
 
 def test_saved_configuration_repeats_the_run_bit_for_bit(place: Path, tmp_path: Path) -> None:
@@ -131,7 +122,7 @@ def test_finished_run_is_not_done_again(place: Path, tmp_path: Path) -> None:
     train(config_in(place), tmp_path / "run")
     before = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
     result = train(config_in(place), tmp_path / "run")
-    assert "was finished before (6 steps)" in result.summary()
+    assert "was finished before (8 steps)" in result.summary()
     assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == before
 
 
@@ -192,7 +183,7 @@ def prepared(place: Path) -> Any:
 
 
 def test_larger_batch_than_images_is_one_error(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="--batch-size 64 is more than the 31 images there are"):
+    with pytest.raises(OptionError, match="--batch-size 64 is more than the 32 images there are"):
         train(config_in(place, batch_size=64), tmp_path / "run")
 
 
@@ -200,7 +191,7 @@ def test_prepared_data_serve_two_runs(place: Path, tmp_path: Path) -> None:
     data = prepared(place)
     alone = train(config_in(place, objective="simclr"), tmp_path / "alone")
     shared = [train(config_in(place, objective=name), tmp_path / name, data=data) for name in ("xclr", "simclr")]
-    assert [result.steps for result in shared] == [6, 6]
+    assert [result.steps for result in shared] == [8, 8]
     assert shared[1].last["loss"] == alone.last["loss"]
 
 

@@ -30,7 +30,7 @@ TIMED = ("images_per_s", "data_wait_share", "augment_share", "target_share")
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     folder = tmp_path_factory.mktemp("resume")
-    data, graph = write_images(folder / "images.parquet", 43), write_tiny_graph(folder / "graph", 43)
+    data, graph = write_images(folder / "images.parquet", 43, broken=(7, 30)), write_tiny_graph(folder / "graph", 43)
     # Five steps an epoch: a checkpoint every three lies in the middle of epochs.
     return tiny_config(data=str(data), graph_dir=str(graph), epochs=3, checkpoint_every=3, image_size=16)
 
@@ -101,7 +101,8 @@ def test_signal_writes_a_checkpoint_and_says_how_to_go_on(
     assert caught.value.exit_code == code
     assert checkpoints(run_dir)[0].name == "step-00000004"
     assert train(config, run_dir).first_step == 4
-    assert [line["event"] for line in read_lines(run_dir / "events.jsonl")] == ["start", "interrupt", "resume", "finish"]
+    told = [line["event"] for line in read_lines(run_dir / "events.jsonl") if line["event"] != "corrupt_image"]
+    assert told == ["start", "interrupt", "resume", "finish"]
     assert_equal_runs(run_dir, undisturbed)
 
 

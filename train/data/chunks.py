@@ -15,18 +15,18 @@ from train.data.prepare import TrainingData
 def make_batches(config: TrainConfig, data: TrainingData) -> RandomBatches:
     """The batches that a configuration names. The graph's partition is made first if it is missing.
 
-    Images that the graph does not know or that cannot be read are in no batch; their chunks are short.
+    Images that the graph does not know are in no batch; their chunks are short.
 
     Raises:
         OptionError: If there are fewer images than a batch holds, or neighbours are asked for without a graph.
         UserError: If the partition cannot be made.
     """
     if config.batches == "random" or config.chunk == 1:
-        return RandomBatches(len(data.samples), config.batch_size, config.seed)
+        return RandomBatches(len(data.store), config.batch_size, config.seed)
     if data.graph is None or data.joined is None:
         raise OptionError("--batches neighbors needs a graph: name it with --graph-dir.")
     chunks = _chunks(data.graph, data.joined, PartitionConfig(chunk=config.chunk, neighbor_ranks=config.neighbor_ranks))
-    return NeighborBatches(chunks[data.samples], config.batch_size, config.seed)
+    return NeighborBatches(chunks, config.batch_size, config.seed)
 
 
 def _chunks(graph: Graph, joined: Joined, config: PartitionConfig) -> Int32:

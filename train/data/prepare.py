@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,6 @@ class TrainingData:
 
     opened: OpenData
     store: ImageStore
-    samples: Int64
-    """Rows of the store that batches are drawn from: those not known to be unreadable."""
     corrupt: CorruptImages
     events: list[dict[str, Any]] = field(default_factory=list)
     """What was counted, for a run's log; grows while images are decoded."""
@@ -60,9 +58,13 @@ class TrainingData:
         """Texts of the samples, where the run has a graph."""
         return self.opened.joined
 
-    def batches(self, samples: Iterator[Int64]) -> Iterator[ImageBatch]:
-        """Images of a sequence of batches; decoded in advance where they are not held in memory."""
-        images = (self.store.batch(rows) for rows in samples)
+    def batches(self, wanted: Iterator[tuple[Int64, Iterable[Int64]]]) -> Iterator[ImageBatch]:
+        """Images of a sequence of batches; decoded in advance where they are not held in memory.
+
+        Args:
+            wanted: The samples of each batch, and those to try in the places of what cannot be read.
+        """
+        images = (self.store.batch(rows, instead) for rows, instead in wanted)
         return images if self.store.cached else read_ahead(images)
 
     def settle(self, config: TrainConfig) -> TrainConfig:
@@ -88,7 +90,7 @@ class TrainingData:
         """Digest of the samples in their order and of the graph's files: equal for two runs that see the same data."""
         hasher = hashlib.blake2b(digest_size=16)
         ids = self.opened.source.sample_ids
-        indices = (np.arange(len(ids)) if self.joined is None else self.joined.indices)[self.samples]
+        indices = np.arange(len(ids)) if self.joined is None else self.joined.indices
         if isinstance(ids, MappedIds):
             hasher.update(ids.hashes()[indices].tobytes())
         else:
@@ -151,10 +153,9 @@ def load_data(opened: OpenData) -> TrainingData:
         workers=config.workers,
         cache_bytes=int(config.cache_gb * 1e9),
     )
-    samples = np.flatnonzero(store.readable)
-    if not len(samples):
+    if not store.readable.any():
         raise SourceError(f"{opened.source.name}: none of the {len(store):,} images can be read. Check --data and --image-column.")
-    return TrainingData(opened, store, samples, corrupt, events)
+    return TrainingData(opened, store, corrupt, events)
 
 
 def prepare(config: TrainConfig) -> TrainingData:

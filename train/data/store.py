@@ -1,13 +1,13 @@
 """Decoded images: held in memory where they fit, else decoded batch by batch in threads.
 
 Shape letters: N images, n images asked for, L height and width at which they are held.
-An image that cannot be decoded is counted, named and left out; nothing takes its place.
+An image that cannot be decoded is counted, named and left out; another takes its place where the caller names one.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -25,14 +25,14 @@ _PROBED = 64
 
 @dataclass(frozen=True, slots=True)
 class ImageBatch:
-    """Some images, in the order asked for, without those that could not be read."""
+    """Some images, in the order asked for; those that could not be read are left out, or others stand in their places."""
 
     pixels: Tensor
     """uint8, (n, 3, L, L)."""
     sizes: Tensor
     """Height and width of the originals; int32, (n, 2)."""
-    kept: Bool
-    """Which of the images asked for these are."""
+    rows: Int64
+    """Which images these are; rows of the store, (n,)."""
 
 
 class CorruptImages:
@@ -121,19 +121,37 @@ class ImageStore:
         """Ids of some rows."""
         return [self.source.sample_ids[self._indices[row]] for row in rows]
 
-    def batch(self, rows: Int64) -> ImageBatch:
-        """Some images; rows of images that cannot be read are left out.
+    def batch(self, rows: Int64, instead: Iterable[Int64] | None = None) -> ImageBatch:
+        """Some images.
+
+        Args:
+            rows: Which; (n,).
+            instead: Rows to try, one after another, in the places of images that cannot be read; (n,) each. None: such
+                images are left out, and the batch is shorter.
 
         Raises:
-            SourceError: If too many images cannot be read.
+            SourceError: If too many images cannot be read, or nothing is left to try.
         """
-        rows = np.asarray(rows, dtype=np.int64)
-        if self._pixels is not None and self._sizes is not None:
+        rows = np.array(rows, dtype=np.int64)
+        pixels, sizes = self._read(rows)
+        if instead is None or self.readable[rows].all():
             kept = self.readable[rows]
-            chosen = torch.from_numpy(rows[kept])
-            return ImageBatch(self._pixels[chosen], self._sizes[chosen], kept)
-        pixels, sizes, kept = self._decode(rows)
-        return ImageBatch(torch.from_numpy(pixels[kept]), torch.from_numpy(sizes[kept]), kept)
+            return ImageBatch(*((pixels, sizes) if kept.all() else (pixels[kept], sizes[kept])), rows[kept])
+        for others in instead:
+            places = np.flatnonzero(~self.readable[rows])
+            rows[places] = others[places]
+            pixels[places], sizes[places] = self._read(rows[places])
+            if self.readable[rows].all():
+                return ImageBatch(pixels, sizes, rows)
+        raise SourceError(f"{self.source.name}: none of the {len(self):,} images can be read. Check --data and --image-column.")
+
+    def _read(self, rows: Int64) -> tuple[Tensor, Tensor]:
+        """Pixels and sizes; of no meaning where `readable` then says that an image cannot be read."""
+        if self._pixels is None or self._sizes is None:
+            pixels, sizes = self._decode(rows)
+            return torch.from_numpy(pixels), torch.from_numpy(sizes)
+        chosen = torch.from_numpy(rows)
+        return self._pixels[chosen], self._sizes[chosen]
 
     def _load_all(self) -> None:
         pixels = np.empty((len(self), 3, self.size, self.size), dtype=np.uint8)
@@ -141,12 +159,12 @@ class ImageStore:
         with progress("decode images", len(self), unit="images") as meter:
             for start in range(0, len(self), _CHUNK * self._workers):
                 rows = np.arange(start, min(start + _CHUNK * self._workers, len(self)))
-                pixels[rows], sizes[rows], self.readable[rows] = self._decode(rows)
+                pixels[rows], sizes[rows] = self._decode(rows)
                 meter.advance(len(rows))
         self._pixels, self._sizes = torch.from_numpy(pixels), torch.from_numpy(sizes)
 
-    def _decode(self, rows: Int64) -> tuple[UInt8, Int32, Bool]:
-        """Pixels (n, 3, L, L), original sizes (n, 2), and which rows could be read; the work is shared by the threads."""
+    def _decode(self, rows: Int64) -> tuple[UInt8, Int32]:
+        """Pixels (n, 3, L, L) and original sizes (n, 2); the work is shared by the threads."""
         pixels = np.zeros((len(rows), 3, self.size, self.size), dtype=np.uint8)
         sizes = np.ones((len(rows), 2), dtype=np.int32)
         reasons: list[str | None] = [None] * len(rows)
@@ -158,12 +176,13 @@ class ImageStore:
                     pixels[position], sizes[position] = decode(item, self.size)
                 except UnreadableImage as error:
                     reasons[position] = str(error)
+                    self.readable[rows[position]] = False
 
         list(self._pool.map(work, np.array_split(np.arange(len(rows)), self._workers)))
         for row, reason in zip(rows, reasons, strict=True):
             if reason is not None:
                 self._corrupt.add(self.sample_ids([row])[0], reason)
-        return pixels, sizes, np.array([reason is None for reason in reasons], dtype=np.bool_)
+        return pixels, sizes
 
     def close(self) -> None:
         """End the threads."""

@@ -60,7 +60,7 @@ def extract_features(
                 with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
                     for net, found in zip(nets, parts, strict=True):
                         found.append(net.features(views).cpu())
-            kept.append(rows[batch.kept])
+            kept.append(batch.rows)
             meter.advance(len(rows))
     if not any(len(rows) for rows in kept):
         raise SourceError(f"{store.source.name}: none of the {len(store):,} images can be read. Check --data and --image-column.")
