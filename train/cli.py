@@ -19,15 +19,19 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the an
 run_argument = click.argument("run", metavar="RUN", type=click.Path(file_okay=False, path_type=Path), help="The run's folder.")
 
 
-def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add an option for every field of `TrainConfig`; what is not given stays out of the parameters' values (None)."""
-    defaults = TrainConfig()
-    for name, kind in reversed(list(field_types().items())):
-        form, default = split_type(kind), getattr(defaults, name)
-        names = f"{flag(name)}/--no-{flag(name)[2:]}" if form.base is bool else flag(name)
-        shown = "" if default is None or form.base is bool else f"  [default: {default}]"
-        command = click.option(names, name, type=_click_type(form), default=None, help=field_docs()[name] + shown)(command)
-    return command
+def config_options(*only: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add an option for every field of `TrainConfig`, or for some; what is not given stays out of the parameters' values (None)."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        defaults = TrainConfig()
+        for name, kind in reversed([item for item in field_types().items() if not only or item[0] in only]):
+            form, default = split_type(kind), getattr(defaults, name)
+            names = f"{flag(name)}/--no-{flag(name)[2:]}" if form.base is bool else flag(name)
+            shown = "" if default is None or form.base is bool else f"  [default: {default}]"
+            command = click.option(names, name, type=_click_type(form), default=None, help=field_docs()[name] + shown)(command)
+        return command
+
+    return add
 
 
 def _click_type(form: FieldType) -> click.ParamType[Any]:
@@ -55,7 +59,7 @@ def cli(debug: bool) -> None:
     default=None,
     help="A TOML file such as a run's config.toml; options go before it.",
 )
-@config_options
+@config_options()
 @click.option(
     "--run-dir",
     type=click.Path(file_okay=False, path_type=Path),
@@ -108,6 +112,20 @@ def report(runs: tuple[Path, ...], out: Path | None, data: str | None, as_json: 
     from train.report import write_report
 
     _answer(write_report(runs, out or (runs[0] if len(runs) == 1 else runs[0].parent) / "report.html", data=data), as_json)
+
+
+@cli.command()
+@config_options("graph_dir", "data", "image_column", "id_column", "chunk", "neighbor_ranks", "allow_missing")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the shards.")
+@click.option("--shard-size", type=click.IntRange(1, 999_999), default=10_000, show_default=True, help="Images a shard.")
+@click.option("--memory-gb", type=click.FloatRange(min=0.1), default=4.0, show_default=True, help="Images held at once.")
+@json_option
+def reshard(out: Path, shard_size: int, memory_gb: float, as_json: bool, **options: Any) -> None:
+    """Write images as webdataset shards in the order of a graph's partition, neighbours together."""
+    config = load_config(None, {name: value for name, value in options.items() if value is not None})
+    from train.reshard import reshard as write
+
+    _answer(write(config, out, shard_size=shard_size, memory_gb=memory_gb), as_json)
 
 
 def _answer(result: Any, as_json: bool) -> None:

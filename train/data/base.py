@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,9 @@ class ImageSource(Protocol):
 
     def encoded(self, indices: Sequence[int]) -> list[Encoded]:
         """The images as they are stored, in the order asked for."""
+
+    def metas(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """What is stored beside some images: labels, ids, captions; values that JSON can hold."""
 
     def label_columns(self) -> tuple[str, ...]:
         """What `labels` takes."""

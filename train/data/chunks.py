@@ -25,11 +25,11 @@ def make_batches(config: TrainConfig, data: TrainingData) -> RandomBatches:
         return RandomBatches(len(data.store), config.batch_size, config.seed)
     if data.graph is None or data.joined is None:
         raise OptionError("--batches neighbors needs a graph: name it with --graph-dir.")
-    chunks = _chunks(data.graph, data.joined, PartitionConfig(chunk=config.chunk, neighbor_ranks=config.neighbor_ranks))
+    chunks = chunks_of(data.graph, data.joined, PartitionConfig(chunk=config.chunk, neighbor_ranks=config.neighbor_ranks))
     return NeighborBatches(chunks, config.batch_size, config.seed)
 
 
-def _chunks(graph: Graph, joined: Joined, config: PartitionConfig) -> Int32:
+def chunks_of(graph: Graph, joined: Joined, config: PartitionConfig) -> Int32:
     """The chunk of every image that the graph knows; (N,)."""
     if joined.by == "class":
         # The graph's own samples are classes there, and its partition one of classes: these are images.

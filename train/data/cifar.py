@@ -33,6 +33,10 @@ class CifarImages:
         """Pixels (32, 32, 3) of some images."""
         return [self._set.data[index] for index in indices]
 
+    def metas(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The class names."""
+        return [{"label": self._set.classes[self._set.targets[index]]} for index in indices]
+
     def label_columns(self) -> tuple[str, ...]:
         """`label`: the class."""
         return ("label",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from graphbuild.errors import SourceError
 from train.data.base import Encoded, Labels, encode_labels
@@ -41,6 +42,10 @@ class FolderImages:
             return path.read_bytes()
         except FileNotFoundError:
             return None
+
+    def metas(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The class folders."""
+        return [{"label": _folder_of(self.sample_ids[index])} for index in indices]
 
     def label_columns(self) -> tuple[str, ...]:
         """`label`: the class folder."""

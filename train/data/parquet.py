@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -49,6 +50,7 @@ class ParquetImages:
         self.sample_ids: Sequence[str] = self._read_ids()
         self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self._kept_bytes = 0
+        self._metas: pa.Table | None = None
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -88,6 +90,14 @@ class ParquetImages:
 
     def _column(self, name: str) -> list[object]:
         return [value for path in self._paths for value in pq.read_table(path, columns=[name])[name].to_pylist()]
+
+    def metas(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The columns of integers, strings or booleans."""
+        if self._metas is None:
+            # All of them: they are small beside the images, and asked for in any order.
+            self._metas = pq.read_table(self._paths, columns=list(self.label_columns()))
+        rows: list[dict[str, Any]] = self._metas.take(pa.array(indices, pa.int64())).to_pylist()
+        return rows
 
     def label_columns(self) -> tuple[str, ...]:
         """Columns of integers, strings or booleans."""

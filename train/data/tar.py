@@ -34,7 +34,7 @@ class TarImages:
 
         Args:
             paths: The shards.
-            id_column: Key of the samples' JSON that holds the id; None: url or sample_id, else the sample's key.
+            id_column: Key of the samples' JSON that holds the id; None: sample_id or url, else the sample's key.
 
         Raises:
             SourceError: If a shard is missing, cut short or damaged, or none holds an image.

@@ -16,7 +16,7 @@ from typing import IO, Any
 from graphbuild.errors import SourceError
 from train.data.imagefolder import SUFFIXES
 
-ID_FIELDS = ("url", "sample_id")
+ID_FIELDS = ("sample_id", "url")
 """Keys of a sample's JSON that hold its id, unless another is named; the first that is there counts."""
 _BLOCK = 512
 _REGULAR = (b"0", b"\0")
@@ -188,4 +188,9 @@ def _sample_id(key: str, values: dict[str, Any], id_field: str | None) -> str:
                 f"sample {key} has no {id_field!r} in its JSON, which has {', '.join(values) or 'nothing'}; see --id-column"
             )
         return str(values[id_field])
-    return next((str(values[name]) for name in ID_FIELDS if values.get(name) is not None), key)
+    return default_id(values) or key
+
+
+def default_id(values: dict[str, Any]) -> str | None:
+    """The id in a sample's JSON, where no key is named."""
+    return next((str(values[name]) for name in ID_FIELDS if values.get(name) is not None), None)
