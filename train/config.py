@@ -46,7 +46,7 @@ AugmentName = Literal["simclr", "autoaugment", "none"]
 OptimizerName = Literal["sgd", "adamw"]
 BatchesName = Literal["random", "neighbors"]
 SymmetrizeName = Literal["union", "mutual"]
-GraphOnDeviceName = Literal["auto", "yes", "no"]
+OnDeviceName = Literal["auto", "yes", "no"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Positive = Annotated[int, Range(1)]
 Count = Annotated[int, Range(0)]
@@ -132,8 +132,10 @@ class TrainConfig:
     """Arithmetic of the encoder; auto is bfloat16 where the hardware has matrix units for it."""
     device: str = field(default="auto", metadata=_LOOSE)
     """auto, cpu, cuda or cuda:INDEX."""
-    graph_on_device: GraphOnDeviceName = field(default="auto", metadata=_LOOSE)
+    graph_on_device: OnDeviceName = field(default="auto", metadata=_LOOSE)
     """Whether the graph's rows are held on the device; auto does so on a GPU with room to spare."""
+    images_on_device: OnDeviceName = field(default="auto", metadata=_LOOSE)
+    """Whether decoded images are held on the device; auto does so on a GPU with room to spare."""
     workers: Positive = field(default=2, metadata=_LOOSE)
     """Threads that decode images."""
     cache_gb: NonNegative = field(default=4.0, metadata=_LOOSE)

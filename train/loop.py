@@ -34,6 +34,8 @@ from train.trainer import StepReport, Trainer
 
 _DEFAULT_LR = {"sgd": 0.12, "adamw": 1e-3}
 _WARM_UP_STEPS = 2
+_MOST_WAIT = 0.1
+"""Share of the time that steps may wait for images before the data are called the bottleneck."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,7 +223,7 @@ class _Session:
         hits = "" if line["hit_rate"] is None else f", hit rate {line['hit_rate']:.3g}"
         meter.advance(
             0,
-            f"loss {line['loss']:.3f}{hits}, {line['images_per_s']:,.0f} images/s, {line['data_wait_share']:.0%} waiting for data",
+            f"loss {line['loss']:.3f}{hits}, {line['images_per_s']:,.0f} images/s, {_bottleneck(line['data_wait_share'])}",
         )
 
     def _checkpoint(self) -> None:
@@ -279,6 +281,11 @@ def _stop_signal() -> Iterator[Callable[[], int]]:
         yield lambda: received
     finally:
         restore()
+
+
+def _bottleneck(wait_share: float) -> str:
+    """What a run would be faster with more of: steps that never wait for images are bound by the device."""
+    return f"bound by {'data' if wait_share > _MOST_WAIT else 'compute'} ({wait_share:.0%} waiting for data)"
 
 
 def _finished_result(folder: RunFolder) -> RunResult:

@@ -46,6 +46,7 @@ class Trainer:
         self.config, self.data = config, data
         self.device = torch.device(config.device)
         self.objective = make_objective(config, data, self.device)
+        data.store.hold_on(self.device, config.images_on_device)
         self.batches = make_batches(config, data)
         self.total_steps = min(config.steps or math.inf, config.epochs * self.batches.steps_per_epoch)
         self.schedule = Schedule.for_run(

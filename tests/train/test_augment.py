@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as F
 
 from train import augment
@@ -131,3 +131,50 @@ def test_without_augmentation_both_views_are_the_centre() -> None:
     views = Augmenter("none", 12).two_views(pixels, sizes_of(3, 12, 12), seed=0, epoch=0, step=0)
     assert torch.equal(views[:3], views[3:])
     assert torch.allclose(views[:3], centre_views(pixels, sizes_of(3, 12, 12), 12), atol=1e-6)
+
+
+def figures(views: torch.Tensor) -> dict[str, np.ndarray]:
+    """What a view looks like, in numbers: brightness, colourfulness, hue, which side is brighter, sharpness, contrast."""
+    red, green, blue = views.mean(dim=(2, 3)).unbind(1)
+    half = views.shape[-1] // 2
+    found = {
+        "brightness": views.mean(dim=(1, 2, 3)),
+        "colourfulness": views.std(dim=1).mean(dim=(1, 2)),
+        "hue": torch.atan2(3**0.5 * (green - blue), 2 * red - green - blue),
+        "side": (views[..., :half] - views[..., -half:]).mean(dim=(1, 2, 3)),
+        "sharpness": views.diff(dim=-1).abs().mean(dim=(1, 2, 3)),
+        "contrast": views.mean(dim=1).std(dim=(1, 2)),
+    }
+    return {name: values.double().numpy() for name, values in found.items()}
+
+
+def test_views_are_distributed_as_those_of_torchvision_one_image_at_a_time() -> None:
+    size, count = 32, 1_500
+    line = torch.linspace(0, 1, 40)
+    waves = 0.3 + 0.3 * torch.sin(9 * line)[:, None].expand(40, 40)
+    picture = torch.stack([line.expand(40, 40), (line[:, None] * line).sqrt(), waves])
+    picture = picture.mul(255).round().to(torch.uint8)
+    width = size / 224
+    theirs = v2.Compose(
+        [
+            v2.ToDtype(torch.float32, scale=True),
+            v2.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            v2.RandomGrayscale(0.2),
+            v2.RandomApply([v2.GaussianBlur(5, sigma=(0.1 * width, 2 * width))], p=0.5),
+            v2.Normalize(augment.MEAN, augment.STD),
+        ]
+    )
+    torch.manual_seed(1)
+    expected = figures(torch.stack([theirs(picture) for _ in range(count)]))
+
+    def least_p_value(crop_min: float) -> float:
+        pixels, sizes, make = picture.expand(30, 3, 40, 40), sizes_of(30, 40, 40), Augmenter("simclr", size, crop_min=crop_min)
+        # Small batches, for the order of the jitter is drawn once for all views of one.
+        views = [make.two_views(pixels, sizes, seed=3, epoch=0, step=step) for step in range(count // 60)]
+        found = figures(torch.cat(views))
+        return min(float(stats.ks_2samp(found[name], expected[name]).pvalue) for name in expected)
+
+    assert least_p_value(0.2) > 1e-3
+    assert least_p_value(0.5) < 1e-6, "the test would not notice other crops"

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers_train import draw, encode, write_images
 from PIL import Image
 
-from graphbuild.errors import SourceError
+from graphbuild.errors import OptionError, SourceError
 from train.data import open_images
 from train.data.base import Int64
 from train.data.prefetch import read_ahead
@@ -57,6 +58,29 @@ def test_images_are_held_between_one_and_two_view_sizes(tmp_path: Path, side: in
     for index in range(3):
         (tmp_path / "c" / f"{index}.png").write_bytes(encode(draw(index, height=side + 10, width=side)))
     assert choose_load_size(open_images(str(tmp_path)), view) == expected
+
+
+def test_images_are_held_on_the_device_only_where_asked_or_where_it_is_a_gpu(tmp_path: Path) -> None:
+    path, cpu = write_images(tmp_path / "a.parquet", 6, broken=(2,)), torch.device("cpu")
+    held, _ = store_of(path, cache=True)
+    before = held.batch(np.arange(6))
+    assert [held.hold_on(cpu, choice) for choice in ("auto", "no", "yes")] == [False, False, True]  # type: ignore[arg-type]
+    after = held.batch(np.arange(6))
+    assert torch.equal(before.pixels, after.pixels)
+    assert before.rows.tolist() == after.rows.tolist()
+    read, _ = store_of(path, cache=False)
+    assert not read.hold_on(cpu, "auto")
+    with pytest.raises(OptionError, match=r"--images-on-device yes: decoded images take 0\.0 GB\. Raise --cache-gb"):
+        read.hold_on(cpu, "yes")
+
+
+def test_parquet_that_does_not_stay_in_memory_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from train.data import parquet
+
+    source = open_images(str(write_images(tmp_path / "a.parquet", 32, group=8)))
+    assert source.random_order_note == ""  # type: ignore[attr-defined]
+    monkeypatch.setattr(parquet, "_KEPT_BYTES", 1000)
+    assert "`train reshard` writes shards that are read by position" in source.random_order_note  # type: ignore[attr-defined]
 
 
 def test_reading_ahead_gives_the_same_items_in_order() -> None:

@@ -82,6 +82,18 @@ class ParquetImages:
                 self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
             return column
 
+    @property
+    def random_order_note(self) -> str:
+        """What a user should know about reading in random order; empty if the images stay in memory once they are read."""
+        sizes = [_image_bytes(_open(path).metadata, self.image_column) for path in self._paths]
+        total, groups = sum(sizes), len(self._groups)
+        if total <= _KEPT_BYTES:
+            return ""
+        return (
+            f"{self.name}: {total / 1e9:.1f} GB of images do not stay in memory, and Parquet is read a row group at a time "
+            f"({total / groups / 1e6:.0f} MB), for single images, too. `train reshard` writes shards that are read by position."
+        )
+
     def _read_ids(self) -> list[str]:
         if self.id_column is None:
             counts = [_open(path).metadata.num_rows for path in self._paths]
@@ -125,6 +137,13 @@ def _open(path: Path) -> pq.ParquetFile:
         raise SourceError(f"{path}: no such file. Check --data.") from None
     except pa.ArrowInvalid as error:
         raise SourceError(f"{path}: not a readable Parquet file ({error}). Was it copied completely?") from None
+
+
+def _image_bytes(metadata: pq.FileMetaData, column: str) -> int:
+    """Uncompressed size of the images of a file."""
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    chunks = (group.column(number) for group in groups for number in range(group.num_columns))
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
 
 
 def _index(paths: Sequence[Path], columns: Sequence[str]) -> tuple[list[_Group], Int64, int]:

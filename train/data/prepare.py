@@ -153,6 +153,8 @@ def load_data(opened: OpenData) -> TrainingData:
         workers=config.workers,
         cache_bytes=int(config.cache_gb * 1e9),
     )
+    if not store.cached and (note := getattr(opened.source, "random_order_note", "")):
+        click.echo(f"warning: {note}", err=True)
     if not store.readable.any():
         raise SourceError(f"{opened.source.name}: none of the {len(store):,} images can be read. Check --data and --image-column.")
     return TrainingData(opened, store, corrupt, events)

@@ -15,12 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphbuild.errors import SourceError
+from graphbuild.errors import OptionError, ResourceError, SourceError
+from train.config import OnDeviceName
 from train.data.base import Bool, ImageSource, Int32, Int64, UInt8, UnreadableImage, decode, short_side
 from train.progress import progress
 
 _CHUNK = 256
 _PROBED = 64
+_SHARE_OF_FREE = 0.3
+"""Of a GPU's free memory, what `auto` gives the images: graph, model and activations come later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +154,33 @@ class ImageStore:
             pixels, sizes = self._decode(rows)
             return torch.from_numpy(pixels), torch.from_numpy(sizes)
         chosen = torch.from_numpy(rows)
-        return self._pixels[chosen], self._sizes[chosen]
+        return self._pixels[chosen.to(self._pixels.device, non_blocking=True)], self._sizes[chosen]
+
+    def hold_on(self, device: torch.device, choice: OnDeviceName) -> bool:
+        """Move the pixels of images that are held in memory to a device, for good; whether they are there then.
+
+        Args:
+            device: Where.
+            choice: `auto` does so on a GPU with room to spare; never on a CPU.
+
+        Raises:
+            OptionError: If `yes` asks for what is not held in memory.
+            ResourceError: If `yes` asks for more than there is.
+        """
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+        needed = len(self) * 3 * self.size * self.size
+        if choice == "yes" and self._pixels is None:
+            raise OptionError(f"--images-on-device yes: decoded images take {needed / 1e9:.1f} GB. Raise --cache-gb above that.")
+        if choice == "yes" and free is not None and needed > free:
+            raise ResourceError(
+                f"--images-on-device yes: decoded images take {needed / 1e9:.1f} GB, and {device} has {free / 1e9:.1f} GB free. "
+                "Use --images-on-device no."
+            )
+        wanted = choice == "yes" or (choice == "auto" and free is not None and needed <= _SHARE_OF_FREE * free)
+        if self._pixels is None or not wanted:
+            return False
+        self._pixels = self._pixels.to(device)
+        return True
 
     def _load_all(self) -> None:
         pixels = np.empty((len(self), 3, self.size, self.size), dtype=np.uint8)
