@@ -85,7 +85,7 @@ def cli(debug: bool) -> None:
 
 @cli.command()
 @click.option("--dataset", required=True, metavar="NAME", help="What to read; `graphbuild datasets` lists the names.")
-@click.option("--source", "sources", multiple=True, metavar="PATH", help="A file, folder or glob; may be repeated.")
+@click.option("--source", "sources", multiple=True, metavar="PATH", help="A file, folder, glob or URL; may be repeated.")
 @graph_dir_option
 @click.option("--caption-column", default=None, help="Column of the captions (default: a usual name, if there is just one).")
 @click.option("--id-column", default=None, help="Column of the sample ids (default: <file>:<row>).")
@@ -95,7 +95,8 @@ def cli(debug: bool) -> None:
     "templates",
     multiple=True,
     metavar="TEXT",
-    help="The captions are class names: put each into this prompt, as in 'a photo of a {}'. Several are averaged.",
+    help="The captions are class names: put each into this prompt, as in 'a photo of a {}'. Several are averaged; a .json file "
+    "holds a list of them, clip80 stands for CLIP's 80.",
 )
 @click.option("--replace", "replacements", multiple=True, metavar="OLD=NEW", help="Replace a string in every caption; recorded.")
 @click.option("--multi-caption", is_flag=True, help="Rows that share a sample id are several captions of one sample.")

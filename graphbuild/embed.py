@@ -17,6 +17,7 @@ from graphbuild import schemas
 from graphbuild.cluster import Workers, run_tasks
 from graphbuild.datasets import get_source
 from graphbuild.datasets.base import OpenSource, SourceOptions
+from graphbuild.datasets.templates import read_templates
 from graphbuild.embed_shards import embed_shard
 from graphbuild.encoder import choose_precision, load_encoder
 from graphbuild.encoder_files import EncoderSpec, find_encoder
@@ -28,7 +29,7 @@ from graphbuild.samples import TextWork, write_texts
 from graphbuild.shards import Receipt, finished, receipt_path, remove_stale_temporaries
 from graphbuild.text import DEFAULT_TEMPLATE, Prompts, TextPolicy
 
-_FILE_SOURCES = ("parquet", "csv", "tsv", "jsonl", "imagefolder")
+_FILE_SOURCES = ("parquet", "csv", "tsv", "jsonl", "lines", "img2dataset", "imagefolder")
 _RESERVED = frozenset({schemas.SAMPLE_ID, schemas.SAMPLE_HASH, schemas.TEXT_ID})
 
 
@@ -89,6 +90,7 @@ class EmbedResult:
         noted = {
             "null_captions": "null captions left out",
             "blank_captions": "blank captions left out",
+            "failed_downloads": "rows whose picture was not downloaded, left out",
             "invalid_utf8_rows": "rows with invalid UTF-8, mended with U+FFFD",
             "truncated_captions": f"captions longer than the encoder reads ({self.encoder['max_tokens']} tokens), cut",
         }
@@ -120,9 +122,10 @@ def build_embeddings(graph_dir: Path, config: EmbedConfig) -> EmbedResult:
         raise OptionError(f"{graph_dir}: is a file. Choose another --graph-dir.")
     manifest = Manifest.load_or_new(graph_dir)
     _refuse_other_dataset(graph_dir, manifest, config)
-    policy, prompts = TextPolicy.parse(config.replacements), Prompts.parse(config.templates)
+    prompts = Prompts.parse(read_templates(config.templates))
     spec = find_encoder(config.encoder)
     source = _open_source(graph_dir, config)
+    policy = TextPolicy.parse(config.replacements, defaults=source.replacements)
     if source.class_names and not prompts.templates:
         prompts = Prompts((DEFAULT_TEMPLATE,))
     graph_dir.mkdir(parents=True, exist_ok=True)
@@ -206,7 +209,7 @@ class _Run:
         work = TextWork(
             policy=self._policy,
             prompts=self._prompts,
-            multi_caption=self._config.multi_caption,
+            multi_caption=self._config.multi_caption or self._source.repeated_ids,
             shard_size=self._config.shard_size,
             key=stage_key(config, inputs),
         )

@@ -82,8 +82,11 @@ def write_texts(
     ids = RepeatedIds(source, allowed=work.multi_caption)
     classes = _ClassNames(source, texts, work.prompts)
     listings = {name: Listing() for name in ("null", "blank", "invalid_utf8")}
+    replaced = dict.fromkeys((old for old, _ in work.policy.replacements), 0)
     for batch in source.read():
         rows, names = clean_batch(batch, work.policy, listings)
+        for old in replaced:
+            replaced[old] += batch.captions_with(old)
         ids.add([batch.sample_ids[row] for row in dict.fromkeys(rows)])
         text_ids = texts.add(names)
         classes.add(batch, rows, names, text_ids)
@@ -97,10 +100,11 @@ def write_texts(
     receipts = {**writer.finish(texts.counts()), **samples.finish()}
     return TextOutcome(
         receipts=receipts,
-        counts=_counts(distinct, samples, texts, listings),
+        counts={**_counts(distinct, samples, texts, listings), **source.counts},
         facts={
             "listed": {name: listing.first for name, listing in listings.items() if listing.first},
             "truncated_text_ids": texts.truncated_ids()[:LISTED].tolist(),
+            "replaced": replaced,
             **source.facts,
         },
     )
@@ -133,12 +137,12 @@ def clean_batch(batch: CaptionBatch, policy: TextPolicy, listings: dict[str, Lis
         # A sample without any caption in its list has none, too.
         for caption in captions or [None]:
             if caption is None:
-                listings["null"].add(f"{batch.file}:{batch.first_row + row}")
+                listings["null"].add(batch.place(row))
             elif text := policy.clean(caption):
                 rows.append(row)
                 cleaned.append(text)
             else:
-                listings["blank"].add(f"{batch.file}:{batch.first_row + row}")
+                listings["blank"].add(batch.place(row))
     for row in batch.invalid_rows:
         listings["invalid_utf8"].add(f"{batch.file}:{row}")
     return rows, cleaned
@@ -181,10 +185,10 @@ class RepeatedIds:
         """Name the first repeated id; a second pass finds its places, for only hashes were kept."""
         places: dict[str, str] = {}
         for batch in self._source.read():
-            for row, sample_id in enumerate(batch.sample_ids, batch.first_row):
+            for row, sample_id in enumerate(batch.sample_ids):
                 if hash_sample_id(sample_id) not in hashes:
                     continue
-                place = f"{batch.file}:{row}"
+                place = batch.place(row)
                 if sample_id in places:
                     raise SourceError(
                         f"sample id {sample_id!r} comes twice, at {places[sample_id]} and {place}. Choose another --id-column, "
@@ -208,7 +212,7 @@ class _ClassNames:
             first, first_name = self._class_of.setdefault(text_id, (classes[row], name))
             if first != classes[row]:
                 raise SourceError(
-                    f"{batch.file}:{batch.first_row + row}: two classes of one name: {self._column} {first} is {first_name!r}, and "
+                    f"{batch.place(row)}: two classes of one name: {self._column} {first} is {first_name!r}, and "
                     f"{self._column} {classes[row]} is {name!r}. Give them different names."
                 )
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -64,10 +64,15 @@ def shard_ranges(count: int, size: int) -> list[ShardRange]:
 
 def digest_file(path: Path) -> str:
     """xxh3-128 of a file's bytes, in hexadecimal."""
-    hasher = xxhash.xxh3_128()
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            hasher.update(chunk)
+        return digest_stream(stream)
+
+
+def digest_stream(stream: IO[bytes]) -> str:
+    """xxh3-128 of what is left of a stream, in hexadecimal."""
+    hasher = xxhash.xxh3_128()
+    while chunk := stream.read(_CHUNK):
+        hasher.update(chunk)
     return hasher.hexdigest()
 
 

@@ -37,19 +37,19 @@ class TextPolicy:
     replacements: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def parse(cls, replacements: Sequence[str]) -> TextPolicy:
-        """From `OLD=NEW` options.
+    def parse(cls, replacements: Sequence[str], *, defaults: Sequence[str] = ()) -> TextPolicy:
+        """From `OLD=NEW` options; a default holds unless an option has the same OLD.
 
         Raises:
             OptionError: If one has no `=` or nothing before it.
         """
-        pairs = []
-        for entry in replacements:
+        pairs: dict[str, str] = {}
+        for entry in (*replacements, *defaults):
             old, sign, new = entry.partition("=")
             if not sign or not old:
                 raise OptionError(f"--replace {entry!r} is not OLD=NEW. Write, for example, --replace '<person>=someone'.")
-            pairs.append((unicodedata.normalize("NFC", old), unicodedata.normalize("NFC", new)))
-        return cls(tuple(pairs))
+            pairs.setdefault(unicodedata.normalize("NFC", old), unicodedata.normalize("NFC", new))
+        return cls(tuple(pairs.items()))
 
     def clean(self, text: str) -> str:
         """Unicode NFC, replacements, white space folded and trimmed."""

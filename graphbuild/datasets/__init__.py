@@ -9,7 +9,23 @@ from typing import Any
 from graphbuild.datasets.base import Source, SourceInfo
 from graphbuild.errors import SourceError
 
-NAMES = ("parquet", "csv", "tsv", "jsonl", "imagefolder", "imagenet", "cifar10", "cifar100", "scenes")
+NAMES = (
+    "parquet",
+    "csv",
+    "tsv",
+    "jsonl",
+    "lines",
+    "img2dataset",
+    "cc3m",
+    "cc12m",
+    "coco",
+    "flickr",
+    "imagefolder",
+    "imagenet",
+    "cifar10",
+    "cifar100",
+    "scenes",
+)
 """What --dataset takes; each is a module of this package, with a constant SOURCE."""
 
 

@@ -7,7 +7,6 @@ streams, in bounded memory. Captions are handed on as they stand: the text polic
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from graphbuild.errors import OptionError, SourceError
-from graphbuild.shards import digest_file
+from graphbuild.errors import SourceError
 
 BATCH_ROWS = 8_192
 """Samples a batch; bounds the memory of reading."""
@@ -53,7 +51,7 @@ class SourceOptions:
 
 @dataclass(frozen=True, slots=True)
 class CaptionBatch:
-    """Some consecutive samples of one file."""
+    """Some samples of one file."""
 
     file: str
     """As in `OpenSource.files`."""
@@ -66,6 +64,16 @@ class CaptionBatch:
     """The kept columns, one row a sample; without columns where none is kept."""
     invalid_rows: tuple[int, ...] = ()
     """Rows (in the file) that held invalid UTF-8, mended with U+FFFD."""
+    file_rows: tuple[int, ...] | None = None
+    """Row of each sample in its file, where they are not consecutive."""
+
+    def place(self, row: int) -> str:
+        """Where a sample of this batch stands: its file and its row there."""
+        return f"{self.file}:{self.first_row + row if self.file_rows is None else self.file_rows[row]}"
+
+    def captions_with(self, part: str) -> int:
+        """Captions that hold a string."""
+        return sum(part in caption for captions in self.captions for caption in captions if caption)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +103,13 @@ class OpenSource:
     class_column: str | None = None
     """The kept column that tells classes apart: two classes of one name are found by it."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What was counted while looking at the files."""
+    """What was found while looking at the files."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Of what `read` left out; for the manifest, once it was read."""
+    repeated_ids: bool = False
+    """Rows of one sample id are captions of one sample, as --multi-caption says for other sources."""
+    replacements: tuple[str, ...] = ()
+    """`OLD=NEW`, for placeholders that the publisher put into the captions; what the user says about OLD goes first."""
     images: dict[str, Any] | None = None
     """Where the pictures are, for `train run`: kind (`parquet`, `imagefolder`, `cifar10`, ...), path (a path or glob;
     relative to the graph directory if inside it, else absolute), image_column, id_column, label_column, val."""
@@ -116,46 +130,6 @@ class Source(Protocol):
             SourceError: If a file, folder or column is missing, or there is nothing in it.
             OptionError: If an option does not apply to this source.
         """
-
-
-def find_files(sources: tuple[str, ...], *, dataset: str, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files that the sources name: paths, folders (their files of these suffixes) and globs, each sorted by name.
-
-    Raises:
-        SourceError: If there is none, or one is missing; also if two files have one name, for ids are made of names.
-    """
-    if not sources:
-        raise OptionError(f"--dataset {dataset} needs --source: a {suffixes[0]} file, a folder of such files, or a glob.")
-    found = [path for source in sources for path in _expand(source, suffixes)]
-    paths = list(dict.fromkeys(found))
-    names: dict[str, Path] = {}
-    for path in paths:
-        if (other := names.setdefault(path.name, path)) != path:
-            raise SourceError(f"{path}: has the same file name as {other}. Sample ids and errors name files: rename one of them.")
-    return paths
-
-
-def _expand(source: str, suffixes: tuple[str, ...]) -> list[Path]:
-    path = Path(source)
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in suffixes and file.is_file())
-        if not files:
-            raise SourceError(f"{source}: no {' or '.join(suffixes)} file in this folder. Name the files with --source.")
-        return files
-    if path.is_file():
-        return [path]
-    if any(sign in source for sign in "*?["):
-        # Path.glob takes no absolute patterns.
-        files = sorted(Path(name) for name in glob.glob(source, recursive=True) if Path(name).is_file())  # noqa: PTH207
-        if not files:
-            raise SourceError(f"{source}: no file matches this pattern. Quote it, and check the folder.")
-        return files
-    raise SourceError(f"{source}: no such file. Check --source.")
-
-
-def describe_files(paths: list[Path]) -> tuple[SourceFile, ...]:
-    """Name, size and digest of input files; reads them once."""
-    return tuple(SourceFile(name=path.name, bytes=path.stat().st_size, digest=digest_file(path)) for path in paths)
 
 
 def choose_caption_column(where: str, columns: list[str], wanted: str | None) -> str:

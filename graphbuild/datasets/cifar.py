@@ -14,10 +14,10 @@ from graphbuild.datasets.base import (
     OpenSource,
     SourceInfo,
     SourceOptions,
-    describe_files,
     image_path,
     require_columns,
 )
+from graphbuild.datasets.files import describe_files
 from graphbuild.datasets.imagefolder import refuse_columns
 from graphbuild.errors import OptionError, SourceError, one_line
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from graphbuild.datasets.base import SourceInfo, mend
+from graphbuild.datasets.files import File
 from graphbuild.datasets.rows import Row, RowSource, Wanted
 from graphbuild.errors import SourceError
 
@@ -18,13 +18,13 @@ _LONGEST_FIELD = 1 << 30
 class CsvFormat:
     """One record a row; quoted fields may hold commas and line breaks."""
 
-    def columns(self, path: Path) -> list[str] | None:
+    def columns(self, path: File) -> list[str] | None:
         """Names in the first row."""
         with _reader(path) as rows:
             header = next(rows, None)
         return [_mended(name)[0] for name in header] if header else None
 
-    def rows(self, path: Path, wanted: Wanted) -> Iterator[Row]:
+    def rows(self, path: File, wanted: Wanted) -> Iterator[Row]:
         """Records of a file; empty lines are not records.
 
         Raises:
@@ -51,7 +51,7 @@ class CsvFormat:
 
 
 @contextmanager
-def _reader(path: Path) -> Iterator[Any]:
+def _reader(path: File) -> Iterator[Any]:
     csv.field_size_limit(_LONGEST_FIELD)
     # Invalid bytes pass as surrogates, so that the row they stand in can be named.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from graphbuild.datasets.base import Captions, SourceInfo, mend
+from graphbuild.datasets.files import File
 from graphbuild.datasets.rows import Row, RowSource, Wanted
 from graphbuild.errors import SourceError
 
@@ -15,13 +15,13 @@ from graphbuild.errors import SourceError
 class JsonLinesFormat:
     """One object a line. A key that an object lacks is null there; the first object names the columns."""
 
-    def columns(self, path: Path) -> list[str] | None:
+    def columns(self, path: File) -> list[str] | None:
         """Keys of the first object."""
         for _, record, _ in _records(path):
             return list(record)
         return None
 
-    def rows(self, path: Path, wanted: Wanted) -> Iterator[Row]:
+    def rows(self, path: File, wanted: Wanted) -> Iterator[Row]:
         """Records of a file; blank lines are not records.
 
         Raises:
@@ -31,13 +31,13 @@ class JsonLinesFormat:
             captions, lone = _captions(path, number, wanted.caption, record.get(wanted.caption))
             yield Row(
                 captions=captions,
-                sample_id=_as_text(record.get(wanted.sample_id)) if wanted.sample_id else None,
-                kept=tuple(_as_text(record.get(name)) for name in wanted.kept),
+                sample_id=as_text(record.get(wanted.sample_id)) if wanted.sample_id else None,
+                kept=tuple(as_text(record.get(name)) for name in wanted.kept),
                 invalid=invalid or lone,
             )
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any], bool]]:
+def _records(path: File) -> Iterator[tuple[int, dict[str, Any], bool]]:
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             text, invalid = mend(line.removeprefix(b"\xef\xbb\xbf"))
@@ -52,7 +52,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any], bool]]:
             yield number, record, invalid
 
 
-def _captions(path: Path, number: int, column: str, value: Any) -> tuple[Captions, bool]:
+def _captions(path: File, number: int, column: str, value: Any) -> tuple[Captions, bool]:
     values = value if isinstance(value, list) else [value]
     captions: Captions = []
     lone = False
@@ -61,13 +61,13 @@ def _captions(path: Path, number: int, column: str, value: Any) -> tuple[Caption
             raise SourceError(
                 f"{path}: line {number:,}: {column!r} holds {type(item).__name__}, not text. Choose another --caption-column."
             )
-        text = _as_text(item)
+        text = as_text(item)
         lone |= text != item
         captions.append(text)
     return captions, lone
 
 
-def _as_text(value: Any) -> str | None:
+def as_text(value: Any) -> str | None:
     """Text as it is, save that lone surrogates, which are no characters, become U+FFFD; other values as JSON."""
     if value is None:
         return None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from graphbuild.datasets.base import (
     BATCH_ROWS,
@@ -17,17 +18,18 @@ from graphbuild.datasets.base import (
     SourceInfo,
     SourceOptions,
     choose_caption_column,
-    describe_files,
-    find_files,
     image_path,
     mend,
     nothing_kept,
     require_columns,
 )
+from graphbuild.datasets.files import File, describe_files, find_files, is_url, open_parquet
 from graphbuild.errors import SourceError
 
 # Tell classes apart where captions are class names, best first.
 _CLASS_COLUMNS = ("wnid", "label", "class")
+_SPLIT = re.compile(r"(.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.parquet")
+"""As the Hugging Face hub names files."""
 
 
 class ParquetSource:
@@ -51,7 +53,9 @@ class ParquetSource:
         Raises:
             SourceError: If a file or column is missing, a column has the wrong type, or there are no rows.
         """
+        options = replace(options, sources=tuple(_hub_data(source) for source in options.sources))
         paths = find_files(options.sources, dataset="parquet", suffixes=(".parquet", ".pq"))
+        _refuse_mixed_splits(options.sources, paths)
         headers = {path: _read_header(path) for path in paths}
         schema, _ = headers[paths[0]]
         caption_column = choose_caption_column(str(paths[0]), schema.names, options.caption_column)
@@ -71,15 +75,36 @@ class ParquetSource:
         )
 
 
-def _read_header(path: Path) -> tuple[pa.Schema, int]:
+def _hub_data(source: str) -> str:
+    """A clone of a data set of the Hugging Face hub keeps its files in `data`."""
+    folder = Path(source)
+    inner = folder / "data"
+    return str(inner) if inner.is_dir() and not any(folder.glob("*.parquet")) else source
+
+
+def _refuse_mixed_splits(sources: tuple[str, ...], paths: list[File]) -> None:
+    """A folder names all its files; those of train and test together are hardly ever meant.
+
+    Raises:
+        SourceError: If a folder holds several splits, named as on the Hugging Face hub; they are listed.
+    """
+    splits = sorted({match[1] for path in paths if (match := _SPLIT.fullmatch(path.name))})
+    if len(splits) > 1 and len(sources) == 1 and Path(sources[0]).is_dir():
+        raise SourceError(
+            f"{sources[0]}: holds the splits {', '.join(splits)}. Choose with a pattern, such as --source "
+            f"'{sources[0]}/{splits[-1]}-*.parquet', or name several."
+        )
+
+
+def _read_header(path: File) -> tuple[pa.Schema, int]:
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             return file.schema_arrow.remove_metadata(), file.metadata.num_rows
     except pa.ArrowException as error:
         raise SourceError(f"{path}: not a Parquet file, or a truncated one ({error}). Fetch it again.") from error
 
 
-def _check_columns(path: Path, schema: pa.Schema, caption_column: str, id_column: str | None, used: tuple[str, ...]) -> None:
+def _check_columns(path: File, schema: pa.Schema, caption_column: str, id_column: str | None, used: tuple[str, ...]) -> None:
     require_columns(str(path), schema.names, used)
     captions = schema.field(caption_column).type
     if not _is_text(captions.value_type if _is_list(captions) else captions):
@@ -104,8 +129,8 @@ def _is_id(kind: pa.DataType) -> bool:
 
 def _images(schema: pa.Schema, options: SourceOptions, graph_dir: Path) -> dict[str, Any] | None:
     columns = [field.name for field in schema if _holds_pictures(field.type)]
-    # A manifest names one path or glob; several sources are for `train run --data` to name.
-    if len(columns) != 1 or len(options.sources) != 1:
+    # A manifest names one path or glob; several sources are for `train run --data` to name, as are URLs.
+    if len(columns) != 1 or len(options.sources) != 1 or is_url(options.sources[0]):
         return None
     return {
         "kind": "parquet",
@@ -123,12 +148,12 @@ def _holds_pictures(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _read(paths: list[Path], caption_column: str, options: SourceOptions) -> Iterator[CaptionBatch]:
+def _read(paths: list[File], caption_column: str, options: SourceOptions) -> Iterator[CaptionBatch]:
     wanted = list(dict.fromkeys([caption_column, *([options.id_column] if options.id_column else []), *options.keep_columns]))
     for path in paths:
         first_row = 0
         try:
-            with pq.ParquetFile(path) as file:
+            with open_parquet(path) as file:
                 for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
                     yield _caption_batch(path, first_row, pa.Table.from_batches([batch]), caption_column, options)
                     first_row += batch.num_rows
@@ -136,8 +161,8 @@ def _read(paths: list[Path], caption_column: str, options: SourceOptions) -> Ite
             raise SourceError(f"{path}: cannot be read beyond row {first_row:,} ({error}). Fetch it again.") from error
 
 
-def _caption_batch(path: Path, first_row: int, table: pa.Table, caption_column: str, options: SourceOptions) -> CaptionBatch:
-    captions, invalid = _captions(table[caption_column])
+def _caption_batch(path: File, first_row: int, table: pa.Table, caption_column: str, options: SourceOptions) -> CaptionBatch:
+    captions, invalid = captions_of(table[caption_column])
     return CaptionBatch(
         file=path.name,
         first_row=first_row,
@@ -148,7 +173,7 @@ def _caption_batch(path: Path, first_row: int, table: pa.Table, caption_column: 
     )
 
 
-def _sample_ids(path: Path, first_row: int, table: pa.Table, id_column: str | None) -> list[str]:
+def _sample_ids(path: File, first_row: int, table: pa.Table, id_column: str | None) -> list[str]:
     if id_column is None:
         return [f"{path.name}:{row}" for row in range(first_row, first_row + table.num_rows)]
     try:
@@ -161,7 +186,7 @@ def _sample_ids(path: Path, first_row: int, table: pa.Table, id_column: str | No
     return [str(value) for value in values]
 
 
-def _captions(column: pa.ChunkedArray) -> tuple[list[Captions], list[int]]:
+def captions_of(column: pa.ChunkedArray) -> tuple[list[Captions], list[int]]:
     """Captions of each row, and the rows that held invalid UTF-8."""
     invalid: list[int] = []
     try:

@@ -1,4 +1,4 @@
-"""What the sources of text rows (csv, tsv, jsonl) share: a reader of rows in, batches of samples out.
+"""What the sources of text rows share: a reader of rows in, batches of samples out.
 
 Kept columns of these formats are text, as they stand in the file: text formats carry no types.
 """
@@ -20,11 +20,10 @@ from graphbuild.datasets.base import (
     SourceInfo,
     SourceOptions,
     choose_caption_column,
-    describe_files,
-    find_files,
     nothing_kept,
     require_columns,
 )
+from graphbuild.datasets.files import File, describe_files, find_files
 from graphbuild.errors import SourceError
 
 
@@ -55,10 +54,10 @@ class Wanted:
 class RowFormat(Protocol):
     """How one format of text rows is read."""
 
-    def columns(self, path: Path) -> list[str] | None:
+    def columns(self, path: File) -> list[str] | None:
         """Column names of a file, from its beginning; None if it is empty."""
 
-    def rows(self, path: Path, wanted: Wanted) -> Iterator[Row]:
+    def rows(self, path: File, wanted: Wanted) -> Iterator[Row]:
         """Records of a file, one after the other.
 
         Raises:
@@ -67,12 +66,34 @@ class RowFormat(Protocol):
 
 
 class RowSource:
-    """A data source over some format of text rows."""
+    """A data source over some format of text rows.
 
-    def __init__(self, info: SourceInfo, row_format: RowFormat, suffixes: tuple[str, ...]) -> None:
+    Args:
+        info: How it is described.
+        row_format: How its files are read.
+        suffixes: Of the files that are taken from a folder.
+        caption_column: The captions, where the format settles that.
+        id_column: The sample ids, unless the user names others; None makes them of file and row.
+        repeated_ids: Rows of one id are captions of one sample.
+        replacements: `OLD=NEW` for placeholders in the captions.
+    """
+
+    def __init__(
+        self,
+        info: SourceInfo,
+        row_format: RowFormat,
+        suffixes: tuple[str, ...],
+        *,
+        caption_column: str | None = None,
+        id_column: str | None = None,
+        repeated_ids: bool = False,
+        replacements: tuple[str, ...] = (),
+    ) -> None:
         self.info = info
         self._format = row_format
         self._suffixes = suffixes
+        self._caption_column, self._id_column = caption_column, id_column
+        self._repeated_ids, self._replacements = repeated_ids, replacements
 
     def prepare(self, options: SourceOptions, graph_dir: Path) -> None:
         """Nothing to write."""
@@ -89,8 +110,8 @@ class RowSource:
             raise SourceError(f"{', '.join(options.sources)}: empty. Name files that hold captions with --source.")
         first, columns = next(iter(headers.items()))
         wanted = Wanted(
-            caption=choose_caption_column(str(first), columns, options.caption_column),
-            sample_id=options.id_column,
+            caption=choose_caption_column(str(first), columns, options.caption_column or self._caption_column),
+            sample_id=options.id_column or self._id_column,
             kept=options.keep_columns,
         )
         for path, names in headers.items():
@@ -102,9 +123,11 @@ class RowSource:
             id_column=wanted.sample_id,
             keep_schema=_keep_schema(wanted),
             class_column=next((name for name in ("wnid", "label", "class") if name in wanted.kept), None),
+            repeated_ids=self._repeated_ids and wanted.sample_id == self._id_column,
+            replacements=self._replacements,
         )
 
-    def _read(self, paths: list[Path], wanted: Wanted) -> Iterator[CaptionBatch]:
+    def _read(self, paths: list[File], wanted: Wanted) -> Iterator[CaptionBatch]:
         for path in paths:
             pending = _Pending(path.name, wanted)
             for row in self._format.rows(path, wanted):

@@ -21,10 +21,10 @@ from graphbuild.datasets.base import (
     OpenSource,
     SourceInfo,
     SourceOptions,
-    describe_files,
     nothing_kept,
     require_columns,
 )
+from graphbuild.datasets.files import describe_files
 from graphbuild.datasets.scenes_draw import encode_png, render
 from graphbuild.datasets.scenes_words import describe, draw_scene
 from graphbuild.errors import OptionError

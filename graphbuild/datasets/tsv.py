@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from graphbuild.datasets.base import SourceInfo, mend
+from graphbuild.datasets.files import File
 from graphbuild.datasets.rows import Row, RowSource, Wanted
 from graphbuild.errors import SourceError
 
 
 class TsvFormat:
-    """One record a line, fields between tabs."""
+    """One record a line, fields between tabs; names in the first line, unless the format settles them."""
 
-    def columns(self, path: Path) -> list[str] | None:
-        """Names in the first line."""
+    def __init__(self, names: tuple[str, ...] = ()) -> None:
+        self._names = list(names)
+
+    def columns(self, path: File) -> list[str] | None:
+        """The settled names, else those in the first line."""
         with path.open("rb") as stream:
             line = stream.readline()
+        if self._names:
+            return self._names if line else None
         return _fields(line)[0] if line.strip() else None
 
-    def rows(self, path: Path, wanted: Wanted) -> Iterator[Row]:
+    def rows(self, path: File, wanted: Wanted) -> Iterator[Row]:
         """Records of a file.
 
         Raises:
             SourceError: If a line has another number of fields than the header.
         """
         with path.open("rb") as stream:
-            names, _ = _fields(stream.readline())
+            names = self._names or _fields(stream.readline())[0]
+            expected = f"not {len(names)}" if self._names else f"the header {len(names)}"
             caption, kept = names.index(wanted.caption), [names.index(name) for name in wanted.kept]
             sample_id = names.index(wanted.sample_id) if wanted.sample_id else None
-            for number, line in enumerate(stream, 2):
+            for number, line in enumerate(stream, 1 if self._names else 2):
                 fields, invalid = _fields(line)
                 if len(fields) != len(names):
                     raise SourceError(
-                        f"{path}: line {number:,} has {len(fields)} fields, the header {len(names)}. "
+                        f"{path}: line {number:,} has {len(fields)} fields, {expected}. "
                         "A tab inside a caption, or a broken line: mend it."
                     )
                 yield Row(
@@ -45,8 +51,14 @@ class TsvFormat:
 
 
 def _fields(line: bytes) -> tuple[list[str], bool]:
+    text, invalid = mended_line(line)
+    return text.split("\t"), invalid
+
+
+def mended_line(line: bytes) -> tuple[str, bool]:
+    """A line without its end and byte-order mark, and whether it held invalid UTF-8, which is mended."""
     text, invalid = mend(line.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").removesuffix(b"\r"))
-    return (text or "").split("\t"), invalid
+    return text or "", invalid
 
 
 SOURCE = RowSource(
