@@ -25,9 +25,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the an
 workers_option = click.option(
     "--workers",
     type=click.IntRange(min=0),
-    default=2,
-    show_default=True,
-    help="Dask worker processes on this machine; 0 works in this process.",
+    default=None,
+    help="Dask worker processes on this machine; 0 works in this process (default: what is fastest, by a short calibration).",
 )
 scheduler_option = click.option(
     "--scheduler", default=None, metavar="ADDRESS", help="A running Dask scheduler, such as tcp://10.0.0.1:8786."

@@ -10,17 +10,21 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import click
 
 from graphbuild import schemas
 from graphbuild.cluster import Workers, run_tasks
 from graphbuild.datasets import get_source
 from graphbuild.datasets.base import OpenSource, SourceOptions
 from graphbuild.datasets.templates import read_templates
-from graphbuild.embed_shards import embed_shard
+from graphbuild.embed_shards import embed_shard, first_texts
+from graphbuild.embed_workers import choose_workers
 from graphbuild.encoder import choose_precision, load_encoder
-from graphbuild.encoder_files import EncoderSpec, find_encoder
+from graphbuild.encoder_files import EncoderSpec, find_encoder, missing_on_this_machine
 from graphbuild.errors import OptionError
 from graphbuild.index import build_index
 from graphbuild.manifest import Manifest, Stage, stage_key, up_to_date
@@ -59,8 +63,8 @@ class EmbedConfig:
     """float32, bfloat16, float16, or auto."""
     shard_size: int = schemas.SHARD_SIZE
     """Texts a shard, and rows a shard of samples."""
-    workers: int = 2
-    """Worker processes on this machine; 0 works in this process."""
+    workers: int | None = None
+    """Worker processes on this machine; 0 works in this process; None takes what a calibration finds fastest."""
     scheduler: str | None = None
     """Address of a running Dask scheduler."""
     overwrite: bool = False
@@ -289,12 +293,23 @@ class _Run:
         root = str(self._graph_dir.absolute())
         calls = [(root, index, self._spec, self._prompts, key) for index, name in enumerate(names) if name not in receipts]
         texts = self._manifest.counts["texts"] - sum(receipt.rows for receipt in receipts.values())
-        folders = [self._graph_dir.absolute(), *([Path(self._spec.folder)] if self._spec.folder else [])]
-        workers = Workers(count=self._config.workers, scheduler=self._config.scheduler)
+        folders, check = [self._graph_dir.absolute()], partial(missing_on_this_machine, self._spec)
+        workers = self._workers([index for _, index, *_ in calls], texts)
         with progress("embedding", texts, unit="texts") as meter:
-            for receipt in run_tasks(embed_shard, calls, workers=workers, shared=folders, report=meter.advance) if calls else ():
+            run = partial(run_tasks, workers=workers, shared=folders, report=meter.advance, check=check)
+            for receipt in run(embed_shard, calls) if calls else ():
                 receipts[receipt.path] = receipt
         return dict(sorted(receipts.items()))
+
+    def _workers(self, shards: list[int], left: int) -> Workers:
+        """Where shards of texts are embedded: as asked, else as a calibration finds fastest."""
+        if self._config.workers is not None or self._config.scheduler is not None or len(shards) < 2:
+            return Workers(count=self._config.workers or 0, scheduler=self._config.scheduler)
+        first = self._graph_dir / schemas.part_name(schemas.TEXTS, shards[0])
+        choice = choose_workers(self._spec, first_texts(first), left=left, tasks=len(shards))
+        if choice.rates:
+            click.echo(choice.summary(), err=True)
+        return Workers(count=choice.count, gpus=choice.gpus)
 
     def index(self) -> bool:
         """The FAISS index of all vectors."""

@@ -58,6 +58,13 @@ def embed_shard(root: str, index: int, spec: EncoderSpec, prompts: Prompts, key:
     return write_parquet(graph_dir, schemas.part_name(schemas.EMBEDDINGS, index), table, key=key, facts=facts)
 
 
+def first_texts(path: Path, count: int = 512) -> list[str]:
+    """Some texts of a shard, to measure on."""
+    with pq.ParquetFile(path) as file:
+        texts: list[str] = next(file.iter_batches(count, columns=[schemas.TEXT]))[schemas.TEXT].to_pylist()
+    return texts
+
+
 def embed_texts(spec: EncoderSpec, prompts: Prompts, texts: list[str], report: Report = lambda _: None) -> NDArray[np.float16]:
     """Vectors of texts, normalised and then rounded; float16 of shape (n, D).
 

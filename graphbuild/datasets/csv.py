@@ -75,7 +75,7 @@ SOURCE = RowSource(
         what="Comma-separated files with a header line, fields quoted as in RFC 4180. Invalid UTF-8 becomes U+FFFD and is counted.",
         size="any; read in batches",
         licence="that of your data",
-        origin="--source: files, folders or globs",
+        origin="--source: files, folders, globs or URLs",
     ),
     CsvFormat(),
     (".csv",),

@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+
 from graphbuild.datasets.crc32c import crc32c
 from graphbuild.errors import ArtifactError, SourceError
 from graphbuild.progress import progress
@@ -27,7 +29,7 @@ from graphbuild.shards import write_json
 
 _CHUNK = 1 << 20
 _MB = 1_000_000
-_ATTEMPTS = 8
+_ATTEMPTS = 5
 """Failures in a row, none of which brought the download forward."""
 _TIMEOUT_SECONDS = 60
 _NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
@@ -98,7 +100,9 @@ def _persist(url: str, path: Path, part: Path, pause: Callable[[float], None]) -
                     f"{url}: could not be downloaded ({type(error).__name__}: {error}); {_size(part) / 1e6:,.0f} MB are here. "
                     f"Run the command again to go on, or fetch it elsewhere and give --source {path.name}."
                 ) from None
-            pause(min(2.0**failures, 30.0))
+            seconds = min(2.0**failures, 30.0)
+            click.echo(f"{url}: {error}; trying again in {seconds:.0f} s", err=True)
+            pause(seconds)
 
 
 def _receive(url: str, part: Path) -> Download:

@@ -82,7 +82,7 @@ SOURCE = RowSource(
         "Kept columns become text. Invalid UTF-8 becomes U+FFFD and is counted.",
         size="any; read in batches",
         licence="that of your data",
-        origin="--source: files, folders or globs",
+        origin="--source: files, folders, globs or URLs",
     ),
     JsonLinesFormat(),
     (".jsonl", ".ndjson"),

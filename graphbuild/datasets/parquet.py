@@ -41,7 +41,7 @@ class ParquetSource:
         "Pictures may lie in the same files.",
         size="any; read in batches",
         licence="that of your data",
-        origin="--source: files, folders or globs",
+        origin="--source: files, folders, globs or URLs",
     )
 
     def prepare(self, options: SourceOptions, graph_dir: Path) -> None:

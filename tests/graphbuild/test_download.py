@@ -110,7 +110,7 @@ def test_broken_connections_are_resumed_where_they_broke(tmp_path: Path, site: S
 
 
 def test_later_run_goes_on_where_a_failed_one_stopped(tmp_path: Path, site: Site) -> None:
-    site.break_after = [2_000_000, *[0] * 8]
+    site.break_after = [2_000_000, *[0] * 5]
     with pytest.raises(SourceError, match=r"2 MB are here\. Run the command again.*--source a"):
         get(site, tmp_path / "a")
     assert not (tmp_path / "a").exists()
@@ -121,7 +121,7 @@ def test_later_run_goes_on_where_a_failed_one_stopped(tmp_path: Path, site: Site
 
 
 def test_file_that_changed_meanwhile_is_fetched_anew(tmp_path: Path, site: Site) -> None:
-    site.break_after = [2_000_000, *[0] * 8]
+    site.break_after = [2_000_000, *[0] * 5]
     with pytest.raises(SourceError):
         get(site, tmp_path / "a")
     site.content, site.etag = CONTENT[::-1], '"two"'

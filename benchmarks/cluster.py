@@ -1,0 +1,171 @@
+"""Real captions through a Dask cluster of separate processes, of which one worker is killed on the way.
+
+For each data set: `embed` and `knn` on the cluster, the worker that finished the first shard killed by signal 9 in either;
+then the same here, in one process, undisturbed. The files must be the same, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import pyarrow.parquet as pq
+
+from graphbuild.shards import digest_file, read_receipt
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared/data"
+_GRAPHBUILD = (sys.executable, "-c", "from graphbuild.cli import main; main()")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One data set, in shards small enough that there are several."""
+
+    name: str
+    embed: tuple[str, ...]
+    shard_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of it."""
+
+    name: str
+    shards: int
+    killed: int
+    """Workers killed, in embed and knn together."""
+    processes: int
+    """That embedded a shard."""
+    cluster_seconds: float
+    here_seconds: float
+    same_bytes: bool
+
+    def row(self) -> str:
+        """A line of the table."""
+        same = "same" if self.same_bytes else "DIFFERENT"
+        return (
+            f"| {self.name} | {self.shards} | {self.killed} | {self.processes} | {self.cluster_seconds:.0f} | "
+            f"{self.here_seconds:.0f} | {same} |"
+        )
+
+
+def works(folder: Path, captions: int) -> list[Work]:
+    """Flickr8k, the class texts of Tiny-ImageNet, and the first captions of the caption set."""
+    first = folder / "captions.parquet"
+    pq.write_table(pq.read_table(SHARED_DATA / "captions/captions.parquet", columns=["text"]).slice(0, captions), first)
+    flickr = ("--source", str(SHARED_DATA / "flickr8k/flickr8k_96.parquet"), "--caption-column", "captions", "--id-column", "file")
+    classes = ("--source", str(SHARED_DATA / "tiny_imagenet/val.parquet"), "--caption-column", "name", "--id-column", "file")
+    return [
+        Work("Tiny-ImageNet class texts", (*classes, "--template", "a photo of a {}"), 20),
+        Work(f"first {captions:,} captions", ("--source", str(first)), 2_048),
+        Work("Flickr8k", flickr, 4_096),
+    ]
+
+
+@contextmanager
+def cluster(folder: Path, workers: int) -> Iterator[str]:
+    """Address of a scheduler with so many worker processes, all of them started as a user would."""
+    note = folder / "scheduler.json"
+    options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(note)]
+    processes = [_start([sys.executable, "-m", "distributed.cli.dask_scheduler", *options])]
+    try:
+        while not note.exists():
+            time.sleep(0.1)
+        address: str = json.loads(note.read_text())["address"]
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard"]
+        for number in range(workers):
+            processes.append(_start([*command, "--local-directory", str(folder / f"worker-{number}")]))
+        yield address
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait()
+
+
+def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def run(work: Work, folder: Path, address: str) -> Outcome:
+    """Both ways, and compare."""
+    there, here = folder / "there", folder / "here"
+    build = ["embed", "--dataset", "parquet", *work.embed, "--shard-size", str(work.shard_size)]
+    started = time.monotonic()
+    killed = _disturbed([*build, "--graph-dir", str(there), "--scheduler", address], there / "embeddings")
+    killed += _disturbed(["knn", "--k", "64", "--graph-dir", str(there), "--scheduler", address], there / "knn")
+    middle = time.monotonic()
+    subprocess.run([*_GRAPHBUILD, *build, "--graph-dir", str(here), "--workers", "0"], check=True, capture_output=True)
+    subprocess.run([*_GRAPHBUILD, "knn", "--k", "64", "--graph-dir", str(here)], check=True, capture_output=True)
+    ended = time.monotonic()
+    receipts = [read_receipt(path) for path in sorted((there / "embeddings").glob("part-*.parquet"))]
+    outcome = Outcome(
+        work.name,
+        len(receipts),
+        killed,
+        len({receipt.facts["pid"] for receipt in receipts if receipt}),
+        middle - started,
+        ended - middle,
+        _digests(there) == _digests(here),
+    )
+    shutil.rmtree(there)
+    shutil.rmtree(here)
+    return outcome
+
+
+def _disturbed(arguments: list[str], shards: Path) -> int:
+    """Run a command; kill the worker that finishes the first shard. The number of workers killed."""
+    process = subprocess.Popen([*_GRAPHBUILD, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    killed = 0
+    while process.poll() is None and not killed:
+        for path in shards.glob("part-*"):
+            if path.suffix != ".json" and (receipt := read_receipt(path)) is not None:
+                os.kill(receipt.facts["pid"], signal.SIGKILL)
+                killed = 1
+                break
+        time.sleep(0.02)
+    _, said = process.communicate()
+    if process.returncode:
+        raise click.ClickException(f"{' '.join(arguments)}: {said}")
+    return killed
+
+
+def _digests(graph_dir: Path) -> dict[str, str]:
+    """Of every file that is no JSON: times and process ids differ."""
+    return {
+        path.relative_to(graph_dir).as_posix(): digest_file(path)
+        for path in graph_dir.rglob("*")
+        if path.is_file() and path.suffix != ".json"
+    }
+
+
+@click.command()
+@click.option(
+    "--captions", type=click.IntRange(min=1), default=20_000, show_default=True, help="Of the caption set, from its start."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the outcomes as JSON.")
+def main(captions: int, as_json: bool) -> None:
+    """Print the table."""
+    with tempfile.TemporaryDirectory() as temporary, cluster(Path(temporary), 2) as address:
+        outcomes = [run(work, Path(temporary), address) for work in works(Path(temporary), captions)]
+    if as_json:
+        click.echo(json.dumps([asdict(outcome) for outcome in outcomes]))
+        return
+    click.echo("| data | shards | workers killed | processes that embedded | s on the cluster | s here | files |")
+    click.echo("|---|---:|---:|---:|---:|---:|---|")
+    for outcome in outcomes:
+        click.echo(outcome.row())
+
+
+if __name__ == "__main__":
+    main()

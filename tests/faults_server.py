@@ -1,0 +1,247 @@
+"""Builds of small graphs that are struck at random points, many in one interpreter: it imports once, and every build is a fork.
+
+Run as `python faults_server.py FOLDER FIRST_SEED COUNT`; prints a line of JSON for every trial. A trial builds the texts and
+embeddings, or the neighbours, of a small graph; something happens; then the same call is made again, undisturbed. Nothing
+here starts a thread in the parent, for a fork with threads is none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss  # noqa: F401 - imported for the forks
+import numpy as np
+import torch  # noqa: F401
+from helpers_embed import embed, numbered_captions, write_captions
+
+from graphbuild.errors import UserError, describe_os_error
+from graphbuild.keys import KeyTable
+from graphbuild.knn import KnnConfig, build_knn
+from graphbuild.knn import stage as _knn_stage  # noqa: F401
+from graphbuild.shards import damage, digest_file, read_receipt
+
+CAPTIONS, SHARD = 60, 9
+STAGES = ("embed", "knn")
+FAULTS = ("kill", "kill", "kill", "timed kill", "full disk", "removed", "flipped")
+"""Drawn from; kills at a step of the work are the most telling, for they can be repeated."""
+_VOLATILE = ("seconds", "pids", "pid", "reused_shards")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One build that was struck, and what became of it."""
+
+    seed: int
+    stage: str
+    fault: str
+    where: str
+    struck: bool
+    """Whether it hit the work at all: a timed kill may come too late."""
+    problem: str | None
+    """None where the next run did only what was missing, finished, and left the same bytes."""
+
+
+def build(graph_dir: Path, stage: str) -> None:
+    """The work of a stage; what it reads must be there."""
+    if stage == "embed":
+        embed(graph_dir, graph_dir.parent / "captions.parquet", shard_size=SHARD)
+    else:
+        build_knn(graph_dir, KnnConfig(k=10, device="cpu"))
+
+
+def fork(work: Callable[[], None], *, meanwhile: Callable[[int], None] = lambda _: None) -> int:
+    """Do something in a forked process: its exit code, negative where a signal ended it."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except (UserError, OSError) as error:
+            sys.stderr.write(f"{describe_os_error(error) if isinstance(error, OSError) else error}\n")
+        except BaseException:
+            traceback.print_exc()
+            code = 70
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    meanwhile(pid)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def count_steps(graph_dir: Path, stage: str, out: Path) -> None:
+    """Build, and write down how many steps on files of the graph it took, and the seconds."""
+    steps, started = 0, time.monotonic()
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+
+    _watch(graph_dir, step)
+    build(graph_dir, stage)
+    # Before the file of the answer is opened.
+    counted = steps
+    out.write_text(json.dumps({"steps": counted, "seconds": time.monotonic() - started}))
+
+
+def killed_at(graph_dir: Path, stage: str, last: int) -> None:
+    """Build, and be killed right before a step."""
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _watch(graph_dir, step)
+    build(graph_dir, stage)
+
+
+def _watch(graph_dir: Path, step: Callable[[], None]) -> None:
+    """Call `step` before each opening, renaming or removing of a file in the graph directory."""
+    root = str(graph_dir)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("open", "os.rename", "os.remove", "os.mkdir") and str(arguments[0]).startswith(root):
+            step()
+
+    sys.addaudithook(hook)
+
+
+def limited(graph_dir: Path, stage: str, size: int) -> None:
+    """Build where no file can grow beyond a size, which fails as a full disk does."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    build(graph_dir, stage)
+
+
+class Bench:
+    """What trials share: a finished graph of each stage, and what building it took."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        # The first kernel that is called makes numba load most of itself, here once for all forks.
+        KeyTable().number(np.zeros((1, 2), np.uint64))
+        captions = folder / "captions.parquet"
+        assert fork(lambda: (write_captions(captions, {"caption": numbered_captions(CAPTIONS)}), None)[1]) == 0
+        self._whole: dict[str, Path] = {}
+        self._took: dict[str, dict[str, float]] = {}
+        start = folder / "nothing"
+        start.mkdir()
+        for stage in STAGES:
+            # Twice: the first time kernels are compiled, which no later build does.
+            for _ in range(2):
+                graph_dir = folder / "graph"
+                shutil.rmtree(graph_dir, ignore_errors=True)
+                shutil.copytree(start, graph_dir)
+                assert fork(lambda stage=stage, at=graph_dir: count_steps(at, stage, folder / "took.json")) == 0  # type: ignore[misc]
+            self._took[stage] = json.loads((folder / "took.json").read_text())
+            self._whole[stage] = start = graph_dir.rename(folder / f"whole-{stage}")
+
+    def trial(self, seed: int) -> Trial:
+        """Strike a build, then build again."""
+        rng = random.Random(seed)
+        stage, fault = rng.choice(STAGES), rng.choice(FAULTS)
+        # One path for all, for manifests record where things are.
+        graph_dir = self._folder / "graph"
+        shutil.rmtree(graph_dir, ignore_errors=True)
+        begun = fault in ("removed", "flipped")
+        before = self._whole["embed"] if stage == "knn" else self._folder / "nothing"
+        shutil.copytree(self._whole[stage] if begun else before, graph_dir)
+        where, struck = self._strike(rng, graph_dir, stage, fault)
+        return Trial(seed=seed, stage=stage, fault=fault, where=where, struck=struck, problem=self._rebuilt(graph_dir, stage))
+
+    def _strike(self, rng: random.Random, graph_dir: Path, stage: str, fault: str) -> tuple[str, bool]:
+        if fault == "kill":
+            last = rng.randint(1, int(self._took[stage]["steps"]))
+            code = fork(lambda: killed_at(graph_dir, stage, last))
+            return f"step {last} of {self._took[stage]['steps']:.0f}", code == -signal.SIGKILL
+        if fault == "timed kill":
+            delay = rng.uniform(0, self._took[stage]["seconds"])
+            code = fork(lambda: build(graph_dir, stage), meanwhile=lambda pid: (time.sleep(delay), os.kill(pid, signal.SIGKILL))[1])
+            return f"after {delay:.3f} s", code == -signal.SIGKILL
+        if fault == "full disk":
+            sizes = [path.stat().st_size for path in self._whole[stage].rglob("*") if path.is_file()]
+            size = rng.randint(1, max(sizes) - 1)
+            code = fork(lambda: limited(graph_dir, stage, size))
+            assert code in (0, 1), f"seed: a full disk must be told in a line, not exit {code}"
+            return f"files of {size} bytes", code == 1
+        return _harm(rng, graph_dir, stage, fault), True
+
+    def _rebuilt(self, graph_dir: Path, stage: str) -> str | None:
+        """Build again; what is wrong with the outcome."""
+        kept = {path: path.stat().st_mtime_ns for path in _finished(graph_dir)}
+        if code := fork(lambda: build(graph_dir, stage)):
+            return f"the next run exits {code}"
+        if redone := [path.name for path, stamp in kept.items() if path.stat().st_mtime_ns != stamp]:
+            return f"finished files were made again: {', '.join(redone)}"
+        whole, found = _content(self._whole[stage]), _content(graph_dir)
+        if differing := [name for name in sorted({*whole, *found}) if whole.get(name) != found.get(name)]:
+            return f"other content: {', '.join(differing)}"
+        return None
+
+
+def _harm(rng: random.Random, graph_dir: Path, stage: str, fault: str) -> str:
+    """Remove a file that the stage made, or flip one of its bits."""
+    folders = {"embed": ("texts", "counts", "samples", "embeddings", "."), "knn": ("knn",)}[stage]
+    # Not the receipts: of what is finished, the manifest holds a copy.
+    found = (path for folder in folders for path in (graph_dir / folder).glob("*.*") if path.suffix != ".json")
+    path = rng.choice(sorted(path for path in found if path.is_file()))
+    if fault == "removed":
+        path.unlink()
+        return path.relative_to(graph_dir).as_posix()
+    content = bytearray(path.read_bytes())
+    position, bit = rng.randrange(len(content)), rng.randrange(8)
+    content[position] ^= 1 << bit
+    path.write_bytes(content)
+    return f"{path.relative_to(graph_dir).as_posix()}, bit {bit} of byte {position}"
+
+
+def _finished(graph_dir: Path) -> list[Path]:
+    """Shards that are there, whole, with their receipt."""
+    shards = (path for path in graph_dir.glob("*/part-*") if path.suffix != ".json")
+    return [path for path in shards if (receipt := read_receipt(path)) is not None and not damage(graph_dir, receipt)]
+
+
+def _content(graph_dir: Path) -> dict[str, Any]:
+    """All that must be the same: digests, or for JSON the values that are no times or processes."""
+    files = [path for path in graph_dir.rglob("*") if path.is_file()]
+    return {
+        path.relative_to(graph_dir).as_posix(): _stable(json.loads(path.read_text()))
+        if path.suffix == ".json"
+        else digest_file(path)
+        for path in files
+    }
+
+
+def _stable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _stable(item) for name, item in value.items() if name not in _VOLATILE}
+    return [_stable(item) for item in value] if isinstance(value, list) else value
+
+
+def main() -> None:
+    """Run trials of consecutive seeds."""
+    folder, first, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    bench = Bench(folder)
+    for seed in range(first, first + count):
+        sys.stdout.write(json.dumps(asdict(bench.trial(seed))) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Builds that are killed, starved of disk, or damaged at random points: the next run mends exactly that, to the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import click
+import dask
+import psutil
+import pytest
+from helpers_embed import embed, numbered_captions, write_captions
+
+from graphbuild.knn import KnnConfig, build_knn
+from graphbuild.shards import digest_file
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+def strike(tmp_path: Path, count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run trials of seeds that nobody chose; each can be repeated by its seed."""
+    first = int(os.environ.get("FAULT_SEED", random.SystemRandom().randrange(1_000_000)))
+    command = [sys.executable, str(TESTS / "faults_server.py"), str(tmp_path / "faults"), str(first), str(count)]
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False)
+    assert done.returncode == 0, f"FAULT_SEED={first}: {done.stderr[-2000:]}"
+    trials = [json.loads(line) for line in done.stdout.splitlines()]
+    kinds = Counter(f"{trial['stage']} {trial['fault']}" for trial in trials if trial["struck"])
+    with capsys.disabled():
+        click.echo(f"\nfaults: seeds {first} to {first + count - 1}; struck: {dict(sorted(kinds.items()))}")
+    assert [trial for trial in trials if trial["problem"]] == []
+    assert len(trials) == count
+    assert sum(kinds.values()) >= count // 2
+
+
+def test_twenty_builds_struck_at_random_points_end_with_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strike(tmp_path, 20, capsys)
+
+
+@pytest.mark.faults
+def test_hundreds_of_builds_struck_at_random_points_end_with_the_same_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strike(tmp_path, 400, capsys)
+
+
+SLOW_FINISH = """
+import time
+from graphbuild import shards
+finish = shards.finish
+def slow(*arguments, **options):
+    time.sleep(0.1)
+    return finish(*arguments, **options)
+shards.finish = slow
+"""
+
+
+def kill_a_worker(shards: Path, after: int, rng: random.Random, stop: threading.Event) -> None:
+    """Kill some worker process of this one, once so many shards are there."""
+    while not stop.is_set():
+        if len(list(shards.glob("part-*.json"))) >= after:
+            children = psutil.Process().children(recursive=True)
+            workers = sorted(child.pid for child in children if "spawn_main" in " ".join(child.cmdline()))
+            if workers:
+                os.kill(rng.choice(workers), signal.SIGKILL)
+                return
+        time.sleep(0.01)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: digest_file(path) for path in folder.glob("part-*") if path.suffix != ".json"}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("trial", range(12))
+def test_worker_killed_at_a_random_point_costs_no_run(tmp_path: Path, trial: int, capsys: pytest.CaptureFixture[str]) -> None:
+    seed = int(os.environ.get("FAULT_SEED", random.SystemRandom().randrange(1_000_000)))
+    with capsys.disabled():
+        click.echo(f"faults: trial {trial}, seed {seed}")
+    rng = random.Random(seed)
+    stage = ("embed", "knn")[trial % 2]
+    (tmp_path / "slow_finish.py").write_text(SLOW_FINISH)
+    source = write_captions(tmp_path / "a.parquet", {"caption": numbered_captions(60)})
+    for name in ("whole", "struck"):
+        if stage == "knn" or name == "whole":
+            embed(tmp_path / name, source, shard_size=9)
+    folder = tmp_path / "struck" / ("embeddings" if stage == "embed" else "knn")
+    stop = threading.Event()
+    killer = threading.Thread(target=kill_a_worker, args=(folder, rng.randrange(6), rng, stop))
+    killer.start()
+    try:
+        with dask.config.set({"distributed.worker.preload": [str(tmp_path / "slow_finish.py")]}):
+            if stage == "embed":
+                embed(tmp_path / "struck", source, shard_size=9, workers=2)
+            else:
+                build_knn(tmp_path / "struck", KnnConfig(k=10, device="cpu", workers=2))
+    finally:
+        stop.set()
+        killer.join()
+    if stage == "knn":
+        build_knn(tmp_path / "whole", KnnConfig(k=10, device="cpu"))
+    shards = {name: digests(tmp_path / name / folder.name) for name in ("whole", "struck")}
+    assert shards["whole"] == shards["struck"]
+    assert len(shards["whole"]) == 7
