@@ -14,6 +14,7 @@ import click
 
 from graphbuild.errors import run_cli
 from train.config import FieldType, TrainConfig, field_docs, field_types, flag, load_config, split_type
+from train.evaluate.options import PROTOCOLS, EvalOptions
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 run_argument = click.argument("run", metavar="RUN", type=click.Path(file_okay=False, path_type=Path), help="The run's folder.")
@@ -80,14 +81,25 @@ def run(config_file: Path | None, run_dir: Path | None, overwrite: bool, as_json
 @run_argument
 @click.option("--data", default=None, help="Images to classify (default: the validation images that the graph records).")
 @click.option("--train-data", default=None, help="Images to learn from (default: those of the run).")
-@click.option("--label-column", default=None, metavar="A,B", help="Columns of the classes, separated by commas.")
+@click.option("--label-column", default="", metavar="A,B", help="Columns of the classes, separated by commas.")
+@click.option(
+    "--protocol",
+    "protocols",
+    type=click.Choice(PROTOCOLS),
+    multiple=True,
+    help="What is measured; repeatable (default: all that the data and files given allow).",
+)
+@click.option("--superclass-column", default=None, help="Column of the superclasses, for retrieval.")
+@click.option("--held-out", default=None, metavar="FILE", help="Classes, one a line, that few-shot alone is asked about.")
+@click.option("--hierarchy", default=None, metavar="FILE", help="Distances between classes, for severity: .npz, or .tsv of paths.")
+@click.option("--no-cache", is_flag=True, help="Neither keep features beside the run nor use those that are there.")
 @json_option
-def evaluate(run: Path, data: str | None, train_data: str | None, label_column: str | None, as_json: bool) -> None:
-    """Score frozen features: kNN and a linear probe, with chance and the untrained net beside them."""
-    from train.evaluate import evaluate_run
+def evaluate(run: Path, label_column: str, no_cache: bool, as_json: bool, **options: Any) -> None:
+    """Score frozen features by published protocols, with chance and the untrained net beside them."""
+    from train.evaluate.run import evaluate_run
 
-    columns = tuple(label_column.split(",")) if label_column else None
-    _answer(evaluate_run(run, data=data, train_data=train_data, label_columns=columns), as_json)
+    columns = tuple(name for name in label_column.split(",") if name)
+    _answer(evaluate_run(run, EvalOptions(label_columns=columns, cache=not no_cache, **options)), as_json)
 
 
 @cli.command()

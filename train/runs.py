@@ -20,7 +20,7 @@ from train.metrics import EVENTS_FILE, METRICS_FILE
 CONFIG_FILE = "config.toml"
 LOCK_FILE = ".lock"
 # Scores and pictures of an earlier run would be taken for those of the new one.
-_OURS = (CONFIG_FILE, METRICS_FILE, EVENTS_FILE, WEIGHTS, FOLDER, "eval.json", "report.html")
+_OURS = (CONFIG_FILE, METRICS_FILE, EVENTS_FILE, WEIGHTS, FOLDER, "eval.json", "features", "report.html")
 _BY_MACHINE = ("precision", "load_size", "lr")
 """What a run settles for itself where the user leaves it open; a resumed run keeps it."""
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers_evaluate import blobs, make_case
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -14,15 +15,12 @@ from torch import Tensor
 from graphbuild.errors import SourceError
 from train.evaluate.knn import knn_predict
 from train.evaluate.linear import fit_probe
-from train.evaluate.scores import evaluate_features
+from train.evaluate.scores import describe, knn_scores, linear_scores
 
 
-def blobs(count: int, *, classes: int = 4, width: int = 12, spread: float = 0.8, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Noisy points around one centre a class; the centres do not depend on the seed."""
-    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(classes, (count,), generator=generator)
-    return centres[labels] + spread * torch.randn(count, width, generator=generator), labels
+def all_scores(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> dict[str, float]:
+    case = make_case(train, labels, test, truth)
+    return {**describe(case), **knn_scores(case), **linear_scores(case)}
 
 
 def slow_vote(train: Tensor, labels: Tensor, row: Tensor, k: int, classes: int) -> int:
@@ -77,14 +75,14 @@ def test_noise_gets_a_strong_penalty() -> None:
 
 def test_scores_of_separable_features_are_perfect() -> None:
     (train, labels), (test, truth) = blobs(200, spread=0.05), blobs(100, spread=0.05, seed=1)
-    scores = evaluate_features(train, labels, test, truth)
+    scores = all_scores(train, labels, test, truth)
     assert (scores["knn_top1"], scores["linear_top1"]) == (1.0, 1.0)
 
 
 def test_scores_of_noise_are_near_chance() -> None:
     generator = torch.Generator().manual_seed(2)
     labels = torch.arange(2000) % 4
-    scores = evaluate_features(torch.randn(2000, 8, generator=generator), labels, torch.randn(2000, 8, generator=generator), labels)
+    scores = all_scores(torch.randn(2000, 8, generator=generator), labels, torch.randn(2000, 8, generator=generator), labels)
     assert scores["chance"] == 0.25
     assert abs(scores["knn_top1"] - 0.25) < 0.05
     assert abs(scores["linear_top1"] - 0.25) < 0.05
@@ -92,20 +90,13 @@ def test_scores_of_noise_are_near_chance() -> None:
 
 def test_chance_is_the_share_of_the_commonest_training_class_in_the_test_labels() -> None:
     features = torch.randn(10, 3)
-    scores = evaluate_features(features, torch.tensor([1] * 6 + [0] * 4), features, torch.tensor([1] * 3 + [0] * 7))
+    scores = all_scores(features, torch.tensor([1] * 6 + [0] * 4), features, torch.tensor([1] * 3 + [0] * 7))
     assert scores["chance"] == pytest.approx(0.3)
-
-
-def test_samples_without_a_label_are_left_out_and_counted() -> None:
-    (train, labels), (test, truth) = blobs(60), blobs(30, seed=1)
-    with_gaps, gaps = torch.cat([train, torch.full((3, 12), 1e6)]), torch.cat([labels, torch.full((3,), -1)])
-    scores = evaluate_features(with_gaps, gaps, test, truth)
-    assert scores == {**evaluate_features(train, labels, test, truth), "unlabelled": 3.0}
 
 
 def test_test_rows_of_unseen_classes_are_missed_and_counted() -> None:
     train, labels = blobs(60, spread=0.05)
-    scores = evaluate_features(train, labels, train, torch.where(labels == 0, 9, labels))
+    scores = all_scores(train, labels, train, torch.where(labels == 0, 9, labels))
     assert scores["unseen"] == (labels == 0).sum()
     assert scores["linear_top1"] == pytest.approx(1 - float((labels == 0).float().mean()))
 
@@ -113,4 +104,4 @@ def test_test_rows_of_unseen_classes_are_missed_and_counted() -> None:
 def test_nothing_labelled_is_an_error() -> None:
     train, labels = blobs(6)
     with pytest.raises(SourceError, match="6 labelled images to learn from, 0 to classify"):
-        evaluate_features(train, labels, train, torch.full((6,), -1))
+        all_scores(train, labels, train[:0], labels[:0])

@@ -16,7 +16,8 @@ from helpers_train import draw, encode, tiny_config
 from graphbuild.embed import EmbedConfig, build_embeddings
 from graphbuild.errors import ArtifactError, OptionError
 from graphbuild.knn import KnnConfig, build_knn
-from train.evaluate import evaluate_run
+from train.evaluate import EvalOptions
+from train.evaluate.run import evaluate_run
 from train.loop import train
 from train.report import write_report
 from train.report.runs import read_runs, results
@@ -64,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for objective in ("simclr", "xclr"):
         settings = tiny_config(objective=objective, graph_dir=str(root / "graph"), data=str(data), steps=3)
         train(settings, root / objective)
-    evaluate_run(root / "simclr", data=str(val), label_columns=("label",), device="cpu")
+    evaluate_run(root / "simclr", EvalOptions(data=str(val), label_columns=("label",), device="cpu"))
     return root
 
 
@@ -106,7 +107,8 @@ def test_queries_have_neighbours_of_each_run_and_marks(html: str) -> None:
 
 
 def test_best_score_of_each_column_is_marked(folder: Path) -> None:
-    evaluate_run(folder / "xclr", data=str(folder / "val.parquet"), label_columns=("label",), device="cpu", untrained=False)
+    options = EvalOptions(data=str(folder / "val.parquet"), label_columns=("label",), device="cpu", untrained=False)
+    evaluate_run(folder / "xclr", options)
     table = results(read_runs([folder / "simclr", folder / "xclr"]))
     trained = [row for row in table.rows if not row.reference]
     for column in range(2):

@@ -1,6 +1,8 @@
-"""Scores of frozen features: kNN and linear probe, on any label column, with the untrained net and chance beside them."""
+"""Scores of frozen features by published protocols, with the untrained net and chance beside them.
 
-from train.evaluate.run import EVAL_FILE, EvalResult, evaluate_run
-from train.evaluate.scores import evaluate_features
+`train.evaluate.run` is the entry; a protocol a file. This file stays light, for the command line reads `options`.
+"""
 
-__all__ = ["EVAL_FILE", "EvalResult", "evaluate_features", "evaluate_run"]
+from train.evaluate.options import EvalOptions
+
+__all__ = ["EvalOptions"]

@@ -38,7 +38,7 @@ class RunRecord:
     @property
     def columns(self) -> list[str]:
         """The label columns that were evaluated."""
-        return list(next(iter(self.scores.values()), {}))
+        return [name for name, scores in next(iter(self.scores.values()), {}).items() if "n_train" in scores]
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
@@ -156,8 +156,9 @@ def _values(by_column: Mapping[str, Mapping[str, float]], columns: Sequence[str]
 def _chance(scored: Sequence[tuple[int, RunRecord]], columns: Sequence[str]) -> list[float | None]:
     found: dict[str, float] = {}
     for _, run in scored:
-        for column, values in next(iter(run.scores.values())).items():
-            found.setdefault(column, values["chance"])
+        by_column = next(iter(run.scores.values()))
+        for column in run.columns:
+            found.setdefault(column, by_column[column]["chance"])
     return [found.get(column) for column in columns for _ in _SCORES]
 
 

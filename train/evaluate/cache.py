@@ -1,0 +1,115 @@
+"""Features kept beside a run, found by a digest of weights, images and transform; damaged files are made again.
+
+Only what is missing is extracted, all of it in one pass over the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from train.data.base import ImageSource
+from train.data.store import CorruptImages, ImageStore
+from train.evaluate.features import Features, extract_features
+from train.model import Encoder
+
+FOLDER = "features"
+_CHUNK = 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Extraction:
+    """How images become features, and where these are kept."""
+
+    folder: Path | None
+    """None: they are not kept."""
+    device: torch.device
+    load_size: int
+    """Height and width at which images are held."""
+    bfloat16: bool = False
+    workers: int = 2
+    max_corrupt: int = 100
+
+    def key(self, encoder: Encoder, images: str) -> str:
+        """Digest of everything that decides the features."""
+        hasher = xxhash.xxh3_128()
+        for name, weights in sorted(encoder.state_dict().items()):
+            hasher.update(name.encode())
+            # As bytes: NumPy knows no bfloat16.
+            hasher.update(weights.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        hasher.update(f"{images} centre {encoder.image_size} of {self.load_size} bfloat16 {self.bfloat16}".encode())
+        return hasher.hexdigest()
+
+
+def digest_images(source: ImageSource) -> str:
+    """Digest of every image as it is stored, and of the ids."""
+    hasher = xxhash.xxh3_128()
+    for start in range(0, len(source), _CHUNK):
+        rows = range(start, min(start + _CHUNK, len(source)))
+        for row, item in zip(rows, source.encoded(rows), strict=True):
+            content = b"" if item is None else item if isinstance(item, bytes) else np.ascontiguousarray(item).tobytes()
+            hasher.update(f"{source.sample_ids[row]} {len(content)} ".encode())
+            hasher.update(content)
+    return hasher.hexdigest()
+
+
+def features_of(encoders: Sequence[Encoder], source: ImageSource, how: Extraction, *, label: str) -> Features:
+    """Features of all images that can be read, by every encoder, from the cache where it has them.
+
+    Args:
+        encoders: Frozen encoders of one view size.
+        source: The images.
+        how: The rest.
+        label: What the progress bar says.
+
+    Raises:
+        SourceError: If no image can be read, or too many cannot.
+    """
+    images = digest_images(source) if how.folder else ""
+    paths = [how.folder / f"{how.key(encoder, images)}.safetensors" if how.folder else None for encoder in encoders]
+    kept = [_read(path) for path in paths]
+    missing = [number for number, found in enumerate(kept) if found is None]
+    if missing:
+        made = _extract([encoders[number] for number in missing], source, how, label)
+        for place, number in enumerate(missing):
+            kept[number] = Features(made.rows, (made.by_encoder[place],))
+            _write(paths[number], kept[number])
+    first = kept[0]
+    assert first is not None
+    return Features(first.rows, tuple(found.by_encoder[0] for found in kept if found is not None))
+
+
+def _extract(encoders: Sequence[Encoder], source: ImageSource, how: Extraction, label: str) -> Features:
+    corrupt = CorruptImages(source.name, how.max_corrupt)
+    # Each image is asked for once, so that holding them all would only take memory.
+    store = ImageStore(source, size=how.load_size, corrupt=corrupt, workers=how.workers, cache_bytes=0)
+    try:
+        return extract_features(encoders, store, device=how.device, bfloat16=how.bfloat16, label=label)
+    finally:
+        store.close()
+
+
+def _read(path: Path | None) -> Features | None:
+    if path is None or not path.exists():
+        return None
+    try:
+        stored = load_file(path)
+        return Features(stored["rows"].numpy(), (stored["features"],))
+    except (SafetensorError, OSError, KeyError):
+        return None
+
+
+def _write(path: Path | None, features: Features | None) -> None:
+    if path is None or features is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({"rows": torch.from_numpy(features.rows), "features": features.by_encoder[0].contiguous()}, temporary)
+    temporary.replace(path)

@@ -1,0 +1,74 @@
+"""What `train eval` takes, the protocols there are, and which of them run when none is named. Loads nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from graphbuild.errors import OptionError
+
+ProtocolName = Literal[
+    "knn", "linear", "low-data", "retrieval", "few-shot", "severity", "imagenet-real", "imagenet-9", "objectnet", "mit-states"
+]
+PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
+ON_LABELS: tuple[ProtocolName, ...] = ("knn", "linear", "low-data", "retrieval", "few-shot", "severity")
+"""Run on every label column of the images to classify."""
+ON_IMAGENET: tuple[ProtocolName, ...] = ("imagenet-real", "imagenet-9", "objectnet")
+"""Take the answers of a linear probe that learned ImageNet's classes."""
+_NEEDS: dict[ProtocolName, str] = {
+    "few-shot": "held_out",
+    "severity": "hierarchy",
+    "imagenet-real": "real_labels",
+    "imagenet-9": "imagenet9",
+    "objectnet": "objectnet",
+    "mit-states": "mit_states",
+}
+"""The option without which a protocol has nothing to run on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalOptions:
+    """Which images, which labels, which protocols."""
+
+    data: str | None = None
+    """Images to classify; None: the validation images that the run's graph records, or CIFAR's test split."""
+    train_data: str | None = None
+    """Images to learn from; None: those of the run."""
+    label_columns: tuple[str, ...] = ()
+    """Columns of the classes, one set of scores each; none: the run's or the data set's, else `label`."""
+    superclass_column: str | None = None
+    """Column of the superclasses, for retrieval."""
+    held_out: str | None = None
+    """File with a class a line: left out of everything but few-shot, which is asked about them alone."""
+    hierarchy: str | None = None
+    """Distances between classes, for severity: `.npz` with wnids and dist, or `.tsv` with hypernym_path."""
+    real_labels: str | None = None
+    """ImageNet-Real's real.json; the images to classify are then ImageNet's validation images."""
+    imagenet9: str | None = None
+    """Folder of the backgrounds challenge."""
+    in9_map: str | None = None
+    """Its in_to_in9.json; None: in that folder, or beside it."""
+    objectnet: str | None = None
+    """Folder of ObjectNet, with images/ and mappings/."""
+    mit_states: str | None = None
+    """Folder of MIT-States, with images/."""
+    protocols: tuple[ProtocolName, ...] = ()
+    """What is measured; none: everything that the data allow."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:INDEX."""
+    untrained: bool = True
+    """Score the same net with its initial weights, too."""
+    cache: bool = True
+    """Keep features beside the run, and use those that are there."""
+
+    def chosen(self) -> tuple[ProtocolName, ...]:
+        """The protocols named, else those that the data allow.
+
+        Raises:
+            OptionError: If one is named that needs a file which is not.
+        """
+        able = tuple(name for name in PROTOCOLS if name not in _NEEDS or getattr(self, _NEEDS[name]) is not None)
+        for name in self.protocols:
+            if name not in able:
+                raise OptionError(f"--protocol {name} needs --{_NEEDS[name].replace('_', '-')}.")
+        return tuple(name for name in able if name in self.protocols or not self.protocols)
