@@ -17,7 +17,6 @@ from train.config import FieldType, TrainConfig, field_docs, field_types, flag, 
 from train.evaluate.options import PROTOCOLS, EvalOptions
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-run_argument = click.argument("run", metavar="RUN", type=click.Path(file_okay=False, path_type=Path), help="The run's folder.")
 
 
 def config_options(*only: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -78,7 +77,7 @@ def run(config_file: Path | None, run_dir: Path | None, overwrite: bool, as_json
 
 
 @cli.command("eval")
-@run_argument
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path), help="The run's folder, or an encoder's .safetensors.")
 @click.option("--data", default=None, help="Images to classify (default: the validation images that the graph records).")
 @click.option("--train-data", default=None, help="Images to learn from (default: those of the run).")
 @click.option("--label-column", default="", metavar="A,B", help="Columns of the classes, separated by commas.")
@@ -92,6 +91,11 @@ def run(config_file: Path | None, run_dir: Path | None, overwrite: bool, as_json
 @click.option("--superclass-column", default=None, help="Column of the superclasses, for retrieval.")
 @click.option("--held-out", default=None, metavar="FILE", help="Classes, one a line, that few-shot alone is asked about.")
 @click.option("--hierarchy", default=None, metavar="FILE", help="Distances between classes, for severity: .npz, or .tsv of paths.")
+@click.option("--real-labels", default=None, metavar="FILE", help="ImageNet-Real's real.json.")
+@click.option("--imagenet9", default=None, metavar="FOLDER", help="The backgrounds challenge: original/, mixed_same/, mixed_rand/.")
+@click.option("--in9-map", default=None, metavar="FILE", help="Its in_to_in9.json (default: in that folder, or beside it).")
+@click.option("--objectnet", default=None, metavar="FOLDER", help="ObjectNet: images/ and mappings/.")
+@click.option("--mit-states", default=None, metavar="FOLDER", help="MIT-States: images/.")
 @click.option("--no-cache", is_flag=True, help="Neither keep features beside the run nor use those that are there.")
 @json_option
 def evaluate(run: Path, label_column: str, no_cache: bool, as_json: bool, **options: Any) -> None:
@@ -138,6 +142,58 @@ def reshard(out: Path, shard_size: int, memory_gb: float, as_json: bool, **optio
     from train.reshard import reshard as write
 
     _answer(write(config, out, shard_size=shard_size, memory_gb=memory_gb), as_json)
+
+
+@cli.command()
+@click.argument(
+    "runs",
+    metavar="RUN...",
+    nargs=-1,
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folders of evaluated runs; those that differ in their seed alone are one row.",
+)
+@click.option("--measure", "measures", multiple=True, help="A score of eval.json; repeatable (default: the usual ones).")
+@click.option("--baseline", default=None, help="The row that the others are set against (default: the first).")
+@click.option(
+    "--format", "form", type=click.Choice(["md", "csv", "json"]), default="md", show_default=True, help="How the table is written."
+)
+@click.option(
+    "--figure",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="Draw accuracy against samples per class into this .png, .svg or .pdf.",
+)
+@click.option(
+    "--matrices",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="Draw similarities of texts and those that each row's first run learned into this .png, .svg or .pdf.",
+)
+def compare(
+    runs: tuple[Path, ...],
+    measures: tuple[str, ...],
+    baseline: str | None,
+    form: str,
+    figure: Path | None,
+    matrices: Path | None,
+) -> None:
+    """Means and 95 % intervals over seeds, paired where seeds match, with differences that are not significant marked."""
+    from train.compare.table import compare
+
+    found = compare(runs, measures=measures, baseline=baseline)
+    click.echo(found.write(form))
+    if figure is not None:
+        from train.compare.figure import write_figure
+
+        write_figure(found.arms, figure)
+        click.echo(f"{figure}: accuracy against samples per class", err=True)
+    if matrices is not None:
+        from train.compare.matrices import write_matrices
+
+        arms = found.arms
+        write_matrices([arm.first for arm in arms], [arm.name for arm in arms], matrices, column=found.measures[0][0])
+        click.echo(f"{matrices}: similarities of texts, and as learned", err=True)
 
 
 def _answer(result: Any, as_json: bool) -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from graphbuild.errors import ArtifactError, OptionError, SourceError
 from train.checkpoint import load_encoder, save_encoder
@@ -208,6 +209,39 @@ def test_held_out_names_that_are_no_classes_are_an_error(run_dir: Path, squares:
     (tmp_path / "held.txt").write_text("purple\n")
     with pytest.raises(SourceError, match="no class of label is listed"):
         evaluate_run(run_dir, EvalOptions(data=str(squares[1]), held_out=str(tmp_path / "held.txt")))
+
+
+def test_an_encoder_alone_scores_as_in_its_run(run_dir: Path, squares: tuple[Path, Path], tmp_path: Path) -> None:
+    options = EvalOptions(data=str(squares[1]), train_data=str(squares[0]), untrained=False, protocols=("knn",))
+    in_run = evaluate_run(run_dir, options)
+    alone = evaluate_run(Path(shutil.copy(run_dir / "model.safetensors", tmp_path / "net.safetensors")), options)
+    assert alone.scores == in_run.scores
+    assert json.loads((tmp_path / "net.eval.json").read_text())["objective"] == "not recorded"
+    assert list((tmp_path / "net.features").glob("*.safetensors"))
+
+
+def test_an_exported_backbone_scores_as_its_run(run_dir: Path, squares: tuple[Path, Path], tmp_path: Path) -> None:
+    options = EvalOptions(data=str(squares[1]), train_data=str(squares[0]), untrained=False, protocols=("knn",))
+    weights = {name: tensor.contiguous() for name, tensor in load_encoder(run_dir).backbone.state_dict().items()}
+    save_file(weights, tmp_path / "backbone.safetensors", {"format": "pt", "model": "small", "image_size": "16"})
+    assert evaluate_run(tmp_path / "backbone.safetensors", options).scores == evaluate_run(run_dir, options).scores
+
+
+@pytest.mark.parametrize("kind", ["cut", "of another network", "missing"])
+def test_a_damaged_encoder_is_named(run_dir: Path, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "net.safetensors"
+    if kind == "cut":
+        path.write_bytes((run_dir / "model.safetensors").read_bytes()[:200])
+    elif kind == "of another network":
+        save_file({"weight": torch.zeros(3)}, path, {"format": "pt", "model": "resnet18", "image_size": "16"})
+    with pytest.raises(ArtifactError, match=r"net\.safetensors"):
+        evaluate_run(path, EvalOptions(data="x", train_data="x"))
+
+
+def test_an_encoder_alone_needs_images_to_be_named(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copy(run_dir / "model.safetensors", tmp_path / "net.safetensors")
+    with pytest.raises(OptionError, match="--train-data"):
+        evaluate_run(tmp_path / "net.safetensors")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

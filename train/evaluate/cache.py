@@ -38,9 +38,9 @@ class Extraction:
     max_corrupt: int = 100
 
     def key(self, encoder: Encoder, images: str) -> str:
-        """Digest of everything that decides the features."""
+        """Digest of everything that decides the features: the projector does not."""
         hasher = xxhash.xxh3_128()
-        for name, weights in sorted(encoder.state_dict().items()):
+        for name, weights in sorted(encoder.backbone.state_dict().items()):
             hasher.update(name.encode())
             # As bytes: NumPy knows no bfloat16.
             hasher.update(weights.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -4,34 +4,41 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from train.checkpoint import load_encoder
+from train.config import TrainConfig
 from train.data.base import ImageSource
 from train.data.store import choose_load_size
 from train.evaluate.cache import FOLDER, Extraction, features_of
 from train.evaluate.case import Case
+from train.evaluate.encoders import SUFFIX, read_encoder
 from train.evaluate.features import Features
 from train.evaluate.few_shot import few_shot_scores
+from train.evaluate.imagenet import Answer, Found, ImageSet, imagenet_answer
+from train.evaluate.imagenet9 import ImageNet9
+from train.evaluate.imagenet_real import ImageNetReal
 from train.evaluate.low_data import low_data_scores
-from train.evaluate.options import ON_LABELS, EvalOptions, ProtocolName
+from train.evaluate.mit_states import MitStates
+from train.evaluate.objectnet import ObjectNet
+from train.evaluate.options import ON_IMAGENET, ON_LABELS, EvalOptions, ProtocolName
 from train.evaluate.retrieval import retrieval_scores
 from train.evaluate.scores import describe, knn_scores, linear_scores
 from train.evaluate.severity import severity_scores
 from train.evaluate.sides import Sides
 from train.loop import settle
-from train.model import has_fast_bfloat16
+from train.model import Encoder, has_fast_bfloat16
 from train.runs import read_run_config
 from train.trainer import build_model
 
 EVAL_FILE = "eval.json"
 TRAINED, UNTRAINED = "trained", "untrained"
-_HIDDEN = ("classes", "n_train", "n_test", "unlabelled", "unseen", "linear_l2")
+_HIDDEN = ("classes", "n_train", "n_test", "unlabelled", "unseen", "linear_l2", "images")
 """Scores that the table for people leaves out."""
 _COUNTED = ("severity", "severity_all", "severity_chance", "held_out_classes")
 """Scores that are no shares."""
@@ -56,10 +63,10 @@ class EvalResult:
     run_dir: Path
     objective: str
     protocols: tuple[str, ...]
-    data: str
-    """Images that were classified."""
-    train_data: str
-    """Images that were learned from."""
+    data: str | None
+    """Images that were classified; None where only a protocol ran that brings its own."""
+    train_data: str | None
+    """Images that were learned from; the same."""
     images: int
     train_images: int
     corrupt_images: int
@@ -68,11 +75,9 @@ class EvalResult:
 
     def summary(self) -> str:
         """A table for people: shares in percent."""
-        lines = [
-            f"{self.run_dir}: {self.objective}; {self.train_images:,} images of {self.train_data} to learn from, "
-            f"{self.images:,} of {self.data} to classify"
-            + (f"; {self.corrupt_images:,} that cannot be read left out" if self.corrupt_images else "")
-        ]
+        learned = f"; {self.train_images:,} images of {self.train_data} to learn from, {self.images:,} of {self.data} to classify"
+        left_out = f"; {self.corrupt_images:,} that cannot be read left out" if self.corrupt_images else ""
+        lines = [f"{self.run_dir}: {self.objective}{learned if self.data else ''}{left_out}"]
         columns = list(next(iter(self.scores.values())))
         wide = max(map(len, ("scores of", *columns))) + 2
         lines.append(f"{'scores of':<{wide}}{'measure':<26}" + "".join(f"{name:>20}" for name in self.scores))
@@ -102,7 +107,8 @@ def evaluate_run(run_dir: Path, options: EvalOptions | None = None) -> EvalResul
     """Score the frozen features of a finished run, and write `eval.json`.
 
     Args:
-        run_dir: The run's folder.
+        run_dir: The run's folder, or an encoder's `.safetensors` alone; the scores of `name.safetensors` go to
+            `name.eval.json`, and images have to be named.
         options: Images, labels and protocols.
 
     Raises:
@@ -111,7 +117,7 @@ def evaluate_run(run_dir: Path, options: EvalOptions | None = None) -> EvalResul
         SourceError: If images or label columns are missing.
     """
     result = _Evaluation(run_dir, options or EvalOptions()).run()
-    _write(run_dir / EVAL_FILE, json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n")
+    _write(_beside(run_dir, EVAL_FILE), json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n")
     return result
 
 
@@ -120,45 +126,84 @@ class _Evaluation:
 
     def __init__(self, run_dir: Path, options: EvalOptions) -> None:
         self.path, self.options = run_dir, options
-        self.config = settle(replace(read_run_config(run_dir), device=options.device))
+        config = None if _is_file(run_dir) else read_run_config(run_dir)
+        encoder = read_encoder(run_dir)
+        self.config = settle(replace(config or _config_of(encoder), device=options.device))
+        self.objective = config.objective if config else "not recorded"
         self.device = torch.device(self.config.device)
-        self.encoders = {TRAINED: load_encoder(run_dir)}
+        self.encoders = {TRAINED: encoder}
         if options.untrained:
             self.encoders[UNTRAINED] = build_model(self.config, torch.device("cpu"))
         self.scores: Scores = {name: {} for name in self.encoders}
+        self.corrupt = 0
+        """Images that could not be read."""
+        self._extracted: dict[int, Features] = {}
 
     def run(self) -> EvalResult:
         """Everything asked for."""
         chosen = self.options.chosen()
-        sides = Sides(self.config, self.options)
-        learned, asked = self.features(sides.learned, "features to learn from"), self.features(sides.asked, "features to classify")
-        for number, name in enumerate(self.encoders):
-            for column in sides.columns:
-                case = sides.case(column, learned, asked, number, self.device)
-                self.scores[name][column] = describe(case)
-                for protocol in ON_LABELS:
-                    if protocol in chosen:
+        by_columns = [name for name in ON_LABELS if name in chosen]
+        sides = Sides(self.config, self.options) if by_columns or set(ON_IMAGENET) & set(chosen) else None
+        # Opened before anything is computed: a wrong path is told at once.
+        sets = self._image_sets(chosen, sides)
+        learned = self.features(sides.learned, "features to learn from") if sides else None
+        asked = self.features(sides.asked, "features to classify") if sides else None
+        answers: list[Answer] = [_no_answer for _ in self.encoders]
+        if sides and learned and asked:
+            for number, name in enumerate(self.encoders):
+                for place, column in enumerate(sides.columns):
+                    case = sides.case(column, learned, asked, number, self.device)
+                    if not place and set(ON_IMAGENET) & set(chosen):
+                        answers[number] = imagenet_answer(case)
+                    if by_columns:
+                        self.scores[name][column] = describe(case)
+                    for protocol in by_columns:
                         self.scores[name][column] |= _BY_COLUMN[protocol](case)
+        for images in sets:
+            self._score_set(images, answers)
         return EvalResult(
             run_dir=self.path,
-            objective=self.config.objective,
+            objective=self.objective,
             protocols=chosen,
-            data=sides.asked.name,
-            train_data=sides.learned.name,
-            images=len(asked.rows),
-            train_images=len(learned.rows),
-            corrupt_images=len(sides.learned) + len(sides.asked) - len(learned.rows) - len(asked.rows),
+            data=sides.asked.name if sides else None,
+            train_data=sides.learned.name if sides else None,
+            images=len(asked.rows) if asked else 0,
+            train_images=len(learned.rows) if learned else 0,
+            corrupt_images=self.corrupt,
             scores=self.scores,
         )
 
+    def _image_sets(self, chosen: Sequence[ProtocolName], sides: Sides | None) -> list[ImageSet]:
+        options = self.options
+        sets: list[ImageSet] = []
+        if "imagenet-real" in chosen and options.real_labels and sides:
+            sets.append(ImageNetReal(sides.asked, Path(options.real_labels)))
+        if "imagenet-9" in chosen and options.imagenet9:
+            sets.append(ImageNet9(Path(options.imagenet9), Path(options.in9_map) if options.in9_map else None))
+        if "objectnet" in chosen and options.objectnet:
+            sets.append(ObjectNet(Path(options.objectnet)))
+        if "mit-states" in chosen and options.mit_states:
+            sets.append(MitStates(Path(options.mit_states)))
+        return sets
+
+    def _score_set(self, images: ImageSet, answers: Sequence[Answer]) -> None:
+        features = {name: self.features(source, f"features of {name}") for name, source in images.sources.items()}
+        for number, encoder in enumerate(self.encoders):
+            found = {name: Found(side.rows, side.by_encoder[number].to(self.device)) for name, side in features.items()}
+            self.scores[encoder] |= images.scores(found, answers[number])
+
     def features(self, source: ImageSource, label: str) -> Features:
-        """Features of a source by every encoder."""
-        return features_of(list(self.encoders.values()), source, self._extraction(source), label=label)
+        """Features of a source by every encoder; asked for again, the same."""
+        if id(source) not in self._extracted:
+            found = features_of(list(self.encoders.values()), source, self._extraction(source), label=label)
+            self.corrupt += len(source) - len(found.rows)
+            self._extracted[id(source)] = found
+        return self._extracted[id(source)]
 
     def _extraction(self, source: ImageSource) -> Extraction:
         config = self.config
         return Extraction(
-            folder=self.path / FOLDER if self.options.cache else None,
+            folder=_beside(self.path, FOLDER) if self.options.cache else None,
             device=self.device,
             load_size=config.load_size or choose_load_size(source, config.image_size),
             # The run's arithmetic, but not where it would be a hundred times slower than float32.
@@ -166,6 +211,29 @@ class _Evaluation:
             workers=config.workers,
             max_corrupt=config.max_corrupt,
         )
+
+
+def _is_file(run_dir: Path) -> bool:
+    return run_dir.suffix == SUFFIX
+
+
+def _beside(run_dir: Path, name: str) -> Path:
+    """Where something of a run is kept: in its folder, or beside the file that stands for it."""
+    return run_dir.with_name(f"{run_dir.stem}.{name}") if _is_file(run_dir) else run_dir / name
+
+
+def _config_of(encoder: Encoder) -> TrainConfig:
+    """What an encoder says of itself; it records neither images nor objective."""
+    return TrainConfig(
+        model=encoder.name,
+        image_size=encoder.image_size,
+        projector_hidden=encoder.projector_hidden,
+        projector_dim=encoder.projector_dim,
+    )
+
+
+def _no_answer(features: Tensor) -> Tensor:
+    raise AssertionError("a protocol that needs ImageNet's classes ran without images to learn them from")
 
 
 def _write(path: Path, text: str) -> None:

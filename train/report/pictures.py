@@ -57,6 +57,21 @@ class Gallery:
 
 
 @dataclass(frozen=True, slots=True)
+class Similarities:
+    """Text and learned similarities of N texts, in one order."""
+
+    texts_NN: Matrix
+    learned: dict[str, Matrix]
+    """By encoder; (N, N) each."""
+    items: list[Int64]
+    """The pictures of each text."""
+    column: str | None
+    """The label that they are ordered by; None: by the texts' own similarities."""
+    names: list[str]
+    """Of that label's values, in their order."""
+
+
+@dataclass(frozen=True, slots=True)
 class MatrixSection:
     """The matrices, how to read them, and the names of the labels in their order."""
 
@@ -66,6 +81,17 @@ class MatrixSection:
 
 
 def compare_similarities(runs: Sequence[RunRecord], opened: OpenData, columns: Sequence[str]) -> MatrixSection | None:
+    """Text and learned similarities of some training images, as the report shows them; None without a graph."""
+    found = measure_similarities(runs, opened, columns)
+    if found is None or opened.graph is None:
+        return None
+    whole = len(found.items) == opened.graph.n_texts
+    figures = [_figure("captions" if whole else "captions, from the graph", found.texts_NN, None)]
+    figures += [_figure(name, matrix, agreement(matrix, found.texts_NN)) for name, matrix in found.learned.items()]
+    return MatrixSection(tuple(figures), _matrix_how(found.items, found.column), _join_names(found.names))
+
+
+def measure_similarities(runs: Sequence[RunRecord], opened: OpenData, columns: Sequence[str]) -> Similarities | None:
     """Text and learned similarities of some training images; None without a graph.
 
     Args:
@@ -91,10 +117,7 @@ def compare_similarities(runs: Sequence[RunRecord], opened: OpenData, columns: S
         # One text a label, or none at all: the texts' own similarities say which belong together.
         order = seriate(texts_NN)
         items, texts_NN, names = [items[i] for i in order], texts_NN[np.ix_(order, order)], []
-    learned = _learned_matrices(runs, opened, pool, items)
-    figures = [_figure("captions" if len(items) == graph.n_texts else "captions, from the graph", texts_NN, None)]
-    figures += [_figure(name, matrix, agreement(matrix, texts_NN)) for name, matrix in learned.items()]
-    return MatrixSection(tuple(figures), _matrix_how(items, first if names else None), _join_names(names))
+    return Similarities(texts_NN, _learned_matrices(runs, opened, pool, items), items, first if names else None, names)
 
 
 def _text_similarity(graph: Graph, ids: Int64, runs: Sequence[RunRecord]) -> Matrix:

@@ -1,0 +1,50 @@
+"""`python -m pipelines.study --data FOLDER`: objectives, graphs and temperatures compared, with equal images seen.
+
+FOLDER holds tiny_imagenet/, classes/ and, for the runs on captions, flickr8k/. Started again with the same --out, it goes on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from graphbuild.errors import run_cli
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--data",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder of tiny_imagenet/, classes/ and flickr8k/.",
+)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/study"), show_default=True)
+@click.option("--budget", type=click.IntRange(min=1), default=320_000, show_default=True, help="Images that every run sees.")
+@click.option("--batch-size", type=click.IntRange(min=8), default=256, show_default=True, help="Images a step.")
+@click.option("--seeds", type=click.IntRange(min=1), default=None, help="Seeds of every arm (default: 3 of some, 1 of others).")
+@click.option("--only", multiple=True, metavar="NAME", help="Arms or groups to run; repeatable (default: all).")
+@click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="Sentence Transformer of the texts.")
+@click.option("--dry-run", is_flag=True, help="Say which runs there are and which are done.")
+def study(
+    folder: Path, out: Path, budget: int, batch_size: int, seeds: int | None, only: tuple[str, ...], encoder: str, dry_run: bool
+) -> None:
+    """Train every arm and seed, and evaluate each: kNN, probes, superclass retrieval, few-shot, severity."""
+    from pipelines.study.data import StudyData, prepare_data
+    from pipelines.study.execute import Study, StudyConfig
+    from pipelines.study.plan import plan
+
+    runs = plan(only, seeds)
+    config = StudyConfig(out=out, budget=budget, batch_size=batch_size, encoder=encoder)
+    if dry_run:
+        todo = Study(config, StudyData(out / "data", folder))
+        for planned in runs:
+            done = (todo.run_dir(planned) / "eval.json").exists()
+            click.echo(f"{'done' if done else 'to do':<6} {planned.arm.group:<12} {planned.name:<36} graph {planned.arm.graph}")
+        return
+    Study(config, prepare_data(folder, out)).execute(runs)
+
+
+if __name__ == "__main__":
+    run_cli(study, debug_variable="TRAIN_DEBUG")

@@ -1,0 +1,162 @@
+"""The study's graphs: texts embedded in several ways, and graphs made from those for control and comparison.
+
+A graph is named by its texts and, after a plus, by what was done to its similarities:
+`prompts` ("a photo of a {}") · `names` (no template) · `definitions` (name and WordNet definition) · `templates` (80 prompts
+averaged) · `wordnet` (1 - distance / 8) · `flickr`, `scenes` (captions); `+shuffled` (same weights, other texts), `+centred` (mean
+removed), `+whitened` (covariance removed, too), `+centred-shuffled`, `+whitened-shuffled`.
+
+Shape letters: N texts, D vector width.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from graphbuild.errors import SourceError
+from pipelines.study.data import CLASSES, StudyData
+
+Matrix = npt.NDArray[np.float64]
+_TEMPLATES = "clip_imagenet_templates.json"
+_DEEPEST = 8.0
+"""WordNet distance at which similarity is 0."""
+_SHRINKAGE = 0.1
+"""Share of the mean variance that is added to every direction before whitening: 160 texts do not fill 384 directions."""
+_SEED = 0
+
+
+def build_graph(name: str, data: StudyData, folder: Path, encoder: str) -> Path:
+    """Build, or complete, a graph and those that it is made from.
+
+    Args:
+        name: As the module says.
+        data: The study's images.
+        folder: Where graphs are kept.
+        encoder: Sentence Transformer of the texts.
+
+    Returns:
+        The graph's directory.
+
+    Raises:
+        UserError: If it cannot be built.
+    """
+    texts, _, change = name.partition("+")
+    if not change and texts != "wordnet":
+        return _embed(texts, data, folder / name, encoder)
+    if texts == "wordnet":
+        similarity = _wordnet(data)
+    else:
+        similarity = similarity_of(_embeddings(build_graph(texts, data, folder, encoder), data), change)
+    if change.endswith("shuffled"):
+        similarity = shuffle(similarity)
+    return _import(folder / name, _class_names(data), similarity, data)
+
+
+def similarity_of(vectors_ND: Matrix, change: str) -> Matrix:
+    """Cosines of embeddings, as they are, or centred or whitened first; (N, N)."""
+    changed = vectors_ND
+    if change.startswith(("centred", "whitened")):
+        changed = vectors_ND - vectors_ND.mean(axis=0)
+    if change.startswith("whitened"):
+        values, directions = np.linalg.eigh(changed.T @ changed / len(changed))
+        floor = _SHRINKAGE * values.mean()
+        changed = changed @ directions / np.sqrt(np.maximum(values, 0) + floor)
+    unit = changed / np.linalg.norm(changed, axis=1, keepdims=True)
+    similarity: Matrix = np.clip(unit @ unit.T, -1, 1)
+    return similarity
+
+
+def shuffle(similarity_NN: Matrix) -> Matrix:
+    """The same weights between other texts: rows and columns permuted alike, no text in its own place."""
+    rng = np.random.default_rng(_SEED)
+    order = rng.permutation(len(similarity_NN))
+    # A cycle through all texts moves every one of them.
+    moved = np.empty_like(order)
+    moved[order] = np.roll(order, 1)
+    shuffled: Matrix = similarity_NN[np.ix_(moved, moved)]
+    return shuffled
+
+
+def _embed(texts: str, data: StudyData, graph_dir: Path, encoder: str) -> Path:
+    from graphbuild.embed import EmbedConfig, build_embeddings
+    from graphbuild.knn import KnnConfig, build_knn
+    from graphbuild.text import DEFAULT_TEMPLATE
+
+    templates = {"prompts": (DEFAULT_TEMPLATE,), "names": ("{}",)}
+    column = {"definitions": "described", "flickr": "captions", "scenes": "caption"}
+    config = EmbedConfig(
+        dataset="parquet",
+        sources=(str(data.images(texts)),),
+        caption_column=column.get(texts, "name"),
+        id_column="sample_id" if texts == "scenes" else "file",
+        templates=_templates(data) if texts == "templates" else templates.get(texts, ()),
+        encoder=encoder,
+        workers=0,
+    )
+    build_embeddings(graph_dir, config)
+    build_knn(graph_dir, KnnConfig())
+    return graph_dir
+
+
+def _templates(data: StudyData) -> tuple[str, ...]:
+    path = data.source / CLASSES / _TEMPLATES
+    try:
+        return tuple(json.loads(path.read_text(encoding="utf-8")))
+    except OSError:
+        raise SourceError(f"{path}: no such file. It holds the prompts that graphs named `templates` average.") from None
+
+
+def _class_names(data: StudyData) -> list[str]:
+    import polars as pl
+
+    return pl.read_parquet(data.classes)["name"].to_list()
+
+
+def _wordnet(data: StudyData) -> Matrix:
+    """1 - distance / 8 among the seen classes, in the order of their table."""
+    import polars as pl
+
+    with np.load(data.distances, allow_pickle=False) as stored:
+        places = {str(wnid): place for place, wnid in enumerate(stored["wnids"])}
+        chosen = [places[wnid] for wnid in pl.read_parquet(data.classes)["wnid"]]
+        distances: Matrix = stored["dist"][np.ix_(chosen, chosen)].astype(np.float64)
+    return np.maximum(1 - distances / _DEEPEST, -1)
+
+
+def _embeddings(graph_dir: Path, data: StudyData) -> Matrix:
+    """Stored vectors of the seen classes, in the order of their table; (N, D)."""
+    import polars as pl
+
+    from graphbuild.graph import Graph
+
+    graph = Graph.open(graph_dir)
+    images = pl.read_parquet(data.seen, columns=["file", "name"]).group_by("name").first()
+    files = dict(images.select("name", "file").iter_rows())
+    found = graph.sample_texts([files[name] for name in _class_names(data)])
+    vectors: Matrix = graph.embeddings()[found.text_ids].astype(np.float64)
+    return vectors
+
+
+def _import(graph_dir: Path, names: list[str], similarity_NN: Matrix, data: StudyData) -> Path:
+    """A complete graph of the seen classes' names, whose samples are the images to train on."""
+    import polars as pl
+
+    from graphbuild.imported import ImportConfig, import_graph
+
+    graph_dir.parent.mkdir(parents=True, exist_ok=True)
+    sources = graph_dir.with_name(f".{graph_dir.name}.import")
+    sources.mkdir(exist_ok=True)
+    rows, columns = np.nonzero(~np.eye(len(names), dtype=bool))
+    pl.DataFrame({"id": names, "text": names}).write_parquet(sources / "texts.parquet")
+    edges = {"src": np.array(names)[rows], "dst": np.array(names)[columns], "similarity": similarity_NN[rows, columns]}
+    pl.DataFrame(edges).write_parquet(sources / "edges.parquet")
+    samples = pl.read_parquet(data.seen, columns=["file", "name"]).rename({"file": "sample_id", "name": "id"})
+    samples.write_parquet(sources / "samples.parquet")
+    config = ImportConfig(
+        texts=sources / "texts.parquet", edges=sources / "edges.parquet", samples=sources / "samples.parquet", overwrite=True
+    )
+    import_graph(graph_dir, config)
+    return graph_dir

@@ -1,0 +1,122 @@
+"""The runs of the study: which objective, on which graph, with what else changed, and how often.
+
+Everything that two runs of one data set differ in is spelled here; the rest is `COMMON`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from graphbuild.errors import OptionError
+
+COMMON: Mapping[str, Any] = {
+    "model": "small",
+    "image_size": 32,
+    "optimizer": "adamw",
+    "lr": 2e-3,
+    "kl_every": 0,
+    "log_every": 50,
+    "checkpoint_every": 250,
+}
+"""Of every run: a small net, so that differences between objectives can be seen in hours on a CPU."""
+PROMPTS, CAPTIONS, SCENES = "prompts", "flickr", "scenes"
+CONTROL = "+shuffled"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """One way to train; a run is an arm and a seed."""
+
+    name: str
+    group: str
+    """What `--only` may name, too."""
+    objective: str
+    graph: str = PROMPTS
+    """As `pipelines.study.graphs` names it. SimCLR and SupCon take from it which images there are, and nothing else."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of `train run`, where they differ from `COMMON`."""
+    seeds: int = 3
+    """How many, unless `--seeds` says otherwise."""
+
+
+def _core() -> Iterator[Arm]:
+    yield Arm(name="simclr", group="core", objective="simclr")
+    yield Arm(name="supcon", group="core", objective="supcon", options={"label_column": "name"})
+    yield Arm(name="xclr", group="core", objective="xclr")
+    yield Arm(name="xclr-shuffled", group="core", objective="xclr", graph=PROMPTS + CONTROL)
+
+
+def _graphs() -> Iterator[Arm]:
+    yield Arm(name="xclr-wordnet", group="bound", objective="xclr", graph="wordnet")
+    yield Arm(name="xclr-wordnet-shuffled", group="bound", objective="xclr", graph="wordnet" + CONTROL)
+    for texts in ("names", "definitions", "templates"):
+        yield Arm(name=f"xclr-{texts}", group="texts", objective="xclr", graph=texts, seeds=1)
+    for change in ("centred", "whitened"):
+        yield Arm(name=f"xclr-{change}", group="texts", objective="xclr", graph=f"{PROMPTS}+{change}", seeds=1)
+        shuffled = f"{PROMPTS}+{change}-shuffled"
+        yield Arm(name=f"xclr-{change}-shuffled", group="texts", objective="xclr", graph=shuffled, seeds=1)
+
+
+def _temperatures() -> Iterator[Arm]:
+    # 0.1 is the core's own.
+    for tau_s in (0.05, 0.2):
+        for graph, told in ((PROMPTS, ""), (PROMPTS + CONTROL, "-shuffled")):
+            name, options = f"xclr{told}-tau_s-{tau_s:g}", {"tau_s": tau_s}
+            yield Arm(name=name, group="temperature", objective="xclr", graph=graph, options=options, seeds=1)
+
+
+def _flickr() -> Iterator[Arm]:
+    yield Arm(name="flickr-simclr", group="flickr", objective="simclr", graph=CAPTIONS)
+    yield Arm(name="flickr-xclr", group="flickr", objective="xclr", graph=CAPTIONS)
+    neighbors = {"batches": "neighbors"}
+    yield Arm(name="flickr-xclr-neighbors", group="flickr", objective="xclr", graph=CAPTIONS, options=neighbors)
+
+
+def _scenes() -> Iterator[Arm]:
+    yield Arm(name="scenes-simclr", group="scenes", objective="simclr", graph=SCENES)
+    yield Arm(name="scenes-supcon", group="scenes", objective="supcon", graph=SCENES, options={"label_column": "object"})
+    yield Arm(name="scenes-xclr", group="scenes", objective="xclr", graph=SCENES)
+
+
+ARMS: tuple[Arm, ...] = (*_core(), *_graphs(), *_temperatures(), *_flickr(), *_scenes())
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One run."""
+
+    arm: Arm
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.arm.name}/seed-{self.seed}"
+
+
+def plan(only: Sequence[str], seeds: int | None) -> list[Planned]:
+    """The runs in the order in which they are made: all arms of a group with one seed before the next seed.
+
+    Args:
+        only: Names of arms or groups; empty: all.
+        seeds: Seeds of every arm; None: each arm's own number.
+
+    Raises:
+        OptionError: If a name is unknown.
+    """
+    known = list(dict.fromkeys([*(arm.group for arm in ARMS), *(arm.name for arm in ARMS)]))
+    for name in only:
+        if name not in known:
+            raise OptionError(f"--only {name}: no such arm or group. There are: {', '.join(known)}.")
+    chosen = [arm for arm in ARMS if not only or arm.name in only or arm.group in only]
+    groups = dict.fromkeys(arm.group for arm in chosen)
+    most = max((seeds or arm.seeds for arm in chosen), default=0)
+    return [
+        Planned(arm, seed)
+        for group in groups
+        for seed in range(most)
+        for arm in chosen
+        if arm.group == group and seed < (seeds or arm.seeds)
+    ]

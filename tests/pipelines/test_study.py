@@ -1,0 +1,248 @@
+"""The study over a few drawn pictures in Tiny-ImageNet's layout, and its parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from click.testing import CliRunner
+from helpers_train import encode
+from numpy.typing import NDArray
+
+from graphbuild.errors import OptionError, SourceError
+from graphbuild.graph import Graph
+from pipelines.study import plan as plans
+from pipelines.study.__main__ import study
+from pipelines.study.data import StudyData, describe_classes, hold_out, prepare_data
+from pipelines.study.graphs import build_graph, shuffle, similarity_of
+from pipelines.study.plan import ARMS, plan
+from pipelines.study.scenes import prepare_scenes
+from train.compare.table import compare
+
+ANIMALS, THINGS = ("cat", "dog", "frog", "newt", "crab"), ("bus", "cup", "reel", "drum", "sock")
+NAMES = ANIMALS + THINGS
+ENCODER = "hashing:32"
+ARMS_RUN = ("simclr", "xclr", "xclr-shuffled")
+SELECTED = tuple(word for arm in ARMS_RUN for word in ("--only", arm))
+
+
+def draw(label: int, seed: int) -> bytes:
+    """Noise of the class's colour."""
+    rng = np.random.default_rng(seed)
+    colour = np.random.default_rng(1000 + label).integers(40, 215, 3)
+    return encode((colour + rng.integers(-30, 30, (12, 12, 3))).clip(0, 255).astype(np.uint8), "jpeg")
+
+
+def write_images(path: Path, each: int, seed: int) -> None:
+    labels = [label for label in range(len(NAMES)) for _ in range(each)]
+    columns: Mapping[str, list[object]] = {
+        "image": [draw(label, seed * 10_000 + row) for row, label in enumerate(labels)],
+        "file": [f"{path.stem}_{row}.JPEG" for row in range(len(labels))],
+        "label": labels,
+        "wnid": [f"n{label:08}" for label in labels],
+        "name": [NAMES[label] for label in labels],
+    }
+    pl.DataFrame(columns).write_parquet(path)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny-ImageNet's and WordNet's files, with ten classes."""
+    root = tmp_path_factory.mktemp("source")
+    (root / "tiny_imagenet").mkdir()
+    (root / "classes").mkdir()
+    for shard in range(2):
+        write_images(root / f"tiny_imagenet/train-0{shard}-of-02.parquet", 12, shard)
+    write_images(root / "tiny_imagenet/val.parquet", 4, 7)
+    heads = ["label", "wnid", "name", "synonyms", "simple_name", "imagenet1k_index", "coarse_derived", "hypernym_path"]
+    lines = ["\t".join(heads)]
+    for label, name in enumerate(NAMES):
+        kind = "animal" if name in ANIMALS else "artifact"
+        lines.append(f"{label}\tn{label:08}\t{name}\t{name}\t{name}\t{label}\t{kind}\tentity > {kind} > {name}")
+    (root / "classes/tiny_imagenet_classes.tsv").write_text("\n".join(lines) + "\n")
+    synsets = [
+        {"id": f"{row:08}-n", "pos": "n", "lexfile": f"noun.{kind}", "members": name, "definition": text, "hypernyms": above}
+        for row, (kind, name, text, above) in enumerate(
+            [
+                ("act", "reel", "a lively dance", ""),
+                ("artifact", "reel", "a winder for film", ""),
+                ("person", "cat", "a spiteful woman", ""),
+                ("animal", "beast|animal", "a living thing", ""),
+                ("group", "cat", "a pet that purrs", "00000003-n"),
+            ]
+        )
+    ]
+    pl.DataFrame(synsets).write_parquet(root / "classes/oewn_synsets.parquet")
+    distance = np.where(np.arange(10)[:, None] // 5 == np.arange(10) // 5, 2, 4) * (1 - np.eye(10, dtype=int))
+    names = np.array([f"n{label:08}" for label in range(10)])
+    np.savez(root / "classes/tiny_imagenet_wordnet_pathdist.npz", wnids=names, dist=distance.astype(np.uint8))
+    (root / "classes/clip_imagenet_templates.json").write_text('["a photo of a {}.", "a drawing of a {}."]')
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(source: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyData:
+    return prepare_data(source, tmp_path_factory.mktemp("prepared"))
+
+
+def test_held_out_classes_are_a_fifth_and_fixed() -> None:
+    assert hold_out(list(NAMES)) == hold_out(list(reversed(NAMES))) == ["dog", "frog"]
+
+
+def test_no_image_of_a_held_out_class_is_trained_on(data: StudyData) -> None:
+    held = set(data.held_out.read_text().split())
+    assert len(held) == 2
+    assert set(pl.read_parquet(data.seen)["name"]) == set(NAMES) - held
+    assert set(pl.read_parquet(data.val)["name"]) == set(pl.read_parquet(data.known)["name"]) == set(NAMES)
+    assert len(pl.read_parquet(data.seen)) == 8 * 24
+
+
+def test_definition_is_that_of_the_sense_that_the_class_means(source: Path) -> None:
+    described = dict(describe_classes(source / "classes").select("name", "described").iter_rows())
+    assert described["reel"] == "reel: a winder for film"
+    assert described["cat"] == "cat: a pet that purrs"
+    assert described["bus"] == "bus: bus"
+
+
+def test_definitions_of_real_classes_fit(shared_data: Path) -> None:
+    described = dict(describe_classes(shared_data / "classes").select("name", "described").iter_rows())
+    assert "citric" in described["lemon"] or "fruit" in described["lemon"]
+    assert "ball" in described["volleyball"].split(": ")[1]
+    assert len(described) == 200
+
+
+def similarity(graph_dir: Path) -> tuple[list[str], NDArray[np.float32]]:
+    """Texts of a complete graph, and the similarity of each to each."""
+    graph = Graph.open(graph_dir)
+    rows, matrix = graph.rows(np.arange(graph.n_texts)), np.ones((graph.n_texts, graph.n_texts), np.float32)
+    np.put_along_axis(matrix, rows.neighbor_ids, rows.similarities.astype(np.float32), axis=1)
+    return pl.read_parquet(graph_dir / "texts/*.parquet")["text"].to_list(), matrix
+
+
+def test_shuffled_graph_has_the_same_weights_between_other_texts(data: StudyData, tmp_path: Path) -> None:
+    names, true = similarity(build_graph("prompts", data, tmp_path, ENCODER))
+    shuffled_names, shuffled = similarity(build_graph("prompts+shuffled", data, tmp_path, ENCODER))
+    order = [names.index(f"a photo of a {name}") for name in shuffled_names]
+    aligned = true[np.ix_(order, order)]
+    off = ~np.eye(len(order), dtype=bool)
+    np.testing.assert_allclose(np.sort(shuffled[off]), np.sort(aligned[off]), atol=2e-3)
+    assert np.abs(shuffled - aligned)[off].mean() > 0.02
+
+
+def test_shuffling_leaves_no_text_in_its_place() -> None:
+    matrix = np.diag(np.arange(50.0))
+    assert not (np.diag(shuffle(matrix)) == np.arange(50)).any()
+    assert sorted(np.diag(shuffle(matrix))) == list(range(50))
+
+
+def test_centring_forgets_what_all_texts_share() -> None:
+    vectors, shared = np.random.default_rng(0).standard_normal((30, 8)), np.arange(8.0)
+    np.testing.assert_allclose(similarity_of(vectors + shared, "centred"), similarity_of(vectors, "centred"), atol=1e-12)
+    assert similarity_of(vectors + shared, "").min() > 0.5
+
+
+def rotation(width: int) -> NDArray[np.float64]:
+    matrix: NDArray[np.float64] = np.linalg.qr(np.random.default_rng(1).standard_normal((width, width)))[0]
+    return matrix
+
+
+def test_whitening_does_not_depend_on_the_coordinates() -> None:
+    vectors = np.random.default_rng(0).standard_normal((30, 8)) * np.arange(1, 9)
+    np.testing.assert_allclose(similarity_of(vectors, "whitened"), similarity_of(vectors @ rotation(8), "whitened"), atol=1e-9)
+
+
+def test_wordnet_graph_is_one_less_an_eighth_of_the_distance(data: StudyData, tmp_path: Path) -> None:
+    names, matrix = similarity(build_graph("wordnet", data, tmp_path, ENCODER))
+    assert matrix[names.index("cat"), names.index("newt")] == 0.75
+    assert matrix[names.index("cat"), names.index("bus")] == 0.5
+
+
+def test_every_run_has_a_folder_of_its_own() -> None:
+    names = [planned.name for planned in plan([], None)]
+    assert len(names) == len(set(names)) > 30
+
+
+def test_all_arms_of_a_group_get_a_seed_before_the_next() -> None:
+    assert [planned.name for planned in plan(["core"], 2)] == [
+        f"{arm}/seed-{seed}" for seed in (0, 1) for arm in ("simclr", "supcon", "xclr", "xclr-shuffled")
+    ]
+    assert [planned.name for planned in plan(["xclr-names"], None)] == ["xclr-names/seed-0"]
+
+
+def test_an_unknown_arm_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(OptionError, match=r"--only byol: no such arm or group\. There are: core, "):
+        plan(["byol"], None)
+
+
+def run_study(source: Path, out: Path, *options: str) -> str:
+    arguments = ["--data", str(source), "--out", str(out), "--budget", "64", "--batch-size", "32", "--encoder", ENCODER]
+    result = CliRunner().invoke(study, [*arguments, *options], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def finished(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("study")
+    run_study(source, out, *SELECTED, "--seeds", "1")
+    return out
+
+
+def test_every_run_saw_the_budget_and_was_evaluated(finished: Path) -> None:
+    runs = sorted(finished.glob("runs/*/seed-0"))
+    assert [run.parent.name for run in runs] == list(ARMS_RUN)
+    for run in runs:
+        assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["images_seen"] == 64
+        scores = json.loads((run / "eval.json").read_text())["scores"]["trained"]["name"]
+        assert scores["classes"] == 8
+        assert {"knn_top1", "linear_top1", "superclass_p10", "few_shot_mean_5", "severity_all"} <= set(scores)
+
+
+def test_runs_differ_in_what_their_arms_name_alone(finished: Path) -> None:
+    lines = [set((finished / f"runs/{arm}/seed-0/config.toml").read_text().splitlines()) for arm in ("xclr", "xclr-shuffled")]
+    assert {line.split(" =")[0] for line in lines[0] ^ lines[1]} == {"graph_dir", "absent"}
+
+
+def test_a_second_call_does_nothing_but_what_is_missing(source: Path, finished: Path) -> None:
+    weights = finished / "runs/xclr/seed-0/model.safetensors"
+    before = weights.stat().st_mtime_ns
+    (finished / "runs/simclr/seed-0/eval.json").unlink()
+    output = run_study(source, finished, *SELECTED, "--seeds", "1")
+    assert output.count("was finished before") == 3
+    assert weights.stat().st_mtime_ns == before
+    assert (finished / "runs/simclr/seed-0/eval.json").exists()
+
+
+def test_dry_run_tells_what_is_done(source: Path, finished: Path) -> None:
+    output = run_study(source, finished, *SELECTED, "--seeds", "2", "--dry-run")
+    assert [line.split()[0] for line in output.splitlines()] == ["done"] * 3 + ["to"] * 3
+
+
+def test_comparison_of_the_runs_has_a_row_an_arm(finished: Path) -> None:
+    found = compare(sorted(finished.glob("runs/*/seed-*")), baseline="simclr")
+    assert [arm.name for arm in found.arms] == list(ARMS_RUN)
+
+
+def test_scenes_are_correlated_to_train_on_and_not_when_asked(tmp_path: Path) -> None:
+    prepare_scenes(tmp_path, drawn=1200, val=300)
+    train, val = (pl.read_parquet(tmp_path / f"scenes-{split}.parquet") for split in ("train", "val"))
+    together = train.group_by("object", "background").len().sort("len").group_by("object").last()
+    assert 0.8 < together["len"].sum() / len(train) <= 1
+    assert train["follows"].mean() == pytest.approx(0.9, abs=0.01)
+    assert val["follows"].mean() < 0.2
+    assert (train["object_matched"] == train["object"]).all()
+    assert val["object_matched"].is_not_null().to_list() == val["object_broken"].is_null().to_list() == val["follows"].to_list()
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"tiny_imagenet/train-\*\.parquet: no such file"):
+        prepare_data(tmp_path, tmp_path / "out")
+
+
+def test_no_group_is_named_like_an_arm() -> None:
+    assert not {arm.group for arm in ARMS} & {arm.name for arm in ARMS}
+    assert plans.COMMON["image_size"] == 32
