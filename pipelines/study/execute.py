@@ -16,6 +16,7 @@ from pipelines.study.data import StudyData
 from pipelines.study.graphs import build_graph
 from pipelines.study.plan import COMMON, SCENES, Arm, Planned
 from pipelines.study.scenes import COLUMNS, prepare_scenes
+from pipelines.study.tables import write_tables
 
 if TYPE_CHECKING:
     from train.config import TrainConfig
@@ -51,10 +52,15 @@ class Study:
         Raises:
             UserError: If one cannot be made; those before it stand.
         """
+        tables: list[Path] = []
         for number, planned in enumerate(runs):
             click.echo(f"[{number + 1}/{len(runs)}] {planned.name}")
             self._train(planned)
             self._evaluate(planned)
+            # After each run: who looks in before the end sees what there is.
+            tables = write_tables(self._config.out)
+        for path in tables:
+            click.echo(f"{path}\n{path.read_text(encoding='utf-8')}")
 
     def _train(self, planned: Planned) -> None:
         from train.checkpoint import WEIGHTS

@@ -227,6 +227,12 @@ def test_comparison_of_the_runs_has_a_row_an_arm(finished: Path) -> None:
     assert [arm.name for arm in found.arms] == list(ARMS_RUN)
 
 
+def test_table_of_the_core_is_what_compare_gives(finished: Path) -> None:
+    found = compare(sorted(finished.glob("runs/*/seed-*")), baseline="xclr-shuffled")
+    assert (finished / "tables/core.md").read_text() == found.to_markdown() + "\n"
+    assert not (finished / "tables/scenes.md").exists()
+
+
 def test_scenes_are_correlated_to_train_on_and_not_when_asked(tmp_path: Path) -> None:
     prepare_scenes(tmp_path, drawn=1200, val=300)
     train, val = (pl.read_parquet(tmp_path / f"scenes-{split}.parquet") for split in ("train", "val"))

@@ -1,0 +1,44 @@
+"""The study's tables: OUT/tables/GROUP.md and GROUP.csv, from the folders of the runs that are evaluated by now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.study.plan import ARMS, CAPTIONS, SCENES
+from train.compare.table import compare
+from train.evaluate.run import EVAL_FILE
+
+_CORE = "core"
+_BASELINE = "xclr-shuffled"
+"""The control: what differs from it is the work of the texts."""
+_SCENES_MEASURES = ("object_matched/linear_top1", "object_broken/linear_top1", "attribute/linear_top1")
+
+
+def write_tables(out: Path) -> list[Path]:
+    """Write a table of every group of which two arms are evaluated; the core's arms stand in those on the same images.
+
+    Returns:
+        The Markdown files.
+    """
+    from pipelines.common import write_whole
+
+    written = []
+    for group in dict.fromkeys(arm.group for arm in ARMS):
+        own = [arm for arm in ARMS if arm.group == group]
+        alone = group == _CORE or own[0].graph in (SCENES, CAPTIONS)
+        beside = [] if alone else [arm for arm in ARMS if arm.group == _CORE]
+        runs = {arm.name: _evaluated(out / "runs" / arm.name) for arm in (*beside, *own)}
+        present = [name for name, found in runs.items() if found]
+        if len(present) < 2 or not any(runs[arm.name] for arm in own):
+            continue
+        measures = _SCENES_MEASURES if group == SCENES else ()
+        baseline = _BASELINE if _BASELINE in present else present[0]
+        found = compare([run for name in present for run in runs[name]], baseline=baseline, measures=measures)
+        for form in ("md", "csv"):
+            write_whole(out / f"tables/{group}.{form}", found.write(form) + "\n")
+        written.append(out / f"tables/{group}.md")
+    return written
+
+
+def _evaluated(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob(f"seed-*/{EVAL_FILE}"))
