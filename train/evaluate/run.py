@@ -142,23 +142,14 @@ class _Evaluation:
     def run(self) -> EvalResult:
         """Everything asked for."""
         chosen = self.options.chosen()
-        by_columns = [name for name in ON_LABELS if name in chosen]
-        sides = Sides(self.config, self.options) if by_columns or set(ON_IMAGENET) & set(chosen) else None
+        sides = Sides(self.config, self.options) if set(chosen) & {*ON_LABELS, *ON_IMAGENET} else None
         # Opened before anything is computed: a wrong path is told at once.
         sets = self._image_sets(chosen, sides)
         learned = self.features(sides.learned, "features to learn from") if sides else None
         asked = self.features(sides.asked, "features to classify") if sides else None
         answers: list[Answer] = [_no_answer for _ in self.encoders]
         if sides and learned and asked:
-            for number, name in enumerate(self.encoders):
-                for place, column in enumerate(sides.columns):
-                    case = sides.case(column, learned, asked, number, self.device)
-                    if not place and set(ON_IMAGENET) & set(chosen):
-                        answers[number] = imagenet_answer(case)
-                    if by_columns:
-                        self.scores[name][column] = describe(case)
-                    for protocol in by_columns:
-                        self.scores[name][column] |= _BY_COLUMN[protocol](case)
+            answers = [self._score_columns(number, sides, learned, asked, chosen) for number in range(len(self.encoders))]
         for images in sets:
             self._score_set(images, answers)
         return EvalResult(
@@ -172,6 +163,23 @@ class _Evaluation:
             corrupt_images=self.corrupt,
             scores=self.scores,
         )
+
+    def _score_columns(
+        self, number: int, sides: Sides, learned: Features, asked: Features, chosen: Sequence[ProtocolName]
+    ) -> Answer:
+        """Scores of one encoder on every label column; its answers by ImageNet's classes, where these are asked for."""
+        scores = self.scores[list(self.encoders)[number]]
+        answer: Answer = _no_answer
+        wanted = [name for name in ON_LABELS if name in chosen]
+        for column in sides.columns:
+            case = sides.case(column, learned, asked, number, self.device)
+            if answer is _no_answer and set(ON_IMAGENET) & set(chosen):
+                answer = imagenet_answer(case)
+            if wanted:
+                scores[column] = describe(case)
+            for protocol in wanted:
+                scores[column] |= _BY_COLUMN[protocol](case)
+        return answer
 
     def _image_sets(self, chosen: Sequence[ProtocolName], sides: Sides | None) -> list[ImageSet]:
         options = self.options
