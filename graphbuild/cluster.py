@@ -6,6 +6,7 @@ run twice (because its worker died) does no harm.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import platform
@@ -24,6 +25,7 @@ from graphbuild.errors import ResourceError, UserError
 _PROGRESS_TOPIC = "graphbuild-progress"
 _LOGGERS = (
     "distributed",
+    "distributed.client",
     "distributed.worker",
     "distributed.nanny",
     "distributed.scheduler",
@@ -32,6 +34,9 @@ _LOGGERS = (
     "asyncio",
 )
 _CONNECT_SECONDS = 20
+_RETRIES = 2
+_PASSING = frozenset({errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.ECONNRESET, errno.EAGAIN, errno.EBUSY})
+"""Troubles of a shared file system that may be over when a task is run again, perhaps elsewhere."""
 _GPUS_VARIABLE = "GRAPHBUILD_GPUS"
 _VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
 _ONE_AT_A_TIME = threading.Lock()
@@ -106,7 +111,7 @@ def _gather(client: Any, task: Task, calls: Sequence[tuple[Any, ...]]) -> Iterat
     # Dask annotates parts of its interface only.
     dask: Any = distributed
 
-    futures = [client.submit(_run_one, task, arguments, pure=False) for arguments in calls]
+    futures = [client.submit(_run_one, task, arguments, pure=False, retries=_RETRIES) for arguments in calls]
     try:
         for future in dask.as_completed(futures):
             result = future.result()
@@ -139,6 +144,8 @@ def _run_one(task: Task, arguments: tuple[Any, ...]) -> Any:
         with _ONE_AT_A_TIME:
             return task(*arguments, report=lambda amount: worker.log_event(_PROGRESS_TOPIC, amount))
     except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            raise
         return _Failure(error)
 
 

@@ -19,7 +19,7 @@ from graphbuild import schemas
 from graphbuild.encoder import load_encoder
 from graphbuild.encoder_files import EncoderSpec
 from graphbuild.errors import ArtifactError
-from graphbuild.shards import Receipt, write_parquet
+from graphbuild.shards import Receipt, finished, write_parquet
 from graphbuild.text import Prompts
 
 Report = Callable[[int], None]
@@ -43,7 +43,10 @@ def embed_shard(root: str, index: int, spec: EncoderSpec, prompts: Prompts, key:
         ArtifactError: If the shard of texts cannot be read.
     """
     started = time.monotonic()
-    graph_dir = Path(root)
+    graph_dir, name = Path(root), schemas.part_name(schemas.EMBEDDINGS, index)
+    # A worker that dies takes along receipts that were not fetched yet; its tasks come again, but not their work.
+    if (done := finished(graph_dir, name, key=key)) is not None:
+        return done
     path = graph_dir / schemas.part_name(schemas.TEXTS, index)
     try:
         texts = pq.read_table(path)
@@ -55,7 +58,7 @@ def embed_shard(root: str, index: int, spec: EncoderSpec, prompts: Prompts, key:
     embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors_nD.ravel()), type=schema.field(schemas.EMBEDDING).type)
     table = pa.table([texts[schemas.TEXT_ID], texts[schemas.TEXT_HASH], embedding], schema=schema)
     facts = {"pid": os.getpid(), "seconds": round(time.monotonic() - started, 3)}
-    return write_parquet(graph_dir, schemas.part_name(schemas.EMBEDDINGS, index), table, key=key, facts=facts)
+    return write_parquet(graph_dir, name, table, key=key, facts=facts)
 
 
 def first_texts(path: Path, count: int = 512) -> list[str]:

@@ -117,7 +117,7 @@ def _images(options: SourceOptions, schema: pa.Schema | None, url: str, graph_di
     return {
         "kind": "parquet" if held else "webdataset",
         "path": image_path(source if held else str(tars), graph_dir),
-        "image_column": _PICTURES,
+        "image_column": _PICTURES if held else None,
         "id_column": url,
         "label_column": None,
         "val": None,

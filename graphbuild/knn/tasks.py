@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from graphbuild import schemas
 from graphbuild.knn.engine import make_engine
 from graphbuild.knn.output import ShardWriter
 from graphbuild.knn.scratch import map_vectors
-from graphbuild.shards import Receipt, ShardRange
+from graphbuild.shards import Receipt, ShardRange, finished
 
 _REPORTS = 50
 """How often a shard tells of its progress, at most."""
@@ -42,6 +43,9 @@ class Job:
 
 def search_shard(job: Job, shard: ShardRange, *, report: Callable[[int], None]) -> Receipt:
     """Search for the neighbours of one shard of texts, and write them; `report` is told of finished texts."""
+    # A worker that dies takes along receipts that were not fetched yet; its tasks come again, but not their work.
+    if (done := finished(Path(job.root), schemas.part_name(schemas.KNN, shard.index), key=job.key)) is not None:
+        return done
     vectors_ND = map_vectors(Path(job.vectors), job.shape)
     engine = make_engine(vectors_ND, k=job.k, memory_limit=job.memory, device=_device(job.device, shard))
     writer = ShardWriter(Path(job.root), job.k, np.load(job.basis) if job.basis else None, job.key)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -56,7 +58,7 @@ def _workers_find_this_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(folder))
     module = sys.modules[__name__]
     monkeypatch.setitem(sys.modules, "test_cluster", module)
-    for task in (square, fail, die_once, die_always, bad_encoder, visible_gpu):
+    for task in (square, fail, die_once, die_always, bad_encoder, visible_gpu, stale_once):
         monkeypatch.setattr(task, "__module__", "test_cluster")
 
 
@@ -87,6 +89,19 @@ def test_one_call_needs_no_other_process(tmp_path: Path) -> None:
 def test_a_task_whose_worker_dies_is_run_again(tmp_path: Path) -> None:
     calls: list[tuple[object, ...]] = [(str(tmp_path / "died"), number) for number in range(4)]
     assert sorted(map(str, run(die_once, calls, 2, tmp_path))) == ["0", "1", "2", "3"]
+
+
+def stale_once(marker: str, number: int, *, report: Report) -> int:
+    """Fail as a shared folder sometimes does, at the first call with this marker."""
+    with suppress(FileExistsError):
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+        raise OSError(errno.ESTALE, "Stale file handle")
+    return number
+
+
+def test_task_that_meets_a_passing_trouble_of_a_shared_folder_is_run_again(tmp_path: Path) -> None:
+    calls: list[tuple[object, ...]] = [(str(tmp_path / "stale"), number) for number in range(3)]
+    assert sorted(map(str, run(stale_once, calls, 2, tmp_path))) == ["0", "1", "2"]
 
 
 @pytest.mark.faults
@@ -282,10 +297,14 @@ def test_killed_worker_costs_a_task_and_killed_scheduler_a_second_run(
     os.kill(receipts[0].facts["pid"] if victim == "worker" else cluster.scheduler.pid, signal.SIGKILL)
     _, said = process.communicate(timeout=120)
     if victim == "scheduler":
-        assert (process.returncode, said.count("\n")) == (1, 1), said
-        assert "the Dask scheduler went away" in said
+        # On a slow machine the client tells how far it is.
+        errors = [line for line in said.splitlines() if not line.startswith("embedding: ")]
+        assert (process.returncode, len(errors)) == (1, 1), said
+        assert "the Dask scheduler went away" in errors[0]
         embed(tmp_path / "g", source, shard_size=5)
     else:
         assert process.returncode == 0, said
-        assert len(Manifest.load(tmp_path / "g").stages["embed"].facts["pids"]) >= 2
+        pids = Manifest.load(tmp_path / "g").stages["embed"].facts["pids"]
+        assert receipts[0].facts["pid"] in pids
+        assert len(pids) >= 2
     assert shard_digests(tmp_path / "g") == shard_digests(tmp_path / "whole")

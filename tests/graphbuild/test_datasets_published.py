@@ -16,6 +16,7 @@ from helpers_embed import column, embed, graphbuild, write_captions
 
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.manifest import Manifest
+from train.data import open_images, recorded_images
 
 
 def sample_texts(graph_dir: Path) -> list[tuple[str, str]]:
@@ -143,11 +144,22 @@ def test_sidecars_of_img2dataset_give_what_was_downloaded_by_url(tmp_path: Path)
     assert manifest.dataset["images"] == {
         "kind": "webdataset",
         "path": str(crawl / "*.tar"),
-        "image_column": "jpg",
+        "image_column": None,
         "id_column": "url",
         "label_column": None,
         "val": None,
     }
+
+
+def test_trainer_finds_the_pictures_of_a_crawl_by_the_graphs_ids(tmp_path: Path) -> None:
+    (tmp_path / "crawl").mkdir()
+    write_shard(tmp_path / "crawl/00000.tar")
+    embed(tmp_path / "g", tmp_path / "crawl", "cc12m")
+    recorded = recorded_images(Manifest.load(tmp_path / "g").dataset, tmp_path / "g")
+    assert recorded is not None
+    images = open_images(**recorded)
+    assert list(images.sample_ids) == [URLS[0], URLS[2], URLS[3]]
+    assert set(column(tmp_path / "g", "samples", "sample_id")) <= set(images.sample_ids)
 
 
 def test_shards_without_sidecars_give_the_same_samples(tmp_path: Path) -> None:

@@ -66,7 +66,9 @@ def recorded_images(dataset: Mapping[str, Any], graph_dir: Path, *, validation: 
     if images["kind"] in _CIFAR:
         return {"data": f"{images['kind']}:{graph_dir / path}", "validation": validation}
     columns = {"image_column": images.get("image_column"), "id_column": images.get("id_column") or dataset.get("id_column")}
-    return {"data": str(graph_dir / path), **(columns if images["kind"] == "parquet" else {})}
+    if images["kind"] == "webdataset":
+        del columns["image_column"]
+    return {"data": str(graph_dir / path), **(columns if images["kind"] in ("parquet", "webdataset") else {})}
 
 
 def _files(data: str) -> list[Path]:
