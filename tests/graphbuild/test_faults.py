@@ -49,7 +49,7 @@ def test_twenty_builds_struck_at_random_points_end_with_the_same_bytes(tmp_path:
 def test_hundreds_of_builds_struck_at_random_points_end_with_the_same_bytes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    strike(tmp_path, 400, capsys)
+    strike(tmp_path, 200, capsys)
 
 
 SLOW_FINISH = """
