@@ -53,6 +53,11 @@ def _graphs() -> Iterator[Arm]:
     yield Arm(name="xclr-wordnet-shuffled", group="bound", objective="xclr", graph="wordnet" + CONTROL)
     for texts in ("names", "definitions", "templates"):
         yield Arm(name=f"xclr-{texts}", group="texts", objective="xclr", graph=texts, seeds=1)
+    yield Arm(name="xclr-definitions-shuffled", group="texts", objective="xclr", graph="definitions" + CONTROL, seeds=1)
+    for graph, told in (("definitions", ""), ("definitions" + CONTROL, "-shuffled")):
+        # Definitions lie further apart than prompts: at 0.1 almost all of the target is on the own class.
+        name, options = f"xclr-definitions{told}-tau_s-0.15", {"tau_s": 0.15}
+        yield Arm(name=name, group="texts", objective="xclr", graph=graph, options=options, seeds=1)
     for change in ("centred", "whitened"):
         yield Arm(name=f"xclr-{change}", group="texts", objective="xclr", graph=f"{PROMPTS}+{change}", seeds=1)
         shuffled = f"{PROMPTS}+{change}-shuffled"
