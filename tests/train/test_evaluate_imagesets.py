@@ -103,6 +103,9 @@ def write_challenge(root: Path) -> Path:
         for folder, colour in (("00_dog", "green"), ("08_fish", "red")):
             for seed in range(2):
                 paint(root / variant / "val" / folder / f"{seed}.png", colour, seed=seed)
+    # As published: a folder of masks, which are no pictures.
+    (root / "fg_mask/val/00_dog").mkdir(parents=True)
+    (root / "fg_mask/val/00_dog/0.npy").write_bytes(b"mask")
     (root / "in_to_in9.json").write_text(json.dumps({"207": 0, "208": 0, "0": 8}))
     return root
 

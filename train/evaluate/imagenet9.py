@@ -18,7 +18,7 @@ from train.data.base import ImageSource
 from train.data.imagefolder import FolderImages
 from train.evaluate.imagenet import CLASSES, Answer, Found, read_json
 
-VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "only_bg_b", "only_bg_t", "no_fg", "fg_mask")
+VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "only_bg_b", "only_bg_t", "no_fg")
 _NEEDED = VARIANTS[:3]
 _MAP = "in_to_in9.json"
 _CLASS = re.compile(r"(\d+)_")
