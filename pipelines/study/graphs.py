@@ -3,7 +3,7 @@
 A graph is named by its texts and, after a plus, by what was done to its similarities:
 `prompts` ("a photo of a {}") · `names` (no template) · `definitions` (name and WordNet definition) · `templates` (80 prompts
 averaged) · `wordnet` (1 - distance / 8) · `flickr`, `scenes` (captions); `+shuffled` (same weights, other texts), `+centred` (mean
-removed), `+whitened` (covariance removed, too), `+centred-shuffled`, `+whitened-shuffled`.
+removed; whitening was tried, too: the directions that it shrinks are those that agree with WordNet), `+centred-shuffled`.
 
 Shape letters: N texts, D vector width.
 """
@@ -23,8 +23,6 @@ Matrix = npt.NDArray[np.float64]
 _TEMPLATES = "clip_imagenet_templates.json"
 _DEEPEST = 8.0
 """WordNet distance at which similarity is 0."""
-_SHRINKAGE = 0.1
-"""Share of the mean variance that is added to every direction before whitening: 160 texts do not fill 384 directions."""
 _SEED = 0
 
 
@@ -49,22 +47,18 @@ def build_graph(name: str, data: StudyData, folder: Path, encoder: str) -> Path:
     if texts == "wordnet":
         similarity = _wordnet(data)
     else:
-        similarity = similarity_of(_embeddings(build_graph(texts, data, folder, encoder), data), change)
+        similarity = similarity_of(
+            _embeddings(build_graph(texts, data, folder, encoder), data), centred=change.startswith("centred")
+        )
     if change.endswith("shuffled"):
         similarity = shuffle(similarity)
     return _import(folder / name, _class_names(data), similarity, data)
 
 
-def similarity_of(vectors_ND: Matrix, change: str) -> Matrix:
-    """Cosines of embeddings, as they are, or centred or whitened first; (N, N)."""
-    changed = vectors_ND
-    if change.startswith(("centred", "whitened")):
-        changed = vectors_ND - vectors_ND.mean(axis=0)
-    if change.startswith("whitened"):
-        values, directions = np.linalg.eigh(changed.T @ changed / len(changed))
-        floor = _SHRINKAGE * values.mean()
-        changed = changed @ directions / np.sqrt(np.maximum(values, 0) + floor)
-    unit = changed / np.linalg.norm(changed, axis=1, keepdims=True)
+def similarity_of(vectors_ND: Matrix, *, centred: bool) -> Matrix:
+    """Cosines of embeddings, as they are, or after their mean was taken from them; (N, N)."""
+    moved = vectors_ND - vectors_ND.mean(axis=0) if centred else vectors_ND
+    unit = moved / np.linalg.norm(moved, axis=1, keepdims=True)
     similarity: Matrix = np.clip(unit @ unit.T, -1, 1)
     return similarity
 

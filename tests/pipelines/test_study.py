@@ -141,18 +141,8 @@ def test_shuffling_leaves_no_text_in_its_place() -> None:
 
 def test_centring_forgets_what_all_texts_share() -> None:
     vectors, shared = np.random.default_rng(0).standard_normal((30, 8)), np.arange(8.0)
-    np.testing.assert_allclose(similarity_of(vectors + shared, "centred"), similarity_of(vectors, "centred"), atol=1e-12)
-    assert similarity_of(vectors + shared, "").min() > 0.5
-
-
-def rotation(width: int) -> NDArray[np.float64]:
-    matrix: NDArray[np.float64] = np.linalg.qr(np.random.default_rng(1).standard_normal((width, width)))[0]
-    return matrix
-
-
-def test_whitening_does_not_depend_on_the_coordinates() -> None:
-    vectors = np.random.default_rng(0).standard_normal((30, 8)) * np.arange(1, 9)
-    np.testing.assert_allclose(similarity_of(vectors, "whitened"), similarity_of(vectors @ rotation(8), "whitened"), atol=1e-9)
+    np.testing.assert_allclose(similarity_of(vectors + shared, centred=True), similarity_of(vectors, centred=True), atol=1e-12)
+    assert similarity_of(vectors + shared, centred=False).min() > 0.5
 
 
 def test_wordnet_graph_is_one_less_an_eighth_of_the_distance(data: StudyData, tmp_path: Path) -> None:
@@ -188,7 +178,12 @@ def run_study(source: Path, out: Path, *options: str) -> str:
 @pytest.fixture(scope="module")
 def finished(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("study")
-    run_study(source, out, *SELECTED, "--seeds", "1")
+    with pytest.MonkeyPatch.context() as patch:
+        # Which scores come out is what is looked at here, not how good they are.
+        patch.setattr("train.evaluate.linear._ITERATIONS", 3)
+        patch.setattr("train.evaluate.low_data.DRAWS", 1)
+        patch.setattr("train.evaluate.few_shot.DRAWS", 2)
+        run_study(source, out, *SELECTED, "--seeds", "1")
     return out
 
 
@@ -210,11 +205,12 @@ def test_runs_differ_in_what_their_arms_name_alone(finished: Path) -> None:
 def test_a_second_call_does_nothing_but_what_is_missing(source: Path, finished: Path) -> None:
     weights = finished / "runs/xclr/seed-0/model.safetensors"
     before = weights.stat().st_mtime_ns
-    (finished / "runs/simclr/seed-0/eval.json").unlink()
+    evaluated = finished / "runs/simclr/seed-0/eval.json"
+    evaluated.unlink()
     output = run_study(source, finished, *SELECTED, "--seeds", "1")
     assert output.count("was finished before") == 3
     assert weights.stat().st_mtime_ns == before
-    assert (finished / "runs/simclr/seed-0/eval.json").exists()
+    assert evaluated.exists()
 
 
 def test_dry_run_tells_what_is_done(source: Path, finished: Path) -> None:
