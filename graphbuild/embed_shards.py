@@ -61,7 +61,7 @@ def embed_shard(root: str, index: int, spec: EncoderSpec, prompts: Prompts, key:
     return write_parquet(graph_dir, name, table, key=key, facts=facts)
 
 
-def first_texts(path: Path, count: int = 512) -> list[str]:
+def first_texts(path: Path, count: int = 256) -> list[str]:
     """Some texts of a shard, to measure on."""
     with pq.ParquetFile(path) as file:
         texts: list[str] = next(file.iter_batches(count, columns=[schemas.TEXT]))[schemas.TEXT].to_pylist()

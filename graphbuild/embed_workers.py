@@ -18,7 +18,9 @@ from graphbuild.encoder_files import EncoderSpec
 
 _START_SECONDS = 12.0
 """What starting worker processes and loading the encoder there takes, about."""
-_PROBE_TEXTS = 512
+_PROBE_TEXTS = 256
+_FEW_TEXTS = 20_000
+"""Embedded before worker processes would have paid for their start, and the measuring for itself."""
 _PER_GPU = 2
 """Worker processes that share a GPU: while one tokenises, the other encodes."""
 
@@ -49,7 +51,7 @@ def choose_workers(spec: EncoderSpec, probe: Sequence[str], *, left: int, tasks:
         left: How many are left.
         tasks: In how many shards; more workers than that cannot help.
     """
-    if tasks < 2 or spec.folder is None:
+    if tasks < 2 or left < _FEW_TEXTS or spec.folder is None:
         return Choice(count=0)
     import torch
 

@@ -28,6 +28,7 @@ from graphbuild.errors import SourceError
 
 # Tell classes apart where captions are class names, best first.
 _CLASS_COLUMNS = ("wnid", "label", "class")
+_SUFFIXES = (".parquet", ".pq")
 _SPLIT = re.compile(r"(.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.parquet")
 """As the Hugging Face hub names files."""
 
@@ -54,7 +55,7 @@ class ParquetSource:
             SourceError: If a file or column is missing, a column has the wrong type, or there are no rows.
         """
         options = replace(options, sources=tuple(_hub_data(source) for source in options.sources))
-        paths = find_files(options.sources, dataset="parquet", suffixes=(".parquet", ".pq"))
+        paths = find_files(options.sources, dataset="parquet", suffixes=_SUFFIXES)
         _refuse_mixed_splits(options.sources, paths)
         headers = {path: _read_header(path) for path in paths}
         schema, _ = headers[paths[0]]
@@ -79,7 +80,9 @@ def _hub_data(source: str) -> str:
     """A clone of a data set of the Hugging Face hub keeps its files in `data`."""
     folder = Path(source)
     inner = folder / "data"
-    return str(inner) if inner.is_dir() and not any(folder.glob("*.parquet")) else source
+    if not inner.is_dir() or any(path.suffix in _SUFFIXES for path in folder.iterdir()):
+        return source
+    return str(inner)
 
 
 def _refuse_mixed_splits(sources: tuple[str, ...], paths: list[File]) -> None:

@@ -55,3 +55,4 @@ def test_start_of_workers_counts_so_that_few_texts_stay_in_this_process() -> Non
 def test_nothing_is_measured_where_there_is_nothing_to_choose() -> None:
     assert choose_workers(find_encoder("hashing:16"), ["a"], left=10**6, tasks=9).count == 0
     assert choose_workers(find_encoder("all-MiniLM-L6-v2"), ["a"], left=10**6, tasks=1).rates == {}
+    assert choose_workers(find_encoder("all-MiniLM-L6-v2"), ["a"], left=1_000, tasks=9).rates == {}
