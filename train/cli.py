@@ -196,6 +196,26 @@ def compare(
         click.echo(f"{matrices}: similarities of texts, and as learned", err=True)
 
 
+@cli.command()
+@click.argument("run", metavar="RUN", type=click.Path(file_okay=False, path_type=Path), help="The run's folder.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), default=None, help="Folder to write to (default: RUN/export)."
+)
+@click.option(
+    "--features",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="Write the features of all images to this Parquet file, too: sample_id, feature.",
+)
+@click.option("--data", default=None, help="Images of --features (default: those of the run).")
+@json_option
+def export(run: Path, out: Path | None, features: Path | None, data: str | None, as_json: bool) -> None:
+    """Write the backbone as torchvision and timm load it, with a model card; image features on request."""
+    from train.export import export_run
+
+    _answer(export_run(run, out or run / "export", features=features, data=data), as_json)
+
+
 def _answer(result: Any, as_json: bool) -> None:
     """Print a result: its `summary()` for people, its `to_json()` for scripts."""
     click.echo(json.dumps(result.to_json(), ensure_ascii=False) if as_json else result.summary())

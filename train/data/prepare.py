@@ -200,7 +200,11 @@ def _image_arguments(config: TrainConfig, graph: Graph | None) -> dict[str, Any]
 
 def is_parquet(data: str) -> bool:
     """Whether `--data` names Parquet files."""
-    return ".parquet" in data or any(Path(data).glob("*.parquet"))
+    folder = Path(data)
+    if not folder.is_dir():
+        return ".parquet" in data
+    # Beside shards lie Parquet files that hold no images.
+    return any(folder.glob("*.parquet")) and not any(folder.glob("*.tar"))
 
 
 def absolute(data: str) -> str:

@@ -5,7 +5,7 @@ Shape letters: N images, n of them readable, F feature width, S height and width
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,21 +48,33 @@ def extract_features(
     Raises:
         SourceError: If no image can be read.
     """
+    kept, parts = [], []
+    for rows, found in feature_batches(encoders, store, device=device, bfloat16=bfloat16, label=label):
+        kept.append(rows)
+        parts.append(found)
+    # A copy outside inference mode, for the linear probe takes gradients.
+    return Features(np.concatenate(kept), tuple(torch.cat(found).clone() for found in zip(*parts, strict=True)))
+
+
+def feature_batches(
+    encoders: Sequence[Encoder], store: ImageStore, *, device: torch.device, bfloat16: bool, label: str
+) -> Iterator[tuple[Int64, tuple[Tensor, ...]]]:
+    """The same, some images at a time: their rows, and (n, F) float32 on the CPU for each encoder.
+
+    Raises:
+        SourceError: If no image can be read.
+    """
     nets = [encoder.to(device, memory_format=torch.channels_last).eval() for encoder in encoders]  # type: ignore[call-overload]
     order = [np.arange(start, min(start + _BATCH, len(store))) for start in range(0, len(store), _BATCH)]
-    parts: list[list[Tensor]] = [[] for _ in nets]
-    kept: list[Int64] = []
-    images = read_ahead(store.batch(rows) for rows in order)
-    with torch.inference_mode(), progress(label, len(store), unit="images") as meter:
-        for rows, batch in zip(order, images, strict=True):
-            if len(batch.pixels):
-                views = centre_views(batch.pixels.to(device, non_blocking=True), batch.sizes, nets[0].image_size)
-                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
-                    for net, found in zip(nets, parts, strict=True):
-                        found.append(net.features(views).cpu())
-            kept.append(batch.rows)
+    read = 0
+    with progress(label, len(store), unit="images") as meter:
+        for rows, batch in zip(order, read_ahead(store.batch(rows) for rows in order), strict=True):
+            read += len(batch.rows)
+            if len(batch.rows):
+                with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+                    views = centre_views(batch.pixels.to(device, non_blocking=True), batch.sizes, nets[0].image_size)
+                    found = tuple(net.features(views).cpu() for net in nets)
+                yield batch.rows, found
             meter.advance(len(rows))
-    if not any(len(rows) for rows in kept):
+    if not read:
         raise SourceError(f"{store.source.name}: none of the {len(store):,} images can be read. Check --data and --image-column.")
-    # A copy outside inference mode, for the linear probe takes gradients.
-    return Features(np.concatenate(kept), tuple(torch.cat(found).clone() for found in parts))
