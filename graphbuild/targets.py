@@ -18,12 +18,13 @@ from graphbuild.graph import Ids, Rows
 
 Floats = npt.NDArray[np.floating]
 Matrix = npt.NDArray[np.float32]
+Pairs = tuple[Ids, Ids, Matrix]
+"""Two samples, each the first one of its text, and the similarity that the first one's row stores; (P,) each."""
 Symmetrize = Literal["union", "mutual"]
 """Whether a pair counts as stored if either of its rows stores it, or only if both do."""
 
 # Every half-precision number as float32: numba has no float16 on the CPU, so similarities are read as bits.
 _HALF_TO_FLOAT = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
-_FILTER_BITS = 64
 
 
 class Assembly(NamedTuple):
@@ -53,16 +54,17 @@ def assemble(rows: Rows, text_ids_B: npt.ArrayLike, *, absent: float | None = No
     """
     check_absent(rows.sketch.shape[1], absent)
     ids = np.ascontiguousarray(text_ids_B, np.int32)
-    mutual = symmetrize == "mutual"
-    halves = rows.similarities.view(np.uint16)
-    similarity, stored = _scan(ids, rows.neighbor_ids, halves, _HALF_TO_FLOAT, _FILTER_BITS, mutual)
-    if mutual:
-        _keep_mutual(similarity)
+    first, following = _chain(ids)
+    pairs = _scan(ids, first, rows.neighbor_ids, rows.similarities.view(np.uint16), _HALF_TO_FLOAT)
     if absent is None:
         codes = rows.sketch.astype(np.float32)
-        _fill(similarity, codes @ codes.T, rows.sketch_scale)
-    elif absent != -np.inf:
-        _fill_constant(similarity, np.float32(absent))
+        # A copy, for a product with one's own transpose is computed by half and then mirrored, number by number: slower.
+        similarity = codes @ codes.copy().T
+        _scale(similarity, rows.sketch_scale)
+    else:
+        similarity = np.full((len(ids), len(ids)), absent, np.float32)
+    stored = _count(pairs, following)
+    _enter(similarity, first, following, _mutual(pairs) if symmetrize == "mutual" else pairs)
     return Assembly(similarity, stored)
 
 
@@ -166,101 +168,130 @@ def _slot(text_id: np.int32, shift: np.uint64) -> np.uint64:
 
 
 @njit(nogil=True, cache=True, boundscheck=False)
-def _scan(
-    ids: Ids, neighbors: Ids, halves: npt.NDArray[np.uint16], to_float: Matrix, filter_bits: int, one_way: bool
-) -> tuple[Matrix, Ids]:
-    """Similarities that are 1 or stored, -inf elsewhere, and the stored ones counted.
-
-    Nearly every probe misses, so a bitmap of `filter_bits` bits a sample, small enough for the first-level cache, is asked
-    first. Samples of one text form a chain behind the first of them; only that one's row is scanned. `one_way` enters a pair
-    only in the row that stores it.
-    """
-    batch = len(ids)
-    similarity = np.full((batch, batch), -np.inf, np.float32)
-    stored = np.zeros(batch, np.int32)
-    bits = 0
-    while (1 << bits) < batch * filter_bits:
-        bits += 1
-    bits = min(max(bits, 8), 31)
-    bitmap_shift, table_shift = np.uint64(32 - bits), np.uint64(32 - max(bits - 4, 4))
-    bitmap = np.zeros(1 << (bits - 3), np.uint8)
-    heads = np.full(1 << max(bits - 4, 4), -1, np.int32)
+def _chain(ids: Ids) -> tuple[Ids, Ids]:
+    """Of each sample, the first one of its text, and the next one in a chain that begins there; -1 ends a chain."""
+    heads, shift = _table(ids)
     mask = np.uint64(len(heads) - 1)
-    following = np.full(batch, -1, np.int32)
-    first = np.empty(batch, np.int32)
-    for i in range(batch):
-        place = _slot(ids[i], bitmap_shift)
-        bitmap[place >> np.uint64(3)] |= np.uint8(1) << np.uint8(place & np.uint64(7))
-        slot = _slot(ids[i], table_shift)
+    first = np.empty(len(ids), np.int32)
+    following = np.full(len(ids), -1, np.int32)
+    for i in range(len(ids)):
+        slot = _slot(ids[i], shift)
+        while ids[heads[slot]] != ids[i]:
+            slot = (slot + np.uint64(1)) & mask
+        first[i] = heads[slot]
+        if first[i] != i:
+            following[i] = following[first[i]]
+            following[first[i]] = i
+    return first, following
+
+
+@njit(nogil=True, cache=True, boundscheck=False)
+def _table(ids: Ids) -> tuple[Ids, np.uint64]:
+    """Hash table of the first sample of each text; -1 where a slot is free. At least half of it is."""
+    bits = 4
+    while (1 << bits) < 2 * len(ids):
+        bits += 1
+    shift = np.uint64(32 - bits)
+    heads = np.full(1 << bits, -1, np.int32)
+    mask = np.uint64(len(heads) - 1)
+    for i in range(len(ids)):
+        slot = _slot(ids[i], shift)
         while heads[slot] >= 0 and ids[heads[slot]] != ids[i]:
             slot = (slot + np.uint64(1)) & mask
         if heads[slot] < 0:
             heads[slot] = i
-            first[i] = i
-        else:
-            first[i] = heads[slot]
-            following[i] = following[first[i]]
-            following[first[i]] = i
+    return heads, shift
+
+
+@njit(nogil=True, cache=True, boundscheck=False)
+def _scan(ids: Ids, first: Ids, neighbors: Ids, halves: npt.NDArray[np.uint16], to_float: Matrix) -> Pairs:
+    """The pairs of texts of the batch that a row stores, once for each row that stores them.
+
+    Nearly every probe misses, so a bitmap of 64 bits a sample, small enough for the first-level cache, is asked first. Of
+    the samples of one text only the first one's row is scanned.
+    """
+    batch, k = neighbors.shape
+    heads, shift = _table(ids)
+    mask = np.uint64(len(heads) - 1)
+    # As large as 64 bits a sample, at least 256 bits.
+    bitmap_shift = np.uint64(max(np.int64(shift) - 5, 1))
+    bitmap = np.zeros((1 << (32 - bitmap_shift)) >> 3, np.uint8)
     for i in range(batch):
-        j = first[i]
-        while j >= 0:
-            similarity[i, j] = 1.0
-            j = following[j]
+        place = _slot(ids[i], bitmap_shift)
+        bitmap[place >> np.uint64(3)] |= np.uint8(1) << np.uint8(place & np.uint64(7))
+    # Pages that no pair reaches are never taken.
+    rows, columns = np.empty(batch * min(k, batch), np.int32), np.empty(batch * min(k, batch), np.int32)
+    values = np.empty(batch * min(k, batch), np.float32)
+    found = 0
+    for i in range(batch):
         if first[i] != i:
             continue
-        for c in range(neighbors.shape[1]):
+        for c in range(k):
             neighbor = neighbors[i, c]
             place = _slot(neighbor, bitmap_shift)
             if not (bitmap[place >> np.uint64(3)] >> (place & np.uint64(7))) & np.uint64(1):
                 continue
-            slot = _slot(neighbor, table_shift)
+            slot = _slot(neighbor, shift)
             while heads[slot] >= 0 and ids[heads[slot]] != neighbor:
                 slot = (slot + np.uint64(1)) & mask
             if heads[slot] >= 0:
-                _store(similarity, stored, following, i, heads[slot], to_float[halves[i, c]], one_way)
-    return similarity, stored
+                rows[found], columns[found], values[found] = i, heads[slot], to_float[halves[i, c]]
+                found += 1
+    return rows[:found], columns[:found], values[:found]
+
+
+def _mutual(pairs: Pairs) -> Pairs:
+    """Those pairs that both of their rows store."""
+    rows, columns, _ = pairs
+    one_way = rows.astype(np.int64) << 32 | columns
+    other_way = columns.astype(np.int64) << 32 | rows
+    kept = np.isin(one_way, other_way)
+    return rows[kept], columns[kept], pairs[2][kept]
 
 
 @njit(nogil=True, cache=True, boundscheck=False)
-def _store(similarity: Matrix, stored: Ids, following: Ids, head_i: int, head_j: int, value: np.float32, one_way: bool) -> None:
-    """Enter one stored pair of texts for every pair of their samples."""
-    a = head_i
-    while a >= 0:
-        b = head_j
-        while b >= 0:
-            if value > similarity[a, b]:
-                similarity[a, b] = value
-                if not one_way:
-                    similarity[b, a] = value
-            stored[a] += 1
-            b = following[b]
-        a = following[a]
+def _count(pairs: Pairs, following: Ids) -> Ids:
+    """For each sample, the samples that its row stores."""
+    stored = np.zeros(len(following), np.int32)
+    for head, other in zip(pairs[0], pairs[1]):  # noqa: B905 - numba knows no `strict`
+        others = 0
+        while other >= 0:
+            others += 1
+            other = following[other]
+        while head >= 0:
+            stored[head] += others
+            head = following[head]
+    return stored
 
 
 @njit(nogil=True, cache=True, boundscheck=False)
-def _keep_mutual(similarity: Matrix) -> None:
-    """Take out pairs that only one row holds; of two values keep the larger."""
-    for i in range(len(similarity)):
-        for j in range(i):
-            one, other = similarity[i, j], similarity[j, i]
-            value = max(one, other) if min(one, other) > -np.inf else np.float32(-np.inf)
-            similarity[i, j] = value
-            similarity[j, i] = value
+def _enter(similarity: Matrix, first: Ids, following: Ids, pairs: Pairs) -> None:
+    """Put the stored similarities, the larger of two, and 1 for samples of one text, in the place of what is there."""
+    rows, columns, values = pairs
+    for turn in range(2):
+        for p in range(len(rows)):
+            a = rows[p]
+            while a >= 0:
+                b = columns[p]
+                while b >= 0:
+                    # First all that was there is taken away, then the values compete.
+                    value = values[p] if turn else np.float32(-np.inf)
+                    if not turn or value > similarity[a, b]:
+                        similarity[a, b] = value
+                        similarity[b, a] = value
+                    b = following[b]
+                a = following[a]
+    for i in range(len(first)):
+        j = first[i]
+        while j >= 0:
+            similarity[i, j] = 1.0
+            j = following[j]
 
 
 @njit(nogil=True, cache=True, boundscheck=False)
-def _fill(similarity: Matrix, products: Matrix, scale: Matrix) -> None:
-    """Put the sketch's estimate where nothing is stored."""
-    for i in range(len(similarity)):
-        for j in range(len(similarity)):
+def _scale(products: Matrix, scale: Matrix) -> None:
+    """Turn products of codes into the sketch's estimates."""
+    for i in range(len(products)):
+        for j in range(len(products)):
             # The two scales first: their product is the same for (i, j) and (j, i), so the matrix stays symmetric.
-            estimate = products[i, j] * (scale[i] * scale[j])
-            similarity[i, j] = estimate if similarity[i, j] == -np.inf else similarity[i, j]
-
-
-@njit(nogil=True, cache=True, boundscheck=False)
-def _fill_constant(similarity: Matrix, absent: np.float32) -> None:
-    """Put a constant where nothing is stored."""
-    for i in range(len(similarity)):
-        for j in range(len(similarity)):
-            similarity[i, j] = absent if similarity[i, j] == -np.inf else similarity[i, j]
+            products[i, j] *= scale[i] * scale[j]
