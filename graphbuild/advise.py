@@ -1,9 +1,4 @@
-"""What a graph's targets look like before training: which k and sketch suffice, and at which tau_s the target says something.
-
-Shape letters: B samples in a batch, K neighbours stored, R sketch width, D embedding width.
-Everything is measured on a few batches, random ones and ones of neighbour chunks, against the dense target of the stored
-embeddings. Sketches of other widths are computed anew; fewer neighbours are a part of those stored. Divergences are in nats.
-"""
+"""What a graph's targets look like before training: which k and sketch suffice, and at which tau_s the target says something."""
 
 from __future__ import annotations
 
@@ -13,306 +8,69 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from graphbuild import targets
-from graphbuild.errors import OptionError
-from graphbuild.graph import Graph, Rows
-from graphbuild.knn.memory import resolve_limit
-from graphbuild.knn.sketch import encode, second_moments, sketch_basis
-from graphbuild.partition import PartitionConfig, load_partition, samples_of
-from graphbuild.progress import progress
-from graphbuild.vectors import iterate_embeddings
+from graphbuild.fidelity import Fidelity, FidelityConfig, Sharpness, Storage, measure_fidelity
 
-Int32 = npt.NDArray[np.int32]
-Vectors = npt.NDArray[np.float16]
-Similarity = npt.NDArray[np.float32]
-Codes = tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]
-
-_NEIGHBORS = (16, 32, 64, 128, 256)
-_SKETCHES = (0, 32, 64, 128)
-_TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.5)
-_BASIS_TEXTS = 65_536
-"""Texts that the sketches' basis is computed from; the knn stage takes all."""
-_ONE_HOT, _FLAT = 0.95, 0.5
-"""Mass on the own view, and effective positives as a share of the columns, from which a target is called so."""
 _WIDTH = 120
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AdviseConfig:
-    """What is measured."""
-
-    batch_size: int = 1024
-    """B."""
-    tau_s: float = 0.1
-    """Temperature of the target that the divergences are measured at."""
-    batches: int = 4
-    """Batches of either kind."""
-    chunk: int = 32
-    """Samples a chunk of the neighbour batches."""
-    seed: int = 0
-    """Of the batches."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Storage:
-    """One choice of what is stored of a text, and what it costs in bytes and in nats."""
-
-    k: int
-    sketch_dim: int
-    """0: absent pairs take the constant."""
-    bytes_a_row: int
-    kl_random: float
-    """KL(dense || assembled) in random batches."""
-    kl_neighbors: float
-    """The same in batches of neighbour chunks."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sharpness:
-    """What the dense target of a temperature looks like."""
-
-    tau_s: float
-    positives_random: float
-    """Effective number of positives: the exponential of the mean entropy."""
-    positives_neighbors: float
-    own_view_random: float
-    """Mean share of the target on the own view."""
-    own_view_neighbors: float
-    verdict: str
-    """`one-hot`, `flat` or `soft`, in random batches; both kinds are named where they differ."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Advice:
     """What `graphbuild advise` shows."""
 
     graph_dir: Path
-    batch_size: int
-    tau_s: float
-    chunk: int
-    hit_rate_random: float
-    hit_rate_neighbors: float
-    absent: float
-    """The constant where there is no sketch: the mean similarity of pairs in random batches."""
-    storage: tuple[Storage, ...]
-    sharpness: tuple[Sharpness, ...]
+    config: FidelityConfig
+    found: Fidelity
 
     def summary(self) -> str:
         """Tables for people."""
         output = io.StringIO()
         console = Console(file=output, width=_WIDTH, highlight=False)
         console.print(
-            f"{self.graph_dir}: batches of {self.batch_size:,}; stored neighbours per anchor: "
-            f"{self.hit_rate_random:.3g} at random, {self.hit_rate_neighbors:.3g} in chunks of {self.chunk}",
+            f"{self.graph_dir}: batches of {self.config.batch_size:,}; stored neighbours per anchor: "
+            f"{self.found.hit_rate_random:.3g} at random, {self.found.hit_rate_neighbors:.3g} in chunks of {self.config.chunk}",
             soft_wrap=True,
             markup=False,
         )
-        console.print(f"\nKL(dense || assembled) in nats at tau_s {self.tau_s:g}, by what is stored of a text")
-        console.print(_table(("k", "sketch", "bytes a row", "random", "neighbors"), map(_storage_cells, self.storage)))
-        console.print(f"without a sketch, absent pairs count as {self.absent:.2f}, the mean similarity of random pairs (--absent)")
+        console.print(f"\nKL(dense || assembled) in nats at tau_s {self.config.fidelity_taus[0]:g}, by what is stored of a text")
+        console.print(_table(("k", "sketch", "bytes a row", "random", "neighbors"), map(_storage_cells, self.found.storage)))
+        console.print(
+            f"without a sketch, absent pairs count as {self.found.absent:.2f}, the mean similarity of random pairs (--absent)"
+        )
         console.print("\neffective positives (exp of the entropy) and mass on the own view of the dense target, by tau_s")
         columns = ("tau_s", "random", "own view", "neighbors", "own view", "target")
-        console.print(_table(columns, map(_sharpness_cells, self.sharpness)))
+        console.print(_table(columns, map(_sharpness_cells, self.found.sharpness)))
         return output.getvalue().rstrip()
 
     def to_json(self) -> dict[str, Any]:
         """The same for scripts."""
-        return {**asdict(self), "graph_dir": str(self.graph_dir)}
+        return {"graph_dir": str(self.graph_dir), **asdict(self.config), **asdict(self.found)}
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """One batch and its exact similarities."""
-
-    texts: Int32
-    vectors: Vectors
-    rows: Rows
-    dense: Similarity
-
-
-def advise(graph_dir: Path, config: AdviseConfig) -> Advice:
+def advise(
+    graph_dir: Path, *, batch_size: int = 1024, tau_s: float = 0.1, batches: int = 4, chunk: int = 32, seed: int = 0
+) -> Advice:
     """Measure a graph's targets on a few batches. A partition into chunks is made where it is missing.
+
+    Args:
+        graph_dir: Of a finished graph.
+        batch_size: B.
+        tau_s: Temperature of the target that the divergences are measured at.
+        batches: Batches of either kind.
+        chunk: Samples a chunk of the neighbour batches.
+        seed: Of the batches.
 
     Raises:
         ArtifactError: If the graph is not finished, or damaged.
         OptionError: If there are fewer samples than a batch holds, or a value is out of its range.
     """
-    if config.tau_s <= 0:
-        raise OptionError(f"--tau-s is a positive temperature, not {config.tau_s:g}. The paper's is 0.1.")
-    graph = Graph.open(graph_dir)
-    drawn = _draw(graph, config)
-    basis = _BasisSample.draw(graph, config.seed)
-    vectors = _read_vectors(graph_dir, graph, np.concatenate([*drawn["random"], *drawn["neighbors"], basis.texts]))
-    batches = {kind: [_open_batch(graph, vectors, texts) for texts in some] for kind, some in drawn.items()}
-    absent = round(float(np.mean([_off_diagonal_mean(batch.dense) for batch in batches["random"]])), 2)
-    return Advice(
-        graph_dir=graph_dir,
-        batch_size=config.batch_size,
-        tau_s=config.tau_s,
-        chunk=config.chunk,
-        hit_rate_random=_hit_rate(batches["random"]),
-        hit_rate_neighbors=_hit_rate(batches["neighbors"]),
-        absent=absent,
-        storage=tuple(_storage(graph, batches, basis.moments(vectors), absent, config.tau_s)),
-        sharpness=tuple(_sharpness(batches, tau_s) for tau_s in sorted({*_TEMPERATURES, config.tau_s})),
+    taus = tuple(sorted({*FidelityConfig().sharpness_taus, tau_s}))
+    config = FidelityConfig(
+        batch_size=batch_size, fidelity_taus=(tau_s,), sharpness_taus=taus, batches=batches, chunk=chunk, seed=seed
     )
-
-
-def _draw(graph: Graph, config: AdviseConfig) -> dict[str, list[Int32]]:
-    """Texts of random batches and of batches of chunks; every sample shows one of its texts."""
-    rows, offsets, text_ids = samples_of(graph, resolve_limit(None))
-    if not 2 <= config.batch_size <= len(rows):
-        raise OptionError(f"--batch-size {config.batch_size:,}: the graph has {len(rows):,} samples. Take 2 to {len(rows):,}.")
-    chunks = load_partition(graph, PartitionConfig(chunk=min(config.chunk, config.batch_size))).of_rows(rows)
-    by_chunk = np.argsort(chunks, kind="stable")
-    starts = np.searchsorted(chunks[by_chunk], np.arange(chunks.max() + 2))
-    rng = np.random.Generator(np.random.Philox(config.seed))
-
-    def show(samples: npt.NDArray[np.int64]) -> Int32:
-        counts = offsets[samples + 1] - offsets[samples]
-        shown: Int32 = text_ids[offsets[samples] + rng.integers(0, counts)]
-        return shown
-
-    drawn: dict[str, list[Int32]] = {"random": [], "neighbors": []}
-    for _ in range(config.batches):
-        drawn["random"].append(show(rng.choice(len(rows), config.batch_size, replace=False)))
-        order = rng.permutation(len(starts) - 1)
-        # The short chunk may be among them, so one more than fills the batch is taken.
-        some = order[: -(-config.batch_size // config.chunk) + 1]
-        members = np.concatenate([by_chunk[starts[chunk] : starts[chunk + 1]] for chunk in some])
-        drawn["neighbors"].append(show(members[: config.batch_size]))
-    return drawn
-
-
-@dataclass(frozen=True, slots=True)
-class _BasisSample:
-    """Texts that stand for all when the sketches' basis is computed."""
-
-    texts: Int32
-
-    @classmethod
-    def draw(cls, graph: Graph, seed: int) -> _BasisSample:
-        """A text comes as often as samples show it, as the basis weighs it."""
-        _, texts = graph.sample_rows()
-        if len(texts) <= _BASIS_TEXTS:
-            return cls(texts)
-        places = np.random.Generator(np.random.Philox(seed)).integers(0, len(texts), _BASIS_TEXTS)
-        return cls(texts[places])
-
-    def moments(self, vectors: _Vectors) -> npt.NDArray[np.float64]:
-        """Their second moments; (D, D)."""
-        found = vectors.of(self.texts)
-        return second_moments([(found, np.ones(len(found), np.int32))], found.shape[1])
-
-
-@dataclass(frozen=True, slots=True)
-class _Vectors:
-    """The stored embeddings of some texts."""
-
-    ids: Int32
-    values: Vectors
-
-    def of(self, texts: Int32) -> Vectors:
-        """One row a text; (B, D)."""
-        return self.values[np.searchsorted(self.ids, texts)]
-
-
-def _read_vectors(graph_dir: Path, graph: Graph, texts: Int32) -> _Vectors:
-    ids = np.unique(texts)
-    found = []
-    with progress("embeddings", graph.n_texts, unit="texts") as meter:
-        for shard in iterate_embeddings(graph_dir, check=False):
-            wanted = ids[np.searchsorted(ids, shard.ids_n[0]) : np.searchsorted(ids, shard.ids_n[-1], side="right")]
-            found.append(shard.vectors_nD[wanted - shard.ids_n[0]])
-            meter.advance(len(shard.ids_n))
-    return _Vectors(ids, np.concatenate(found))
-
-
-def _open_batch(graph: Graph, vectors: _Vectors, texts: Int32) -> _Batch:
-    found = vectors.of(texts)
-    return _Batch(texts, found, graph.rows(texts), targets.dense(found, texts))
-
-
-def _storage(
-    graph: Graph, batches: dict[str, list[_Batch]], moments: npt.NDArray[np.float64], absent: float, tau_s: float
-) -> Iterator[Storage]:
-    widths = [k for k in sorted({0, *_NEIGHBORS, graph.k}) if k <= graph.k]
-    for sketch_dim in (width for width in _SKETCHES if width <= len(moments)):
-        basis = sketch_basis(moments, sketch_dim)
-        # Codes are made once for every batch, whatever k is.
-        codes = {kind: [encode(batch.vectors, basis) if sketch_dim else None for batch in some] for kind, some in batches.items()}
-        for k in widths:
-            divergence = {
-                kind: float(np.mean([_kl(batch, code, k, absent, tau_s) for batch, code in zip(some, codes[kind], strict=True)]))
-                for kind, some in batches.items()
-            }
-            if k or sketch_dim:
-                yield Storage(
-                    k=k,
-                    sketch_dim=sketch_dim,
-                    bytes_a_row=6 * k + (sketch_dim + 4 if sketch_dim else 0),
-                    kl_random=divergence["random"],
-                    kl_neighbors=divergence["neighbors"],
-                )
-
-
-def _kl(batch: _Batch, code: Codes | None, k: int, absent: float, tau_s: float) -> float:
-    """KL(dense || assembled) of one batch, from its k nearest stored neighbours and a sketch or a constant."""
-    sketch, scale = code or (np.empty((len(batch.texts), 0), np.int8), np.zeros(len(batch.texts), np.float32))
-    nearest = np.ascontiguousarray(batch.rows.neighbor_ids[:, :k]), np.ascontiguousarray(batch.rows.similarities[:, :k])
-    assembled = targets.assemble(Rows(*nearest, sketch, scale), batch.texts, absent=None if code else absent).similarity_BB
-    weights, logs = _weights(batch.dense, tau_s)
-    return float(_over_columns(weights * (logs - _weights(assembled, tau_s)[1])).mean())
-
-
-def _sharpness(batches: dict[str, list[_Batch]], tau_s: float) -> Sharpness:
-    entropies, masses = {}, {}
-    for kind, some in batches.items():
-        parts = [_weights(batch.dense, tau_s) for batch in some]
-        entropies[kind] = float(np.mean([_over_columns(-weights * logs).mean() for weights, logs in parts]))
-        masses[kind] = float(np.mean([weights.diagonal().mean() for weights, _ in parts]))
-    columns = 2 * len(batches["random"][0].texts) - 1
-    verdicts = [_verdict(masses[kind], np.exp(entropies[kind]) / columns) for kind in ("random", "neighbors")]
-    return Sharpness(
-        tau_s=tau_s,
-        positives_random=float(np.exp(entropies["random"])),
-        positives_neighbors=float(np.exp(entropies["neighbors"])),
-        own_view_random=masses["random"],
-        own_view_neighbors=masses["neighbors"],
-        verdict=verdicts[0] if verdicts[0] == verdicts[1] else f"{verdicts[0]} at random, {verdicts[1]} among neighbors",
-    )
-
-
-def _verdict(own_view: float, share: float) -> str:
-    return "one-hot" if own_view >= _ONE_HOT else "flat" if share >= _FLAT else "soft"
-
-
-def _weights(similarity: Similarity, tau_s: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The B x B block of the two-view target (docs/definitions.md, Target), and its logarithm."""
-    logits = (similarity.astype(np.float64) - similarity.max(axis=1, keepdims=True)) / tau_s
-    shares = np.exp(logits)
-    total = 2 * shares.sum(axis=1) - shares.diagonal()
-    return shares / total[:, None], logits - np.log(total)[:, None]
-
-
-def _over_columns(terms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Sums over the 2B - 1 columns of a row: twice every sample, but once the own view; (B,)."""
-    sums: npt.NDArray[np.float64] = 2 * terms.sum(axis=1) - terms.diagonal()
-    return sums
-
-
-def _off_diagonal_mean(similarity: Similarity) -> float:
-    count = len(similarity)
-    return float((similarity.sum(dtype=np.float64) - np.trace(similarity, dtype=np.float64)) / (count * (count - 1)))
-
-
-def _hit_rate(batches: list[_Batch]) -> float:
-    return float(np.mean([targets.hit_rate(targets.assemble(batch.rows, batch.texts, absent=0.0)) for batch in batches]))
+    return Advice(graph_dir, config, measure_fidelity(graph_dir, config))
 
 
 def _storage_cells(choice: Storage) -> tuple[str, ...]:

@@ -210,10 +210,9 @@ def partition(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
 @json_option
 def advise(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
     """Which k, sketch and tau_s suit this graph: bytes a row against KL to the dense target, and its effective positives."""
-    from graphbuild.advise import AdviseConfig
     from graphbuild.advise import advise as measure
 
-    _answer(measure(find_graph_dir(graph_dir), AdviseConfig(**options)), as_json)
+    _answer(measure(find_graph_dir(graph_dir), **options), as_json)
 
 
 @cli.command()
@@ -285,16 +284,22 @@ def verify(graph_dir: Path | None, exact_sample: int, seed: int, as_json: bool) 
     default=None,
     help="The page (default: report/report.html in the graph).",
 )
+@click.option(
+    "--fidelity/--no-fidelity",
+    default=True,
+    show_default=True,
+    help="Measure the targets, which makes a partition if there is none.",
+)
 @health_options
 @json_option
-def report(graph_dir: Path | None, out: Path | None, as_json: bool, **options: Any) -> None:
+def report(graph_dir: Path | None, out: Path | None, fidelity: bool, as_json: bool, **options: Any) -> None:
     """Measure a graph, and write one HTML page and metrics.json.
 
     Warnings come first. The page needs no network; its captions and pictures are those of the graph.
     """
     from graphbuild.report import write_report
 
-    _answer(write_report(find_graph_dir(graph_dir), out, **options), as_json)
+    _answer(write_report(find_graph_dir(graph_dir), out, fidelity=fidelity, **options), as_json)
 
 
 @cli.command()

@@ -26,12 +26,14 @@ class ReportResult:
         return {**asdict(self), "out": str(self.out), "metrics": str(self.metrics), "warnings": list(self.warnings)}
 
 
-def write_report(graph_dir: Path, out: Path | None = None, **options: Any) -> ReportResult:
+def write_report(graph_dir: Path, out: Path | None = None, *, fidelity: bool = True, **options: Any) -> ReportResult:
     """Measure a graph and write report.html, and metrics.json beside it.
 
     Args:
         graph_dir: A graph with neighbours.
         out: The HTML file; None: report/report.html in the graph directory.
+        fidelity: Whether to measure what the stored rows lose of the target, in random batches and in batches of neighbours;
+            a partition into chunks is made where it is missing.
         options: Fields of `graphbuild.health.HealthConfig`.
 
     Raises:
@@ -41,4 +43,4 @@ def write_report(graph_dir: Path, out: Path | None = None, **options: Any) -> Re
     """
     from graphbuild.report.write import write
 
-    return write(graph_dir, out, options)
+    return write(graph_dir, out, options, fidelity=fidelity)

@@ -1,4 +1,4 @@
-"""The report's four charts: what was measured in, charts with captions out."""
+"""The report's charts: what was measured in, charts with captions out."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
+from graphbuild.fidelity import Fidelity
 from graphbuild.health import Health
 from graphbuild.report.charts import Axis, Band, Line, chart, legend, linear_axis, log_axis
 
 _RANK_MARKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 4000)
 _TAU_MARKS = (0.02, 0.05, 0.1, 0.2, 0.5)
+_LEAST_NATS = 1e-5
+"""Where a logarithm of divergences ends."""
+_SKETCH_STYLES = {0: "b dashed", 32: "c", 64: "a", 128: "a dashed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +27,11 @@ class Figure:
     caption: str
 
 
-def figures(health: Health) -> tuple[Figure, ...]:
+def figures(health: Health, fidelity: Fidelity | None) -> tuple[Figure, ...]:
     """Every chart that the measurements allow."""
     made = [_similarity(health), _in_degrees(health), _components(health)]
-    return tuple(made + ([_entropy(health), _own_view(health)] if health.target else []))
+    made += [_entropy(health), _own_view(health)] if health.target else []
+    return tuple(made + ([_divergence(fidelity)] if fidelity else []))
 
 
 def _similarity(health: Health) -> Figure:
@@ -111,4 +116,21 @@ def _own_view(health: Health) -> Figure:
             log_axis("tau_s", taus, _TAU_MARKS), linear_axis("share", 0, 1, percent=True), lines=[Line("own view", "a", taus, mass)]
         ),
         "The target's share on the other view of the same image. Choose tau_s where it falls, not where it is flat.",
+    )
+
+
+def _divergence(fidelity: Fidelity) -> Figure:
+    tau_s = sorted({choice.tau_s for choice in fidelity.storage})[len({choice.tau_s for choice in fidelity.storage}) // 2]
+    lines = []
+    for sketch_dim in sorted({choice.sketch_dim for choice in fidelity.storage}):
+        some = [c for c in fidelity.storage if (c.sketch_dim, c.tau_s) == (sketch_dim, tau_s) and c.k]
+        name = f"sketch of {sketch_dim} bytes" if sketch_dim else f"none, absent = {fidelity.absent:g}"
+        nats = [max(choice.kl_neighbors, _LEAST_NATS) for choice in some]
+        lines.append(Line(name, _SKETCH_STYLES[sketch_dim], [choice.k for choice in some], nats))
+    every = [value for line in lines for value in line.y]
+    return Figure(
+        "Fidelity of the target",
+        legend([(line.name, line.style) for line in lines]),
+        chart(log_axis("neighbours stored", lines[0].x, _RANK_MARKS), log_axis("nats", [min(every), max(every)]), lines=lines),
+        f"KL(dense || assembled) in nats at tau_s {tau_s:g}, in batches of neighbours: what is lost by storing less of a text.",
     )

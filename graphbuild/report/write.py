@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from graphbuild import schemas
+from graphbuild.fidelity import Fidelity, FidelityConfig, measure_fidelity
 from graphbuild.health import Health
 from graphbuild.report import ReportResult
 from graphbuild.report.figures import Figure, figures
@@ -18,6 +19,8 @@ from graphbuild.shards import write_json, write_text
 from graphbuild.view import GraphView
 
 _NEIGHBORHOODS, _NEIGHBORS = 8, 6
+_LEAST_BATCH = 16
+"""Samples below which a batch tells nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,29 @@ class Neighborhood:
     neighbors: tuple[Shown, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class FidelityTable:
+    """KL(dense || assembled): a row for each choice of what is stored, two columns for each temperature."""
+
+    taus: tuple[float, ...]
+    rows: tuple[tuple[int, int, int, tuple[float, ...]], ...]
+    """k, sketch bytes, bytes a row, and nats in random and neighbour batches for each temperature in turn."""
+    absent: float
+    hit_rate_random: float
+    hit_rate_neighbors: float
+
+    @classmethod
+    def of(cls, found: Fidelity) -> FidelityTable:
+        """Lay out what was measured."""
+        nats: dict[tuple[int, int, int], list[float]] = {}
+        for choice in found.storage:
+            key = (choice.k, choice.sketch_dim, choice.bytes_a_row)
+            nats.setdefault(key, []).extend((choice.kl_random, choice.kl_neighbors))
+        taus = tuple(dict.fromkeys(choice.tau_s for choice in found.storage))
+        rows = tuple((*key, tuple(values)) for key, values in nats.items())
+        return cls(taus, rows, found.absent, found.hit_rate_random, found.hit_rate_neighbors)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Page:
     """What the template shows."""
@@ -48,15 +74,17 @@ class Page:
     verdict: str
     health: Health
     figures: tuple[Figure, ...]
+    fidelity: FidelityTable | None
     neighborhoods: tuple[Neighborhood, ...]
     pictures_note: str
     made_of: tuple[tuple[str, str], ...]
 
 
-def write(graph_dir: Path, out: Path | None, options: dict[str, Any]) -> ReportResult:
+def write(graph_dir: Path, out: Path | None, options: dict[str, Any], *, fidelity: bool) -> ReportResult:
     """Do what `graphbuild.report.write_report` says."""
     view = GraphView(graph_dir)
     health = view.health(**options)
+    found = _fidelity(view, health) if fidelity else None
     neighborhoods, note = _neighborhoods(view, np.random.default_rng(health.config["seed"]))
     warnings = _warnings(view, health)
     name = str(view.manifest.dataset.get("name", "graph"))
@@ -67,7 +95,8 @@ def write(graph_dir: Path, out: Path | None, options: dict[str, Any]) -> ReportR
         warnings=warnings,
         verdict=_verdict(health),
         health=health,
-        figures=figures(health),
+        figures=figures(health, found),
+        fidelity=FidelityTable.of(found) if found else None,
         neighborhoods=neighborhoods,
         pictures_note=note,
         made_of=_made_of(view),
@@ -75,8 +104,17 @@ def write(graph_dir: Path, out: Path | None, options: dict[str, Any]) -> ReportR
     out = out or graph_dir / schemas.REPORT / "report.html"
     metrics = out.with_name("metrics.json")
     write_text(out, render(page))
-    write_json(metrics, health.to_json())
+    write_json(metrics, health.to_json() | ({"fidelity": asdict(found)} if found else {}))
     return ReportResult(out=out, metrics=metrics, warnings=tuple(head for head, _ in warnings), bytes=out.stat().st_size)
+
+
+def _fidelity(view: GraphView, health: Health) -> Fidelity | None:
+    """Measured on two batches of either kind; None for a graph without embeddings, such as an imported one."""
+    samples = view.manifest.counts.get("samples", 0)
+    if "embed" not in view.manifest.stages or samples < _LEAST_BATCH:
+        return None
+    batch_size = min(health.config["batch_size"], samples)
+    return measure_fidelity(view.path, FidelityConfig(batch_size=batch_size, batches=2, seed=health.config["seed"]))
 
 
 def render(page: Page) -> str:

@@ -10,16 +10,16 @@ import pytest
 from click.testing import CliRunner
 from helpers_graph import clustered_vectors, write_graph
 
-from graphbuild import advise as module
-from graphbuild import targets
-from graphbuild.advise import Advice, AdviseConfig, advise
+from graphbuild import fidelity, targets
+from graphbuild.advise import advise
 from graphbuild.cli import cli
 from graphbuild.errors import OptionError
+from graphbuild.fidelity import Fidelity, FidelityConfig
 from graphbuild.graph import Graph
 from graphbuild.knn import KnnConfig, build_knn
 
 TEXTS = 300
-CONFIG = AdviseConfig(batch_size=64, batches=3, chunk=16)
+CONFIG = FidelityConfig(batch_size=64, batches=3, chunk=16)
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +32,11 @@ def graph_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def advice(graph_dir: Path) -> Advice:
-    return advise(graph_dir, CONFIG)
+def advice(graph_dir: Path) -> Fidelity:
+    return advise(graph_dir, batch_size=64, batches=3, chunk=16).found
 
 
-def test_more_neighbours_and_a_wider_sketch_never_tell_less(advice: Advice) -> None:
+def test_more_neighbours_and_a_wider_sketch_never_tell_less(advice: Fidelity) -> None:
     found = {(choice.k, choice.sketch_dim): choice for choice in advice.storage}
     assert set(found) == {(k, r) for k in (0, 16, 32, 40) for r in (0, 32) if k or r}
     for r in (0, 32):
@@ -45,15 +45,15 @@ def test_more_neighbours_and_a_wider_sketch_never_tell_less(advice: Advice) -> N
     assert found[40, 32].kl_random < found[40, 0].kl_random
 
 
-def test_bytes_are_those_of_the_stored_columns(advice: Advice, graph_dir: Path) -> None:
+def test_bytes_are_those_of_the_stored_columns(advice: Fidelity, graph_dir: Path) -> None:
     rows = Graph.open(graph_dir).rows([0])
     (stored,) = [choice for choice in advice.storage if (choice.k, choice.sketch_dim) == (40, 32)]
     assert stored.bytes_a_row == sum(getattr(rows, name).nbytes for name in type(rows).__slots__)
 
 
-def test_divergence_of_what_is_stored_equals_the_reference(advice: Advice, graph_dir: Path) -> None:
+def test_divergence_of_what_is_stored_equals_the_reference(advice: Fidelity, graph_dir: Path) -> None:
     graph = Graph.open(graph_dir)
-    drawn = module._draw(graph, CONFIG)
+    drawn = fidelity._draw(graph, CONFIG)
     embeddings = graph.embeddings()
     for kind, name in (("random", "kl_random"), ("neighbors", "kl_neighbors")):
         expected = []
@@ -65,10 +65,10 @@ def test_divergence_of_what_is_stored_equals_the_reference(advice: Advice, graph
         assert found == pytest.approx(np.mean(expected), rel=1e-6)
 
 
-def test_effective_positives_and_own_view_equal_the_reference(advice: Advice, graph_dir: Path) -> None:
+def test_effective_positives_and_own_view_equal_the_reference(advice: Fidelity, graph_dir: Path) -> None:
     graph = Graph.open(graph_dir)
     embeddings = graph.embeddings()
-    batches = module._draw(graph, CONFIG)["random"]
+    batches = fidelity._draw(graph, CONFIG)["random"]
     exact = [targets.two_view_target(targets.dense(embeddings[t], t).astype(np.float64), 0.2) for t in batches]
     (found,) = [row for row in advice.sharpness if row.tau_s == 0.2]
     assert found.positives_random == pytest.approx(np.exp(np.mean([targets.entropy(s) for s in exact])), rel=1e-6)
@@ -76,7 +76,7 @@ def test_effective_positives_and_own_view_equal_the_reference(advice: Advice, gr
 
 
 def test_verdicts_go_from_one_hot_to_flat_as_tau_s_rises(graph_dir: Path) -> None:
-    found = advise(graph_dir, AdviseConfig(batch_size=64, batches=1, tau_s=5.0)).sharpness
+    found = advise(graph_dir, batch_size=64, batches=1, tau_s=5.0).found.sharpness
     assert [row.tau_s for row in found] == [0.02, 0.05, 0.1, 0.2, 0.5, 5.0]
     assert found[0].verdict.startswith("one-hot")
     assert found[-1].verdict == "flat"
@@ -85,19 +85,19 @@ def test_verdicts_go_from_one_hot_to_flat_as_tau_s_rises(graph_dir: Path) -> Non
 
 
 def test_batches_of_chunks_meet_more_neighbours(graph_dir: Path) -> None:
-    advice = advise(graph_dir, AdviseConfig(batch_size=16, chunk=16, batches=6))
+    advice = advise(graph_dir, batch_size=16, chunk=16, batches=6).found
     assert advice.hit_rate_neighbors > 1.5 * advice.hit_rate_random
 
 
 def test_every_sample_shows_one_of_its_texts_once_a_batch(graph_dir: Path) -> None:
-    for batches in module._draw(Graph.open(graph_dir), CONFIG).values():
+    for batches in fidelity._draw(Graph.open(graph_dir), CONFIG).values():
         for texts in batches:
             assert len(np.unique(texts // 2)) == len(texts) == 64
 
 
 def test_a_batch_of_more_samples_than_there_are_is_refused(graph_dir: Path) -> None:
     with pytest.raises(OptionError, match="--batch-size 1,024: the graph has 150 samples"):
-        advise(graph_dir, AdviseConfig())
+        advise(graph_dir)
 
 
 def test_command_prints_two_tables_or_json(graph_dir: Path) -> None:

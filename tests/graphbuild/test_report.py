@@ -141,6 +141,21 @@ def test_metrics_hold_every_figure_of_the_page(graph_dir: Path, page: str) -> No
     assert all(one["title"] in Tags(page).text for one in metrics["measures"])
 
 
+def test_fidelity_has_a_row_for_every_choice_of_storage(graph_dir: Path, page: str) -> None:
+    metrics = json.loads((graph_dir / "report/metrics.json").read_text())["fidelity"]
+    table = page.split("<h2>Fidelity of the target</h2>")[1].split("</table>")[0]
+    rows = [re.findall(r">([\d.,]+)</td>", row) for row in table.split("<tr>")[3:]]
+    for choice in metrics["storage"]:
+        (row,) = [row for row in rows if row[:2] == [str(choice["k"]), str(choice["sketch_dim"])]]
+        at = 3 + 2 * sorted({one["tau_s"] for one in metrics["storage"]}).index(choice["tau_s"])
+        assert row[at : at + 2] == [f"{choice['kl_random']:.4f}", f"{choice['kl_neighbors']:.4f}"]
+    assert "KL(dense || assembled) in nats at tau_s 0.1" in page
+
+
+def test_a_graph_of_a_handful_of_samples_has_a_report_without_fidelity(hostile_page: str) -> None:
+    assert "Fidelity of the target" not in hostile_page
+
+
 def test_the_command_tells_warnings_first(graph_dir: Path, tmp_path: Path) -> None:
     outcome = CliRunner().invoke(cli, ["report", "--graph-dir", str(graph_dir), "--out", str(tmp_path / "r.html")])
     assert outcome.exit_code == 0
