@@ -3,9 +3,10 @@
 Shape letters: N texts, n rows of a group, t rows and T columns of a tile, W candidates a row has room for, K neighbours
 kept, D vector width.
 
-Scores exist one tile at a time. A row keeps what exceeds its limit; limits start from a random sample and only rise, so
-everything that a row has turned away scored at most its last limit. Candidates are re-ranked in float64, whose sums are exact
-in any order (see `exact`); rows that their certificate does not settle are searched by `rowblocks`.
+Scores exist one tile at a time; where Triton's kernels run (`fused`), only those that are kept exist at all. A row keeps what
+exceeds its limit; limits start from a random sample and only rise, so everything that a row has turned away scored at most
+its last limit. Candidates are re-ranked in float64, whose sums are exact in any order (see `exact`); rows that their
+certificate does not settle are searched by `rowblocks`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from graphbuild.errors import ResourceError
+from graphbuild.knn import fused
+from graphbuild.knn.devices import device_memory, open_device
 from graphbuild.knn.engine import Advance, Neighbors, unheard
 from graphbuild.knn.rowblocks import RowBlockEngine
 from graphbuild.knn.scores import FLOAT16, FLOAT32, FORMATS, Bounds, Format, make_bounds, products_hold
@@ -33,11 +36,11 @@ _ROOM = 3
 _SPREAD = 3.0
 """Standard deviations by which a sample's rank is put lower, so that few rows start from too high a limit."""
 _LONGEST = 1.01
-_DEVICE_SHARE = 0.7
-"""Of the free device memory: the allocator, and the libraries' own scratch, take some."""
 _TILE_BYTES = 24
 """Bytes for each score of a tile: itself, whether it is a hit, and the places of the hits, of which there may be many."""
 _RERANK_BYTES = 2**28
+_STRIPE = 16
+"""Tiles of columns that the fused kernel takes at a time."""
 
 
 @dataclass(slots=True)
@@ -68,14 +71,15 @@ class DeviceEngine:
         Raises:
             ResourceError: If there is no such device, or memory leaves no room for a tile.
         """
-        self._device = _open_device(device)
+        self._device = open_device(device)
         self._vectors_ND, self._k = vectors_ND, k
         count, dim = vectors_ND.shape
         self._format = self._choose_format(dim) if precision == "auto" else FORMATS[precision]
         self._width = min(_ROOM * (k + 1) + 64, count + 1)
-        free = _device_memory(self._device, memory_limit)
+        self._fused = self._format is FLOAT16 and fused.usable(self._device, dim)
+        free = device_memory(self._device, memory_limit)
         # All vectors stay on the device where they take less than half of what is free.
-        self._resident = vectors_ND.nbytes * 2 < free and self._device.type != "cpu"
+        self._resident = vectors_ND.nbytes * 2 < free and (self._fused or self._device.type != "cpu")
         self._on_device: Tensor | None = None
         free -= vectors_ND.nbytes if self._resident else 0
         self._tile, self._group_rows = self._sizes(free // 2, dim)
@@ -119,19 +123,28 @@ class DeviceEngine:
     def _sizes(self, free: int, dim: int) -> tuple[int, int]:
         """Rows and columns of a tile, and rows of a group."""
         tile = _TILE
-        while tile > _LEAST_TILE and tile * tile * _TILE_BYTES + 8 * tile * dim > free // 2:
+        while tile > _LEAST_TILE and tile * tile * _TILE_BYTES + self._column_bytes(tile, dim) > free // 2:
             tile //= 2
         item = self._format.dtype.itemsize
         # Thinning sorts a copy with its order.
         per_row = self._width * 2 * (4 + item + 8) + dim * (item + 2) + 32
         rows = (free // 2) // per_row
-        if rows < 1 or tile * tile * _TILE_BYTES + 8 * tile * dim > free // 2:
-            needed = 4 * max(per_row, _LEAST_TILE**2 * _TILE_BYTES + 8 * _LEAST_TILE * dim)
+        if rows < 1 or tile * tile * _TILE_BYTES + self._column_bytes(tile, dim) > free // 2:
+            needed = 4 * max(per_row, _LEAST_TILE**2 * _TILE_BYTES + self._column_bytes(_LEAST_TILE, dim))
             raise ResourceError(
                 f"the search needs at least {needed / 1e6:,.0f} MB on {self._device}, and {max(0, 2 * free) / 1e6:,.0f} MB are "
                 "free. Free some, or use --device cpu with a larger --memory-limit, or lower --k."
             )
         return tile, int(rows)
+
+    @property
+    def _columns(self) -> int:
+        """Columns that are on the device at a time, where not all are."""
+        return self._tile * (_STRIPE if self._fused else 1)
+
+    def _column_bytes(self, tile: int, dim: int) -> int:
+        """The columns of a tile, as stored and cast; or those that the fused kernel takes at a time, which are not cast."""
+        return (2 * _STRIPE if self._fused else 8) * tile * dim
 
     def _sample_ids(self) -> NDArray[np.int64]:
         size = min(_SAMPLE, len(self._vectors_ND) // _SAMPLE_SHARE)
@@ -161,13 +174,15 @@ class DeviceEngine:
             torch.empty((count, width), dtype=self._format.dtype, device=place),
         )
         lowered = torch.from_numpy(bounds.lowered).to(place)
-        total = len(self._vectors_ND)
-        for left in range(0, total, self._tile):
-            columns_TD = self._vectors(slice(left, left + self._tile)).to(self._format.dtype)
-            for top in range(0, count, self._tile):
-                part = slice(top, top + self._tile)
-                self._enter(state, part, columns_TD, left, lowered)
-                advance(len(rows[part]) * len(columns_TD))
+        step = self._columns
+        for left in range(0, len(self._vectors_ND), step):
+            columns_TD = self._vectors(slice(left, left + step)).to(self._format.dtype)
+            if not (self._fused and self._enter_fused(state, columns_TD, left)):
+                for first in range(0, len(columns_TD), self._tile):
+                    for top in range(0, count, self._tile):
+                        tile_TD = columns_TD[first : first + self._tile]
+                        self._enter(state, slice(top, top + self._tile), tile_TD, left + first, lowered)
+            advance(count * len(columns_TD))
         self._thin(state, slice(0, count), lowered)
         return state
 
@@ -188,6 +203,15 @@ class DeviceEngine:
         """A little lower, on the grid of the error tables: what equals a seeded limit must not be turned away by it."""
         codes = (scores_n.view(self._format.integer) >> self._format.shift) - 1
         return (codes.clamp(min=0) << self._format.shift).to(self._format.integer).view(self._format.dtype)
+
+    def _enter_fused(self, state: _State, columns_TD: Tensor, left: int) -> bool:
+        """Enter the hits of all rows among some columns; False, and nothing is entered, if a row has no room for its hits."""
+        before_n = state.counts_n.clone()
+        fused.collect(state.vectors_nD, columns_TD, left, state.limits_n, state.counts_n, state.candidates_nW, state.scores_nW)
+        if int(state.counts_n.max()) <= self._width:
+            return True
+        state.counts_n.copy_(before_n)
+        return False
 
     def _enter(self, state: _State, part: slice, columns_TD: Tensor, left: int, lowered: Tensor) -> None:
         """Enter the hits of one tile into its rows' candidates, in as many goes as their room asks for."""
@@ -242,7 +266,8 @@ class DeviceEngine:
         """The exact neighbours of a group; returns the rows that the certificate leaves open."""
         dim = self._vectors_ND.shape[1]
         width = max(int(state.counts_n.max()), self._k + 1)
-        step = max(1, _RERANK_BYTES // (width * dim * 10))
+        # Products in torch take copies of all vectors, in float16 and float64; the kernel takes none.
+        step = max(1, _RERANK_BYTES // (width * (40 if self._fused and self._resident else dim * 10)))
         ceiling = torch.from_numpy(bounds.ceiling).to(self._device)
         failed = []
         for top in range(0, len(ids_nK), step):
@@ -255,6 +280,17 @@ class DeviceEngine:
             similarities_nK[part] = similarities.cpu().numpy()
         return np.flatnonzero(np.concatenate(failed))
 
+    def _similarities(self, own_t: Tensor, candidates_tW: Tensor) -> Tensor:
+        """Exact similarities of texts to their candidates; (t, W) float64."""
+        if self._fused and self._on_device is not None:
+            return fused.exact(self._on_device, own_t, candidates_tW)
+        if self._on_device is not None:
+            others = self._on_device[candidates_tW]
+        else:
+            others = torch.from_numpy(self._vectors_ND[candidates_tW.cpu().numpy()]).to(self._device)
+        own = self._vectors(own_t.cpu().numpy()).double()
+        return torch.bmm(others.double(), own[:, :, None])[:, :, 0]
+
     def _rerank(self, state: _State, part: slice, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """Ids and float16 similarities of the K best candidates, (t, K) each, and the exact K-th similarity, (t,)."""
         own_t = state.ids_n[part]
@@ -263,12 +299,7 @@ class DeviceEngine:
         # By id first, for sorting by similarity keeps the order among equals.
         candidates, order = candidates.sort(dim=1)
         absent = empty.gather(1, order) | (candidates == own_t[:, None])
-        if self._on_device is not None:
-            others = self._on_device[candidates]
-        else:
-            others = torch.from_numpy(self._vectors_ND[candidates.cpu().numpy()]).to(self._device)
-        own = self._vectors(own_t.cpu().numpy()).double()
-        exact = torch.bmm(others.double(), own[:, :, None])[:, :, 0].masked_fill(absent, -torch.inf)
+        exact = self._similarities(own_t, candidates).masked_fill(absent, -torch.inf)
         exact, order = exact.sort(dim=1, descending=True, stable=True)
         ids, exact = candidates.gather(1, order)[:, : self._k], exact[:, : self._k]
         bits = half_bits(exact.clamp(min=-2))
@@ -287,29 +318,3 @@ def half_bits(values: Tensor) -> Tensor:
     normal = ((magnitude + 0x1FFFFFFFFFF + ((magnitude >> 42) & 1)) >> 42) - ((1023 - 15) << 10)
     small = (values.abs() * 2.0**24).round().long()
     return torch.where(values.abs() < 2.0**-14, small, normal) | torch.where(bits < 0, 0x8000, 0)
-
-
-def _open_device(name: str) -> torch.device:
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ResourceError(f"--device {name}: torch finds no GPU here. Use --device cpu.")
-    # The error bound takes sums in float32 for granted.
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-    return device
-
-
-def resolve_device(name: str) -> str:
-    """`auto` is a GPU where there is one.
-
-    Raises:
-        ResourceError: If a GPU is asked for, and there is none.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return str(_open_device(name))
-
-
-def _device_memory(device: torch.device, memory_limit: int) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * _DEVICE_SHARE)
-    return memory_limit // 2

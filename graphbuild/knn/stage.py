@@ -18,7 +18,7 @@ from graphbuild import schemas
 from graphbuild.cluster import Workers
 from graphbuild.errors import OptionError
 from graphbuild.knn import KnnConfig, KnnResult
-from graphbuild.knn.device import resolve_device
+from graphbuild.knn.devices import resolve_device
 from graphbuild.knn.memory import resolve_limit
 from graphbuild.knn.plan import Estimate, Layout, plan_memory
 from graphbuild.knn.search import Search
