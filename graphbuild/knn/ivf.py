@@ -7,6 +7,7 @@ How many lists are probed is settled on a random sample of texts, against an exa
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ _CHUNK = 256
 _EXCHANGE = 1e-6
 """Pairs whose similarities differ by less count as exchangeable (the definition of exact)."""
 _NORMAL_95 = 1.959964
+_ESTIMATE_PAIRS = 400_000_000
+"""Pairs that an estimate may score to know the truth: a second or two."""
+_ESTIMATE_ROWS = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,10 +111,8 @@ class IvfEngine:
         Raises:
             ResourceError: If the target is not reached though every list is probed.
         """
-        import faiss
-
         self._vectors_ND, self._bits_ND, self._k = vectors_ND, vectors_ND.view(np.int16), k
-        self._index: Any = faiss.read_index(str(index_file), faiss.IO_FLAG_MMAP)
+        self._index: Any = _open_index(index_file)
         self._wanted = min(k + 1 + _MARGIN, len(vectors_ND))
         self._exact = RowBlockEngine(vectors_ND, k=k, memory_limit=memory_limit)
         self.recall = self._choose(recall, min(sample, len(vectors_ND)))
@@ -202,3 +204,65 @@ class IvfEngine:
             by_id=round(float(by_id.mean()), 6),
             interval=recall_interval(by_similarity),
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IvfEstimate:
+    """What a search through the index is expected to take, by a few texts."""
+
+    nprobe: int
+    lists: int
+    rows: int
+    """Texts that it was measured on."""
+    recall: float
+    """Share of their exact neighbours that were found."""
+    seconds: float
+    """For all texts; settling the number of lists comes on top."""
+
+    def line(self) -> str:
+        """The estimate in one line."""
+        return (
+            f"ivf instead: about {self.seconds:,.0f} s with {self.nprobe:,} of {self.lists:,} lists probed, a recall of "
+            f"{self.recall:.3f} on {self.rows:,} texts (--method ivf measures it properly)"
+        )
+
+
+def estimate_ivf(index_file: Path, queries_nD: NDArray[np.float16], *, k: int, recall: float, texts: int) -> IvfEstimate:
+    """Time a search through the index on some of its texts, with as many lists as they need.
+
+    Args:
+        index_file: An inverted-file index.
+        queries_nD: Texts of the index, the more the better; a part is taken.
+        k: Neighbours a text.
+        recall: Share of the neighbours to be found.
+        texts: N.
+    """
+    index = _open_index(index_file)
+    lists = int(index.nlist)
+    queries_nD = queries_nD[: max(8, min(_ESTIMATE_ROWS, _ESTIMATE_PAIRS // texts))].astype(np.float32)
+    index.nprobe = lists
+    truth_nK = index.search(queries_nD, k + 1)[1]
+    nprobe = 1
+    while True:
+        index.nprobe = nprobe
+        started = time.perf_counter()
+        found_nK = index.search(queries_nD, k + 1)[1]
+        seconds = (time.perf_counter() - started) / len(queries_nD) * texts
+        shares = [np.isin(truth_K, found_K).mean() for truth_K, found_K in zip(truth_nK, found_nK, strict=True)]
+        if np.mean(shares) >= recall or nprobe == lists:
+            return IvfEstimate(nprobe=nprobe, lists=lists, rows=len(queries_nD), recall=float(np.mean(shares)), seconds=seconds)
+        nprobe = min(2 * nprobe, lists)
+
+
+def _open_index(path: Path) -> Any:
+    """The index, mapped; on a GPU where FAISS finds one with room for it."""
+    import faiss
+
+    index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+    if getattr(faiss, "get_num_gpus", int)() == 0:
+        return index
+    try:
+        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, faiss.read_index(str(path)))
+    # What FAISS raises where the index does not fit, or its kind is not for GPUs, is a RuntimeError of any text.
+    except RuntimeError:
+        return index

@@ -13,6 +13,7 @@ from typing import Any
 from graphbuild.errors import ResourceError
 from graphbuild.knn.calibrate import Rates
 from graphbuild.knn.engine import required_memory
+from graphbuild.knn.ivf import IvfEstimate
 
 _DECODED_ROWS = 8192
 """Rows that are decoded, checked, and projected onto the sketch at a time."""
@@ -114,6 +115,8 @@ class Estimate:
     disk_free: int
     missing_shards: int
     shards: int
+    ivf: IvfEstimate | None
+    """What an approximate search would take; None where the index is flat, or there is nothing to do."""
 
     @property
     def problem(self) -> str | None:
@@ -140,7 +143,8 @@ class Estimate:
 
     def summary(self) -> str:
         """For people."""
-        return f"{self.line()}\n{'does not fit: ' + self.problem if self.problem else 'fits'}"
+        lines = [self.line(), f"does not fit: {self.problem}" if self.problem else "fits"]
+        return "\n".join([*lines, self.ivf.line()] if self.ivf else lines)
 
     def to_json(self) -> dict[str, Any]:
         """For scripts."""
@@ -166,7 +170,9 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
-def make_estimate(layout: Layout, memory: MemoryPlan, graph_dir: Path, missing: Missing, rates: Rates | None) -> Estimate:
+def make_estimate(
+    layout: Layout, memory: MemoryPlan, graph_dir: Path, missing: Missing, rates: Rates | None, ivf: IvfEstimate | None
+) -> Estimate:
     """Put the figures together.
 
     Args:
@@ -175,6 +181,7 @@ def make_estimate(layout: Layout, memory: MemoryPlan, graph_dir: Path, missing: 
         graph_dir: Where the files go.
         missing: What is to be done.
         rates: Measured on this machine; None where nothing is to be searched.
+        ivf: What an approximate search would take.
     """
     return Estimate(
         texts=layout.texts,
@@ -191,4 +198,5 @@ def make_estimate(layout: Layout, memory: MemoryPlan, graph_dir: Path, missing: 
         disk_free=shutil.disk_usage(graph_dir).free,
         missing_shards=missing.shards,
         shards=-(-layout.texts // layout.shard_texts),
+        ivf=ivf,
     )

@@ -22,7 +22,7 @@ from graphbuild.knn import sketch
 from graphbuild.knn.calibrate import calibrate
 from graphbuild.knn.checks import read_sample_counts, require_unit_vectors
 from graphbuild.knn.engine import Engine, make_engine
-from graphbuild.knn.ivf import IvfEngine
+from graphbuild.knn.ivf import IvfEngine, estimate_ivf
 from graphbuild.knn.output import ShardWriter, no_neighbors
 from graphbuild.knn.plan import Estimate, Layout, MemoryPlan, Missing, make_estimate
 from graphbuild.knn.scratch import all_vectors, first_vectors, scratch_name
@@ -91,8 +91,17 @@ class Search:
                     self._done[shard] = receipt
         return [receipt for receipt in (self._done[shard.index] for shard in self._ranges) if receipt is not None]
 
-    def estimate(self, sample_nD: NDArray[np.float16] | None = None, *, seconds: float = _CALIBRATION_SECONDS) -> Estimate:
-        """What is still to be done will take, by a calibration of so many seconds on some of the vectors."""
+    def estimate(
+        self, sample_nD: NDArray[np.float16] | None = None, *, seconds: float = _CALIBRATION_SECONDS, recall: float | None = None
+    ) -> Estimate:
+        """What is still to be done will take, by a calibration of so many seconds on some of the vectors.
+
+        Args:
+            sample_nD: The vectors; some of the first where None.
+            seconds: Of the calibration.
+            recall: If given, what an approximate search of that recall would take is measured, too.
+        """
+        ivf = None
         rates = None
         if self._missing and self._layout.k:
             sample_nD = first_vectors(self._graph_dir, _CALIBRATION_TEXTS) if sample_nD is None else sample_nD
@@ -100,8 +109,17 @@ class Search:
             rates = calibrate(
                 sample_nD, count=self._layout.texts, k=self._layout.k, memory_limit=engine, seconds=seconds, device=device
             )
+            if recall is not None and (path := self._inverted_file()) is not None:
+                ivf = estimate_ivf(path, sample_nD, k=self._layout.k, recall=recall, texts=self._layout.texts)
         missing = Missing(len(self._missing), sum(map(len, self._missing)), self._pairs())
-        return make_estimate(self._layout, self._memory, self._graph_dir, missing, rates)
+        return make_estimate(self._layout, self._memory, self._graph_dir, missing, rates, ivf)
+
+    def _inverted_file(self) -> Path | None:
+        """The index where it is an inverted file, and as long as its receipt says; an estimate does not read all of it."""
+        index, path = self._manifest.stages.get("index"), self._graph_dir / schemas.INDEX_FILE
+        if index is None or index.config["kind"] == "flat" or not path.is_file():
+            return None
+        return path if path.stat().st_size == index.files[schemas.INDEX_FILE].bytes else None
 
     def _announce(self, vectors_ND: NDArray[np.float16]) -> None:
         """Say what the run will take, unless it is over soon; refuse what does not fit the disk."""

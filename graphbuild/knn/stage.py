@@ -123,9 +123,9 @@ def estimate_stage(graph_dir: Path, config: KnnConfig) -> Estimate:
     """Do what `graphbuild.knn.estimate_knn` says."""
     request = _Request.read(graph_dir, config)
     if request.ivf_recall is not None:
-        raise OptionError("--dry-run tells what the exact search takes. Leave out --method ivf.")
+        raise OptionError("--dry-run tells what the exact search takes, and ivf beside it. Leave out --method ivf.")
     request.done()
-    return request.search().estimate()
+    return request.search().estimate(recall=config.recall)
 
 
 def stored_k(asked: int | str, count: int) -> int:

@@ -131,3 +131,21 @@ def test_dry_run_of_ivf_is_refused(tmp_path: Path) -> None:
     indexed_graph(tmp_path, clustered_vectors(300, 16))
     with pytest.raises(OptionError, match="Leave out --method ivf"):
         estimate_knn(tmp_path, IVF)
+
+
+def test_dry_run_says_what_ivf_would_take(tmp_path: Path) -> None:
+    vectors = clustered_vectors(3_000, 16)
+    estimate = estimate_knn(indexed_graph(tmp_path, vectors), KnnConfig(k=20, recall=0.9))
+    assert estimate.ivf is not None
+    assert 0.9 <= estimate.ivf.recall <= 1
+    assert 1 <= estimate.ivf.nprobe < estimate.ivf.lists
+    assert estimate.ivf.seconds > 0
+    assert "--method ivf" in estimate.summary()
+
+
+def test_dry_run_leaves_ivf_out_where_the_index_is_flat_or_damaged(tmp_path: Path) -> None:
+    indexed_graph(tmp_path / "flat", clustered_vectors(300, 16), flat_limit=1_000)
+    assert estimate_knn(tmp_path / "flat", KnnConfig(k=20)).ivf is None
+    indexed_graph(tmp_path / "damaged", clustered_vectors(300, 16))
+    (tmp_path / "damaged" / "index.faiss").write_bytes(b"short")
+    assert estimate_knn(tmp_path / "damaged", KnnConfig(k=20)).ivf is None
