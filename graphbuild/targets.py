@@ -213,8 +213,8 @@ def _scan(ids: Ids, first: Ids, neighbors: Ids, halves: npt.NDArray[np.uint16], 
     batch, k = neighbors.shape
     heads, shift = _table(ids)
     mask = np.uint64(len(heads) - 1)
-    # As large as 64 bits a sample, at least 256 bits.
-    bitmap_shift = np.uint64(max(np.int64(shift) - 5, 1))
+    # A slot of the table stands for 32 bits: at least 64 a sample.
+    bitmap_shift = np.uint64(shift - np.uint64(5))
     bitmap = np.zeros((1 << (32 - bitmap_shift)) >> 3, np.uint8)
     for i in range(batch):
         place = _slot(ids[i], bitmap_shift)

@@ -32,7 +32,7 @@ def _kernels() -> tuple[Any, Any]:
     import triton.language as tl
 
     @triton.jit
-    def collect_hits(
+    def collect_hits(  # type: ignore[no-untyped-def]
         rows_nD, columns_TD, limits_n, counts_n, candidates_nW, scores_nW, n, T, first, D, W,
         ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, BAND: tl.constexpr,
     ):  # fmt: skip
@@ -66,7 +66,7 @@ def _kernels() -> tuple[Any, Any]:
             tl.store(scores_nW + at, scores, mask=kept)
 
     @triton.jit
-    def exact_products(
+    def exact_products(  # type: ignore[no-untyped-def]
         vectors_ND, own_t, candidates_tW, exact_tW, D, W, CANDIDATES: tl.constexpr, DEPTH: tl.constexpr
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
