@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from graphbuild import schemas
 from graphbuild.embed_shards import embed_texts
 from graphbuild.encoder_files import EncoderSpec, find_encoder
-from graphbuild.errors import ArtifactMismatch, OptionError
+from graphbuild.errors import ArtifactMismatch, OptionError, ResourceError
+from graphbuild.knn.memory import free_memory
 from graphbuild.manifest import Manifest, Stage, stage_key, up_to_date
 from graphbuild.progress import progress
 from graphbuild.shards import atomic_path, finish, remove_stale_temporaries, require_intact
@@ -93,10 +95,14 @@ def _fill_index(graph_dir: Path, dim: int, count: int, lists: int) -> Any:
 
     index: Any
     if lists:
+        _say_memory(dim, count, lists)
         coarse = faiss.IndexFlatIP(dim)
         index = faiss.IndexIVFScalarQuantizer(coarse, dim, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
         # Codes of the vectors themselves, which are exact, and not of their residuals, which would be rounded.
         index.by_residual = False
+        if getattr(faiss, "get_num_gpus", int)():
+            # Only the centroids are sought there; the index itself stays in memory.
+            index.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(dim))
         with progress("training the index", None, unit="vectors"):
             index.train(_training_sample(graph_dir, count, lists))
     else:
@@ -109,6 +115,17 @@ def _fill_index(graph_dir: Path, dim: int, count: int, lists: int) -> Any:
     return index
 
 
+def _say_memory(dim: int, count: int, lists: int) -> None:
+    """What the index takes while it is built; said where there is less."""
+    needed = count * (2 * dim + 8) + 4 * dim * lists * (_TRAIN_PER_LIST + 1)
+    if needed > (free := free_memory()):
+        click.echo(
+            f"index: {lists:,} lists of {count:,} vectors take about {needed / 1e9:.1f} GB of memory while they are made, and "
+            f"{free / 1e9:.1f} GB are free; a machine with more finishes it, if this one does not",
+            err=True,
+        )
+
+
 def _training_sample(graph_dir: Path, count: int, lists: int) -> NDArray[np.float32]:
     """Every so-many-th vector: spread over all shards, the same at every run."""
     step = max(1, count // (lists * _TRAIN_PER_LIST))
@@ -118,12 +135,24 @@ def _training_sample(graph_dir: Path, count: int, lists: int) -> NDArray[np.floa
 
 
 def _write_index(path: Path, index: Any) -> None:
+    """Write an index in pieces, through Python: no second copy of it, and a full disk is an error with a name."""
     import faiss
 
-    # Written through Python, so that a full disk is an error with a name and not one of FAISS's.
-    data = faiss.serialize_index(index)
+    failures: list[OSError] = []
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        stream.write(data.data)
+
+        def write(piece: bytes) -> None:
+            try:
+                stream.write(piece)
+            except OSError as error:
+                failures.append(error)
+                raise
+
+        try:
+            faiss.write_index(index, faiss.PyCallbackIOWriter(write))
+        except (RuntimeError, OSError):
+            # FAISS has an error of its own for whatever the callback raised.
+            raise failures[0] if failures else ResourceError(f"{path}: FAISS could not write the index.") from None
 
 
 def nearest_texts(graph_dir: Path, text: str, *, count: int = 10) -> NearTexts:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers_embed import embed, graphbuild, numbered_captions, write_captions
+from helpers_graph import clustered_vectors, write_graph
 
 from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError
 from graphbuild.hashing import HashingEncoder
@@ -48,6 +51,26 @@ def test_ivf_index_finds_the_nearest_and_scores_it_exactly(graph_dir: Path) -> N
         assert (near.found[0].text_id, near.found[0].similarity) == brute_force(graph_dir, CAPTIONS[123], 1)[0]
     finally:
         build_index(graph_dir, manifest, overwrite=True)
+
+
+def test_full_disk_is_an_error_of_the_system_and_leaves_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def on_a_full_disk(path: Path) -> Iterator[Path]:
+        yield Path("/dev/full")
+
+    monkeypatch.setattr("graphbuild.index.atomic_path", on_a_full_disk)
+    embedded = tmp_path / "g"
+    with pytest.raises(OSError, match="No space left on device"):
+        build_index(embedded, write_graph(embedded, clustered_vectors(300, 16)), overwrite=True)
+    assert not (embedded / "index.faiss").exists()
+
+
+def test_an_index_that_does_not_fit_the_memory_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("graphbuild.index.free_memory", lambda: 1000)
+    build_index(tmp_path, write_graph(tmp_path, clustered_vectors(300, 16)), overwrite=True, flat_limit=100)
+    assert "lists of 300 vectors take about" in capsys.readouterr().err
 
 
 def test_fewer_texts_than_wanted_are_all_returned(tmp_path: Path) -> None:
