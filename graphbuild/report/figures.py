@@ -131,6 +131,6 @@ def _divergence(fidelity: Fidelity) -> Figure:
     return Figure(
         "Fidelity of the target",
         legend([(line.name, line.style) for line in lines]),
-        chart(log_axis("neighbours stored", lines[0].x, _RANK_MARKS), log_axis("nats", [min(every), max(every)]), lines=lines),
+        chart(log_axis("neighbours stored", lines[0].x, lines[0].x), log_axis("nats", [min(every), max(every)]), lines=lines),
         f"KL(dense || assembled) in nats at tau_s {tau_s:g}, in batches of neighbours: what is lost by storing less of a text.",
     )
