@@ -138,6 +138,8 @@ def _write_index(path: Path, index: Any) -> None:
     """Write an index in pieces, through Python: no second copy of it, and a full disk is an error with a name."""
     import faiss
 
+    # FAISS's annotations leave out what its wrapper adds.
+    library: Any = faiss
     failures: list[OSError] = []
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
 
@@ -149,7 +151,7 @@ def _write_index(path: Path, index: Any) -> None:
                 raise
 
         try:
-            faiss.write_index(index, faiss.PyCallbackIOWriter(write))
+            library.write_index(index, library.PyCallbackIOWriter(write))
         except (RuntimeError, OSError):
             # FAISS has an error of its own for whatever the callback raised.
             raise failures[0] if failures else ResourceError(f"{path}: FAISS could not write the index.") from None
