@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.captions import read_captions
+from benchmarks.memory import reset_peak, status
 from graphbuild import schemas
+from graphbuild.append import Segment
 from graphbuild.datasets import get_source
 from graphbuild.datasets.base import BATCH_ROWS, SourceOptions
 from graphbuild.encoder import load_encoder
@@ -37,8 +39,14 @@ def run(rows: int, folder: Path | None = None) -> str:
         encoder.tokenize(["the tokenizer starts at its first call"])
         options = SourceOptions(sources=(str(source),), caption_column="caption", id_column="url")
         opened = get_source("parquet").open(options, Path(name))
-        work = TextWork(policy=TextPolicy(), prompts=Prompts(), multi_caption=False, shard_size=schemas.SHARD_SIZE, key="benchmark")
-        before = _reset_peak()
+        work = TextWork(
+            policy=TextPolicy(),
+            prompts=Prompts(),
+            multi_caption=False,
+            shard_size=schemas.SHARD_SIZE,
+            segments=(Segment((), "benchmark"),),
+        )
+        before = reset_peak()
         started = time.perf_counter()
         outcome = write_texts(Path(name) / "graph", opened, encoder, work, lambda _: None)
         seconds = time.perf_counter() - started
@@ -47,7 +55,7 @@ def run(rows: int, folder: Path | None = None) -> str:
     return (
         f"{rows:,} simulated captions, ids like URLs, {outcome.counts['texts']:,} texts: {seconds:,.0f} s, "
         f"{rows / seconds:,.0f} rows/s, {written / 1e9:.2f} GB written; peak resident memory "
-        f"{_status('VmHWM') / 1e9:.2f} GB, of which {before / 1e9:.2f} GB before the stage began (the loaded encoder)"
+        f"{status('VmHWM') / 1e9:.2f} GB, of which {before / 1e9:.2f} GB before the stage began (the loaded encoder)"
     )
 
 
@@ -69,14 +77,3 @@ def _draws(rows: int, count: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]
         size = min(8 * BATCH_ROWS, rows - first)
         one, two = rng.integers(count, size=(2, size))
         yield first, one, np.where(rng.random(size) < _REPEATED, one, two)
-
-
-def _reset_peak() -> int:
-    """Forget the peak of this process's memory, and tell what it holds now; Linux only."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _status("VmRSS")
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))

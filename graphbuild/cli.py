@@ -108,6 +108,7 @@ def cli(debug: bool) -> None:
     help="Arithmetic of the encoder; auto takes half precision where the hardware is made for it.",
 )
 @click.option("--shard-size", type=click.IntRange(min=1), default=schemas.SHARD_SIZE, show_default=True, help="Texts a shard.")
+@click.option("--append", is_flag=True, help="Add the sources to a graph that is there: only new texts are embedded, ids stay.")
 @workers_option
 @scheduler_option
 @overwrite_option
@@ -352,6 +353,28 @@ def import_(graph_dir: Path, as_json: bool, **options: Any) -> None:
     from graphbuild.imported import ImportConfig, import_graph
 
     _answer(import_graph(graph_dir, ImportConfig(**options)), as_json)
+
+
+@cli.command()
+@graph_dir_option
+@click.option(
+    "--keep",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="Sample ids to keep: text, one a line; CSV with a header; or Parquet.",
+)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where the new graph goes.")
+@click.option("--id-column", default=None, help="Of the CSV or Parquet file (default: sample_id, url, id, or the only column).")
+@overwrite_option
+@json_option
+def subset(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) -> None:
+    """Make the graph of some samples, such as those that could be downloaded, without embedding again.
+
+    Texts are numbered anew, by first appearance. Neighbours are found by `graphbuild knn`, as usual.
+    """
+    from graphbuild.subset import SubsetConfig, subset_graph
+
+    _answer(subset_graph(find_graph_dir(graph_dir), out, SubsetConfig(**options)), as_json)
 
 
 @cli.command()

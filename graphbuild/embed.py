@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from graphbuild import schemas
+from graphbuild.append import Addition, Segment, plan_addition, segments_of
 from graphbuild.cluster import Workers, run_tasks
 from graphbuild.datasets import get_source
 from graphbuild.datasets.base import OpenSource, SourceOptions
@@ -27,10 +28,12 @@ from graphbuild.encoder import choose_precision, load_encoder
 from graphbuild.encoder_files import EncoderSpec, find_encoder, missing_on_this_machine
 from graphbuild.errors import OptionError
 from graphbuild.index import build_index
+from graphbuild.lookup import build_lookup
 from graphbuild.manifest import Manifest, Stage, stage_key, up_to_date
+from graphbuild.policy import NOTES, describe_collapse
 from graphbuild.progress import progress
-from graphbuild.samples import TextWork, write_texts
-from graphbuild.shards import Receipt, finished, receipt_path, remove_stale_temporaries
+from graphbuild.samples import TextOutcome, TextWork, write_texts
+from graphbuild.shards import Receipt, finished, remove_strays
 from graphbuild.text import DEFAULT_TEMPLATE, Prompts, TextPolicy
 
 _FILE_SOURCES = ("parquet", "csv", "tsv", "jsonl", "lines", "img2dataset", "imagefolder")
@@ -69,6 +72,8 @@ class EmbedConfig:
     """Address of a running Dask scheduler."""
     overwrite: bool = False
     """Build again what was built with other options or from other input."""
+    append: bool = False
+    """Add the sources to a graph that is there; only texts that are new are embedded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +86,8 @@ class EmbedResult:
     counts: dict[str, int]
     encoder: dict[str, Any]
     seconds: dict[str, float]
+    repeated: str | None = None
+    """How often captions repeat, and what that saves, in a line."""
 
     def summary(self) -> str:
         """A few lines for people."""
@@ -92,14 +99,12 @@ class EmbedResult:
             f"encoder {self.encoder['name']}, {self.encoder['dim']} wide, {self.encoder['precision']}",
         ]
         noted = {
-            "null_captions": "null captions left out",
-            "blank_captions": "blank captions left out",
+            **NOTES,
             "failed_downloads": "rows whose picture was not downloaded, left out",
-            "invalid_utf8_rows": "rows with invalid UTF-8, mended with U+FFFD",
             "truncated_captions": f"captions longer than the encoder reads ({self.encoder['max_tokens']} tokens), cut",
         }
         lines += [f"{counts[name]:,} {words}" for name, words in noted.items() if counts.get(name)]
-        return "\n".join(lines)
+        return "\n".join([*lines, *([self.repeated] if self.repeated else [])])
 
     def to_json(self) -> dict[str, Any]:
         """The same, for scripts."""
@@ -124,6 +129,8 @@ def build_embeddings(graph_dir: Path, config: EmbedConfig) -> EmbedResult:
     """
     if graph_dir.exists() and not graph_dir.is_dir():
         raise OptionError(f"{graph_dir}: is a file. Choose another --graph-dir.")
+    if config.append and config.overwrite:
+        raise OptionError("--append adds to a graph, and --overwrite replaces it: give one of them.")
     manifest = Manifest.load_or_new(graph_dir)
     _refuse_other_dataset(graph_dir, manifest, config)
     prompts = Prompts.parse(read_templates(config.templates))
@@ -134,13 +141,16 @@ def build_embeddings(graph_dir: Path, config: EmbedConfig) -> EmbedResult:
         prompts = Prompts((DEFAULT_TEMPLATE,))
     graph_dir.mkdir(parents=True, exist_ok=True)
     run = _Run(graph_dir, config, manifest, source, policy, prompts, _settle_precision(manifest, spec, config.precision))
-    built = [name for name, build in (("text", run.text), ("embed", run.embed), ("index", run.index)) if build()]
+    built = [
+        name for name, build in (("text", run.text), ("lookup", run.lookup), ("embed", run.embed), ("index", run.index)) if build()
+    ]
     return EmbedResult(
         graph_dir=graph_dir,
         built=tuple(built),
         counts=manifest.counts,
         encoder=manifest.encoder,
-        seconds={name: manifest.stages[name].seconds for name in ("text", "embed", "index")},
+        seconds={name: manifest.stages[name].seconds for name in ("text", "lookup", "embed", "index")},
+        repeated=describe_collapse(manifest.stages["text"].facts),
     )
 
 
@@ -186,7 +196,7 @@ def _settle_precision(manifest: Manifest, spec: EncoderSpec, requested: str) -> 
 
 
 class _Run:
-    """One call of `build_embeddings`: its three stages."""
+    """One call of `build_embeddings`: its four stages."""
 
     def __init__(
         self,
@@ -205,28 +215,66 @@ class _Run:
     def text(self) -> bool:
         """Texts, counts and samples."""
         config, inputs = self._text_config(), {file.name: file.digest for file in self._source.files}
+        if self._config.append:
+            return self._append_text(config)
         if up_to_date(self._manifest, self._graph_dir, "text", config, inputs, overwrite=self._config.overwrite):
             return False
+        segments = segments_of(self._manifest.stages.get("text"), config, inputs)
         self._forget_if_changed("text", config, inputs)
         started = time.monotonic()
+        outcome = self._write_texts(segments)
+        self._manifest.dataset = self._describe_dataset()
+        self._manifest.counts = outcome.counts
+        self._manifest.shard_size = self._config.shard_size
+        seconds = time.monotonic() - started
+        self._enter("text", Stage(config=config, inputs=inputs, seconds=seconds, files=outcome.receipts, facts=outcome.facts))
+        return True
+
+    def _write_texts(self, segments: tuple[Segment, ...], addition: Addition | None = None) -> TextOutcome:
         encoder = load_encoder(self._spec)
         work = TextWork(
             policy=self._policy,
             prompts=self._prompts,
             multi_caption=self._config.multi_caption or self._source.repeated_ids,
             shard_size=self._config.shard_size,
-            key=stage_key(config, inputs),
+            segments=segments,
+            held=addition.held if addition else None,
+            known=addition.known if addition else frozenset(),
         )
         with progress("reading captions", None, unit="samples") as meter:
             outcome = write_texts(self._graph_dir, self._source, encoder, work, meter.advance)
         shutil.rmtree(self._graph_dir / schemas.TOKENIZER, ignore_errors=True)
         encoder.save_tokenizer(self._graph_dir / schemas.TOKENIZER)
-        self._manifest.dataset = self._describe_dataset()
         self._manifest.encoder = self._describe_encoder()
+        return outcome
+
+    def _append_text(self, config: Mapping[str, Any]) -> bool:
+        """Texts, counts and samples of new files; nothing of what is there is touched before the new shards are finished."""
+        addition = plan_addition(self._graph_dir, self._manifest, self._source, config, self._spec)
+        if not addition.files:
+            click.echo(f"{self._graph_dir}: holds these sources already", err=True)
+            return False
+        started = time.monotonic()
+        outcome = self._write_texts(addition.segments, addition)
+        before, described = self._manifest.dataset, self._describe_dataset()
+        new = {file.name for file in addition.files}
+        self._manifest.dataset = {
+            **before,
+            "sources": [*before["sources"], *described["sources"]],
+            "files": [*before["files"], *(file for file in described["files"] if file["name"] in new)],
+            # A manifest names one place of pictures; `train run --data` names several.
+            "images": None,
+        }
         self._manifest.counts = outcome.counts
-        self._manifest.shard_size = self._config.shard_size
-        seconds = time.monotonic() - started
-        self._enter("text", Stage(config=config, inputs=inputs, seconds=seconds, files=outcome.receipts, facts=outcome.facts))
+        superseded = {name: self._manifest.stages[name] for name in ("knn",) if name in self._manifest.stages}
+        stage = Stage(
+            config=dict(config),
+            inputs=addition.inputs,
+            seconds=time.monotonic() - started,
+            files=outcome.receipts,
+            facts=outcome.facts,
+        )
+        self._enter("text", stage, superseded or dict(self._manifest.superseded))
         return True
 
     def _text_config(self) -> dict[str, Any]:
@@ -278,20 +326,27 @@ class _Run:
             return False
         self._forget_if_changed("embed", config, inputs)
         started = time.monotonic()
-        receipts = self._embed_shards(stage_key(config, inputs))
+        receipts = self._embed_shards(config, inputs)
         self._manifest.encoder = self._describe_encoder()
         pids = sorted({receipt.facts["pid"] for receipt in receipts.values()})
         stage = Stage(config=config, inputs=inputs, seconds=time.monotonic() - started, files=receipts, facts={"pids": pids})
         self._enter("embed", stage)
         return True
 
-    def _embed_shards(self, key: str) -> dict[str, Receipt]:
-        shards = len([name for name in self._manifest.stages["text"].files if name.startswith(f"{schemas.TEXTS}/")])
-        names = [schemas.part_name(schemas.EMBEDDINGS, index) for index in range(shards)]
-        done = {name: finished(self._graph_dir, name, key=key) for name in names}
+    def _embed_shards(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Receipt]:
+        """A shard depends on its own texts alone: those that come later change nothing about it."""
+        names = {
+            schemas.part_name(schemas.EMBEDDINGS, shard.index): schemas.part_name(schemas.TEXTS, shard.index)
+            for shard in self._manifest.ranges("text", schemas.TEXTS)
+        }
+        keys = {
+            name: stage_key(config, {column: digest for column, digest in inputs.items() if column.startswith(f"{texts}:")})
+            for name, texts in names.items()
+        }
+        done = {name: finished(self._graph_dir, name, key=key) for name, key in keys.items()}
         receipts = {name: receipt for name, receipt in done.items() if receipt is not None}
         root = str(self._graph_dir.absolute())
-        calls = [(root, index, self._spec, self._prompts, key) for index, name in enumerate(names) if name not in receipts]
+        calls = [(root, index, self._spec, self._prompts, keys[name]) for index, name in enumerate(names) if name not in receipts]
         texts = self._manifest.counts["texts"] - sum(receipt.rows for receipt in receipts.values())
         folders, check = [self._graph_dir.absolute()], partial(missing_on_this_machine, self._spec)
         workers = self._workers([index for _, index, *_ in calls], texts)
@@ -311,6 +366,10 @@ class _Run:
             click.echo(choice.summary(), err=True)
         return Workers(count=choice.count, gpus=choice.gpus)
 
+    def lookup(self) -> bool:
+        """Samples by id."""
+        return build_lookup(self._graph_dir, self._manifest)
+
     def index(self) -> bool:
         """The FAISS index of all vectors."""
         return build_index(self._graph_dir, self._manifest, overwrite=True)
@@ -322,25 +381,18 @@ class _Run:
             self._manifest.drop(name)
             self._manifest.save(self._graph_dir)
 
-    def _enter(self, name: str, stage: Stage) -> None:
-        """Put a finished stage into the manifest; what was made from other bytes of it leaves."""
+    def _enter(self, name: str, stage: Stage, superseded: Mapping[str, Stage] | None = None) -> None:
+        """Put a finished stage into the manifest; what was made from other bytes of it leaves, or is noted as superseded."""
         before = self._manifest.stages.get(name)
         if before is None or _columns(before) != _columns(stage):
             self._manifest.drop(name)
         self._manifest.stages[name] = stage
-        _remove_strays(self._graph_dir, {path.split("/")[0] for path in stage.files}, set(stage.files))
+        if superseded is not None:
+            self._manifest.superseded = dict(superseded)
+        for folder in {path.split("/")[0] for path in stage.files}:
+            remove_strays(self._graph_dir, folder, stage.files)
         self._manifest.save(self._graph_dir)
 
 
 def _columns(stage: Stage) -> dict[str, dict[str, str]]:
     return {name: receipt.columns for name, receipt in stage.files.items()}
-
-
-def _remove_strays(graph_dir: Path, folders: set[str], names: set[str]) -> None:
-    """Remove shards that an earlier, larger build left behind, and what killed writers left."""
-    for folder in folders:
-        remove_stale_temporaries(graph_dir / folder)
-        for path in (graph_dir / folder).glob("part-*.parquet"):
-            if f"{folder}/{path.name}" not in names:
-                receipt_path(path).unlink(missing_ok=True)
-                path.unlink(missing_ok=True)

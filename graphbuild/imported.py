@@ -20,6 +20,7 @@ import xxhash
 
 from graphbuild import schemas
 from graphbuild.errors import OptionError, SourceError, one_line
+from graphbuild.lookup import build_lookup
 from graphbuild.manifest import Manifest, Stage, stage_key, up_to_date
 from graphbuild.shards import ShardRange, digest_file, shard_ranges, write_arrow, write_parquet
 from graphbuild.view import DST, SIMILARITY, SRC
@@ -108,6 +109,7 @@ def import_graph(graph_dir: Path, config: ImportConfig) -> ImportResult:
     manifest.counts = {"samples": len(samples), "texts": len(texts)}
     text_files = _write_texts(graph_dir, texts, samples, config.shard_size, key)
     manifest.stages["text"] = Stage(config=options, inputs=inputs, seconds=time.perf_counter() - started, files=text_files)
+    build_lookup(graph_dir, manifest)
     knn_inputs = manifest.column_digests("text", [schemas.TEXT_ID, schemas.TEXT])
     knn_config = {"method": METHOD, "k": edges.k, "sketch_dim": 0, "shard_size": config.shard_size}
     knn_files = {}

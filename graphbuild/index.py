@@ -218,9 +218,9 @@ def _candidates(path: Path, vector_D: NDArray[np.float16], count: int) -> tuple[
 
 def _texts_of(graph_dir: Path, manifest: Manifest, ids: NDArray[np.int64]) -> dict[int, str]:
     texts: dict[int, str] = {}
-    for shard in sorted({int(text_id) // manifest.shard_size for text_id in ids}):
-        table = pq.read_table(graph_dir / schemas.part_name(schemas.TEXTS, shard), columns=[schemas.TEXT_ID, schemas.TEXT])
-        first = table[schemas.TEXT_ID][0].as_py()
-        for text_id in ids[ids // manifest.shard_size == shard].tolist():
-            texts[text_id] = table[schemas.TEXT][text_id - first].as_py()
+    for shard in manifest.ranges("text", schemas.TEXTS):
+        held = ids[(ids >= shard.start) & (ids < shard.stop)]
+        if len(held):
+            table = pq.read_table(graph_dir / schemas.part_name(schemas.TEXTS, shard.index), columns=[schemas.TEXT])
+            texts |= zip(held.tolist(), table[schemas.TEXT].take(held - shard.start).to_pylist(), strict=True)
     return texts

@@ -13,6 +13,7 @@ from graphbuild import schemas
 from graphbuild.errors import UserError, one_line
 from graphbuild.health import Health
 from graphbuild.manifest import Manifest
+from graphbuild.policy import COUNTS, NOTES
 from graphbuild.tables import WIDTH, Form, encode, pair_table, plain, render, show, table
 from graphbuild.view import GraphView
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 _SAMPLE_ROWS = 2000
+_EXAMPLES = 3
+_REPEATED = 5
 _TABLE_ROWS = 50
 
 
@@ -44,12 +47,37 @@ class GraphSummary:
             "data set": pair_table({key: value for key, value in self.dataset.items() if key != "files"}),
             "encoder": pair_table(self.encoder),
             "counts": pair_table(self.counts),
+            "unusual captions": self._unusual_table(),
+            "captions that repeat most": self._repeated_table(),
             "stages": self._stage_table(),
         }
         if self.health is None:
             tables["similarity to the neighbour of each rank"] = _similarity_table(self.similarity_by_rank)
             return render(str(self.graph_dir), tables)
         return render(str(self.graph_dir), {**tables, **health_tables(self.health)})
+
+    def _text_facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = self.stages.get("text", {}).get("facts", {})
+        return facts
+
+    def _unusual_table(self) -> Table:
+        made = table(("what", "count", "examples"), right=("count",))
+        facts = self._text_facts()
+        listed = {COUNTS.get(name, name): examples for name, examples in facts.get("listed", {}).items()}
+        if ids := facts.get("truncated_text_ids"):
+            listed["truncated_texts"] = [f"text_id {text_id}" for text_id in ids]
+        for counted, examples in listed.items():
+            heads = (NOTES.get(counted, counted.replace("_", " ")), f"{self.counts.get(counted, len(examples)):,}")
+            for example in examples[:_EXAMPLES]:
+                made.add_row(*heads, plain(example))
+                heads = ("", "")
+        return made
+
+    def _repeated_table(self) -> Table:
+        made = table(("captions", "text_id", "text"), right=("captions", "text_id"))
+        for one in self._text_facts().get("most_repeated", ())[:_REPEATED]:
+            made.add_row(f"{one['captions']:,}", f"{one['text_id']:,}", plain(show(one["text"])))
+        return made
 
     def _stage_table(self) -> Table:
         made = table(("stage", "files", "MB", "seconds", "facts"), right=("files", "MB", "seconds"))

@@ -6,6 +6,7 @@ done, whatever files lie about.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -15,12 +16,12 @@ from typing import Any
 
 from graphbuild import schemas
 from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError, UserError
-from graphbuild.shards import Receipt, damage, digest_json, write_json
+from graphbuild.shards import Receipt, ShardRange, damage, digest_json, write_json
 
-STAGES = ("text", "embed", "index", "knn", "partition")
+STAGES = ("text", "lookup", "embed", "index", "knn", "partition")
 """In the order in which each reads the ones before it."""
 
-_COMMAND = {"text": "embed", "embed": "embed", "index": "embed", "knn": "knn", "partition": "partition"}
+_COMMAND = {"text": "embed", "lookup": "embed", "embed": "embed", "index": "embed", "knn": "knn", "partition": "partition"}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -49,6 +50,8 @@ class Manifest:
     """Samples, texts, and everything left out."""
     shard_size: int = schemas.SHARD_SIZE
     stages: dict[str, Stage] = field(default_factory=dict)
+    superseded: dict[str, Stage] = field(default_factory=dict)
+    """The knn stage as it was before texts were appended, until it is done again: its rows need only be compared with the rest."""
 
     @classmethod
     def load(cls, graph_dir: Path) -> Manifest:
@@ -67,11 +70,7 @@ class Manifest:
                     f"{path}: written in format {version}, but this program reads format {schemas.FORMAT_VERSION}. "
                     "Build the graph again with `graphbuild embed`, or use the version that made it."
                 )
-            stages = {
-                name: Stage(**{**stage, "files": {path: Receipt(**receipt) for path, receipt in stage["files"].items()}})
-                for name, stage in raw.pop("stages").items()
-            }
-            return cls(**raw, stages=stages)
+            return cls(**{**raw, "stages": _stages(raw["stages"]), "superseded": _stages(raw.get("superseded", {}))})
         except FileNotFoundError:
             raise ArtifactError(f"{graph_dir}: no graph here (graph.json is missing). Run `graphbuild embed` first.") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -106,10 +105,26 @@ class Manifest:
             if column in wanted
         }
 
+    def ranges(self, stage: str, folder: str) -> list[ShardRange]:
+        """Ids of each shard of a finished stage's folder: of `shard_size`, but for the last one, and the last before an append."""
+        files = self.stages[stage].files
+        rows = [receipt.rows for name, receipt in sorted(files.items()) if name.startswith(f"{folder}/")]
+        stops = list(itertools.accumulate(rows))
+        return [ShardRange(index, stop - count, stop) for index, (stop, count) in enumerate(zip(stops, rows, strict=True))]
+
     def drop(self, stage: str) -> None:
         """Forget a stage and every later one, before its files change."""
+        if stage == "text":
+            self.superseded.clear()
         for name in STAGES[STAGES.index(stage) :]:
             self.stages.pop(name, None)
+
+
+def _stages(raw: dict[str, Any]) -> dict[str, Stage]:
+    return {
+        name: Stage(**{**stage, "files": {path: Receipt(**receipt) for path, receipt in stage["files"].items()}})
+        for name, stage in raw.items()
+    }
 
 
 def up_to_date(

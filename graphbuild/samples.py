@@ -7,7 +7,7 @@ The source is streamed: held in memory are one shard of texts, one of samples, s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from graphbuild import schemas
+from graphbuild.append import Held, Segment, segment_facts
 from graphbuild.datasets.base import CaptionBatch, OpenSource
 from graphbuild.errors import SourceError
+from graphbuild.policy import LISTED, Cleaner, collapse_facts
 from graphbuild.shards import Receipt, finished, write_parquet
 from graphbuild.text import NewText, Prompts, TextPolicy, TextTable, Tokenizer, hash_sample_id
-
-LISTED = 100
-"""Examples of each thing left out or altered that the manifest lists."""
-
-
-@dataclass(slots=True)
-class Listing:
-    """Counts something, and keeps the first places where it was met."""
-
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def add(self, place: str) -> None:
-        """Meet it once more."""
-        self.count += 1
-        if len(self.first) < LISTED:
-            self.first.append(place)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +41,12 @@ class TextWork:
     prompts: Prompts
     multi_caption: bool
     shard_size: int
-    key: str
+    segments: tuple[Segment, ...]
+    """How the shards are cut; just one where nothing was appended."""
+    held: Held | None = None
+    """The graph that is appended to; only the last segment is then read."""
+    known: frozenset[str] = frozenset()
+    """Files of the source that the graph has already."""
 
 
 def write_texts(
@@ -76,52 +66,94 @@ def write_texts(
     Raises:
         SourceError: If no caption is left, a sample id comes twice, or two classes have one name.
     """
-    texts = TextTable(tokenizer, work.prompts)
-    samples = _SampleWriter(graph_dir, source, work)
-    writer = _TextWriter(graph_dir, work)
-    ids = RepeatedIds(source, allowed=work.multi_caption)
-    classes = _ClassNames(source, texts, work.prompts)
-    listings = {name: Listing() for name in ("null", "blank", "invalid_utf8")}
-    replaced = dict.fromkeys((old for old, _ in work.policy.replacements), 0)
+    reading = _Reading(graph_dir, source, tokenizer, work)
     for batch in source.read():
-        rows, names = clean_batch(batch, work.policy, listings)
-        for old in replaced:
-            replaced[old] += batch.captions_with(old)
-        ids.add([batch.sample_ids[row] for row in dict.fromkeys(rows)])
-        text_ids = texts.add(names)
-        classes.add(batch, rows, names, text_ids)
-        writer.add(texts.take_new())
-        samples.add(batch, rows, text_ids)
-        report(len(batch.sample_ids))
-    distinct = ids.finish()
-    if not samples.total:
-        blank = listings["null"].count + listings["blank"].count
-        raise SourceError(f"{_where(source)}: no caption to embed ({blank:,} are null or blank). Check --caption-column.")
-    receipts = {**writer.finish(texts.counts()), **samples.finish()}
-    return TextOutcome(
-        receipts=receipts,
-        counts={**_counts(distinct, samples, texts, listings), **source.counts},
-        facts={
-            "listed": {name: listing.first for name, listing in listings.items() if listing.first},
-            "truncated_text_ids": texts.truncated_ids()[:LISTED].tolist(),
-            "replaced": replaced,
-            **source.facts,
-        },
-    )
+        if batch.file not in work.known:
+            reading.take(batch)
+            report(len(batch.sample_ids))
+    return reading.finish()
 
 
-def _counts(distinct: int, samples: _SampleWriter, texts: TextTable, listings: dict[str, Listing]) -> dict[str, int]:
-    return {
-        "samples": distinct,
-        "captions": samples.total,
-        "texts": len(texts),
-        "duplicate_captions": samples.total - len(texts),
-        "null_captions": listings["null"].count,
-        "blank_captions": listings["blank"].count,
-        "invalid_utf8_rows": listings["invalid_utf8"].count,
-        "truncated_texts": len(texts.truncated_ids()),
-        "truncated_captions": texts.truncated_captions(),
-    }
+class _Reading:
+    """One pass over a source."""
+
+    def __init__(self, graph_dir: Path, source: OpenSource, tokenizer: Tokenizer, work: TextWork) -> None:
+        self._graph_dir, self._source, self._work = graph_dir, source, work
+        self._texts = TextTable(tokenizer, work.prompts)
+        self._samples = _SampleWriter(graph_dir, source, work)
+        self._writer = _TextWriter(graph_dir, work)
+        self._ids = RepeatedIds(source, allowed=work.multi_caption, known=work.known)
+        self._classes = _ClassNames(source, work.prompts)
+        self._cleaner = Cleaner(work.policy, work.held)
+        self._replaced = dict.fromkeys((old for old, _ in work.policy.replacements), 0)
+        self._segment = 0
+        if work.held is not None:
+            self._segment = len(work.segments) - 1
+            self._replaced |= work.held.stage.facts.get("replaced", {})
+            self._texts.restore(work.held)
+            self._ids.restore(work.held)
+            self._classes.restore(work.held)
+
+    def take(self, batch: CaptionBatch) -> None:
+        """Take in the next samples."""
+        self._turn_to(batch.file)
+        rows, names = self._cleaner.clean(batch)
+        for old in self._replaced:
+            self._replaced[old] += batch.captions_with(old)
+        self._ids.add([batch.sample_ids[row] for row in dict.fromkeys(rows)])
+        text_ids = self._texts.add(names)
+        self._classes.add(batch, rows, names, text_ids)
+        self._writer.add(self._texts.take_new())
+        self._samples.add(batch, rows, text_ids)
+
+    def _turn_to(self, file: str) -> None:
+        """Begin new shards where a file begins a segment."""
+        segments = self._work.segments
+        segment = next((index for index, one in enumerate(segments) if file in one.files), self._segment)
+        if segment < self._segment:
+            raise SourceError(
+                f"{file}: comes after a file that was appended to it. Give the sources in the order in which they came to the "
+                f"graph: {', '.join(name for one in segments for name in one.files)}."
+            )
+        if segment > self._segment:
+            self._segment = segment
+            self._writer.cut(segments[segment].key)
+            self._samples.cut(segments[segment].key)
+
+    def finish(self) -> TextOutcome:
+        """Write what is left, and count."""
+        distinct = self._ids.finish()
+        if not self._samples.total:
+            blank = f"{self._cleaner.left_out:,} are null or blank"
+            raise SourceError(f"{_where(self._source)}: no caption to embed ({blank}). Check --caption-column.")
+        counts = self._texts.counts()
+        receipts = {**self._writer.finish(counts, self._work.segments[-1].key), **self._samples.finish()}
+        return TextOutcome(
+            receipts=receipts,
+            counts=self._counts(distinct),
+            facts={
+                **segment_facts(self._work.segments),
+                **collapse_facts(self._graph_dir, self._writer.receipts, counts),
+                "listed": self._cleaner.listed(),
+                "truncated_text_ids": self._texts.truncated_ids()[:LISTED].tolist(),
+                "replaced": self._replaced,
+                **self._source.facts,
+            },
+        )
+
+    def _counts(self, distinct: int) -> dict[str, int]:
+        # What the source itself left out counts for all that was read, in earlier calls, too.
+        before = self._work.held.counts if self._work.held is not None else {}
+        return {
+            "samples": distinct,
+            "captions": self._samples.total,
+            "texts": len(self._texts),
+            "duplicate_captions": self._samples.total - len(self._texts),
+            "truncated_texts": len(self._texts.truncated_ids()),
+            "truncated_captions": self._texts.truncated_captions(),
+            **self._cleaner.counts(),
+            **{name: count + before.get(name, 0) for name, count in self._source.counts.items()},
+        }
 
 
 def _where(source: OpenSource) -> str:
@@ -129,33 +161,16 @@ def _where(source: OpenSource) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def clean_batch(batch: CaptionBatch, policy: TextPolicy, listings: dict[str, Listing]) -> tuple[list[int], list[str]]:
-    """Clean captions, and the batch row that each belongs to; null and blank ones are left out and listed."""
-    rows: list[int] = []
-    cleaned: list[str] = []
-    for row, captions in enumerate(batch.captions):
-        # A sample without any caption in its list has none, too.
-        for caption in captions or [None]:
-            if caption is None:
-                listings["null"].add(batch.place(row))
-            elif text := policy.clean(caption):
-                rows.append(row)
-                cleaned.append(text)
-            else:
-                listings["blank"].add(batch.place(row))
-    for row in batch.invalid_rows:
-        listings["invalid_utf8"].add(f"{batch.file}:{row}")
-    return rows, cleaned
-
-
 class RepeatedIds:
     """Finds sample ids that come twice, from 8 bytes a sample."""
 
     _FIRST_CHECK = 1 << 20
 
-    def __init__(self, source: OpenSource, *, allowed: bool) -> None:
+    def __init__(self, source: OpenSource, *, allowed: bool, known: frozenset[str] = frozenset()) -> None:
         self._source = source
+        self._known = known
         self._allowed = allowed
+        self._held = np.empty(0, np.uint64)
         self._parts: list[NDArray[np.uint64]] = []
         self._total = 0
         self._next = self._FIRST_CHECK
@@ -168,6 +183,14 @@ class RepeatedIds:
         if self._total >= self._next:
             self._next = 2 * self._total
             self.finish()
+
+    def restore(self, held: Held) -> None:
+        """Take in the ids of a graph that is appended to."""
+        parts = [table[schemas.SAMPLE_HASH].to_numpy() for _, table in held.tables(schemas.SAMPLES, [schemas.SAMPLE_HASH])]
+        # Once each: a sample with several captions has several rows.
+        self._held = np.unique(np.concatenate(parts))
+        self._parts.append(self._held)
+        self._total = len(self._held)
 
     def finish(self) -> int:
         """Number of distinct ids.
@@ -184,11 +207,17 @@ class RepeatedIds:
     def _raise_for(self, hashes: set[int]) -> None:
         """Name the first repeated id; a second pass finds its places, for only hashes were kept."""
         places: dict[str, str] = {}
+        held = hashes & set(self._held[np.isin(self._held, np.array(list(hashes), np.uint64))].tolist())
         for batch in self._source.read():
-            for row, sample_id in enumerate(batch.sample_ids):
+            for row, sample_id in enumerate(batch.sample_ids if batch.file not in self._known else ()):
                 if hash_sample_id(sample_id) not in hashes:
                     continue
                 place = batch.place(row)
+                if hash_sample_id(sample_id) in held:
+                    raise SourceError(
+                        f"sample id {sample_id!r}, at {place}, is in the graph already. Choose another --id-column, leave the row "
+                        "out, or give --multi-caption if rows that share an id are captions of one sample."
+                    )
                 if sample_id in places:
                     raise SourceError(
                         f"sample id {sample_id!r} comes twice, at {places[sample_id]} and {place}. Choose another --id-column, "
@@ -200,9 +229,18 @@ class RepeatedIds:
 class _ClassNames:
     """Checks that each class has its own text, where a kept column tells the classes apart."""
 
-    def __init__(self, source: OpenSource, texts: TextTable, prompts: Prompts) -> None:
+    def __init__(self, source: OpenSource, prompts: Prompts) -> None:
         self._column = source.class_column if prompts.templates else None
+        self._prompts = prompts
         self._class_of: dict[int, tuple[Any, str]] = {}
+
+    def restore(self, held: Held) -> None:
+        if self._column is None:
+            return
+        names = [name for _, table in held.tables(schemas.TEXTS, [schemas.TEXT]) for name in table[schemas.TEXT].to_pylist()]
+        for _, table in held.tables(schemas.SAMPLES, [schemas.TEXT_ID, self._column]):
+            for text_id, one in zip(table[schemas.TEXT_ID].to_pylist(), table[self._column].to_pylist(), strict=True):
+                self._class_of.setdefault(text_id, (one, self._prompts.name_of(names[text_id])))
 
     def add(self, batch: CaptionBatch, rows: Sequence[int], names: Sequence[str], text_ids: NDArray[np.int32]) -> None:
         if self._column is None:
@@ -221,10 +259,9 @@ class _TextWriter:
     """Writes texts, and at the end their counts, a shard at a time."""
 
     def __init__(self, graph_dir: Path, work: TextWork) -> None:
-        self._graph_dir, self._size, self._key = graph_dir, work.shard_size, work.key
+        self._graph_dir, self._size, self._key = graph_dir, work.shard_size, _first_key(work)
         self._pending: list[NewText] = []
-        self._receipts: dict[str, Receipt] = {}
-        self._shards = 0
+        self.receipts = work.held.receipts(schemas.TEXTS) if work.held is not None else {}
 
     def add(self, new: list[NewText]) -> None:
         self._pending += new
@@ -232,40 +269,44 @@ class _TextWriter:
             self._write(self._pending[: self._size])
             del self._pending[: self._size]
 
+    def cut(self, key: str) -> None:
+        """What comes now begins a new shard, made for other work."""
+        if self._pending:
+            self._write(self._pending)
+        self._pending, self._key = [], key
+
     def _write(self, rows: list[NewText]) -> None:
-        name = schemas.part_name(schemas.TEXTS, self._shards)
-        self._shards += 1
+        name = schemas.part_name(schemas.TEXTS, len(self.receipts))
         receipt = finished(self._graph_dir, name, key=self._key)
         if receipt is None:
             columns = [list(column) for column in zip(*rows, strict=True)]
             table = pa.table(columns, schema=schemas.TEXTS_SCHEMA)
             receipt = write_parquet(self._graph_dir, name, table, key=self._key)
-        self._receipts[name] = receipt
+        self.receipts[name] = receipt
 
-    def finish(self, counts: NDArray[np.int32]) -> dict[str, Receipt]:
-        if self._pending:
-            self._write(self._pending)
-        for shard in range(self._shards):
+    def finish(self, counts: NDArray[np.int32], key: str) -> dict[str, Receipt]:
+        """Write what is left, and all counts: those of older texts change, too."""
+        self.cut(self._key)
+        start = 0
+        made: dict[str, Receipt] = {}
+        for shard, texts in enumerate(self.receipts.values()):
             name = schemas.part_name(schemas.COUNTS, shard)
-            start = shard * self._size
-            part = counts[start : start + self._size]
-            text_ids = np.arange(start, start + len(part), dtype=np.int32)
-            table = pa.table([text_ids, part], schema=schemas.COUNTS_SCHEMA)
-            self._receipts[name] = finished(self._graph_dir, name, key=self._key) or write_parquet(
-                self._graph_dir, name, table, key=self._key
-            )
-        return self._receipts
+            part = counts[start : start + texts.rows]
+            table = pa.table([np.arange(start, start + len(part), dtype=np.int32), part], schema=schemas.COUNTS_SCHEMA)
+            made[name] = finished(self._graph_dir, name, key=key) or write_parquet(self._graph_dir, name, table, key=key)
+            start += texts.rows
+        return {**self.receipts, **made}
 
 
 class _SampleWriter:
     """Writes sample rows, one for each caption, a shard at a time."""
 
     def __init__(self, graph_dir: Path, source: OpenSource, work: TextWork) -> None:
-        self._graph_dir, self._size, self._key = graph_dir, work.shard_size, work.key
+        self._graph_dir, self._size, self._key = graph_dir, work.shard_size, _first_key(work)
         self._schema = pa.schema([*schemas.SAMPLES_SCHEMA, *source.keep_schema])
         self._pending = self._schema.empty_table()
-        self._receipts: dict[str, Receipt] = {}
-        self.total = 0
+        self._receipts = work.held.receipts(schemas.SAMPLES) if work.held is not None else {}
+        self.total = sum(receipt.rows for receipt in self._receipts.values())
 
     def add(self, batch: CaptionBatch, rows: Sequence[int], text_ids: NDArray[np.int32]) -> None:
         ids = [batch.sample_ids[row] for row in rows]
@@ -279,6 +320,12 @@ class _SampleWriter:
             self._write(self._pending.slice(0, self._size))
             self._pending = self._pending.slice(self._size)
 
+    def cut(self, key: str) -> None:
+        """What comes now begins a new shard, made for other work."""
+        if self._pending.num_rows:
+            self._write(self._pending)
+        self._pending, self._key = self._schema.empty_table(), key
+
     def _write(self, table: pa.Table) -> None:
         name = schemas.part_name(schemas.SAMPLES, len(self._receipts))
         self._receipts[name] = finished(self._graph_dir, name, key=self._key) or write_parquet(
@@ -286,6 +333,11 @@ class _SampleWriter:
         )
 
     def finish(self) -> dict[str, Receipt]:
-        if self._pending.num_rows:
-            self._write(self._pending)
+        """Write what is left."""
+        self.cut(self._key)
         return self._receipts
+
+
+def _first_key(work: TextWork) -> str:
+    """Key of the first shard to be written."""
+    return work.segments[-1 if work.held is not None else 0].key

@@ -16,6 +16,7 @@ DEFAULT_SKETCH_DIM = 64
 TEXTS = "texts"
 COUNTS = "counts"
 SAMPLES = "samples"
+LOOKUP = "lookup"
 EMBEDDINGS = "embeddings"
 KNN = "knn"
 PARTITION = "partition"
@@ -57,6 +58,15 @@ SAMPLES_SCHEMA = pa.schema(
 """Kept source columns follow these three."""
 PARTITION_SCHEMA = pa.schema([pa.field(SAMPLE_ROW, pa.int64(), nullable=False), pa.field(CHUNK, pa.int32(), nullable=False)])
 """A row a sample: the row of the samples table where it first stands, ascending, and its chunk."""
+
+LOOKUP_HASHES_SCHEMA = pa.schema(
+    [pa.field(SAMPLE_HASH, pa.uint64(), nullable=False), pa.field(SAMPLE_ROW, pa.int64(), nullable=False)]
+)
+"""Sorted by hash, then row: where each sample row's id is."""
+LOOKUP_IDS_SCHEMA = pa.schema(
+    [pa.field(SAMPLE_ID, pa.large_string(), nullable=False), pa.field(TEXT_ID, pa.int32(), nullable=False)]
+)
+"""The samples table's own order."""
 
 
 def embeddings_schema(dim: int) -> pa.Schema:

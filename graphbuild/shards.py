@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -163,6 +163,26 @@ def write_json(path: Path, value: Any) -> None:
 def remove_stale_temporaries(folder: Path) -> None:
     """Remove what killed writers left behind. Call it only where no writer is at work."""
     for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def remove_strays(graph_dir: Path, folder: str, names: Collection[str]) -> None:
+    """Remove Parquet shards that an earlier, larger build left behind, and what killed writers left."""
+    remove_stale_temporaries(graph_dir / folder)
+    for path in (graph_dir / folder).glob("part-*.parquet"):
+        if f"{folder}/{path.name}" not in names:
+            receipt_path(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_name(folder: Path, label: str) -> Iterator[Path]:
+    """A name for a file that is gone when the block ends; what a killed run leaves is removed by the next run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f".{label}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        yield path
+    finally:
         path.unlink(missing_ok=True)
 
 

@@ -14,11 +14,14 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from graphbuild.errors import OptionError
+from graphbuild import schemas
+from graphbuild.append import Held
+from graphbuild.errors import ArtifactMismatch, OptionError
 from graphbuild.keys import Growing, Keys, KeyTable
 
 DEFAULT_TEMPLATE = "a photo of a {}"
 _CACHED_TEXTS = 100_000
+_RESTORED_TEXTS = 8_192
 
 Tokens = NDArray[np.int32]
 
@@ -142,13 +145,40 @@ class TextTable:
         np.add.at(self._counts.values, text_ids, 1)
         return text_ids
 
+    def restore(self, held: Held) -> None:
+        """Take in the texts of a graph that is appended to, and their counts.
+
+        Raises:
+            ArtifactMismatch: If the tokenizer makes another sequence of a text than its stored hash is of; file and row are named.
+        """
+        for path, table in held.tables(schemas.TEXTS, [schemas.TEXT, schemas.TEXT_HASH]):
+            for row in range(0, table.num_rows, _RESTORED_TEXTS):
+                part = table.slice(row, _RESTORED_TEXTS)
+                hashes_n, first = part[schemas.TEXT_HASH].to_numpy(), len(self)
+                keys_n2, cut_n = self._keys([self._prompts.name_of(text) for text in part[schemas.TEXT].to_pylist()])
+                ids_n = self._ids.number(keys_n2)
+                differ = np.flatnonzero((keys_n2[:, 0] != hashes_n) | (ids_n != np.arange(first, first + len(ids_n))))
+                if len(differ):
+                    at = int(differ[0])
+                    raise ArtifactMismatch(
+                        f"{path}: row {row + at} (text_id {first + at}) is not the text that its hash is of. "
+                        "The tokenizer changed, or the file. Run `graphbuild embed --overwrite` with all sources."
+                    )
+                self._reserve()
+                self._truncated.values[ids_n] = cut_n
+        for _, table in held.tables(schemas.SAMPLES, [schemas.TEXT_ID]):
+            np.add.at(self._counts.values, table[schemas.TEXT_ID].to_numpy(), 1)
+
+    def _reserve(self) -> None:
+        self._counts.reserve(len(self))
+        self._truncated.reserve(len(self))
+
     def _enter(self, names: list[str]) -> NDArray[np.int32]:
         """Text ids of distinct names; texts that are new wait for `take_new`."""
         known = len(self)
         keys_n2, cut_n = self._keys(names)
         text_ids = self._ids.number(keys_n2)
-        self._counts.reserve(len(self))
-        self._truncated.reserve(len(self))
+        self._reserve()
         fresh, firsts = np.unique(text_ids, return_index=True)
         for text_id, row in zip(fresh.tolist(), firsts.tolist(), strict=True):
             if text_id >= known:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from graphbuild import schemas
-from graphbuild.errors import ArtifactError
+from graphbuild.errors import ArtifactError, ArtifactMismatch
 from graphbuild.manifest import Manifest
 from graphbuild.shards import require_intact
 
@@ -44,12 +44,16 @@ def iterate_embeddings(graph_dir: Path, *, check: bool = True) -> Iterator[Embed
 
     Raises:
         ArtifactError: If the stage is not done, or a file is missing or damaged.
+        ArtifactMismatch: If one holds embeddings of other texts than the graph has; only with `check`.
     """
     stage = Manifest.load(graph_dir).require("embed", graph_dir)
     for name in sorted(stage.files):
         if check:
             require_intact(graph_dir, {name: stage.files[name]}, remedy=REMEDY)
-        yield read_embedding_shard(graph_dir / name)
+        shard = read_embedding_shard(graph_dir / name)
+        if check:
+            require_aligned(graph_dir, name, shard.ids_n, shard.hashes_n)
+        yield shard
 
 
 def read_embedding_shard(path: Path) -> EmbeddingShard:
@@ -80,6 +84,7 @@ def load_embeddings(graph_dir: Path, *, check: bool = True) -> NDArray[np.float1
 
     Raises:
         ArtifactError: If the stage is not done, a file is missing or damaged, or ids do not run from 0.
+        ArtifactMismatch: If one holds embeddings of other texts than the graph has; only with `check`.
     """
     stage = Manifest.load(graph_dir).require("embed", graph_dir)
     count = sum(receipt.rows for receipt in stage.files.values())
@@ -100,12 +105,14 @@ def embedding_blocks(graph_dir: Path, *, check: bool = True) -> Iterator[NDArray
 
     Raises:
         ArtifactError: If the stage is not done, a file is missing or damaged, or ids do not run from 0.
+        ArtifactMismatch: If one holds embeddings of other texts than the graph has; only with `check`.
     """
     stage = Manifest.load(graph_dir).require("embed", graph_dir)
     start = 0
     for name in sorted(stage.files):
         if check:
             require_intact(graph_dir, {name: stage.files[name]}, remedy=REMEDY)
+            require_aligned(graph_dir, name, *_ids_and_hashes(graph_dir / name))
         for ids_n, block_nD in _file_blocks(graph_dir / name):
             if not np.array_equal(ids_n, np.arange(start, start + len(ids_n))):
                 raise ArtifactError(f"{graph_dir / name}: ids do not run from {start:,} to {start + len(ids_n) - 1:,}. {REMEDY}")
@@ -120,3 +127,39 @@ def _file_blocks(path: Path) -> Iterator[tuple[NDArray[np.int32], NDArray[np.flo
                 yield batch[schemas.TEXT_ID].to_numpy(), _matrix(pa.chunked_array([batch[schemas.EMBEDDING]]))
     except (OSError, KeyError, pa.ArrowException) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}). {REMEDY}") from error
+
+
+def require_aligned(graph_dir: Path, name: str, ids_n: NDArray[np.int32], hashes_n: NDArray[np.uint64]) -> None:
+    """Compare the text hashes stored with embeddings with those of the texts table.
+
+    Args:
+        graph_dir: The graph.
+        name: Path of the embedding shard in it.
+        ids_n: Text ids of the shard; (n,).
+        hashes_n: Hashes of the texts that its vectors were made of; (n,).
+
+    Raises:
+        ArtifactError: If the shard of texts cannot be read, or holds other ids.
+        ArtifactMismatch: Naming the first row of another text.
+    """
+    texts = graph_dir / name.replace(schemas.EMBEDDINGS, schemas.TEXTS, 1)
+    text_ids_n, text_hashes_n = _ids_and_hashes(texts)
+    if not np.array_equal(text_ids_n, ids_n):
+        run = f"{text_ids_n[0]:,} to {text_ids_n[-1]:,}" if len(text_ids_n) else "anything: there are no texts"
+        raise ArtifactError(f"{graph_dir / name}: ids do not run from {run}, as in {texts}. {REMEDY}")
+    differ = np.flatnonzero(text_hashes_n != hashes_n)
+    if len(differ):
+        row = int(differ[0])
+        raise ArtifactMismatch(
+            f"{graph_dir / name}: row {row} (text_id {ids_n[row]}) is the embedding of another text than {texts} has there "
+            f"({len(differ):,} of {len(ids_n):,} rows differ). They come from different data sets or encoders. "
+            "Run `graphbuild embed --overwrite`."
+        )
+
+
+def _ids_and_hashes(path: Path) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
+    try:
+        table = pq.read_table(path, columns=[schemas.TEXT_ID, schemas.TEXT_HASH])
+    except (OSError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}). {REMEDY}") from error
+    return table[schemas.TEXT_ID].to_numpy(), table[schemas.TEXT_HASH].to_numpy()

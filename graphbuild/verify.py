@@ -23,7 +23,7 @@ from graphbuild.manifest import Manifest
 from graphbuild.progress import progress
 from graphbuild.recall import Quality, asymmetric_pairs, measure
 from graphbuild.shards import Receipt, damage
-from graphbuild.vectors import read_embedding_shard
+from graphbuild.vectors import read_embedding_shard, require_aligned
 
 _LEAST_SAMPLE = 1000
 _SYMMETRY_SAMPLE = 200
@@ -139,16 +139,10 @@ def _check_texts(graph_dir: Path, manifest: Manifest) -> int:
         path = graph_dir / receipt.path
         shard = read_embedding_shard(path)
         text_path = graph_dir / schemas.part_name(schemas.TEXTS, index)
-        texts = _read(text_path, [schemas.TEXT_ID, schemas.TEXT_HASH])
+        texts = _read(text_path, [schemas.TEXT_ID])
         _require_ids(path, shard.ids_n, start, receipt.rows)
         _require_ids(text_path, texts[schemas.TEXT_ID].to_numpy(), start, receipt.rows)
-        differ = np.flatnonzero(texts[schemas.TEXT_HASH].to_numpy() != shard.hashes_n)
-        if len(differ):
-            raise ArtifactMismatch(
-                f"{path}: row {differ[0]} (text_id {start + differ[0]}) is the embedding of another text than "
-                f"{text_path} has there ({len(differ):,} of {len(shard.ids_n):,} rows differ). "
-                "They come from different data sets or encoders. Run `graphbuild embed --overwrite`."
-            )
+        require_aligned(graph_dir, receipt.path, shard.ids_n, shard.hashes_n)
         _require_unit_length(path, shard.vectors_nD, start)
         start += receipt.rows
     listed = sum(receipt.rows for receipt in _stage_files(manifest, "text", schemas.TEXTS))

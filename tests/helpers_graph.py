@@ -15,6 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from graphbuild import schemas
+from graphbuild.lookup import build_lookup
 from graphbuild.manifest import Manifest, Stage, stage_key
 from graphbuild.shards import Receipt, shard_ranges, write_parquet
 
@@ -101,7 +102,7 @@ def write_graph(
             "embed": Stage(config={}, inputs={}, seconds=0.2, files={r.path: r for r in embedding_files}),
         },
     )
-    manifest.save(graph_dir)
+    build_lookup(graph_dir, manifest)
     return manifest
 
 

@@ -56,6 +56,8 @@ class KnnResult:
     sketch_dim: int
     seconds: float
     reused_shards: int
+    extended_shards: int
+    """Shards of a graph that was appended to, whose rows were compared with the new texts only."""
     shards: int
     recomputed_rows: int
     """Rows that the certificate did not settle, and that were computed again in float64."""
@@ -69,7 +71,8 @@ class KnnResult:
         if self.already_done:
             return f"{head}: already done, nothing to do"
         kept = f", {self.reused_shards} shard(s) were there" if self.reused_shards else ""
-        lines = [f"{head}: {self.seconds:.1f} s{kept}"]
+        extended = f", {self.extended_shards} shard(s) were compared with new texts only" if self.extended_shards else ""
+        lines = [f"{head}: {self.seconds:.1f} s{kept}{extended}"]
         if isinstance(self.k_asked, int) and self.k_asked > self.k:
             lines.append(f"k {self.k_asked:,} is more than the {self.k:,} other texts: all are stored")
         return "\n".join(lines)
@@ -85,6 +88,7 @@ class KnnResult:
             "sketch_dim": self.sketch_dim,
             "seconds": self.seconds,
             "reused_shards": self.reused_shards,
+            "extended_shards": self.extended_shards,
             "shards": self.shards,
             "recomputed_rows": self.recomputed_rows,
             "precision": self.precision,

@@ -156,6 +156,7 @@ class Missing:
     """What a run has to do."""
 
     shards: int
+    of_shards: int
     texts: int
     pairs: int
 
@@ -197,6 +198,6 @@ def make_estimate(
         scratch_bytes=layout.vector_bytes if memory.mapped else 0,
         disk_free=shutil.disk_usage(graph_dir).free,
         missing_shards=missing.shards,
-        shards=-(-layout.texts // layout.shard_texts),
+        shards=missing.of_shards,
         ivf=ivf,
     )

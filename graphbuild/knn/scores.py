@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,6 +97,22 @@ def make_bounds(form: Format, *, dim: int, longest: float, cast: float) -> Bound
     above = cast_back.double().numpy() >= targets
     lowered = np.maximum(cast_back.view(torch.int16).numpy() - above, 0).astype(np.int16)
     return Bounds(lowered, values + errors)
+
+
+def limits_of(kth_n: NDArray[np.float16], form: Format, bounds: Bounds) -> NDArray[Any]:
+    """For each row, the highest score that certainly stands for less than its exact K-th similarity; at least 0.
+
+    Args:
+        kth_n: The K-th similarities, as stored: rounded to float16.
+        form: Format of the scores.
+        bounds: Its tables.
+    """
+    # One step of float16 down, the exact similarity is surely larger; so it is of what the table's format cuts off.
+    below = torch.from_numpy(np.maximum(np.nextafter(kth_n, np.float16(-1)), np.float16(0)))
+    codes = below.float().view(torch.int32) >> 16 if form.table is torch.bfloat16 else below.view(torch.int16)
+    width = np.dtype(f"int{8 * form.integer.itemsize}")
+    limits: NDArray[Any] = bounds.lowered[codes.numpy()].astype(width) << width.type(form.shift)
+    return limits
 
 
 @cache

@@ -5,8 +5,6 @@ Shape letters: N texts, D vector width.
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,19 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild import schemas
+from graphbuild.shards import scratch_name
 from graphbuild.vectors import embedding_blocks, load_embeddings
-
-
-@contextmanager
-def scratch_name(graph_dir: Path, label: str) -> Iterator[Path]:
-    """A name for a file that is gone when the block ends; what a killed run leaves is removed by the next run."""
-    folder = graph_dir / schemas.KNN
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f".{label}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -45,7 +32,7 @@ def all_vectors(graph_dir: Path, shape: tuple[int, int], *, mapped: bool) -> Ite
     if not mapped:
         yield load_embeddings(graph_dir), None
         return
-    with scratch_name(graph_dir, "vectors") as path:
+    with scratch_name(graph_dir / schemas.KNN, "vectors") as path:
         with path.open("wb") as stream:
             for block_nD in embedding_blocks(graph_dir):
                 np.ascontiguousarray(block_nD).tofile(stream)

@@ -6,7 +6,7 @@ A run that was killed keeps the shards that it finished; the search for the othe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,14 +22,16 @@ from graphbuild.knn import sketch
 from graphbuild.knn.calibrate import calibrate
 from graphbuild.knn.checks import read_sample_counts, require_unit_vectors
 from graphbuild.knn.engine import Engine, make_engine
+from graphbuild.knn.extension import Extension
 from graphbuild.knn.ivf import IvfEngine, estimate_ivf
 from graphbuild.knn.output import ShardWriter, no_neighbors
 from graphbuild.knn.plan import Estimate, Layout, MemoryPlan, Missing, make_estimate
-from graphbuild.knn.scratch import all_vectors, first_vectors, scratch_name
+from graphbuild.knn.scratch import all_vectors, first_vectors
 from graphbuild.knn.tasks import Job, search_shard
+from graphbuild.knn.tiles import TileEngine
 from graphbuild.manifest import Manifest
 from graphbuild.progress import progress
-from graphbuild.shards import Receipt, ShardRange, finished, remove_stale_temporaries, require_intact, shard_ranges
+from graphbuild.shards import Receipt, ShardRange, finished, remove_stale_temporaries, require_intact, scratch_name
 
 _CALIBRATION_TEXTS = 65_536
 _CALIBRATION_SECONDS = 5.0
@@ -53,14 +55,21 @@ class Search:
         *,
         workers: Workers,
         ivf_recall: float | None = None,
+        extension: Extension | None = None,
     ) -> None:
         self._graph_dir, self._manifest, self._layout, self._memory, self._key = graph_dir, manifest, layout, memory, key
         self._workers, self._ivf_recall = workers, ivf_recall
-        self._ranges = shard_ranges(layout.texts, manifest.shard_size)
+        self._ranges = manifest.ranges("embed", schemas.EMBEDDINGS)
         self._done = {
             shard.index: finished(graph_dir, schemas.part_name(schemas.KNN, shard.index), key=key) for shard in self._ranges
         }
         self._missing = [shard for shard in self._ranges if self._done[shard.index] is None]
+        self._extension = extension
+        self._extended = [shard for shard in self._missing if extension and shard.index in extension.receipts]
+        self._searched = [shard for shard in self._missing if shard not in self._extended]
+        if extension and self._pairs() >= self._search_pairs(self._missing):
+            # So many texts are new that comparing the old ones with them takes longer than the whole search.
+            self._extension, self._extended, self._searched = None, [], self._missing
 
     @property
     def reused(self) -> int:
@@ -111,7 +120,7 @@ class Search:
             )
             if recall is not None and (path := self._inverted_file()) is not None:
                 ivf = estimate_ivf(path, sample_nD, k=self._layout.k, recall=recall, texts=self._layout.texts)
-        missing = Missing(len(self._missing), sum(map(len, self._missing)), self._pairs())
+        missing = Missing(len(self._missing), len(self._ranges), sum(map(len, self._missing)), self._pairs())
         return make_estimate(self._layout, self._memory, self._graph_dir, missing, rates, ivf)
 
     def _inverted_file(self) -> Path | None:
@@ -139,12 +148,25 @@ class Search:
         return self._layout.k > 0 and (self._workers.scheduler is not None or several)
 
     def _pairs(self) -> int:
-        if not self._layout.k:
+        return self._search_pairs(self._searched) + self._extension_pairs()
+
+    def _search_pairs(self, ranges: list[ShardRange]) -> int:
+        if not self._layout.k or not ranges:
             return 0
+        engine = self._shape_engine()
+        return sum(engine.pairs([shard]) for shard in ranges) if self._distributed() else engine.pairs(ranges)
+
+    def _extension_pairs(self) -> int:
+        engine = self._shape_engine() if self._extension and self._extended else None
+        return (
+            engine.extension_pairs(self._extended, self._extension.first_new)
+            if isinstance(engine, TileEngine) and self._extension
+            else 0
+        )
+
+    def _shape_engine(self) -> Engine:
         # The work depends on the shape alone: vectors that take no memory will do.
-        vectors_ND = np.broadcast_to(np.float16(0), (self._layout.texts, self._layout.dim))
-        engine = self._exact_engine(vectors_ND)
-        return sum(engine.pairs([shard]) for shard in self._missing) if self._distributed() else engine.pairs(self._missing)
+        return self._exact_engine(np.broadcast_to(np.float16(0), (self._layout.texts, self._layout.dim)))
 
     def _here(self, vectors_ND: NDArray[np.float16], basis_DR: NDArray[np.float64] | None) -> Iterator[tuple[int, Receipt]]:
         writer = ShardWriter(self._graph_dir, self._layout.k, basis_DR, self._key)
@@ -156,8 +178,17 @@ class Search:
         if isinstance(engine, IvfEngine):
             click.echo(engine.recall.summary(), err=True)
             writer = replace(writer, facts={"ivf": engine.recall.to_json()})
-        with _progress(engine, self._missing) as advance:
-            for shard, found in zip(self._missing, engine.search(self._missing, advance), strict=True):
+        searched = list(self._searched)
+        with _progress((engine.work(searched) if searched else 0) + self._extension_pairs()) as advance:
+            for shard in self._extended:
+                stored = self._extension.stored(self._graph_dir, shard) if self._extension else None
+                if not self._extension or stored is None or not isinstance(engine, TileEngine):
+                    searched.append(shard)
+                    continue
+                found = engine.extend(shard, stored, self._extension.first_new, advance)
+                extended = replace(writer, facts={"extended": True})
+                yield shard.index, extended.write(shard, vectors_ND[shard.start : shard.stop], found, engine.precision)
+            for shard, found in zip(searched, engine.search(searched, advance) if searched else (), strict=True):
                 yield shard.index, writer.write(shard, vectors_ND[shard.start : shard.stop], found, engine.precision)
 
     def _engine(self, vectors_ND: NDArray[np.float16]) -> Engine:
@@ -172,7 +203,7 @@ class Search:
         return make_engine(vectors_ND, k=self._layout.k, memory_limit=self._memory.engine, device=self._memory.device)
 
     def _on_workers(self, scratch: Path, basis_DR: NDArray[np.float64] | None) -> Iterator[tuple[int, Receipt]]:
-        with scratch_name(self._graph_dir, "basis") as basis:
+        with scratch_name(self._graph_dir / schemas.KNN, "basis") as basis:
             if basis_DR is not None:
                 with basis.open("wb") as stream:
                     np.save(stream, basis_DR)
@@ -185,6 +216,7 @@ class Search:
                 memory=self._memory.engine,
                 device=self._memory.device,
                 key=self._key,
+                extension=self._extension,
             )
             indices = {schemas.part_name(schemas.KNN, shard.index): shard.index for shard in self._missing}
             calls = [(job, shard) for shard in self._missing]
@@ -206,9 +238,8 @@ class Search:
 
 
 @contextmanager
-def _progress(engine: Engine, ranges: Sequence[ShardRange]) -> Iterator[Callable[[int], None]]:
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
     """Progress in millions of pairs; what is left over by rounding is carried on."""
-    total = engine.work(ranges)
     with progress("neighbours", -(-total // _MILLION), unit="M pairs") as meter:
         done = shown = 0
 

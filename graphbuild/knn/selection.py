@@ -224,3 +224,31 @@ def finish_candidates(
             similarities_to(bits_ND, text_ids_n[i], own_ids, count, exact)
             kth = keep_best(own_ids, exact, count, keys, out_ids_nK[i], out_bits_nK[i])
             failed_n[i] = ceiling[limits_n[i] >> shift] >= kth
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def finish_new(
+    bits_ND: NDArray[np.int16],
+    text_ids_n: NDArray[np.int32],
+    stored_nK: NDArray[np.int32],
+    limits_n: Integers,
+    counts_n: NDArray[np.int32],
+    ids_nW: NDArray[np.int32],
+    ceiling: NDArray[np.float64],
+    shift: int,
+    out_ids_nK: NDArray[np.int32],
+    out_bits_nK: NDArray[np.int16],
+    failed_n: NDArray[np.bool_],
+) -> None:
+    """As `finish_candidates`, for rows whose K best of the older texts are known: the candidates are newer texts only."""
+    K, W = out_ids_nK.shape[1], ids_nW.shape[1]
+    both = np.empty(K + W, np.int32)
+    exact = np.empty(K + W, np.float64)
+    keys = np.empty(K, np.int64)
+    for i in range(len(text_ids_n)):
+        both[:K] = stored_nK[i]
+        count = K + counts_n[i]
+        both[K:count] = ids_nW[i, : counts_n[i]]
+        similarities_to(bits_ND, text_ids_n[i], both, count, exact)
+        kth = keep_best(both, exact, count, keys, out_ids_nK[i], out_bits_nK[i])
+        failed_n[i] = ceiling[limits_n[i] >> shift] >= kth

@@ -19,6 +19,7 @@ from graphbuild.cluster import Workers
 from graphbuild.errors import OptionError
 from graphbuild.knn import KnnConfig, KnnResult
 from graphbuild.knn.devices import resolve_device
+from graphbuild.knn.extension import find_extension
 from graphbuild.knn.memory import resolve_limit
 from graphbuild.knn.plan import Estimate, Layout, plan_memory
 from graphbuild.knn.search import Search
@@ -51,7 +52,7 @@ class _Request:
             dim=manifest.encoder["dim"],
             k=stored_k(config.k, count),
             sketch_dim=config.sketch_dim,
-            shard_texts=min(count, manifest.shard_size),
+            shard_texts=max(map(len, manifest.ranges("embed", schemas.EMBEDDINGS))),
         )
         inputs = manifest.column_digests("embed", [schemas.TEXT_ID, schemas.EMBEDDING])
         if config.sketch_dim:
@@ -82,6 +83,7 @@ class _Request:
             stage_key(self.options, self.inputs),
             workers=workers,
             ivf_recall=self.ivf_recall,
+            extension=find_extension(self.graph_dir, self.manifest, self.options, self.layout.texts, device),
         )
 
 
@@ -107,6 +109,7 @@ def run_stage(graph_dir: Path, config: KnnConfig) -> KnnResult:
         "certified_rows": layout.texts - recomputed,
         "precision": ", ".join(sorted({receipt.facts["precision"] for receipt in receipts})),
         "reused_shards": search.reused,
+        "extended_shards": sum(bool(receipt.facts.get("extended")) for receipt in receipts),
     }
     if "ivf" in receipts[0].facts:
         facts |= {"ivf": receipts[0].facts["ivf"], "certified_rows": recomputed}
@@ -115,6 +118,7 @@ def run_stage(graph_dir: Path, config: KnnConfig) -> KnnResult:
     stage = Stage(config=request.options, inputs=request.inputs, seconds=seconds, files=files, facts=facts)
     _remove_leftovers(graph_dir, files)
     manifest.stages["knn"] = stage
+    manifest.superseded.clear()
     manifest.save(graph_dir)
     return _result(graph_dir, config, stage, layout.texts, already_done=False)
 
@@ -172,6 +176,7 @@ def _result(graph_dir: Path, config: KnnConfig, stage: Stage, count: int, *, alr
         sketch_dim=stage.config["sketch_dim"],
         seconds=stage.seconds,
         reused_shards=stage.facts["reused_shards"],
+        extended_shards=stage.facts.get("extended_shards", 0),
         shards=len(stage.files),
         recomputed_rows=stage.facts["recomputed_rows"],
         precision=stage.facts["precision"],

@@ -6,7 +6,7 @@ Everything that shards share lies in scratch files that the client made; a task 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,10 @@ import torch
 
 from graphbuild import schemas
 from graphbuild.knn.engine import make_engine
+from graphbuild.knn.extension import Extension
 from graphbuild.knn.output import ShardWriter
 from graphbuild.knn.scratch import map_vectors
+from graphbuild.knn.tiles import TileEngine
 from graphbuild.shards import Receipt, ShardRange, finished
 
 _REPORTS = 50
@@ -39,6 +41,8 @@ class Job:
     device: str
     """`cpu`, or `cuda`: shards take turns among a worker's GPUs."""
     key: str
+    extension: Extension | None = None
+    """Old shards to go on from, where texts were appended."""
 
 
 def search_shard(job: Job, shard: ShardRange, *, report: Callable[[int], None]) -> Receipt:
@@ -49,8 +53,14 @@ def search_shard(job: Job, shard: ShardRange, *, report: Callable[[int], None]) 
     vectors_ND = map_vectors(Path(job.vectors), job.shape)
     engine = make_engine(vectors_ND, k=job.k, memory_limit=job.memory, device=_device(job.device, shard))
     writer = ShardWriter(Path(job.root), job.k, np.load(job.basis) if job.basis else None, job.key)
-    told = _Told(engine.work([shard]), len(shard), report)
-    found = next(iter(engine.search([shard], told.advance)))
+    stored = job.extension.stored(Path(job.root), shard) if job.extension else None
+    if job.extension and stored and isinstance(engine, TileEngine):
+        told = _Told(engine.extension_pairs([shard], job.extension.first_new), len(shard), report)
+        found = engine.extend(shard, stored, job.extension.first_new, told.advance)
+        writer = replace(writer, facts={"extended": True})
+    else:
+        told = _Told(engine.work([shard]), len(shard), report)
+        found = next(iter(engine.search([shard], told.advance)))
     receipt = writer.write(shard, vectors_ND[shard.start : shard.stop], found, engine.precision)
     told.finish()
     return receipt

@@ -17,6 +17,7 @@ from graphbuild import schemas
 from graphbuild.errors import ArtifactError, ArtifactMismatch, SourceError
 from graphbuild.graph import Graph, Rows
 from graphbuild.knn import KnnConfig, build_knn
+from graphbuild.lookup import build_lookup
 from graphbuild.manifest import Manifest
 
 VECTORS = clustered_vectors(230, 24)
@@ -131,6 +132,9 @@ def test_samples_with_one_hash_are_told_apart_by_their_ids(graph_dir: Path, tmp_
     table = pq.read_table(path)
     clash = pa.array([table["sample_hash"][0].as_py()] * 2, pa.uint64())
     pq.write_table(table.set_column(1, table.schema.field(1), clash), path)
+    manifest = Manifest.load(tmp_path)
+    del manifest.stages["lookup"]
+    build_lookup(tmp_path, manifest)
     assert Graph.open(tmp_path).sample_texts(["a"]).text_ids.tolist() == [0]
 
 

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from graphbuild.errors import ResourceError
 from graphbuild.knn import scores, selection
 from graphbuild.knn.engine import make_engine
+from graphbuild.knn.group import disjoint_pairs
 from graphbuild.knn.rowblocks import RowBlockEngine
 from graphbuild.knn.threads import threads
-from graphbuild.knn.tiles import TileEngine, _disjoint_pairs
+from graphbuild.knn.tiles import TileEngine
 from graphbuild.shards import shard_ranges
 
 FORMATS = sorted(scores.FORMATS)
@@ -166,8 +167,8 @@ def test_seed_limit_lets_at_least_that_many_scores_through(precision: str) -> No
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
-def test_disjoint_pairs_are_all_pairs_once(count: int) -> None:
-    pairs = list(_disjoint_pairs(count))
+def testdisjoint_pairs_are_all_pairs_once(count: int) -> None:
+    pairs = list(disjoint_pairs(count))
     assert sorted(pairs) == [(one, other) for one in range(count) for other in range(one, count)]
 
 

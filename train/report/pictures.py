@@ -263,10 +263,9 @@ def _captions(source: ImageSource, graph: Graph | None, indices: Int64, text_ids
 def read_texts(graph: Graph, text_ids: Int64) -> list[str]:
     """The texts of some ids, in their order; reads only the shards that hold them."""
     found: dict[int, str] = {}
-    size = graph.manifest.shard_size
-    for shard in np.unique(text_ids // size).tolist():
-        table = pq.read_table(graph.path / schemas.part_name(schemas.TEXTS, shard), columns=[schemas.TEXT_ID, schemas.TEXT])
-        wanted = text_ids[text_ids // size == shard]
-        places = np.searchsorted(table[schemas.TEXT_ID].to_numpy(), wanted)
-        found |= dict(zip(wanted.tolist(), table[schemas.TEXT].take(places).to_pylist(), strict=True))
+    for shard in graph.manifest.ranges("text", schemas.TEXTS):
+        wanted = np.unique(text_ids[(text_ids >= shard.start) & (text_ids < shard.stop)])
+        if len(wanted):
+            table = pq.read_table(graph.path / schemas.part_name(schemas.TEXTS, shard.index), columns=[schemas.TEXT])
+            found |= zip(wanted.tolist(), table[schemas.TEXT].take(wanted - shard.start).to_pylist(), strict=True)
     return [found[int(text_id)] for text_id in text_ids]
