@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -36,7 +37,8 @@ def strike(tmp_path: Path, count: int, capsys: pytest.CaptureFixture[str]) -> No
     kinds = Counter(f"{trial['stage']} {trial['fault']}" for trial in trials if trial["struck"])
     with capsys.disabled():
         click.echo(f"\nfaults: seeds {first} to {first + count - 1}; struck: {dict(sorted(kinds.items()))}")
-    assert [trial for trial in trials if trial["problem"]] == []
+    problems = [f"{trial}" for trial in trials if trial["problem"]]
+    assert not problems, "\n".join(problems)
     assert len(trials) == count
     assert sum(kinds.values()) >= count // 2
 
@@ -67,11 +69,13 @@ def kill_a_worker(shards: Path, after: int, rng: random.Random, stop: threading.
     """Kill some worker process of this one, once so many shards are there."""
     while not stop.is_set():
         if len(list(shards.glob("part-*.json"))) >= after:
-            children = psutil.Process().children(recursive=True)
-            workers = sorted(child.pid for child in children if "spawn_main" in " ".join(child.cmdline()))
-            if workers:
-                os.kill(rng.choice(workers), signal.SIGKILL)
-                return
+            # A process may be gone by the time it is asked.
+            with suppress(psutil.Error, ProcessLookupError):
+                children = psutil.Process().children(recursive=True)
+                workers = sorted(child.pid for child in children if "spawn_main" in " ".join(child.cmdline()))
+                if workers:
+                    os.kill(rng.choice(workers), signal.SIGKILL)
+                    return
         time.sleep(0.01)
 
 
