@@ -92,7 +92,7 @@ class Augmenter:
     crop_min: float = 0.2
     """Smallest share of an image's area that a crop keeps."""
 
-    def two_views(self, pixels: Tensor, sizes: Tensor, *, seed: int, epoch: int, step: int) -> Tensor:
+    def two_views(self, pixels: Tensor, sizes: Tensor, *, seed: int, epoch: int, step: int, rank: int = 0) -> Tensor:
         """Both views of a batch.
 
         Args:
@@ -101,11 +101,12 @@ class Augmenter:
             seed: The run's seed.
             epoch: Epoch number.
             step: Step number within it.
+            rank: Which process of the job this is; each draws for its own images.
 
         Returns:
             Normalised float32 views, channels_last; (2n, 3, S, S), first views before second views.
         """
-        generator = seeded(seed, epoch, step)
+        generator = seeded(seed, epoch, step, *([rank] if rank else []))
         views = torch.empty((2 * len(pixels), 3, self.size, self.size), device=pixels.device)
         views = views.contiguous(memory_format=torch.channels_last)
         self._fill(views[: len(pixels)], pixels, sizes, generator)

@@ -217,7 +217,11 @@ def export(run: Path, out: Path | None, features: Path | None, data: str | None,
 
 
 def _answer(result: Any, as_json: bool) -> None:
-    """Print a result: its `summary()` for people, its `to_json()` for scripts."""
+    """Print a result: its `summary()` for people, its `to_json()` for scripts. One process of a job speaks."""
+    from train.progress import is_main_process
+
+    if not is_main_process():
+        return
     click.echo(json.dumps(result.to_json(), ensure_ascii=False) if as_json else result.summary())
 
 

@@ -110,6 +110,8 @@ class TrainConfig:
     """Pairs below this similarity are left out of the xclr target (default: none is)."""
     lr: AboveZero | None = None
     """Peak learning rate; nothing scales it (default: 0.12 for sgd, 0.001 for adamw)."""
+    loss_tile: Count = 0
+    """Images whose part of the loss is computed at a time; 0 keeps the logits of a tile within 256 MiB."""
     optimizer: OptimizerName = "sgd"
     """How weights are updated."""
     weight_decay: NonNegative = 5e-4

@@ -7,75 +7,34 @@ with what an undisturbed one would have done, bit for bit on a CPU.
 
 from __future__ import annotations
 
+import json
 import signal
 import statistics
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import click
 import torch
 
 from graphbuild.errors import ArtifactMismatch, OptionError
-from train.checkpoint import WEIGHTS, newest_checkpoint, save_checkpoint, save_encoder
+from train.checkpoint import WEIGHTS, Checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint, save_encoder
 from train.config import TrainConfig
 from train.data.prepare import DATA_FIELDS, OpenData, TrainingData, event, load_data, open_data, prepare
+from train.distributed import Ranks, ranks_of_job
 from train.metrics import EVENTS_FILE, METRICS_FILE, append_line, cut_metrics, read_metrics
 from train.model import has_fast_bfloat16
-from train.progress import Meter, progress
+from train.progress import Meter, progress, say
+from train.result import RunResult, finished_result
 from train.runs import Interrupted, RunFolder, open_run
+from train.signals import stop_signal
 from train.trainer import StepReport, Trainer
 
 _DEFAULT_LR = {"sgd": 0.12, "adamw": 1e-3}
 _WARM_UP_STEPS = 2
 _MOST_WAIT = 0.1
 """Share of the time that steps may wait for images before the data are called the bottleneck."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunResult:
-    """What a run came to."""
-
-    run_dir: Path
-    objective: str
-    steps: int
-    images_seen: int
-    seconds: float
-    """Spent training, all sessions together."""
-    first_step: int
-    """Where this session went on; 0 for a new run, `steps` for one that was finished before."""
-    last: dict[str, Any] = field(default_factory=dict)
-    """The last line of metrics.jsonl."""
-
-    def summary(self) -> str:
-        """For people."""
-        if self.first_step == self.steps:
-            return f"{self.run_dir}: was finished before ({self.steps:,} steps)."
-        before = f", went on from step {self.first_step:,}" if self.first_step else ""
-        rate = self.images_seen / max(self.seconds, 1e-9)
-        return (
-            f"{self.run_dir}: {self.objective}, {self.steps:,} steps{before}, {self.images_seen:,} images in {self.seconds:,.0f} s "
-            f"({rate:,.0f}/s); loss {_number(self.last.get('loss'))}, KL to the target {_number(self.last.get('kl'))} nats. "
-            f"Evaluate it with `train eval {self.run_dir}`."
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """For scripts."""
-        return {
-            "run_dir": str(self.run_dir),
-            "objective": self.objective,
-            "steps": self.steps,
-            "images_seen": self.images_seen,
-            "seconds": round(self.seconds, 3),
-            "first_step": self.first_step,
-            "last": self.last,
-        }
 
 
 def settle(config: TrainConfig) -> TrainConfig:
@@ -114,20 +73,42 @@ def train(
         Interrupted: If SIGTERM or SIGINT came; a checkpoint was written.
         UserError: If the data do not fit, or a loss is not finite.
     """
-    opened = data.opened if data else open_data(config)
-    settled = settle(replace(config, **_data_fields(opened)))
-    folder = open_run(run_dir, config, settled, overwrite=overwrite)
-    try:
-        if folder.finished:
-            return _finished_result(folder)
-        loaded = data or load_data(opened)
+    with ranks_of_job(config.device) as ranks:
+        folder, opened = _enter(config, run_dir, overwrite, data, ranks)
         try:
-            return _Session(folder, loaded).run(label or f"train {settled.objective}")
+            if ranks.told_by_main(lambda: folder.finished):
+                return finished_result(folder)
+            loaded = data or load_data(opened)
+            try:
+                with ranks.main_first():
+                    session = _Session(folder, loaded, ranks)
+                return session.run(label or f"train {folder.config.objective}")
+            finally:
+                if data is None:
+                    loaded.close()
         finally:
-            if data is None:
-                loaded.close()
-    finally:
-        folder.close()
+            folder.close()
+
+
+def _enter(
+    config: TrainConfig, run_dir: Path | None, overwrite: bool, data: TrainingData | None, ranks: Ranks
+) -> tuple[RunFolder, OpenData]:
+    """Find the images and enter the folder: the first process writes, locks and settles, the others are told."""
+    mine: list[tuple[RunFolder, OpenData]] = []
+
+    def enter() -> tuple[Path, TrainConfig, bool]:
+        ranks.require_divisible(config.batch_size)
+        opened = data.opened if data else open_data(config)
+        folder = open_run(run_dir, config, settle(replace(config, **_data_fields(opened))), overwrite=overwrite)
+        folder.config = replace(folder.config, device=ranks.device(folder.config.device))
+        mine.append((folder, opened))
+        return folder.path, folder.config, folder.resumed
+
+    path, settled, resumed = ranks.told_by_main(enter)
+    if not mine:
+        settled = replace(settled, device=ranks.device(settled.device))
+        mine.append((RunFolder(path, settled, resumed), data.opened if data else open_data(settled)))
+    return mine[0]
 
 
 def measure_step_seconds(config: TrainConfig, *, steps: int = 5, data: TrainingData | None = None) -> float:
@@ -157,21 +138,24 @@ def measure_step_seconds(config: TrainConfig, *, steps: int = 5, data: TrainingD
 
 
 class _Session:
-    """One process's part of a run: the trainer, and what it writes."""
+    """One process's part of a run: the trainer, and what the first process writes."""
 
-    def __init__(self, folder: RunFolder, data: TrainingData) -> None:
+    def __init__(self, folder: RunFolder, data: TrainingData, ranks: Ranks) -> None:
+        self.ranks = ranks
         self.folder, self.path, self.config, self.data = folder, folder.path, folder.config, data
-        self.trainer = Trainer(folder.config, data)
+        self.trainer = Trainer(folder.config, data, ranks)
         self.fingerprint = data.fingerprint()
-        self._events_written = 0
+        self._events_read = 0
+        self._events_written: set[str] = set()
 
     def run(self, label: str) -> RunResult:
         """Go on from the newest checkpoint, to the end or to a signal."""
         self._restore()
+        self._write_data_events()
         trainer, first = self.trainer, self.trainer.step
         self._event("resume" if first else "start", step=first, objective=self.config.objective, note=trainer.objective.note)
         with (
-            _stop_signal() as stop,
+            stop_signal(deaf=self.ranks.count > 1) as stop,
             progress(label, int(trainer.total_steps), unit="steps", done=first) as meter,
         ):
             images = 0
@@ -181,12 +165,14 @@ class _Session:
                     self._log(report, images, meter)
                     images = 0
                 meter.advance()
-                if stop():
-                    self._interrupt(stop())
+                if number := self.ranks.largest(stop()):
+                    self._interrupt(number)
                 if trainer.step % self.config.checkpoint_every == 0:
                     self._checkpoint()
         self._checkpoint()
-        save_encoder(self.path / WEIGHTS, trainer.model)
+        if self.ranks.is_main:
+            save_encoder(self.path / WEIGHTS, trainer.model)
+        self.ranks.wait()
         self._event("finish", step=trainer.step, seconds=round(trainer.clock.total(), 3))
         return RunResult(
             run_dir=self.path,
@@ -195,20 +181,33 @@ class _Session:
             images_seen=trainer.images_seen,
             seconds=trainer.clock.total(),
             first_step=first,
-            last=read_metrics(self.path)[-1],
+            last=read_metrics(self.path)[-1] if self.ranks.is_main else {},
         )
 
     def _restore(self) -> None:
-        found = newest_checkpoint(self.path, self._warn)
+        found: Checkpoint | None = None
+
+        def find() -> Path | None:
+            nonlocal found
+            found = newest_checkpoint(self.path, self._warn)
+            return found.path if found else None
+
+        path = self.ranks.told_by_main(find)
+        if path is not None and found is None:
+            found = read_checkpoint(path)
         if found is not None:
             if found.position.fingerprint != self.fingerprint:
-                raise ArtifactMismatch(
-                    f"{found.path}: was made with other images or another graph than {self.config.data} and "
-                    f"{self.config.graph_dir} now hold. Restore them, choose another --run-dir, or start again with --overwrite."
+                self.ranks.stop(
+                    ArtifactMismatch(
+                        f"{found.path}: was made with other images or another graph than {self.config.data} and "
+                        f"{self.config.graph_dir} now hold. Restore them, choose another --run-dir, or start again with "
+                        "--overwrite."
+                    )
                 )
             self.trainer.restore(found.position, found.weights, found.optimizer)
-            click.echo(f"{self.path}: going on from step {found.position.step:,}.", err=True)
-        cut_metrics(self.path, self.trainer.step)
+            say(f"{self.path}: going on from step {found.position.step:,}.")
+        if self.ranks.is_main:
+            cut_metrics(self.path, self.trainer.step)
 
     def _is_logged(self, step: int) -> bool:
         return step == 1 or step % self.config.log_every == 0 or step == self.trainer.total_steps
@@ -218,7 +217,8 @@ class _Session:
         # A logged step measures KL if it is the first one at or after a multiple of `kl_every`.
         with_kl = bool(every) and (step == 1 or step // every > max(step - self.config.log_every, 0) // every)
         line = {**report.metrics(with_kl=with_kl), **self.trainer.clock.lap(images)}
-        append_line(self.path / METRICS_FILE, line)
+        if self.ranks.is_main:
+            append_line(self.path / METRICS_FILE, line)
         self._write_data_events()
         hits = "" if line["hit_rate"] is None else f", hit rate {line['hit_rate']:.3g}"
         meter.advance(
@@ -228,78 +228,49 @@ class _Session:
 
     def _checkpoint(self) -> None:
         trainer = self.trainer
-        save_checkpoint(self.path, trainer.position(self.fingerprint), trainer.model.state_dict(), trainer.optimizer.state_dict())
+        trainer.check()
+        if self.ranks.is_main:
+            position = trainer.position(self.fingerprint)
+            save_checkpoint(self.path, position, trainer.model.state_dict(), trainer.optimizer.state_dict())
         self._write_data_events()
 
     def _interrupt(self, number: int) -> None:
         self._checkpoint()
         name = signal.Signals(number).name
         self._event("interrupt", step=self.trainer.step, signal=name)
-        raise Interrupted(
-            f"stopped by {name} after step {self.trainer.step:,} of {self.trainer.total_steps:,}; a checkpoint was written. "
-            f"Go on with: train run --config {self.path}/config.toml --run-dir {self.path}",
-            number,
+        # None of the processes may end while the first one is writing.
+        self.ranks.wait()
+        self.ranks.stop(
+            Interrupted(
+                f"stopped by {name} after step {self.trainer.step:,} of {self.trainer.total_steps:,}; a checkpoint was written. "
+                f"Go on with: train run --config {self.path}/config.toml --run-dir {self.path}",
+                number,
+            )
         )
 
     def _warn(self, message: str) -> None:
-        click.echo(f"warning: {message}", err=True)
+        say(f"warning: {message}")
         self._event("damaged_checkpoint", message=message)
 
     def _event(self, kind: str, **facts: Any) -> None:
-        self._write_data_events()
-        append_line(self.path / EVENTS_FILE, event(kind, **facts))
+        if self.ranks.is_main:
+            append_line(self.path / EVENTS_FILE, event(kind, **facts))
 
     def _write_data_events(self) -> None:
         # Decoding threads may add to the list meanwhile; what is new then is written next time.
-        events = self.data.events[self._events_written :]
-        self._events_written += len(events)
-        for line in events:
-            append_line(self.path / EVENTS_FILE, line)
-
-
-@contextmanager
-def _stop_signal() -> Iterator[Callable[[], int]]:
-    """Turn SIGTERM and SIGINT into a number that the loop asks for; 0 before. A second signal acts as if none were caught."""
-    received = 0
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: 0
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def restore() -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        nonlocal received
-        received = number
-        restore()
-
-    for number in handlers:
-        signal.signal(number, note)
-    try:
-        yield lambda: received
-    finally:
-        restore()
+        events = self.data.events[self._events_read :]
+        self._events_read += len(events)
+        for line in (line for lines in self.ranks.gather_objects(events) for line in lines):
+            facts = json.dumps({name: value for name, value in line.items() if name != "time"})
+            # Where the processes hold all images, each of them has met what there is.
+            if self.ranks.is_main and facts not in self._events_written:
+                append_line(self.path / EVENTS_FILE, line)
+            self._events_written.add(facts)
 
 
 def _bottleneck(wait_share: float) -> str:
     """What a run would be faster with more of: steps that never wait for images are bound by the device."""
     return f"bound by {'data' if wait_share > _MOST_WAIT else 'compute'} ({wait_share:.0%} waiting for data)"
-
-
-def _finished_result(folder: RunFolder) -> RunResult:
-    last = (read_metrics(folder.path) or [{}])[-1]
-    steps = int(last.get("step", 0))
-    return RunResult(
-        run_dir=folder.path,
-        objective=folder.config.objective,
-        steps=steps,
-        images_seen=int(last.get("images_seen", 0)),
-        seconds=0.0,
-        first_step=steps,
-        last=last,
-    )
 
 
 def _data_fields(opened: OpenData) -> dict[str, Any]:
@@ -318,7 +289,3 @@ def _choose_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise OptionError(f"--device {name!r} is not supported. Use auto, cpu, cuda or cuda:INDEX.")
     return device
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3f}"

@@ -1,27 +1,34 @@
 """Contrastive losses: unit vectors and similarities in, nats out.
 
 SimCLR (NT-Xent), SupCon (L_out) and X-CLR are `soft_cross_entropy` with the three G of `train.targets`; CLIP has its own.
-Shape letters: B samples in a batch (2B rows with two views), D width. Row i and row B + i are the views of sample i.
+Shape letters: B samples in a batch (2B rows with two views), T anchors of a tile, D width.
+Row i and row B + i are the views of sample i.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from train.targets import target_weights
+from train.blocks import Target, Whole
+from train.targets import entropy_of, target_weights
+
+_MOST_LOGITS = 1 << 26
+"""Float32 numbers: 256 MiB. A batch of 4,096 is one tile, one of 32,768 is sixty-four."""
 
 
 class SoftLoss(NamedTuple):
-    """A loss, and the least that it can be."""
+    """A loss, the least that it can be, and where its target lies."""
 
     loss: Tensor
     """mean_i H(s_i, p_i), nats; a scalar with a gradient."""
     target_entropy: Tensor
     """mean_i H(s_i), nats; a scalar without."""
+    own_view_mass: Tensor
+    """Mean share of the target on the other view of the same picture; a scalar without a gradient."""
 
     @property
     def kl(self) -> Tensor:
@@ -42,18 +49,76 @@ def soft_cross_entropy(z_2BD: Tensor, similarity_BB: Tensor, *, tau: float, tau_
         tau: Temperature of the logits.
         tau_s: Temperature of the target.
     """
+    batch = len(similarity_BB)
+    return tiled_soft_cross_entropy(z_2BD, Whole(similarity_BB), range(batch), tile=batch, tau=tau, tau_s=tau_s)
+
+
+def tiled_soft_cross_entropy(z_2BD: Tensor, target: Target, anchors: range, *, tile: int, tau: float, tau_s: float) -> SoftLoss:
+    """`soft_cross_entropy` of some of a batch's samples, a tile of them at a time: memory for 2T x 2B logits, not 2B x 2B.
+
+    Args:
+        z_2BD: Projections of the whole batch; (2B, D).
+        target: G of the batch, by rows.
+        anchors: The samples whose rows the mean is over; their gradient is that of all projections.
+        tile: T, how many of them are taken at a time.
+        tau: Temperature of the logits.
+        tau_s: Temperature of the target.
+    """
+    tiles = [range(start, min(start + tile, anchors.stop)) for start in range(anchors.start, anchors.stop, tile)]
     with torch.autocast(z_2BD.device.type, enabled=False):
         z = z_2BD if z_2BD.dtype == torch.float64 else z_2BD.float()
-        weights, logs = target_weights(similarity_BB.to(z.dtype), tau_s)
-        first, second = z.chunk(2)
-        both = weights @ (first + second)
-        own = weights.diagonal()[:, None]
-        mean_positive = torch.cat([both - own * first, both - own * second])
-        logits = (z @ z.T / tau).fill_diagonal_(-math.inf)
-        loss = (logits.logsumexp(dim=1) - (z * mean_positive).sum(dim=1) / tau).mean()
-        terms = torch.where(weights > 0, weights * logs, 0.0)
-        entropy = -(2 * terms.sum(dim=1) - terms.diagonal()).mean()
-    return SoftLoss(loss, entropy)
+        if len(tiles) == 1:
+            loss, entropy, mass = _sums(z, target, tiles[0], tau, tau_s)
+        else:
+            loss, entropy, mass = _Tiles.apply(z, target, tiles, tau, tau_s)
+    return SoftLoss(loss / (2 * len(anchors)), entropy / len(anchors), mass / len(anchors))
+
+
+def tile_size(asked: int, batch: int) -> int:
+    """Anchors a tile: as asked, or, for 0, as many as keep the logits of a tile within 256 MiB of float32."""
+    return asked or max(1, min(batch, _MOST_LOGITS // (4 * batch)))
+
+
+def _sums(z: Tensor, target: Target, tile: range, tau: float, tau_s: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over the anchors of a tile: H(s_i, p_i) of both views, with a gradient; H(s_i); the target's own-view share."""
+    start, width = tile.start, len(tile)
+    weights, logs = target_weights(target.rows(start, tile.stop).to(z.dtype), tau_s, start=start)
+    first, second = z.chunk(2)
+    own = weights.diagonal(start)[:, None]
+    both = weights @ (first + second)
+    one, other = first[start : tile.stop], second[start : tile.stop]
+    mean_positive = torch.cat([both - own * one, both - own * other])
+    rows = torch.cat([one, other])
+    # The self pair of anchor i's first view is in column i, that of its second view in column B + i.
+    places = torch.arange(start, tile.stop, device=z.device)
+    itself = torch.cat([places, places + len(first)])[:, None]
+    logits = (rows @ z.T / tau).scatter_(1, itself, -math.inf)
+    assert logits.shape == (2 * width, len(z))
+    loss = (logits.logsumexp(dim=1) - (rows * mean_positive).sum(dim=1) / tau).sum()
+    return loss, entropy_of(weights, logs, start=start).sum(), own.sum()
+
+
+class _Tiles(torch.autograd.Function):
+    """`_sums` over all tiles. The gradient is taken tile by tile on the way forward, so that no tile's logits outlive it."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, target: Target, tiles: list[range], tau: float, tau_s: float) -> tuple[Tensor, Tensor, Tensor]:
+        sums, gradient = torch.zeros(3, dtype=z.dtype, device=z.device), torch.zeros_like(z)
+        for tile in tiles:
+            with torch.enable_grad():
+                leaf = z.detach().requires_grad_()
+                parts = _sums(leaf, target, tile, tau, tau_s)
+            gradient += torch.autograd.grad(parts[0], leaf)[0]
+            sums += torch.stack([part.detach() for part in parts])
+        ctx.save_for_backward(gradient)
+        loss, entropy, mass = sums.unbind()
+        ctx.mark_non_differentiable(entropy, mass)
+        return loss, entropy, mass
+
+    @staticmethod
+    def backward(ctx: Any, of_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return of_loss * gradient, None, None, None, None
 
 
 class LogitScale(nn.Module):

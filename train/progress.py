@@ -5,6 +5,7 @@ The trainer may not import graphbuild's meter, and needs less of it: one bar, wi
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 _QUIET_SECONDS = 2.0
 _LINE_SECONDS = 15.0
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that speaks: of those that torchrun started, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(message: str) -> None:
+    """One line on stderr, by the process that speaks."""
+    if is_main_process():
+        click.echo(message, err=True)
 
 
 class Meter:
@@ -30,11 +42,14 @@ class Meter:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._note = ""
+        self._speaks = is_main_process()
 
     def advance(self, amount: int = 1, note: str | None = None) -> None:
         """Add finished work, and say a few words about it; the last words stay until there are new ones."""
         self._done += amount
         self._note = self._note if note is None else note
+        if not self._speaks:
+            return
         now = time.monotonic()
         if self._interactive:
             if self._bar is None and now - self._started >= _QUIET_SECONDS:

@@ -41,7 +41,8 @@ class RunFolder:
     config: TrainConfig
     resumed: bool
     """Whether it held this run before."""
-    _lock: IO[str]
+    _lock: IO[str] | None = None
+    """Held by the process that writes."""
 
     @property
     def finished(self) -> bool:
@@ -50,7 +51,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Let other processes have the folder."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
 
 def open_run(run_dir: Path | None, asked: TrainConfig, settled: TrainConfig, *, overwrite: bool = False) -> RunFolder:

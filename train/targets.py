@@ -1,19 +1,24 @@
 """The torch twin of `graphbuild.targets`, for CPU and CUDA: text ids in, similarities among the batch's samples out.
 
 SimCLR, SupCon and X-CLR are one loss; what differs is the matrix G of this module. Shape letters: B samples in a batch,
-K neighbours stored, R sketch width, D embedding width. Nothing here waits for a device.
+T anchors whose rows of G are at hand (all, unless said otherwise), K neighbours stored, R sketch width, D embedding width.
+`start` is the first of the T anchors: its own view is in that column. Nothing here waits for a device.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from graphbuild import targets as reference
 from graphbuild.errors import OptionError
 from graphbuild.graph import Graph
+from train.blocks import Dense, Found, Gather, OneHot, SameClass, Shaped, Target, Whole
 from train.graph_rows import (
     DeviceRows,
     GraphOnDevice,
@@ -47,6 +52,26 @@ class Fidelity(NamedTuple):
     """Stored neighbours per anchor in the batch."""
     kl_to_dense: Tensor | None
     """KL(dense || target), mean over rows; None where no embeddings were loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphTarget:
+    """The target of a batch, by rows."""
+
+    plain: Target
+    """G before `min_similarity` and `own_weight`: what compares with the dense one."""
+    target: Target
+    """G as the loss takes it."""
+    counted_B: Tensor | None = None
+    """Stored neighbours of every anchor, where they were counted on the way; (B,)."""
+
+    def stored(self, start: int, stop: int) -> Tensor:
+        """For each of some anchors, the other samples of the batch that its row stores; (T,) int32."""
+        if self.counted_B is not None:
+            return self.counted_B[start:stop]
+        if isinstance(self.plain, Found):
+            return self.plain.stored(start, stop)
+        return torch.zeros(stop - start, dtype=torch.int32)
 
 
 class TargetAssembler:
@@ -95,8 +120,6 @@ class TargetAssembler:
         self.device = torch.device(device)
         self.last_stored_B = torch.zeros(0, dtype=torch.int32, device=self.device)
         """Stored neighbours of each anchor of the last batch; their mean is its hit rate."""
-        self.last_plain_BB = torch.zeros(0, 0, device=self.device)
-        """The last G before `min_similarity` and `own_weight`: what compares with the dense one."""
         resident = teacher == "graph" and belongs_on_device(graph, self.device, graph_on_device)
         self._resident = DeviceRows(graph, self.device) if resident else None
         self._mapped = MappedRows(graph)
@@ -118,23 +141,45 @@ class TargetAssembler:
         On a CPU this is the numba reference. On a GPU all of it happens there: where the graph is held on the device only the
         text ids travel, else the B rows; neither waits for the device, if the text ids are on the CPU.
         """
-        self.last_plain_BB = self._plain(text_ids_B)
-        return shape(self.last_plain_BB, min_similarity=self.min_similarity, own_weight=self.own_weight, tau_s=self.tau_s)
+        made = self.target(text_ids_B)
+        self.last_stored_B = made.stored(0, len(text_ids_B))
+        return made.target.rows(0, len(text_ids_B))
 
-    def _plain(self, text_ids_B: Tensor) -> Tensor:
+    def target(self, text_ids_B: Tensor, anchors: range | None = None, *, gather: Gather | None = None) -> GraphTarget:
+        """G of a batch by rows, as the loss takes them tile by tile.
+
+        Args:
+            text_ids_B: The text of each sample of the whole batch; (B,).
+            anchors: The samples whose rows are asked for; None: all, and at once.
+            gather: Where several processes share a batch, brings their rows together; `anchors` are then this process's.
+        """
         if self.teacher == "dense":
-            self.last_stored_B = torch.zeros(len(text_ids_B), dtype=torch.int32, device=self.device)
-            return self.dense(text_ids_B)
+            plain: Target = self.dense_target(text_ids_B)
+        elif anchors is None and self._resident is None and self.device.type == "cpu":
+            return self._whole(text_ids_B.detach().cpu().numpy())
+        else:
+            plain = self._found(text_ids_B, anchors if gather else None, gather or (lambda own: own))
+        return GraphTarget(plain, Shaped(plain, self._shape))
+
+    def _shape(self, similarity_TB: Tensor, start: int) -> Tensor:
+        options = {"min_similarity": self.min_similarity, "own_weight": self.own_weight, "tau_s": self.tau_s}
+        return shape(similarity_TB, start=start, **options)  # type: ignore[arg-type]
+
+    def _whole(self, text_ids_B: npt.NDArray[np.integer]) -> GraphTarget:
+        rows = self._mapped.rows(text_ids_B)
+        assembly = reference.assemble(rows, text_ids_B, absent=self.absent, symmetrize=self.symmetrize)
+        plain = Whole(torch.from_numpy(assembly.similarity_BB))
+        return GraphTarget(plain, Shaped(plain, self._shape), torch.from_numpy(assembly.stored_B))
+
+    def _found(self, text_ids_B: Tensor, own: range | None, gather: Gather) -> Found:
+        ids = _move(text_ids_B, self.device)
+        options = {"absent": self.absent, "symmetrize": self.symmetrize}
         if self._resident is not None:
-            ids = _move(text_ids_B, self.device)
-            return self._on_device(self._resident.rows(ids), ids)
-        host_ids = text_ids_B.detach().cpu().numpy()
-        rows = self._mapped.rows(host_ids)
-        if self.device.type != "cpu":
-            return self._on_device(rows_to_device(rows, self.device), _move(text_ids_B, self.device))
-        assembly = reference.assemble(rows, host_ids, absent=self.absent, symmetrize=self.symmetrize)
-        similarity, self.last_stored_B = torch.from_numpy(assembly.similarity_BB), torch.from_numpy(assembly.stored_B)
-        return similarity
+            # Each process holds the graph: looking all rows up costs less than sending what was found.
+            return Found(self._resident.rows(ids), ids, **options)  # type: ignore[arg-type]
+        mine = text_ids_B if own is None else text_ids_B[own.start : own.stop]
+        rows = rows_to_device(self._mapped.rows(mine.detach().cpu().numpy()), self.device)
+        return Found(rows, ids, gather=gather, **options)  # type: ignore[arg-type]
 
     def dense(self, text_ids_B: Tensor) -> Tensor:
         """The exact similarities of a batch, from stored embeddings; (B, B) float32.
@@ -144,8 +189,13 @@ class TargetAssembler:
         """
         if self._embeddings is None:
             raise ValueError("the embeddings were not loaded: pass teacher='dense' or measure_fidelity=True")
-        vectors = torch.from_numpy(self._embeddings[text_ids_B.detach().cpu().numpy()]).to(self.device).float()
-        return dense(vectors, text_ids_B.to(self.device))
+        return self.dense_target(text_ids_B).rows(0, len(text_ids_B))
+
+    def dense_target(self, text_ids_B: Tensor) -> Dense:
+        """The same by rows."""
+        assert self._embeddings is not None, "asked for only where `dense` is"
+        vectors = to_device(self._embeddings[text_ids_B.detach().cpu().numpy()], self.device)
+        return Dense(vectors, _move(text_ids_B, self.device))
 
     def fidelity(self, text_ids_B: Tensor, similarity_BB: Tensor) -> Fidelity:
         """Measures of a batch's target, with its KL to the dense one where the embeddings are loaded."""
@@ -156,10 +206,6 @@ class TargetAssembler:
             hit_rate=self.last_stored_B.float().mean(),
             kl_to_dense=None if exact is None else kl(exact, similarity_BB, self.tau_s),
         )
-
-    def _on_device(self, rows: RowTensors, text_ids_B: Tensor) -> Tensor:
-        similarity, self.last_stored_B = assemble(*rows, text_ids_B, absent=self.absent, symmetrize=self.symmetrize)
-        return similarity
 
 
 def _move(text_ids_B: Tensor, device: torch.device) -> Tensor:
@@ -188,44 +234,19 @@ def assemble(
         absent: What a pair counts as that neither row stores; None takes the sketch.
         symmetrize: `mutual` takes a pair that only one of its rows stores for absent.
     """
-    ids = text_ids_B.to(torch.int32)
-    batch = len(ids)
-    # Stable, so that the head of the samples of one text is the lowest of them, as in the reference.
-    sorted_ids, order = torch.sort(ids, stable=True)
-    head_B = order[torch.searchsorted(sorted_ids, ids)]
-    place_BK = torch.searchsorted(sorted_ids, neighbor_ids_BK.contiguous()).clamp_(max=batch - 1)
-    found_BK = sorted_ids[place_BK] == neighbor_ids_BK
-    # Misses go to one column more than there are samples, which is cut off: shapes stay fixed.
-    column_BK = torch.where(found_BK, order[place_BK], batch)
-    own = torch.full((batch, batch + 1), -torch.inf, device=ids.device)
-    own.scatter_(1, column_BK, similarities_BK.float())
-    own_BB = own[:, head_B]
-    stored_B = torch.isfinite(own_BB).sum(dim=1, dtype=torch.int32)
-    similarity = torch.maximum(own_BB, own_BB.T)
-    if symmetrize == "mutual":
-        similarity = similarity.masked_fill_(torch.minimum(own_BB, own_BB.T) == -torch.inf, -torch.inf)
-    fill = _sketch_products(sketch_BR, scale_B) if absent is None else torch.full((), absent, device=ids.device)
-    similarity = torch.where(similarity == -torch.inf, fill, similarity)
-    return Similarities(similarity.masked_fill_(ids[:, None] == ids[None, :], 1.0), stored_B)
-
-
-def _sketch_products(sketch_BR: Tensor, scale_B: Tensor) -> Tensor:
-    """scale_i scale_j <q_i, q_j>; the sums of byte products are exact in float32, whatever their order, and in TF32 too."""
-    with torch.autocast(sketch_BR.device.type, enabled=False):
-        codes = sketch_BR.float()
-        return (codes @ codes.T) * (scale_B[:, None] * scale_B[None, :])
+    rows = RowTensors(neighbor_ids_BK, similarities_BK, sketch_BR, scale_B)
+    found, batch = Found(rows, text_ids_B, absent=absent, symmetrize=symmetrize), len(text_ids_B)
+    return Similarities(found.rows(0, batch), found.stored(0, batch))
 
 
 def dense(embeddings_BD: Tensor, text_ids_B: Tensor) -> Tensor:
     """Similarities of stored embeddings, 1 where texts are equal; (B, B) float32."""
-    with torch.autocast(embeddings_BD.device.type, enabled=False):
-        vectors = embeddings_BD.float()
-        return (vectors @ vectors.T).masked_fill_(text_ids_B[:, None] == text_ids_B[None, :], 1.0)
+    return Dense(embeddings_BD, text_ids_B).rows(0, len(text_ids_B))
 
 
 def one_hot(batch: int, *, device: torch.device | str = "cpu") -> Tensor:
     """SimCLR's G: 1 on the diagonal, everything else left out (-inf); (B, B) float32."""
-    return torch.full((batch, batch), -torch.inf, device=device).fill_diagonal_(1.0)
+    return OneHot(batch, device).rows(0, batch)
 
 
 def same_class(labels_B: Tensor) -> Tensor:
@@ -233,72 +254,77 @@ def same_class(labels_B: Tensor) -> Tensor:
 
     With text ids for labels, classes are equal texts.
     """
-    same = labels_B[:, None] == labels_B[None, :]
-    return torch.where(same, 1.0, -torch.inf)
+    return SameClass(labels_B).rows(0, len(labels_B))
 
 
-def shape(similarity_BB: Tensor, *, min_similarity: float | None, own_weight: float, tau_s: float) -> Tensor:
-    """G with the options of the target applied: pairs left out first, then the own view's share; (B, B)."""
+def shape(similarity_TB: Tensor, *, min_similarity: float | None, own_weight: float, tau_s: float, start: int = 0) -> Tensor:
+    """G with the options of the target applied: pairs left out first, then the own view's share; (T, B)."""
     if min_similarity is not None:
-        similarity_BB = leave_out(similarity_BB, min_similarity)
-    return mix_own(similarity_BB, own_weight, tau_s) if own_weight else similarity_BB
+        similarity_TB = leave_out(similarity_TB, min_similarity, start=start)
+    return mix_own(similarity_TB, own_weight, tau_s, start=start) if own_weight else similarity_TB
 
 
-def leave_out(similarity_BB: Tensor, min_similarity: float) -> Tensor:
-    """A copy of G in which pairs below a similarity have no part in the target (-inf); the own view stays; (B, B)."""
-    kept = similarity_BB.masked_fill(similarity_BB < min_similarity, -torch.inf)
-    kept.diagonal().copy_(similarity_BB.diagonal())
+def leave_out(similarity_TB: Tensor, min_similarity: float, *, start: int = 0) -> Tensor:
+    """A copy of G in which pairs below a similarity have no part in the target (-inf); the own view stays; (T, B)."""
+    kept = similarity_TB.masked_fill(similarity_TB < min_similarity, -torch.inf)
+    kept.diagonal(start).copy_(similarity_TB.diagonal(start))
     return kept
 
 
-def mix_own(similarity_BB: Tensor, own_weight: float, tau_s: float) -> Tensor:
-    """A copy of G whose target is (1 - own_weight) s + own_weight times one-hot on the own view; (B, B).
+def mix_own(similarity_TB: Tensor, own_weight: float, tau_s: float, *, start: int = 0) -> Tensor:
+    """A copy of G whose target is (1 - own_weight) s + own_weight times one-hot on the own view; (T, B).
 
     The mixing of SCE (arXiv 2111.14585, section 3). It scales all other entries of a row alike, so a larger G_ii has the same
     effect: G_ii + tau_s log(1 + own_weight / ((1 - own_weight) s_ii)).
     """
     if own_weight >= 1:
-        return one_hot(len(similarity_BB), device=similarity_BB.device).to(similarity_BB.dtype)
-    mixed = similarity_BB.clone()
+        alone = torch.full_like(similarity_TB, -torch.inf)
+        alone.diagonal(start).fill_(1.0)
+        return alone
+    mixed = similarity_TB.clone()
     if own_weight > 0:
-        own_B = target_weights(similarity_BB, tau_s)[0].diagonal()
-        mixed.diagonal().add_(tau_s * torch.log1p(own_weight / ((1 - own_weight) * own_B)))
+        own_T = target_weights(similarity_TB, tau_s, start=start)[0].diagonal(start)
+        mixed.diagonal(start).add_(tau_s * torch.log1p(own_weight / ((1 - own_weight) * own_T)))
     return mixed
 
 
-def target_weights(similarity_BB: Tensor, tau_s: float) -> tuple[Tensor, Tensor]:
+def target_weights(similarity_TB: Tensor, tau_s: float, *, start: int = 0) -> tuple[Tensor, Tensor]:
     """The softmax of the target (docs/definitions.md) without its 2B x 2B matrix.
 
     Both views of i share s_i, which holds w_ij twice (both views of j), and w_ii once (the own view; the self pair is out).
 
     Returns:
-        Weights w, (B, B), with 2 sum_j w_ij - w_ii = 1; and log w, (B, B), -inf where w is left out.
+        Weights w, (T, B), with 2 sum_j w_ij - w_ii = 1; and log w, (T, B), -inf where w is left out.
     """
     # The maximum is taken off before the division: at tau_s = 1e-5 float32 would lose it afterwards.
-    logits = (similarity_BB - similarity_BB.amax(dim=1, keepdim=True)) / tau_s
+    logits = (similarity_TB - similarity_TB.amax(dim=1, keepdim=True)) / tau_s
     shares = logits.exp()
-    total = 2 * shares.sum(dim=1) - shares.diagonal()
+    total = 2 * shares.sum(dim=1) - shares.diagonal(start)
     return shares / total[:, None], logits - total.log()[:, None]
 
 
-def _over_columns(terms_BB: Tensor) -> Tensor:
-    """Sum over the 2B - 1 columns of a row of the target, from its B x B block."""
-    return 2 * terms_BB.sum(dim=1) - terms_BB.diagonal()
+def _over_columns(terms_TB: Tensor, start: int) -> Tensor:
+    """Sum over the 2B - 1 columns of a row of the target, from its block of G."""
+    return 2 * terms_TB.sum(dim=1) - terms_TB.diagonal(start)
 
 
-def target_entropy(similarity_BB: Tensor, tau_s: float) -> Tensor:
-    """H(s_i), nats; (B,)."""
-    weights, logs = target_weights(similarity_BB, tau_s)
-    return -_over_columns(torch.where(weights > 0, weights * logs, 0.0))
+def entropy_of(weights_TB: Tensor, logs_TB: Tensor, *, start: int = 0) -> Tensor:
+    """H(s_i), nats, from what `target_weights` gives; (T,)."""
+    return -_over_columns(torch.where(weights_TB > 0, weights_TB * logs_TB, 0.0), start)
 
 
-def own_view_mass(similarity_BB: Tensor, tau_s: float) -> Tensor:
+def target_entropy(similarity_TB: Tensor, tau_s: float, *, start: int = 0) -> Tensor:
+    """H(s_i), nats; (T,)."""
+    return entropy_of(*target_weights(similarity_TB, tau_s, start=start), start=start)
+
+
+def own_view_mass(similarity_TB: Tensor, tau_s: float, *, start: int = 0) -> Tensor:
     """Mean share of the target on the own view; a scalar."""
-    return target_weights(similarity_BB, tau_s)[0].diagonal().mean()
+    return target_weights(similarity_TB, tau_s, start=start)[0].diagonal(start).mean()
 
 
-def kl(reference_BB: Tensor, similarity_BB: Tensor, tau_s: float) -> Tensor:
+def kl(reference_TB: Tensor, similarity_TB: Tensor, tau_s: float, *, start: int = 0) -> Tensor:
     """KL(reference target || target), nats, mean over rows, over the 2B - 1 columns; a scalar."""
-    weights, logs = target_weights(reference_BB, tau_s)
-    other = target_weights(similarity_BB, tau_s)[1]
-    return _over_columns(torch.where(weights > 0, weights * (logs - other), 0.0)).mean()
+    weights, logs = target_weights(reference_TB, tau_s, start=start)
+    other = target_weights(similarity_TB, tau_s, start=start)[1]
+    return _over_columns(torch.where(weights > 0, weights * (logs - other), 0.0), start).mean()

@@ -1,5 +1,8 @@
 """The trainer: model, optimizer and data of a run in memory, a step at a time. Knows nothing of folders.
 
+Where several processes train together, each has a trainer, and they take every step, and measure it, at the same time.
+On a GPU nothing in a step waits for it; figures are read back where a line is logged.
+
 Batches, captions and augmentations follow from (seed, epoch, step), so that a restored trainer goes on with what an
 undisturbed one would have done, bit for bit on a CPU.
 """
@@ -14,38 +17,44 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from graphbuild.errors import UserError
 from train.augment import Augmenter
 from train.batches import Batch
 from train.checkpoint import Position
 from train.config import TrainConfig
+from train.data.base import Int64
 from train.data.chunks import make_batches
 from train.data.prepare import TrainingData
 from train.data.store import ImageBatch
-from train.losses import SoftLoss, soft_cross_entropy
+from train.distributed import Ranks
+from train.losses import SoftLoss, tile_size, tiled_soft_cross_entropy
 from train.model import Encoder, weight_groups
-from train.objectives import make_objective
+from train.objectives import Split, make_objective
 from train.schedule import Schedule
 
 
 class Trainer:
     """Model, optimizer and data of a run, and where it is. Knows nothing of folders."""
 
-    def __init__(self, config: TrainConfig, data: TrainingData) -> None:
+    def __init__(self, config: TrainConfig, data: TrainingData, ranks: Ranks = Ranks()) -> None:  # noqa: B008 - frozen
         """Build everything.
 
         Args:
             config: Settled (`settle`).
             data: The images.
+            ranks: The processes that share each batch.
 
         Raises:
             UserError: If data and options do not fit: fewer images than a batch, no graph, no classes.
         """
-        self.config, self.data = config, data
+        self.config, self.data, self.ranks = config, data, ranks
         self.device = torch.device(config.device)
-        self.objective = make_objective(config, data, self.device)
+        self.split = Split(
+            ranks.part(config.batch_size), tile_size(config.loss_tile, config.batch_size), ranks.gather if ranks.count > 1 else None
+        )
+        self.objective = make_objective(config, data, self.device, self.split)
         data.store.hold_on(self.device, config.images_on_device)
         self.batches = make_batches(config, data)
         self.total_steps = min(config.steps or math.inf, config.epochs * self.batches.steps_per_epoch)
@@ -57,11 +66,15 @@ class Trainer:
         )
         self.augment = Augmenter(config.augment, config.image_size, config.crop_min)
         self.model = build_model(config, self.device)
+        if ranks.count > 1 and self.device.type == "cuda":
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
         self.optimizer = _build_optimizer(config, self.model)
         self.step = 0
         """Steps done."""
         self.images_seen = 0
         self.clock = Clock()
+        self._losses = torch.zeros((), device=self.device)
+        """Sum of the losses since the last check: one that is not finite stays."""
 
     def restore(self, position: Position, weights: dict[str, Tensor], optimizer: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
@@ -83,8 +96,9 @@ class Trainer:
         epoch, within = divmod(self.step, self.batches.steps_per_epoch)
         order, ahead = self.batches.batches(epoch=epoch, step=within), self.batches.batches(epoch=epoch, step=within)
         # Two walks over the same batches: one may run ahead in another thread, for the images.
-        images = self.data.batches((batch.indices, self.batches.instead(batch)) for batch in ahead)
+        images = self.data.batches(self._own_part(batch) for batch in ahead)
         self.model.train()
+        encode = self.ranks.wrap(self.model, self.device)
         self.clock.start()
         upcoming = next(order)
         try:
@@ -92,34 +106,57 @@ class Trainer:
                 batch, upcoming = upcoming, next(order)
                 with self.clock.part("wait"):
                     pictures = next(images)
-                yield self._train_step(batch, pictures, upcoming)
+                yield self._train_step(encode, batch, pictures, upcoming)
         finally:
             close = getattr(images, "close", None)
             if close is not None:
                 close()
 
-    def _train_step(self, batch: Batch, pictures: ImageBatch, upcoming: Batch) -> StepReport:
-        # Others than the batch's where some cannot be read.
-        samples = pictures.rows
+    def check(self) -> None:
+        """Make sure that the losses since the last check were finite; waits for the device.
+
+        Raises:
+            UserError: If one was not.
+        """
+        loss = float(self.ranks.mean(self._losses))
+        self._losses.zero_()
+        if math.isfinite(loss):
+            return
+        # On a GPU the loss is looked at now and then, and the weights went on.
+        when = "stopped before the weights were changed" if self.device.type == "cpu" else "the last checkpoint is from before it"
+        self.ranks.stop(
+            UserError(
+                f"step {self.step + 1}: the loss is {loss}; {when}. Lower --lr (it was {self.schedule.at(self.step):.3g}), "
+                "raise --warmup-epochs or --tau, or use --precision float32."
+            )
+        )
+
+    def _own_part(self, batch: Batch) -> tuple[Int64, Iterator[Int64]]:
+        """This process's samples of a batch, and what to take where some cannot be read."""
+        own = slice(self.split.anchors.start, self.split.anchors.stop)
+        return batch.indices[own], (others[own] for others in self.batches.instead(batch))
+
+    def _train_step(self, encode: nn.Module, batch: Batch, pictures: ImageBatch, upcoming: Batch) -> StepReport:
         views = self._views(batch, pictures)
         with self.clock.part("target"):
-            similarity = self.objective.similarity(samples, batch.epoch)
+            # Others than the batch's where some cannot be read: only the process that read them knows.
+            samples = self.ranks.gather_numbers(pictures.rows)
+            target = self.objective.target(samples, batch.epoch)
             self.objective.read_ahead(upcoming.indices, upcoming.epoch)
         lr = self.schedule.at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with self._autocast():
-            z = self.model(views)
-        soft = soft_cross_entropy(z, similarity, tau=self.config.tau, tau_s=self.config.tau_s)
-        loss = float(soft.loss.detach())
-        if not math.isfinite(loss):
-            raise UserError(
-                f"step {self.step + 1}: the loss is {loss}; stopped before the weights were changed. "
-                f"Lower --lr (it was {lr:.3g}), raise --warmup-epochs or --tau, or use --precision float32."
-            )
+            z = self.ranks.gather_views(encode(views))
+        temperatures = {"tau": self.config.tau, "tau_s": self.config.tau_s}
+        soft = tiled_soft_cross_entropy(z, target, self.split.anchors, tile=self.split.tile, **temperatures)
+        self._losses += soft.loss.detach()
+        if self.device.type == "cpu":
+            self.check()
         self.optimizer.zero_grad(set_to_none=True)
         soft.loss.backward()  # type: ignore[no-untyped-call]
-        report = StepReport(self, batch.epoch, lr, soft, similarity, len(samples))
+        self.ranks.average_gradients(self.model, self.device)
+        report = StepReport(self, batch.epoch, lr, soft, len(samples))
         self.optimizer.step()
         self.step += 1
         self.images_seen += len(samples)
@@ -129,7 +166,8 @@ class Trainer:
         with self.clock.part("augment"):
             pixels = pictures.pixels.to(self.device, non_blocking=True)
             seed = self.config.seed
-            return self.augment.two_views(pixels, pictures.sizes, seed=seed, epoch=batch.epoch, step=batch.step)
+            place = {"epoch": batch.epoch, "step": batch.step, "rank": self.ranks.rank}
+            return self.augment.two_views(pixels, pictures.sizes, seed=seed, **place)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bfloat16")
@@ -184,21 +222,33 @@ class StepReport:
     epoch: int
     lr: float
     soft: SoftLoss
-    similarity: Tensor
     images: int
+    """Of all processes."""
 
     def metrics(self, *, with_kl: bool) -> dict[str, Any]:
-        """The line of metrics.jsonl, without rates."""
+        """The line of metrics.jsonl, without rates: of the whole batch, whichever process asks. All have to.
+
+        Raises:
+            UserError: If a loss since the last line was not finite.
+        """
         trainer = self.trainer
+        trainer.check()
+        figures = {
+            "loss": self.soft.loss.detach(),
+            "kl": self.soft.kl,
+            "target_entropy": self.soft.target_entropy,
+            "own_view_mass": self.soft.own_view_mass,
+            **trainer.objective.measures(with_kl=with_kl),
+        }
+        known = {name: value for name, value in figures.items() if value is not None}
+        means = trainer.ranks.mean(torch.stack([value.double() for value in known.values()])).tolist()
         gradients = [parameter.grad for parameter in trainer.model.parameters() if parameter.grad is not None]
         return {
             "step": trainer.step,
             "epoch": self.epoch,
             "images_seen": trainer.images_seen,
-            "loss": float(self.soft.loss.detach()),
-            "kl": float(self.soft.kl),
-            "target_entropy": float(self.soft.target_entropy),
-            **trainer.objective.measures(self.similarity, with_kl=with_kl),
+            **dict.fromkeys(figures),
+            **dict(zip(known, means, strict=True)),
             "lr": self.lr,
             "grad_norm": float(torch.nn.utils.get_total_norm(gradients)),
         }

@@ -23,9 +23,9 @@ OPTIONS = set(
     """
     --absent --allow-missing --augment --batch-size --batches --cache-gb --checkpoint-every --chunk --config --crop-min --data
     --device --epochs --graph-dir --graph-on-device --help --id-column --image-column --image-size --images-on-device --json
-    --kl-every --label-column --load-size --log-every --lr --max-corrupt --min-similarity --model --momentum --neighbor-ranks
-    --objective --optimizer --overwrite --own-weight --precision --projector-dim --projector-hidden --run-dir --seed --steps
-    --symmetrize --tau --tau-s --warmup-epochs --weight-decay --workers
+    --kl-every --label-column --load-size --log-every --loss-tile --lr --max-corrupt --min-similarity --model --momentum
+    --neighbor-ranks --objective --optimizer --overwrite --own-weight --precision --projector-dim --projector-hidden --run-dir
+    --seed --steps --symmetrize --tau --tau-s --warmup-epochs --weight-decay --workers
     """.split()  # noqa: SIM905 - a list of quoted words would be three times as long
 )
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from graphbuild import targets as reference
-from train.losses import LogitScale, clip_loss, soft_cross_entropy
+from train.blocks import OneHot, Whole
+from train.losses import LogitScale, clip_loss, soft_cross_entropy, tile_size, tiled_soft_cross_entropy
 from train.targets import one_hot, same_class
 
 
@@ -170,3 +171,39 @@ def test_logit_scale_starts_at_the_inverse_of_007_and_ends_at_100() -> None:
     with torch.no_grad():
         scale.log_scale.fill_(9.0)
     assert scale().item() == 100.0
+
+
+@pytest.mark.parametrize("tile", [1, 3, 10])
+def test_tiled_loss_and_gradient_equal_the_plain_ones(tile: int) -> None:
+    g = torch.from_numpy(similarities(10))
+    plain_z, tiled_z = (unit(20, 6).requires_grad_() for _ in range(2))
+    plain = soft_cross_entropy(plain_z, g, tau=0.1, tau_s=0.1)
+    tiled = tiled_soft_cross_entropy(tiled_z, Whole(g), range(10), tile=tile, tau=0.1, tau_s=0.1)
+    (3 * plain.loss).backward()
+    (3 * tiled.loss).backward()
+    for one, other in zip(plain, tiled, strict=True):
+        assert one.item() == pytest.approx(other.item(), abs=1e-12)
+    torch.testing.assert_close(plain_z.grad, tiled_z.grad, rtol=0, atol=1e-12)
+
+
+def test_losses_of_parts_of_the_anchors_average_to_the_whole() -> None:
+    z, g = unit(20, 6), torch.from_numpy(similarities(10))
+    whole = soft_cross_entropy(z, g, tau=0.1, tau_s=0.1)
+    parts = [tiled_soft_cross_entropy(z, Whole(g), anchors, tile=2, tau=0.1, tau_s=0.1) for anchors in (range(0, 5), range(5, 10))]
+    for found, *halves in zip(whole, *parts, strict=True):
+        assert found.item() == pytest.approx(sum(half.item() for half in halves) / 2, abs=1e-12)
+
+
+def test_tiled_loss_of_many_pairs_left_out_is_finite() -> None:
+    z = unit(20, 6, dtype=torch.float32).requires_grad_()
+    found = tiled_soft_cross_entropy(z, OneHot(10, "cpu"), range(10), tile=3, tau=0.1, tau_s=1e-5)
+    found.loss.backward()
+    assert z.grad is not None
+    assert torch.isfinite(z.grad).all()
+    assert (found.own_view_mass.item(), found.target_entropy.item()) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(("asked", "batch", "tile"), [(0, 64, 64), (0, 4096, 4096), (0, 32_768, 512), (100, 4096, 100)])
+def test_tiles_are_as_asked_or_keep_the_logits_within_a_quarter_of_a_gigabyte(asked: int, batch: int, tile: int) -> None:
+    assert tile_size(asked, batch) == tile
+    assert asked or 2 * tile * 2 * batch * 4 <= 1 << 28

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
 from graphbuild.errors import OptionError, SourceError
@@ -22,6 +21,7 @@ from train.data.join import Joined, join
 from train.data.prefetch import read_ahead
 from train.data.store import CorruptImages, ImageBatch, ImageStore, choose_load_size
 from train.data.tar import MappedIds
+from train.progress import say
 
 DATA_FIELDS = ("graph_dir", "data", "image_column", "id_column", "load_size")
 """Fields of a configuration that prepared data decide."""
@@ -119,7 +119,7 @@ def open_data(config: TrainConfig) -> OpenData:
     source = open_images(**arguments)
     joined = join(source, graph, allow_missing=config.allow_missing) if graph else None
     if joined is not None:
-        click.echo(f"{source.name}: {joined.summary()}", err=True)
+        say(f"{source.name}: {joined.summary()}")
     settled = replace(
         config,
         graph_dir=str(graph.path) if graph else None,
@@ -154,7 +154,7 @@ def load_data(opened: OpenData) -> TrainingData:
         cache_bytes=int(config.cache_gb * 1e9),
     )
     if not store.cached and (note := getattr(opened.source, "random_order_note", "")):
-        click.echo(f"warning: {note}", err=True)
+        say(f"warning: {note}")
     if not store.readable.any():
         raise SourceError(f"{opened.source.name}: none of the {len(store):,} images can be read. Check --data and --image-column.")
     return TrainingData(opened, store, corrupt, events)

@@ -1,0 +1,130 @@
+"""Several processes as torchrun would start them, forked from a server that has loaded torch once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from graphbuild.graph import Graph
+from train.blocks import OneHot, SameClass, Target
+from train.distributed import Ranks, ranks_of_job
+from train.losses import tiled_soft_cross_entropy
+from train.targets import TargetAssembler
+
+BATCH, WIDTH, TILE = 24, 5, 4
+
+
+def run_ranks(count: int, work: Callable[..., None], *arguments: Any, folder: Path, timeout: float = 120) -> list[int]:
+    """Exit codes of `work(*arguments)` in each of `count` connected processes; what they say is in `folder`/said-<rank>."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train.loop", "train.targets", "train.data.parquet", "train.cli"])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder.mkdir(parents=True, exist_ok=True)
+    processes = [
+        context.Process(target=_enter, args=(rank, count, port, folder, work, arguments), daemon=True) for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert None not in codes, f"some process hung: {codes}"
+    return [int(code) for code in codes if code is not None]
+
+
+def said(folder: Path, rank: int) -> str:
+    """What a process wrote to its standard output and error."""
+    return (folder / f"said-{rank}").read_text()
+
+
+def _enter(rank: int, count: int, port: int, folder: Path, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    stream = os.open(folder / f"said-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    torch.set_num_threads(1)
+    work(*arguments)
+
+
+def train_cli(*arguments: str) -> None:
+    """`train run` as the console script runs it."""
+    from train.cli import main
+
+    sys.argv = ["train", "run", *arguments]
+    main()
+
+
+def train_cli_until(rank: int, step: int, number: int, *arguments: str) -> None:
+    """`train run` in which one process gets a signal after a step."""
+    from train import trainer
+
+    train_step = trainer.Trainer._train_step
+
+    def step_and_die(self: trainer.Trainer, *given: Any) -> Any:
+        report = train_step(self, *given)
+        if self.step == step and self.ranks.rank == rank:
+            os.kill(os.getpid(), number)
+        return report
+
+    trainer.Trainer._train_step = step_and_die  # type: ignore[method-assign]
+    train_cli(*arguments)
+
+
+def batch_of(seed: int, texts: int) -> tuple[Tensor, Tensor]:
+    """Pictures of both views, (2B, 2 WIDTH) float64, and a text for each sample, some of them equal; (B,)."""
+    generator = torch.Generator().manual_seed(seed)
+    pictures = torch.randn(2 * BATCH, 2 * WIDTH, generator=generator, dtype=torch.float64)
+    ids = np.random.default_rng(seed).integers(0, texts, BATCH).astype(np.int32)
+    return pictures, torch.from_numpy(ids)
+
+
+def net(seed: int = 0) -> nn.Module:
+    """Two layers without normalisation, float64."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(2 * WIDTH, 16), nn.Tanh(), nn.Linear(16, WIDTH)).double()
+
+
+def target_of(kind: str, graph: Graph, ids: Tensor, anchors: range, ranks: Ranks) -> Target:
+    """G of a batch as a process of a job makes it."""
+    if kind == "simclr":
+        return OneHot(BATCH, "cpu")
+    if kind == "supcon":
+        return SameClass(ids % 5)
+    special: dict[str, dict[str, Any]] = {"mutual": {"symmetrize": "mutual"}, "mixed": {"own_weight": 0.3, "min_similarity": 0.1}}
+    options = special.get(kind, {})
+    assembler = TargetAssembler(graph, graph_on_device="yes" if kind == "resident" else "no", **options)
+    return assembler.target(ids, anchors, gather=ranks.gather).target
+
+
+def loss_and_gradients(kinds: list[str], graph_dir: Path, texts: int, folder: Path) -> None:
+    """Write the loss of the whole batch and the gradients that each process ends with."""
+    with ranks_of_job("cpu") as ranks:
+        found = {}
+        for seed, kind in enumerate(kinds):
+            model = net()
+            encode = ranks.wrap(model, torch.device("cpu"))
+            pictures, ids = batch_of(seed, texts)
+            anchors = ranks.part(BATCH)
+            own = pictures.unflatten(0, (2, BATCH))[:, anchors.start : anchors.stop].flatten(0, 1)
+            z = ranks.gather_views(nn.functional.normalize(encode(own), dim=1))
+            target = target_of(kind, Graph.open(graph_dir), ids, anchors, ranks)
+            loss = tiled_soft_cross_entropy(z, target, anchors, tile=TILE, tau=0.1, tau_s=0.1).loss
+            loss.backward()  # type: ignore[no-untyped-call]
+            ranks.average_gradients(model, torch.device("cpu"))
+            gradients = [weight.grad for weight in model.parameters()]
+            found[kind] = (ranks.mean(loss.detach()), gradients, target.rows(anchors.start, anchors.stop))
+        torch.save(found, folder / f"found-{ranks.rank}.pt")
