@@ -1,7 +1,8 @@
-"""A step of X-CLR against a step of SimCLR in the same loop: same net, images and batches, only the target differs.
+"""A step of X-CLR against one of SimCLR in the same loop, and both against SimCLR as it is usually written.
 
-Drawn pictures (`scenes`) on a graph whose texts are embedded by hashing: what is timed depends on neither.
-Both trainers take turns of a few steps, so that whatever else the machine does slows both alike.
+Same net, images and batch sizes. Drawn pictures (`scenes`) on a graph whose texts are embedded by hashing: what is timed
+depends on neither. All take turns of a few steps, so that whatever else the machine does slows them alike.
+`python -m benchmarks train --full` prints the table of RESULTS.md; so does `python -m benchmarks.train resnet50 224`, on a GPU.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import click
 import torch
 
-from train.config import TrainConfig
+from benchmarks.train_peers import LIGHTLY, contestants, steps
+from train.config import ModelName, TrainConfig
 from train.data.prepare import TrainingData, prepare
 from train.loop import settle
 from train.trainer import Trainer
@@ -29,6 +31,8 @@ _WARM_UP = 3
 class Size:
     """What is measured."""
 
+    model: ModelName = "small"
+    image_size: int = 32
     pictures: int
     batch_sizes: tuple[int, ...]
     rounds: int
@@ -42,20 +46,24 @@ FULL = Size(pictures=16_384, batch_sizes=(256, 1024), rounds=8, turn=5)
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One objective at one batch size."""
+    """One contestant at one batch size."""
 
     step_seconds: float
     """Median over all steps."""
-    target_share: float
-    """Of the time of all steps."""
+    target_share: float | None = None
+    """Of the time of all steps; None where there is no such target."""
 
 
 def run(small: bool) -> str:
     """The table, with its conditions."""
-    size = SMALL if small else FULL
+    return measure(SMALL if small else FULL)
+
+
+def measure(size: Size) -> str:
+    """The table of a size, with its conditions."""
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
         data = _prepare(Path(folder), size)
-        config = settle(data.settle(TrainConfig(image_size=32, augment="simclr", kl_every=0)))
+        config = settle(data.settle(TrainConfig(model=size.model, image_size=size.image_size, augment="simclr", kl_every=0)))
         timings = {batch: _measure(replace(config, batch_size=batch), data, size) for batch in size.batch_sizes}
         data.close()
     return _table(timings, config, size)
@@ -66,61 +74,76 @@ def _prepare(folder: Path, size: Size) -> TrainingData:
     from graphbuild.embed import EmbedConfig, build_embeddings
     from graphbuild.knn import KnnConfig, build_knn
 
-    source = f"train={size.pictures},val=1,side=32"
+    source = f"train={size.pictures},val=1,side={size.image_size}"
     build_embeddings(folder, EmbedConfig(dataset="scenes", sources=(source,), encoder="hashing:384", workers=0))
     build_knn(folder, KnnConfig(k=256))
-    return prepare(TrainConfig(graph_dir=str(folder), image_size=32))
+    return prepare(TrainConfig(graph_dir=str(folder), image_size=size.image_size))
 
 
 def _measure(config: TrainConfig, data: TrainingData, size: Size) -> dict[str, Timing]:
-    """Both objectives in turns, after a warm-up of each."""
-    steps = _WARM_UP + size.rounds * size.turn
+    """All contestants in turns, after a warm-up of each."""
+    total = _WARM_UP + size.rounds * size.turn
     trainers = {
-        name: Trainer(replace(config, objective=name, steps=steps, epochs=steps), data)  # type: ignore[arg-type]
+        name: Trainer(replace(config, objective=name, steps=total, epochs=total), data)  # type: ignore[arg-type]
         for name in _OBJECTIVES
     }
     running: dict[str, Any] = {name: trainer.steps() for name, trainer in trainers.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in _OBJECTIVES}
-    shares: dict[str, list[float]] = {name: [] for name in _OBJECTIVES}
-    for name in _OBJECTIVES:
-        _turn(running[name], _WARM_UP, trainers[name])
+    for name, (views, loss) in contestants(config).items():
+        running[name] = steps(config, data, views, loss)
+    seconds: dict[str, list[float]] = {name: [] for name in running}
+    shares: list[float] = []
+    device = torch.device(config.device)
+    for some in running.values():
+        _turn(some, _WARM_UP, device)
     for number in range(size.rounds):
         # Who begins alternates, too.
-        for name in _OBJECTIVES if number % 2 == 0 else reversed(_OBJECTIVES):
-            trainers[name].clock.lap(0)
-            seconds[name] += _turn(running[name], size.turn, trainers[name])
-            shares[name].append(trainers[name].clock.lap(0)["target_share"])
-    return {name: Timing(median(seconds[name]), median(shares[name])) for name in _OBJECTIVES}
+        for name in running if number % 2 == 0 else reversed(running):
+            trainers["xclr"].clock.lap(0)
+            seconds[name] += _turn(running[name], size.turn, device)
+            if name == "xclr":
+                shares.append(trainers["xclr"].clock.lap(0)["target_share"])
+    return {name: Timing(median(times), median(shares) if name == "xclr" else None) for name, times in seconds.items()}
 
 
-def _turn(running: Any, steps: int, trainer: Trainer) -> list[float]:
+def _turn(running: Any, count: int, device: torch.device) -> list[float]:
     """Seconds of each of the next steps."""
     times = []
-    for _ in range(steps):
+    for _ in range(count):
         began = time.perf_counter()
         next(running)
-        if trainer.device.type == "cuda":
-            torch.cuda.synchronize(trainer.device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
     return times
 
 
 def _table(timings: dict[int, dict[str, Timing]], config: TrainConfig, size: Size) -> str:
-    lines = [f"{'B':>6}{'SimCLR ms':>12}{'X-CLR ms':>12}{'X-CLR / SimCLR':>17}{'SimCLR img/s':>15}{'X-CLR img/s':>14}{'target':>9}"]
+    lines = [f"{'B':>6}  {'':<12}{'ms a step':>11}{'images/s':>11}{'step / SimCLR':>15}{'target':>9}"]
     for batch, found in timings.items():
-        simclr, xclr = found["simclr"], found["xclr"]
-        lines.append(
-            f"{batch:>6,}{simclr.step_seconds * 1e3:>12,.1f}{xclr.step_seconds * 1e3:>12,.1f}"
-            f"{xclr.step_seconds / simclr.step_seconds:>17.3f}{batch / simclr.step_seconds:>15,.0f}"
-            f"{batch / xclr.step_seconds:>14,.0f}{xclr.target_share:>9.2%}"
-        )
+        for name, timing in found.items():
+            share = "" if timing.target_share is None else f"{timing.target_share:.2%}"
+            lines.append(
+                f"{batch:>6,}  {name:<12}{timing.step_seconds * 1e3:>11,.1f}{batch / timing.step_seconds:>11,.0f}"
+                f"{timing.step_seconds / found['simclr'].step_seconds:>15.3f}{share:>9}"
+            )
+    if not any(LIGHTLY in found for found in timings.values()):
+        lines.append("lightly is not installed (pip install lightly): the plain loop stands for the usual way")
     lines.append(
         f"{config.model} net at {config.image_size} px, {config.precision}, {config.device}, {torch.get_num_threads()} threads, "
         f"two views, {size.pictures:,} drawn pictures, k = 256, sketch 64; medians of {size.rounds} alternating rounds of "
-        f"{size.turn} steps; target: share of X-CLR's time spent assembling it"
+        f"{size.turn} steps; target: share of X-CLR's time spent assembling it; the plain loop makes its views in "
+        f"{config.workers} processes"
     )
     return "\n".join(lines)
 
 
+@click.command()
+@click.argument("model", type=click.Choice(get_args(ModelName)), default="small")
+@click.argument("image_size", type=int, default=32)
+def main(model: ModelName, image_size: int) -> None:
+    """Print the table of a net and a view size."""
+    click.echo(measure(replace(FULL, model=model, image_size=image_size)))
+
+
 if __name__ == "__main__":
-    click.echo(run(small=True))
+    main()

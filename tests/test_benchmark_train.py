@@ -1,0 +1,16 @@
+"""The usual way that the training benchmark measures against does what it is said to do."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from benchmarks.train_peers import nt_xent
+from train.losses import soft_cross_entropy
+from train.targets import one_hot
+
+
+def test_loss_of_the_plain_loop_is_that_of_simclr_here() -> None:
+    z = functional.normalize(torch.randn(16, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=1)
+    ours = soft_cross_entropy(z, one_hot(8), tau=0.2, tau_s=0.1).loss
+    torch.testing.assert_close(nt_xent(z[:8], z[8:], 0.2), ours)
