@@ -157,6 +157,15 @@ class Graph:
         names: list[str] = pq.read_schema(self.path / first).names
         return names
 
+    def texts(self) -> pa.ChunkedArray:
+        """All texts, as strings, in the order of their ids.
+
+        Raises:
+            ArtifactError: If a shard cannot be read.
+        """
+        files = self._files("text", schemas.TEXTS)
+        return pa.chunked_array([_read_parquet(self.path / item.path, [schemas.TEXT]).column(0).combine_chunks() for item in files])
+
     def embeddings(self) -> npt.NDArray[np.float16]:
         """All embeddings, as stored; (N, D) float16, 2 N D bytes of memory. The source of the dense target.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from graphbuild.graph import Graph
 from train.blocks import OneHot, SameClass, Target
 from train.distributed import Ranks, ranks_of_job
-from train.losses import tiled_soft_cross_entropy
+from train.losses import tiled_clip_loss, tiled_soft_cross_entropy
 from train.targets import TargetAssembler
 
 BATCH, WIDTH, TILE = 24, 5, 4
@@ -100,7 +100,7 @@ def net(seed: int = 0) -> nn.Module:
 
 def target_of(kind: str, graph: Graph, ids: Tensor, anchors: range, ranks: Ranks) -> Target:
     """G of a batch as a process of a job makes it."""
-    if kind == "simclr":
+    if kind in ("simclr", "clip"):
         return OneHot(BATCH, "cpu")
     if kind == "supcon":
         return SameClass(ids % 5)
@@ -120,9 +120,14 @@ def loss_and_gradients(kinds: list[str], graph_dir: Path, texts: int, folder: Pa
             pictures, ids = batch_of(seed, texts)
             anchors = ranks.part(BATCH)
             own = pictures.unflatten(0, (2, BATCH))[:, anchors.start : anchors.stop].flatten(0, 1)
-            z = ranks.gather_views(nn.functional.normalize(encode(own), dim=1))
+            vectors = nn.functional.normalize(encode(own), dim=1)
             target = target_of(kind, Graph.open(graph_dir), ids, anchors, ranks)
-            loss = tiled_soft_cross_entropy(z, target, anchors, tile=TILE, tau=0.1, tau_s=0.1).loss
+            if kind == "clip":
+                images, texts = (ranks.gather_rows(half) for half in vectors.chunk(2))
+                loss = tiled_clip_loss(images, texts, torch.tensor(10.0), ids, anchors, tile=TILE).loss
+            else:
+                z = ranks.gather_views(vectors)
+                loss = tiled_soft_cross_entropy(z, target, anchors, tile=TILE, tau=0.1, tau_s=0.1).loss
             loss.backward()  # type: ignore[no-untyped-call]
             ranks.average_gradients(model, torch.device("cpu"))
             gradients = [weight.grad for weight in model.parameters()]

@@ -92,8 +92,10 @@ class Augmenter:
     crop_min: float = 0.2
     """Smallest share of an image's area that a crop keeps."""
 
-    def two_views(self, pixels: Tensor, sizes: Tensor, *, seed: int, epoch: int, step: int, rank: int = 0) -> Tensor:
-        """Both views of a batch.
+    def two_views(
+        self, pixels: Tensor, sizes: Tensor, *, seed: int, epoch: int, step: int, rank: int = 0, count: int = 2
+    ) -> Tensor:
+        """Both views of a batch, or one.
 
         Args:
             pixels: uint8, (n, 3, L, L), on the device where the views are wanted.
@@ -102,15 +104,16 @@ class Augmenter:
             epoch: Epoch number.
             step: Step number within it.
             rank: Which process of the job this is; each draws for its own images.
+            count: Views of each image.
 
         Returns:
-            Normalised float32 views, channels_last; (2n, 3, S, S), first views before second views.
+            Normalised float32 views, channels_last; (2n, 3, S, S), first views before second views; (n, 3, S, S) of one.
         """
         generator = seeded(seed, epoch, step, *([rank] if rank else []))
-        views = torch.empty((2 * len(pixels), 3, self.size, self.size), device=pixels.device)
+        views = torch.empty((count * len(pixels), 3, self.size, self.size), device=pixels.device)
         views = views.contiguous(memory_format=torch.channels_last)
-        self._fill(views[: len(pixels)], pixels, sizes, generator)
-        self._fill(views[len(pixels) :], pixels, sizes, generator)
+        for view in torch.split(views, len(pixels)):
+            self._fill(view, pixels, sizes, generator)
         return views
 
     def _fill(self, out: Tensor, pixels: Tensor, sizes: Tensor, generator: torch.Generator) -> None:

@@ -25,11 +25,13 @@ from torch import Tensor
 
 from graphbuild.errors import ArtifactError
 from train.model import Encoder
+from train.text_tower import TextTower
 
 FOLDER = "checkpoints"
 KEPT = 2
 """Checkpoints that stay; older ones are removed."""
 WEIGHTS, STATE, RECEIPT = "model.safetensors", "state.pt", "checkpoint.json"
+TEXT_TOWER = "text_tower.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,6 +176,34 @@ def load_encoder(run_dir: Path) -> Encoder:
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{path}: not the weights of a run ({error}). Train again with --overwrite.") from error
     return encoder.eval()
+
+
+def save_text_tower(run_dir: Path, tower: TextTower) -> None:
+    """Write CLIP's text side, with what is needed to build it again, atomically."""
+    metadata = {"format": "xclr-text-tower-1", **{name: str(value) for name, value in tower.shape.items()}}
+    temporary = run_dir / f".{TEXT_TOWER}.tmp"
+    _write_flushed(temporary, save_safetensors(_contiguous(tower.state_dict()), metadata=metadata))
+    temporary.replace(run_dir / TEXT_TOWER)
+
+
+def load_text_tower(run_dir: Path) -> TextTower:
+    """The text side of a finished CLIP run, on the CPU, in evaluation mode.
+
+    Raises:
+        ArtifactError: If the run has none, or the file is damaged.
+    """
+    path = run_dir / TEXT_TOWER
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing: only a finished run of --objective clip has a text tower.")
+    try:
+        with safe_open(path, "pt") as stored:
+            facts = {name: int(value) for name, value in (stored.metadata() or {}).items() if name != "format"}
+            weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+        tower = TextTower(**facts)
+        tower.load_state_dict(weights)
+    except (SafetensorError, TypeError, ValueError, RuntimeError) as error:
+        raise ArtifactError(f"{path}: not a text tower ({error}). Train again with --overwrite.") from error
+    return tower.eval()
 
 
 def _contiguous(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -40,10 +40,12 @@ class Range:
         return low if math.isinf(self.high) else f"{low} and at most {self.high:g}"
 
 
-Objective = Literal["xclr", "simclr", "supcon"]
+Objective = Literal["xclr", "simclr", "supcon", "clip"]
 ModelName = Literal["small", "resnet18", "resnet34", "resnet50", "resnet101"]
 AugmentName = Literal["simclr", "autoaugment", "none"]
-OptimizerName = Literal["sgd", "adamw"]
+OptimizerName = Literal["sgd", "lars", "adamw"]
+ScalingName = Literal["none", "linear", "sqrt"]
+TeacherName = Literal["graph", "embeddings"]
 BatchesName = Literal["random", "neighbors"]
 SymmetrizeName = Literal["union", "mutual"]
 OnDeviceName = Literal["auto", "yes", "no"]
@@ -71,7 +73,7 @@ class TrainConfig:
     data: str | None = field(default=None, metadata=_LOOSE)
     """Images: webdataset shards, Parquet files, class folders, or cifar10[:FOLDER] (default: what the graph records)."""
     objective: Objective = "xclr"
-    """Which target the loss is taken against."""
+    """Which target the loss is taken against; clip trains a text tower on the captions beside the image encoder."""
     image_column: str | None = None
     """Parquet column of the image bytes (default: the only binary column)."""
     id_column: str | None = None
@@ -100,6 +102,8 @@ class TrainConfig:
     """Temperature of the learned embeddings."""
     tau_s: AboveZero = 0.1
     """Temperature of the xclr target."""
+    teacher: TeacherName = "graph"
+    """Where xclr takes similarities from: the graph's rows and sketches, or its embeddings, exact, held in memory."""
     absent: float | None = None
     """Similarity of pairs that the graph does not store (default: the graph's sketch)."""
     own_weight: Annotated[float, Range(0, 1)] = 0.0
@@ -109,7 +113,9 @@ class TrainConfig:
     min_similarity: float | None = None
     """Pairs below this similarity are left out of the xclr target (default: none is)."""
     lr: AboveZero | None = None
-    """Peak learning rate; nothing scales it (default: 0.12 for sgd, 0.001 for adamw)."""
+    """Peak learning rate, before --lr-scaling (default: 0.12 for sgd, 0.3 for lars, 0.001 for adamw)."""
+    lr_scaling: ScalingName = "none"
+    """Multiplies --lr: linear by batch size / 256, sqrt by the square root of the batch size, as SimCLR's two rules have it."""
     loss_tile: Count = 0
     """Images whose part of the loss is computed at a time; 0 keeps the logits of a tile within 256 MiB."""
     optimizer: OptimizerName = "sgd"
@@ -117,9 +123,19 @@ class TrainConfig:
     weight_decay: NonNegative = 5e-4
     """Weight decay; biases and normalisation take none."""
     momentum: Annotated[float, Range(0, 1)] = 0.9
-    """Momentum of sgd, first beta of adamw."""
+    """Momentum of sgd and lars, first beta of adamw."""
     warmup_epochs: NonNegative = 1.0
     """Epochs over which the learning rate rises linearly, at most a tenth of the run."""
+    init: str | None = None
+    """Weights that a ResNet starts from: torchvision:NAME, such as torchvision:IMAGENET1K_V2, or torchvision:PATH of a file."""
+    compile: bool = False
+    """Compile the encoder (torch.compile)."""
+    text_width: Annotated[int, Range(64, 4096)] = 256
+    """Width of clip's text tower; a multiple of 64."""
+    text_layers: Positive = 4
+    """Layers of clip's text tower."""
+    text_length: Annotated[int, Range(4)] = 32
+    """Tokens that clip's text tower reads of a text; longer ones are cut."""
     projector_dim: Positive = 128
     """Width of the embedding that the loss sees."""
     projector_hidden: Positive = 512
@@ -146,6 +162,8 @@ class TrainConfig:
     """Steps between checkpoints; one is written at the end, too."""
     log_every: Positive = 10
     """Steps between lines of metrics.jsonl."""
+    tensorboard: bool = field(default=False, metadata=_LOOSE)
+    """Write the lines of metrics.jsonl for TensorBoard, too: RUN/tensorboard/."""
     kl_every: Count = 100
     """Steps between measurements of KL(dense || assembled), xclr only; 0 measures none."""
     allow_missing: bool = False
@@ -160,6 +178,14 @@ class TrainConfig:
             raise OptionError(
                 f"--load-size {self.load_size} is smaller than --image-size {self.image_size}. Raise it, or leave it out."
             )
+        if self.lr_scaling != "none" and self.lr is None:
+            raise OptionError(f"--lr-scaling {self.lr_scaling} scales a learning rate that is named: add --lr.")
+        if self.text_width % 64:
+            raise OptionError(f"--text-width {self.text_width} is not a multiple of 64. Take {self.text_width // 64 * 64 or 64}.")
+        if self.init is not None and self.model == "small":
+            raise OptionError("--init is for the ResNets of torchvision, and --model is small. Add --model resnet50, say.")
+        if self.teacher != "graph" and self.objective != "xclr":
+            raise OptionError(f"--teacher {self.teacher} is for --objective xclr, not {self.objective}. Leave it out.")
         if self.batches == "neighbors" and self.chunk > self.batch_size:
             raise OptionError(
                 f"--chunk {self.chunk} is more than --batch-size {self.batch_size}. Lower it, or raise the batch size."

@@ -79,12 +79,16 @@ class Ranks:
 
     def gather_views(self, z_2bD: Tensor) -> Tensor:
         """The embeddings of all processes, first views before second ones, with the gradient of all their losses; (2B, D)."""
-        if self.count == 1:
-            return z_2bD
         # Views of one sample side by side, so that the parts of the processes follow one another.
         paired = z_2bD.view(2, len(z_2bD) // 2, -1).transpose(0, 1)
-        every: Tensor = _Gather.apply(paired, self.count)
-        return every.transpose(0, 1).flatten(0, 1)
+        return z_2bD if self.count == 1 else self.gather_rows(paired).transpose(0, 1).flatten(0, 1)
+
+    def gather_rows(self, own: Tensor) -> Tensor:
+        """The rows of all processes, in the order of the batch, with the gradient of all their losses; (b, ...) -> (B, ...)."""
+        if self.count == 1:
+            return own
+        every: Tensor = _Gather.apply(own, self.count)
+        return every
 
     def gather_numbers(self, own: Int64) -> Int64:
         """Numbers of all processes, exchanged on the host; (b,) -> (B,)."""

@@ -19,19 +19,22 @@ from typing import Any
 import torch
 
 from graphbuild.errors import ArtifactMismatch, OptionError
-from train.checkpoint import WEIGHTS, Checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint, save_encoder
+from train.checkpoint import WEIGHTS, Checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint, save_encoder, save_text_tower
 from train.config import TrainConfig
 from train.data.prepare import DATA_FIELDS, OpenData, TrainingData, event, load_data, open_data, prepare
 from train.distributed import Ranks, ranks_of_job
+from train.learners import Clip
 from train.metrics import EVENTS_FILE, METRICS_FILE, append_line, cut_metrics, read_metrics
 from train.model import has_fast_bfloat16
+from train.optimizers import DEFAULT_LR
+from train.pretrained import absolute_init
 from train.progress import Meter, progress, say
 from train.result import RunResult, finished_result
 from train.runs import Interrupted, RunFolder, open_run
 from train.signals import stop_signal
 from train.trainer import StepReport, Trainer
+from train.watch import COLLAPSED, Scalars
 
-_DEFAULT_LR = {"sgd": 0.12, "adamw": 1e-3}
 _WARM_UP_STEPS = 2
 _MOST_WAIT = 0.1
 """Share of the time that steps may wait for images before the data are called the bottleneck."""
@@ -47,7 +50,8 @@ def settle(config: TrainConfig) -> TrainConfig:
     precision = config.precision
     if precision == "auto":
         precision = "bfloat16" if has_fast_bfloat16(device) else "float32"
-    return replace(config, device=str(device), precision=precision, lr=config.lr or _DEFAULT_LR[config.optimizer])
+    lr, init = config.lr or DEFAULT_LR[config.optimizer], absolute_init(config.init)
+    return replace(config, device=str(device), precision=precision, lr=lr, init=init)
 
 
 def train(
@@ -145,6 +149,8 @@ class _Session:
         self.folder, self.path, self.config, self.data = folder, folder.path, folder.config, data
         self.trainer = Trainer(folder.config, data, ranks)
         self.fingerprint = data.fingerprint()
+        self._scalars: Scalars | None = None
+        self._flat_lines = 0
         self._events_read = 0
         self._events_written: set[str] = set()
 
@@ -153,7 +159,9 @@ class _Session:
         self._restore()
         self._write_data_events()
         trainer, first = self.trainer, self.trainer.step
-        self._event("resume" if first else "start", step=first, objective=self.config.objective, note=trainer.objective.note)
+        if self.config.tensorboard and self.ranks.is_main:
+            self._scalars = Scalars(self.path, first)
+        self._event("resume" if first else "start", step=first, objective=self.config.objective, note=trainer.learner.note)
         with (
             stop_signal(deaf=self.ranks.count > 1) as stop,
             progress(label, int(trainer.total_steps), unit="steps", done=first) as meter,
@@ -171,8 +179,12 @@ class _Session:
                     self._checkpoint()
         self._checkpoint()
         if self.ranks.is_main:
-            save_encoder(self.path / WEIGHTS, trainer.model)
+            if isinstance(trainer.learner, Clip):
+                save_text_tower(self.path, trainer.learner.text)
+            save_encoder(self.path / WEIGHTS, trainer.learner.encoder)
         self.ranks.wait()
+        if self._scalars is not None:
+            self._scalars.close()
         self._event("finish", step=trainer.step, seconds=round(trainer.clock.total(), 3))
         return RunResult(
             run_dir=self.path,
@@ -219,12 +231,25 @@ class _Session:
         line = {**report.metrics(with_kl=with_kl), **self.trainer.clock.lap(images)}
         if self.ranks.is_main:
             append_line(self.path / METRICS_FILE, line)
+        if self._scalars is not None:
+            self._scalars.add(line)
+        self._watch(line)
         self._write_data_events()
         hits = "" if line["hit_rate"] is None else f", hit rate {line['hit_rate']:.3g}"
         meter.advance(
             0,
             f"loss {line['loss']:.3f}{hits}, {line['images_per_s']:,.0f} images/s, {_bottleneck(line['data_wait_share'])}",
         )
+
+    def _watch(self, line: dict[str, Any]) -> None:
+        """Say once that the embeddings have collapsed: on two lines, for a net may begin so."""
+        self._flat_lines = self._flat_lines + 1 if line["spread"] < COLLAPSED else 0
+        if self._flat_lines == 2:
+            self._event("collapse", step=line["step"], spread=line["spread"])
+            say(
+                f"warning: step {line['step']:,}: the embeddings are nearly the same for all images (spread {line['spread']:.3g}, "
+                "where 1 is even). Lower --lr, raise --warmup-epochs or --batch-size, or lower --tau-s."
+            )
 
     def _checkpoint(self) -> None:
         trainer = self.trainer

@@ -8,6 +8,7 @@ Row i and row B + i are the views of sample i.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -64,14 +65,8 @@ def tiled_soft_cross_entropy(z_2BD: Tensor, target: Target, anchors: range, *, t
         tau: Temperature of the logits.
         tau_s: Temperature of the target.
     """
-    tiles = [range(start, min(start + tile, anchors.stop)) for start in range(anchors.start, anchors.stop, tile)]
     with torch.autocast(z_2BD.device.type, enabled=False):
-        z = z_2BD if z_2BD.dtype == torch.float64 else z_2BD.float()
-        if len(tiles) == 1:
-            loss, entropy, mass = _sums(z, target, tiles[0], tau, tau_s)
-        else:
-            loss, entropy, mass = _Tiles.apply(z, target, tiles, tau, tau_s)
-    return SoftLoss(loss / (2 * len(anchors)), entropy / len(anchors), mass / len(anchors))
+        return _mean(lambda part, z: _soft_sums(z, target, part, tau, tau_s), anchors, tile, _wide(z_2BD))
 
 
 def tile_size(asked: int, batch: int) -> int:
@@ -79,9 +74,26 @@ def tile_size(asked: int, batch: int) -> int:
     return asked or max(1, min(batch, _MOST_LOGITS // (4 * batch)))
 
 
-def _sums(z: Tensor, target: Target, tile: range, tau: float, tau_s: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over the anchors of a tile: H(s_i, p_i) of both views, with a gradient; H(s_i); the target's own-view share."""
-    start, width = tile.start, len(tile)
+Sums = tuple[Tensor, Tensor, Tensor]
+"""Of a tile's anchors: cross-entropy of all their rows, with a gradient; H(s_i); the target's share on the own view."""
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _mean(sums_of: Callable[..., Sums], anchors: range, tile: int, *inputs: Tensor) -> SoftLoss:
+    """The mean over anchors, two rows each, of what `sums_of(tile, *inputs)` sums, with the gradient of the inputs."""
+    tiles = [range(start, min(start + tile, anchors.stop)) for start in range(anchors.start, anchors.stop, tile)]
+    if len(tiles) == 1:
+        loss, entropy, mass = sums_of(tiles[0], *inputs)
+    else:
+        loss, entropy, mass = _Tiles.apply(sums_of, tiles, *inputs)
+    return SoftLoss(loss / (2 * len(anchors)), entropy / len(anchors), mass / len(anchors))
+
+
+def _soft_sums(z: Tensor, target: Target, tile: range, tau: float, tau_s: float) -> Sums:
+    start = tile.start
     weights, logs = target_weights(target.rows(start, tile.stop).to(z.dtype), tau_s, start=start)
     first, second = z.chunk(2)
     own = weights.diagonal(start)[:, None]
@@ -93,32 +105,32 @@ def _sums(z: Tensor, target: Target, tile: range, tau: float, tau_s: float) -> t
     places = torch.arange(start, tile.stop, device=z.device)
     itself = torch.cat([places, places + len(first)])[:, None]
     logits = (rows @ z.T / tau).scatter_(1, itself, -math.inf)
-    assert logits.shape == (2 * width, len(z))
     loss = (logits.logsumexp(dim=1) - (rows * mean_positive).sum(dim=1) / tau).sum()
     return loss, entropy_of(weights, logs, start=start).sum(), own.sum()
 
 
 class _Tiles(torch.autograd.Function):
-    """`_sums` over all tiles. The gradient is taken tile by tile on the way forward, so that no tile's logits outlive it."""
+    """Sums over all tiles. The gradient is taken tile by tile on the way forward, so that no tile's logits outlive it."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, target: Target, tiles: list[range], tau: float, tau_s: float) -> tuple[Tensor, Tensor, Tensor]:
-        sums, gradient = torch.zeros(3, dtype=z.dtype, device=z.device), torch.zeros_like(z)
+    def forward(ctx: Any, sums_of: Callable[..., Sums], tiles: list[range], *inputs: Tensor) -> Sums:
+        gradients = [torch.zeros_like(item) for item in inputs]
+        sums = torch.zeros(3, dtype=inputs[0].dtype, device=inputs[0].device)
         for tile in tiles:
             with torch.enable_grad():
-                leaf = z.detach().requires_grad_()
-                parts = _sums(leaf, target, tile, tau, tau_s)
-            gradient += torch.autograd.grad(parts[0], leaf)[0]
+                leaves = [item.detach().requires_grad_() for item in inputs]
+                parts = sums_of(tile, *leaves)
+            for total, gradient in zip(gradients, torch.autograd.grad(parts[0], leaves), strict=True):
+                total += gradient
             sums += torch.stack([part.detach() for part in parts])
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(*gradients)
         loss, entropy, mass = sums.unbind()
         ctx.mark_non_differentiable(entropy, mass)
         return loss, entropy, mass
 
     @staticmethod
     def backward(ctx: Any, of_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return of_loss * gradient, None, None, None, None
+        return None, None, *(of_loss * gradient for gradient in ctx.saved_tensors)
 
 
 class LogitScale(nn.Module):
@@ -144,12 +156,35 @@ def clip_loss(images_BD: Tensor, texts_BD: Tensor, scale: Tensor, text_ids_B: Te
         scale: What the cosine similarities are multiplied with; a scalar.
         text_ids_B: The text of each sample; (B,).
     """
+    batch = len(text_ids_B)
+    return tiled_clip_loss(images_BD, texts_BD, scale, text_ids_B, range(batch), tile=batch).loss
+
+
+def tiled_clip_loss(
+    images_BD: Tensor, texts_BD: Tensor, scale: Tensor, text_ids_B: Tensor, anchors: range, *, tile: int
+) -> SoftLoss:
+    """`clip_loss` of some of a batch's samples, a tile of them at a time: their images against all texts, and the reverse.
+
+    Args:
+        images_BD: Image vectors of the whole batch, of unit length; (B, D).
+        texts_BD: Text vectors, of unit length; (B, D).
+        scale: What the cosine similarities are multiplied with; a scalar.
+        text_ids_B: The text of each sample; (B,).
+        anchors: The samples that the mean is over.
+        tile: How many of them are taken at a time.
+    """
     with torch.autocast(images_BD.device.type, enabled=False):
         dtype = torch.promote_types(images_BD.dtype, torch.float32)
-        logits = scale.to(dtype) * (images_BD.to(dtype) @ texts_BD.to(dtype).T)
-        same = (text_ids_B[:, None] == text_ids_B[None, :]).to(dtype)
-        target = same / same.sum(dim=1, keepdim=True)
-        # `same` is symmetric, and so is the target: its rows serve both directions.
-        per_image = -(target * logits.log_softmax(dim=1)).sum(dim=1)
-        per_text = -(target * logits.T.log_softmax(dim=1)).sum(dim=1)
-        return (per_image.mean() + per_text.mean()) / 2
+        inputs = (images_BD.to(dtype), texts_BD.to(dtype), scale.to(dtype))
+        return _mean(lambda part, i, t, s: _clip_sums(i, t, s, text_ids_B, part), anchors, tile, *inputs)
+
+
+def _clip_sums(images: Tensor, texts: Tensor, scale: Tensor, text_ids: Tensor, tile: range) -> Sums:
+    part = slice(tile.start, tile.stop)
+    same = (text_ids[part, None] == text_ids[None, :]).to(images.dtype)
+    positives = same.sum(dim=1, keepdim=True)
+    target = same / positives
+    # The target is symmetric, so its rows serve both directions.
+    per_image = (scale * (images[part] @ texts.T)).log_softmax(dim=1)
+    per_text = (scale * (texts[part] @ images.T)).log_softmax(dim=1)
+    return -(target * (per_image + per_text)).sum(), positives.log().sum(), (1 / positives).sum()

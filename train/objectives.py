@@ -117,7 +117,7 @@ class SupCon:
         if self._joined is None:
             classes = torch.from_numpy(self._codes[samples_B])
         else:
-            classes = torch.from_numpy(_texts(self._joined, samples_B, self._config.seed, epoch))
+            classes = torch.from_numpy(draw(self._joined, samples_B, self._config.seed, epoch))
         return SameClass(classes.to(self._device, non_blocking=True))
 
     def read_ahead(self, samples_B: Int64, epoch: int) -> None:
@@ -147,6 +147,7 @@ class XCLR:
             symmetrize=config.symmetrize,
             min_similarity=config.min_similarity,
             own_weight=config.own_weight,
+            teacher=config.teacher,
             device=device,
             graph_on_device=config.graph_on_device,
             measure_fidelity=measured,
@@ -154,14 +155,15 @@ class XCLR:
         self._measured = measured
         self._texts = torch.zeros(0, dtype=torch.int32)
         self._made: GraphTarget | None = None
-        self.note = f"{len(joined.indices):,} images of {graph.n_texts:,} texts, {graph.k} neighbours each"
+        source = f"{graph.k} neighbours each" if config.teacher == "graph" else f"dense target ({bytes_needed / 1e9:.1f} GB)"
+        self.note = f"{len(joined.indices):,} images of {graph.n_texts:,} texts, {source}"
         self.note += f"; the graph is held on {device}" if self._assembler.graph_on_device else ""
-        if config.kl_every and not measured:
+        if config.kl_every and not measured and config.teacher == "graph":
             self.note += f"; KL to the dense target is not measured (the embeddings take {bytes_needed / 1e9:.1f} GB)"
 
     def target(self, samples_B: Int64, epoch: int) -> Target:
         """Stored similarities, the sketch's estimate elsewhere; one caption an image and epoch."""
-        self._texts = torch.from_numpy(_texts(self._joined, samples_B, self._config.seed, epoch))
+        self._texts = torch.from_numpy(draw(self._joined, samples_B, self._config.seed, epoch))
         anchors = None if self._split.whole else self._split.anchors
         self._made = self._assembler.target(self._texts, anchors, gather=self._split.gather)
         return self._made.target
@@ -169,7 +171,7 @@ class XCLR:
     def read_ahead(self, samples_B: Int64, epoch: int) -> None:
         """Begin to read the rows of the next batch."""
         own = samples_B[self._split.anchors.start : self._split.anchors.stop]
-        self._assembler.read_ahead(torch.from_numpy(_texts(self._joined, own, self._config.seed, epoch)))
+        self._assembler.read_ahead(torch.from_numpy(draw(self._joined, own, self._config.seed, epoch)))
 
     def measures(self, *, with_kl: bool) -> dict[str, Tensor | None]:
         """Stored neighbours per anchor, and KL(dense || assembled) in nats.
@@ -179,7 +181,12 @@ class XCLR:
         assert self._made is not None, "a batch comes before its measures"
         anchors = self._split.anchors
         stored = self._made.stored(anchors.start, anchors.stop)
-        return {"hit_rate": stored.float().mean(), "kl_to_dense": self._divergence() if with_kl and self._measured else None}
+        # The dense target has neither stored pairs nor a distance to itself.
+        from_graph = self._config.teacher == "graph"
+        return {
+            "hit_rate": stored.float().mean() if from_graph else None,
+            "kl_to_dense": self._divergence() if from_graph and with_kl and self._measured else None,
+        }
 
     def _divergence(self) -> Tensor:
         assert self._made is not None
@@ -212,5 +219,6 @@ def make_objective(config: TrainConfig, data: TrainingData, device: torch.device
     return XCLR(config, data.graph, data.joined, device, split)
 
 
-def _texts(joined: Joined, samples_B: Int64, seed: int, epoch: int) -> Int32:
+def draw(joined: Joined, samples_B: Int64, seed: int, epoch: int) -> Int32:
+    """The text that each sample shows in an epoch; (B,)."""
     return draw_texts(joined.offsets, joined.text_ids, samples_B, seed=seed, epoch=epoch)

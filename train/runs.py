@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import IO
 
 from graphbuild.errors import OptionError, UserError
-from train.checkpoint import FOLDER, WEIGHTS
+from train.checkpoint import FOLDER, TEXT_TOWER, WEIGHTS
 from train.config import TrainConfig, flag, load_config
 from train.metrics import EVENTS_FILE, METRICS_FILE
 
 CONFIG_FILE = "config.toml"
 LOCK_FILE = ".lock"
+_OURS = (CONFIG_FILE, METRICS_FILE, EVENTS_FILE, WEIGHTS, TEXT_TOWER, FOLDER)
 # Scores and pictures of an earlier run would be taken for those of the new one.
-_OURS = (CONFIG_FILE, METRICS_FILE, EVENTS_FILE, WEIGHTS, FOLDER, "eval.json", "features", "report.html")
+_DERIVED = ("tensorboard", "eval.json", "features", "report.html")
 _BY_MACHINE = ("precision", "load_size", "lr")
 """What a run settles for itself where the user leaves it open; a resumed run keeps it."""
 
@@ -153,7 +154,7 @@ def _lock(path: Path) -> IO[str] | None:
 
 
 def _remove_run(path: Path) -> None:
-    for name in _OURS:
+    for name in (*_OURS, *_DERIVED):
         item = path / name
         if item.is_dir():
             shutil.rmtree(item)

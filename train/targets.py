@@ -29,7 +29,7 @@ from train.graph_rows import (
     to_device,
 )
 
-Teacher = Literal["graph", "dense"]
+Teacher = Literal["graph", "embeddings"]
 
 
 class Similarities(NamedTuple):
@@ -100,7 +100,7 @@ class TargetAssembler:
             symmetrize: Whether a pair counts as stored if either of its rows stores it (`union`), or only if both do (`mutual`).
             min_similarity: Pairs below it are left out of the target.
             own_weight: Share of the target that is given to the own view; the rest is the soft target.
-            teacher: `graph` for stored rows and sketches, `dense` for the stored embeddings (2 N D bytes of memory).
+            teacher: `graph` for stored rows and sketches, `embeddings` for the dense target from them (2 N D bytes of memory).
             device: Where G is wanted.
             graph_on_device: Whether the graph's rows are held there; `auto` does so on a GPU with room to spare.
             measure_fidelity: Load the embeddings too, so that `fidelity` can tell KL(dense || target).
@@ -123,7 +123,7 @@ class TargetAssembler:
         resident = teacher == "graph" and belongs_on_device(graph, self.device, graph_on_device)
         self._resident = DeviceRows(graph, self.device) if resident else None
         self._mapped = MappedRows(graph)
-        self._embeddings = graph.embeddings() if teacher == "dense" or measure_fidelity else None
+        self._embeddings = graph.embeddings() if teacher == "embeddings" or measure_fidelity else None
 
     @property
     def graph_on_device(self) -> bool:
@@ -153,7 +153,7 @@ class TargetAssembler:
             anchors: The samples whose rows are asked for; None: all, and at once.
             gather: Where several processes share a batch, brings their rows together; `anchors` are then this process's.
         """
-        if self.teacher == "dense":
+        if self.teacher == "embeddings":
             plain: Target = self.dense_target(text_ids_B)
         elif anchors is None and self._resident is None and self.device.type == "cpu":
             return self._whole(text_ids_B.detach().cpu().numpy())
@@ -188,7 +188,7 @@ class TargetAssembler:
             ValueError: If the embeddings were not loaded.
         """
         if self._embeddings is None:
-            raise ValueError("the embeddings were not loaded: pass teacher='dense' or measure_fidelity=True")
+            raise ValueError("the embeddings were not loaded: pass teacher='embeddings' or measure_fidelity=True")
         return self.dense_target(text_ids_B).rows(0, len(text_ids_B))
 
     def dense_target(self, text_ids_B: Tensor) -> Dense:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +29,11 @@ from train.data.chunks import make_batches
 from train.data.prepare import TrainingData
 from train.data.store import ImageBatch
 from train.distributed import Ranks
-from train.losses import SoftLoss, tile_size, tiled_soft_cross_entropy
-from train.model import Encoder, weight_groups
-from train.objectives import Split, make_objective
+from train.learners import make_learner
+from train.losses import SoftLoss
+from train.model import Encoder
+from train.optimizers import build_optimizer, peak_lr
+from train.pretrained import load_backbone
 from train.schedule import Schedule
 
 
@@ -51,24 +53,21 @@ class Trainer:
         """
         self.config, self.data, self.ranks = config, data, ranks
         self.device = torch.device(config.device)
-        self.split = Split(
-            ranks.part(config.batch_size), tile_size(config.loss_tile, config.batch_size), ranks.gather if ranks.count > 1 else None
-        )
-        self.objective = make_objective(config, data, self.device, self.split)
+        self.learner = make_learner(config, data, build_model(config, self.device), self.device, ranks)
         data.store.hold_on(self.device, config.images_on_device)
         self.batches = make_batches(config, data)
         self.total_steps = min(config.steps or math.inf, config.epochs * self.batches.steps_per_epoch)
         self.schedule = Schedule.for_run(
-            _known(config.lr),
+            peak_lr(config),
             total_steps=int(self.total_steps),
             steps_per_epoch=self.batches.steps_per_epoch,
             warmup_epochs=config.warmup_epochs,
         )
         self.augment = Augmenter(config.augment, config.image_size, config.crop_min)
-        self.model = build_model(config, self.device)
+        self.model = self.learner.module
         if ranks.count > 1 and self.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
-        self.optimizer = _build_optimizer(config, self.model)
+        self.optimizer = build_optimizer(config, self.model, self.device)
         self.step = 0
         """Steps done."""
         self.images_seen = 0
@@ -99,6 +98,8 @@ class Trainer:
         images = self.data.batches(self._own_part(batch) for batch in ahead)
         self.model.train()
         encode = self.ranks.wrap(self.model, self.device)
+        if self.config.compile:
+            encode = torch.compile(encode)  # type: ignore[assignment]
         self.clock.start()
         upcoming = next(order)
         try:
@@ -133,7 +134,8 @@ class Trainer:
 
     def _own_part(self, batch: Batch) -> tuple[Int64, Iterator[Int64]]:
         """This process's samples of a batch, and what to take where some cannot be read."""
-        own = slice(self.split.anchors.start, self.split.anchors.stop)
+        part = self.ranks.part(self.config.batch_size)
+        own = slice(part.start, part.stop)
         return batch.indices[own], (others[own] for others in self.batches.instead(batch))
 
     def _train_step(self, encode: nn.Module, batch: Batch, pictures: ImageBatch, upcoming: Batch) -> StepReport:
@@ -141,15 +143,12 @@ class Trainer:
         with self.clock.part("target"):
             # Others than the batch's where some cannot be read: only the process that read them knows.
             samples = self.ranks.gather_numbers(pictures.rows)
-            target = self.objective.target(samples, batch.epoch)
-            self.objective.read_ahead(upcoming.indices, upcoming.epoch)
+            target = self.learner.target(samples, batch.epoch)
+            self.learner.read_ahead(upcoming.indices, upcoming.epoch)
         lr = self.schedule.at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with self._autocast():
-            z = self.ranks.gather_views(encode(views))
-        temperatures = {"tau": self.config.tau, "tau_s": self.config.tau_s}
-        soft = tiled_soft_cross_entropy(z, target, self.split.anchors, tile=self.split.tile, **temperatures)
+        soft = self.learner.loss(encode, views, target)
         self._losses += soft.loss.detach()
         if self.device.type == "cpu":
             self.check()
@@ -166,11 +165,8 @@ class Trainer:
         with self.clock.part("augment"):
             pixels = pictures.pixels.to(self.device, non_blocking=True)
             seed = self.config.seed
-            place = {"epoch": batch.epoch, "step": batch.step, "rank": self.ranks.rank}
+            place = {"epoch": batch.epoch, "step": batch.step, "rank": self.ranks.rank, "count": self.learner.views}
             return self.augment.two_views(pixels, pictures.sizes, seed=seed, **place)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
 
 class Clock:
@@ -238,7 +234,7 @@ class StepReport:
             "kl": self.soft.kl,
             "target_entropy": self.soft.target_entropy,
             "own_view_mass": self.soft.own_view_mass,
-            **trainer.objective.measures(with_kl=with_kl),
+            **trainer.learner.measures(with_kl=with_kl),
         }
         known = {name: value for name, value in figures.items() if value is not None}
         means = trainer.ranks.mean(torch.stack([value.double() for value in known.values()])).tolist()
@@ -255,7 +251,11 @@ class StepReport:
 
 
 def build_model(config: TrainConfig, device: torch.device) -> Encoder:
-    """The encoder of a configuration with its initial weights: they follow from the seed alone, in float32."""
+    """The encoder of a configuration with its initial weights, float32: they follow from the seed, and from --init.
+
+    Raises:
+        UserError: If the weights of --init cannot be had, or do not fit.
+    """
     # The caller's generator is left as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -265,17 +265,6 @@ def build_model(config: TrainConfig, device: torch.device) -> Encoder:
             projector_hidden=config.projector_hidden,
             projector_dim=config.projector_dim,
         )
+        if config.init is not None:
+            load_backbone(model, config.init)
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def _build_optimizer(config: TrainConfig, model: Encoder) -> torch.optim.Optimizer:
-    groups = weight_groups(model, config.weight_decay)
-    lr = _known(config.lr)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=lr, betas=(config.momentum, 0.999))
-
-
-def _known(lr: float | None) -> float:
-    assert lr is not None, "a settled configuration has a learning rate"
-    return lr

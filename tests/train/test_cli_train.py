@@ -21,11 +21,12 @@ from train.config import field_types, flag
 
 OPTIONS = set(
     """
-    --absent --allow-missing --augment --batch-size --batches --cache-gb --checkpoint-every --chunk --config --crop-min --data
-    --device --epochs --graph-dir --graph-on-device --help --id-column --image-column --image-size --images-on-device --json
-    --kl-every --label-column --load-size --log-every --loss-tile --lr --max-corrupt --min-similarity --model --momentum
-    --neighbor-ranks --objective --optimizer --overwrite --own-weight --precision --projector-dim --projector-hidden --run-dir
-    --seed --steps --symmetrize --tau --tau-s --warmup-epochs --weight-decay --workers
+    --absent --allow-missing --augment --batch-size --batches --cache-gb --checkpoint-every --chunk --compile --config
+    --crop-min --data --device --epochs --graph-dir --graph-on-device --help --id-column --image-column --image-size
+    --images-on-device --init --json --kl-every --label-column --load-size --log-every --loss-tile --lr --lr-scaling
+    --max-corrupt --min-similarity --model --momentum --neighbor-ranks --objective --optimizer --overwrite --own-weight
+    --precision --projector-dim --projector-hidden --run-dir --seed --steps --symmetrize --tau --tau-s --teacher --tensorboard
+    --text-layers --text-length --text-width --warmup-epochs --weight-decay --workers
     """.split()  # noqa: SIM905 - a list of quoted words would be three times as long
 )
 
@@ -73,7 +74,7 @@ def test_every_field_of_the_configuration_is_an_option() -> None:
 def test_choice_outside_the_list_is_a_usage_error() -> None:
     result = CliRunner().invoke(cli, ["run", "--objective", "byol"])
     assert result.exit_code == 2
-    assert "'byol' is not one of 'xclr', 'simclr', 'supcon'" in result.output
+    assert "'byol' is not one of 'xclr', 'simclr', 'supcon', 'clip'" in result.output
 
 
 @pytest.mark.parametrize(

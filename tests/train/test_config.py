@@ -48,7 +48,7 @@ def test_flags_go_before_the_file(tmp_path: Path) -> None:
         ({"tau": 0.0}, "--tau: 0.0 is not more than 0"),
         ({"batch_size": 1}, "--batch-size: 1 is not at least 2"),
         ({"crop_min": 1.5}, "--crop-min: 1.5 is not more than 0 and at most 1"),
-        ({"objective": "byol"}, "--objective: 'byol' is none of xclr, simclr, supcon"),
+        ({"objective": "byol"}, "--objective: 'byol' is none of xclr, simclr, supcon, clip"),
         ({"epochs": "3"}, "--epochs: '3' is not an int"),
         ({"epochs": True}, "--epochs: True is not an int"),
         ({"lr": math.nan}, "--lr: nan is not more than 0"),

@@ -21,11 +21,12 @@ from train.checkpoint import checkpoints, load_encoder
 from train.config import TrainConfig
 from train.distributed import Ranks
 from train.loop import train
+from train.losses import clip_loss
 from train.metrics import read_lines, read_metrics
 from train.targets import one_hot, same_class
 
 TEXTS = 40
-KINDS = ["union", "mutual", "mixed", "resident", "supcon", "simclr"]
+KINDS = ["union", "mutual", "mixed", "resident", "supcon", "simclr", "clip"]
 TIMED = ("images_per_s", "data_wait_share", "augment_share", "target_share")
 
 
@@ -39,7 +40,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
 
 def expected_similarity(kind: str, graph: Graph, ids: torch.Tensor) -> torch.Tensor:
     """G by the reference of `graphbuild.targets`, which knows of no processes."""
-    if kind == "simclr":
+    if kind in ("simclr", "clip"):
         return one_hot(BATCH)
     if kind == "supcon":
         return same_class(ids % 5)
@@ -67,7 +68,8 @@ def test_loss_and_gradients_equal_one_process_with_the_whole_batch(graph: Graph,
         rows = torch.cat([part[kind][2] for part in parts])
         torch.testing.assert_close(rows, similarity, rtol=0, atol=1e-6 if kind == "mixed" else 0)
         model = net()
-        loss = slow_loss(functional.normalize(model(pictures), dim=1), rows)
+        z = functional.normalize(model(pictures), dim=1)
+        loss = clip_loss(*z.chunk(2), torch.tensor(10.0), ids) if kind == "clip" else slow_loss(z, rows)
         loss.backward()  # type: ignore[no-untyped-call]
         for part in parts:
             found, gradients, _ = part[kind]

@@ -81,7 +81,7 @@ def test_sketch_products_are_exact_under_bfloat16_autocast(graph: Graph) -> None
 
 def test_dense_teacher_equals_the_reference(graph: Graph) -> None:
     ids = random_batch(60)
-    assembler = targets.TargetAssembler(graph, teacher="dense")
+    assembler = targets.TargetAssembler(graph, teacher="embeddings")
     expected = reference.dense(graph.embeddings()[ids], ids)
     np.testing.assert_allclose(assembler.assemble(torch.from_numpy(ids)).numpy(), expected, rtol=0, atol=1e-6)
 

@@ -177,8 +177,8 @@ def event(kind: str, **facts: Any) -> dict[str, Any]:
 def _open_graph(config: TrainConfig) -> Graph | None:
     if config.graph_dir is not None:
         return Graph.open(Path(config.graph_dir).resolve())
-    # Only xclr and batches of neighbours cannot do without; the others take a graph where it is named, or to find the images.
-    if config.objective == "xclr" or config.batches == "neighbors" or config.data is None:
+    # Simclr and supcon take a graph where it is named, or to find the images; the others cannot do without.
+    if config.objective in ("xclr", "clip") or config.batches == "neighbors" or config.data is None:
         return Graph.open(find_graph_dir(None).resolve())
     return None
 
