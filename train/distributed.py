@@ -87,7 +87,7 @@ class Ranks:
         """The rows of all processes, in the order of the batch, with the gradient of all their losses; (b, ...) -> (B, ...)."""
         if self.count == 1:
             return own
-        every: Tensor = _Gather.apply(own, self.count)
+        every: Tensor = _Gather.apply(own, self)
         return every
 
     def gather_numbers(self, own: Int64) -> Int64:
@@ -180,13 +180,19 @@ class _Gather(torch.autograd.Function):
     """Rows of all processes; the gradient of a row is the sum of those that the processes' losses give it."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, count: int) -> Tensor:
-        ctx.count = count
-        return Ranks(count=count).gather(own)
+    def forward(ctx: Any, own: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        return ranks.gather(own)
 
     @staticmethod
     def backward(ctx: Any, of_every: Tensor) -> tuple[Tensor, None]:
-        own = of_every.new_empty((len(of_every) // ctx.count, *of_every.shape[1:]))
+        part = ctx.ranks.part(len(of_every))
+        if of_every.device.type == "cpu":
+            # With gloo's own reduce_scatter, four processes now and then end with a size that does not match.
+            total = of_every.clone(memory_format=torch.contiguous_format)
+            dist.all_reduce(total)
+            return total[part.start : part.stop], None
+        own = of_every.new_empty((len(part), *of_every.shape[1:]))
         dist.reduce_scatter_tensor(own, of_every.contiguous())
         return own, None
 
