@@ -23,7 +23,7 @@ from train.targets import TargetAssembler
 BATCH, WIDTH, TILE = 24, 5, 4
 
 
-def run_ranks(count: int, work: Callable[..., None], *arguments: Any, folder: Path, timeout: float = 120) -> list[int]:
+def run_ranks(count: int, work: Callable[..., None], *arguments: Any, folder: Path, timeout: float = 240) -> list[int]:
     """Exit codes of `work(*arguments)` in each of `count` connected processes; what they say is in `folder`/said-<rank>."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train.loop", "train.targets", "train.data.parquet", "train.cli"])

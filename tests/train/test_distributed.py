@@ -124,7 +124,7 @@ def test_killed_process_ends_the_job_with_a_message_and_the_run_resumes_to_the_s
     config: TrainConfig, undisturbed: Path, tmp_path: Path
 ) -> None:
     arguments = as_arguments(config, tmp_path)
-    codes = run_ranks(2, train_cli_until, 1, 7, signal.SIGKILL, *arguments, folder=tmp_path, timeout=60)
+    codes = run_ranks(2, train_cli_until, 1, 7, signal.SIGKILL, *arguments, folder=tmp_path, timeout=240)
     assert codes == [1, -signal.SIGKILL]
     assert "error: process 0 lost another one of the 2: it died" in said(tmp_path, 0)
     assert run_ranks(2, train_cli, *arguments, folder=tmp_path) == [0, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ import torch
 from helpers_graph import clustered_vectors
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from graphbuild import targets as reference
-from train.blocks import OneHot, Whole
+from train.blocks import Found, OneHot, SameClass, Whole
+from train.graph_rows import RowTensors
 from train.losses import LogitScale, clip_loss, soft_cross_entropy, tile_size, tiled_soft_cross_entropy
 from train.targets import one_hot, same_class
 
@@ -207,3 +211,33 @@ def test_tiled_loss_of_many_pairs_left_out_is_finite() -> None:
 def test_tiles_are_as_asked_or_keep_the_logits_within_a_quarter_of_a_gigabyte(asked: int, batch: int, tile: int) -> None:
     assert tile_size(asked, batch) == tile
     assert asked or 2 * tile * 2 * batch * 4 <= 1 << 28
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor holds that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        made = [item.numel() for item in tree_leaves(out) if isinstance(item, Tensor)]
+        self.numbers = max(self.numbers, *made, 0)
+        return out
+
+
+def test_no_tensor_of_the_tiled_loss_is_larger_than_the_logits_of_a_tile() -> None:
+    batch, tile = 96, 4
+    z = unit(2 * batch, 8).requires_grad_()
+    rows = RowTensors(
+        torch.arange(batch, dtype=torch.int32)[:, None] ^ 1,
+        torch.full((batch, 1), 0.5, dtype=torch.float16),
+        torch.ones(batch, 4, dtype=torch.int8),
+        torch.ones(batch),
+    )
+    targets = [OneHot(batch, "cpu"), SameClass(torch.arange(batch) % 7), Found(rows, torch.arange(batch), absent=None)]
+    for target in targets:
+        with LargestTensor() as largest:
+            tiled_soft_cross_entropy(z, target, range(batch), tile=tile, tau=0.1, tau_s=0.1).loss.backward()
+        assert 0 < largest.numbers <= 2 * tile * 2 * batch, type(target)
