@@ -24,7 +24,7 @@ from graphbuild.knn.memory import resolve_limit
 from graphbuild.knn.plan import Estimate, Layout, plan_memory
 from graphbuild.knn.search import Search
 from graphbuild.manifest import Manifest, Stage, stage_key, up_to_date
-from graphbuild.shards import Receipt
+from graphbuild.shards import Receipt, remove_stale_temporaries
 
 _AUTO_COMPLETE = 4096
 _AUTO_K = 256
@@ -160,6 +160,8 @@ def _say_k(asked: int | str, layout: Layout) -> None:
 
 def _remove_leftovers(graph_dir: Path, files: dict[str, Receipt]) -> None:
     """Take away shards of an earlier graph of more texts or smaller shards; a reader that globs would meet them."""
+    # A client that was killed while it wrote the manifest leaves a part of it.
+    remove_stale_temporaries(graph_dir)
     for path in (graph_dir / schemas.KNN).iterdir():
         name = f"{schemas.KNN}/{path.name.removesuffix('.json')}"
         if name not in files:

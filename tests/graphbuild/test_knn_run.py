@@ -38,6 +38,13 @@ def leftovers(graph_dir: Path) -> list[str]:
     return [path.name for path in (graph_dir / "knn").iterdir() if path.name.endswith(".tmp")]
 
 
+def test_part_of_a_manifest_that_a_killed_client_left_is_removed(tmp_path: Path) -> None:
+    write_graph(tmp_path, clustered_vectors(50, 8))
+    (tmp_path / ".graph.json.4711-0a1b2c3d.tmp").write_text("{")
+    build_knn(tmp_path, KnnConfig(k=5))
+    assert not list(tmp_path.glob(".*"))
+
+
 @pytest.mark.parametrize("engine", [TileEngine, RowBlockEngine])
 def test_progress_of_a_search_adds_up_to_the_work_it_announced(engine: type[TileEngine] | type[RowBlockEngine]) -> None:
     made = engine(clustered_vectors(5_300, 16), k=10, memory_limit=10**9)
