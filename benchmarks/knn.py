@@ -1,10 +1,11 @@
-"""The exact neighbour graph against other ways to get one: `python -m benchmarks.knn [--small] [--vectors FILE.npy]`.
+"""The exact neighbour graph against other ways to get one: `python -m benchmarks.knn [--small] [--graph-dir DIR] [--growth]`.
 
 Shape letters: N texts, K neighbours, D vector width.
 
 Every contender joins the set with itself; `knn_peers` says how the others are timed. Rounds alternate; a round in which
 `faiss.knn` is over 20 % off its median is void and made again, up to twice as many rounds. Recall is by similarity, on the
-first texts: a neighbour counts if its exact similarity reaches the exact K-th, less 1e-6.
+first texts: a neighbour counts if its exact similarity reaches the exact K-th, less 1e-6. Memory is the most that a search
+held beyond what the process held before it (the vectors, in float16 and float32, among it).
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,44 +26,77 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import memory
 from benchmarks.knn_peers import Contender, Ids, Recall, Search, approximate_peers, exact_peers
+from graphbuild import schemas
+from graphbuild.graph import Graph
+from graphbuild.vectors import load_embeddings
 
 _K = 256
 _ROUNDS = 3
 _VOID = 0.2
 _RECALL_ROWS = 500
+_GROWTH = (25_000, 50_000, 100_000, 180_000)
+_GROWTH_K = (16, 64, 1024)
 
 
-def run(*, small: bool = False, vectors_file: Path | None = None) -> str:
+def run(*, small: bool = False, graph_dir: Path | None = None) -> str:
     """Measure every contender and return a table with the conditions.
 
     Args:
         small: Few synthetic vectors and one round: to see that it works, not how fast it is.
-        vectors_file: Unit float16 vectors (N, D) as .npy; synthetic clusters if None.
+        graph_dir: Whose embeddings to search; synthetic clusters if None.
     """
-    return _table(measure(small=small, vectors_file=vectors_file))
+    return _table(measure(small=small, graph_dir=graph_dir))
 
 
-def measure(*, small: bool = False, vectors_file: Path | None = None) -> dict[str, Any]:
+def measure(*, small: bool = False, graph_dir: Path | None = None) -> dict[str, Any]:
     """The figures behind `run`'s table."""
-    if vectors_file is None:
-        vectors_ND = clustered_vectors(16_384 if small else 1_000_000, 384)
-        what = "synthetic clusters"
-    else:
-        vectors_ND = np.ascontiguousarray(np.load(vectors_file).astype(np.float16))
-        what = vectors_file.name
+    vectors_ND, what = _vectors(small, graph_dir)
     truth = _exact_similarities(vectors_ND, min(_RECALL_ROWS, len(vectors_ND)))
     contenders, absent = _contenders(vectors_ND, lambda ids: _recall(truth, ids))
+    if graph_dir is not None:
+        contenders.insert(2, Contender("graphbuild knn, whole command", _command(graph_dir)))
     wanted = 1 if small else _ROUNDS
     rounds = 0
     while rounds < wanted or (sum(_sound(contenders[0].seconds)) < wanted and rounds < 2 * wanted):
         rounds += 1
         for one in contenders:
+            before = memory.reset_peak()
             seconds, ids = one.search()
             one.seconds.append(seconds)
+            one.memory = max(one.memory, memory.status("VmHWM") - before)
             one.recall = _recall(truth, ids)
     rows = _rows(contenders, len(vectors_ND))
     return {"conditions": _conditions(vectors_ND, what), "rows": rows, "absent": absent, "rounds": rounds}
+
+
+def growth(*, small: bool = False, graph_dir: Path | None = None) -> str:
+    """How the time grows with N and with K: ours and `faiss.knn`, in turn, the medians of three."""
+    vectors_ND, what = _vectors(small, graph_dir)
+    # A random order, so that the first n are a sample.
+    vectors_ND = np.ascontiguousarray(vectors_ND[np.random.default_rng(0).permutation(len(vectors_ND))])
+    sizes = [count for count in _GROWTH if count < len(vectors_ND)] + [len(vectors_ND)]
+    lines = [
+        f"growth, {what}; median of {_ROUNDS} in turn",
+        "| N | K | seconds | Gpairs/s | times faiss.knn |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for count, k in [(count, _K) for count in sizes] + [(sizes[-1], k) for k in _GROWTH_K]:
+        some_nD = vectors_ND[:count]
+        ours, (reference, *_) = _ours(some_nD, "auto", k), exact_peers(some_nD.astype(np.float32), k)
+        pairs = [(ours()[0], reference.search()[0]) for _ in range(_ROUNDS)]
+        seconds = statistics.median(own for own, _ in pairs)
+        ratio = statistics.median(theirs / own for own, theirs in pairs)
+        lines.append(f"| {count:,} | {k} | {seconds:.2f} | {count**2 / seconds / 1e9:.2f} | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
+def _vectors(small: bool, graph_dir: Path | None) -> tuple[NDArray[np.float16], str]:
+    """Unit vectors (N, D), and what they are."""
+    if graph_dir is not None:
+        return load_embeddings(graph_dir), f"embeddings of {graph_dir.name}"
+    return clustered_vectors(16_384 if small else 1_000_000, 384), "synthetic clusters"
 
 
 def clustered_vectors(count: int, dim: int, *, seed: int = 0) -> NDArray[np.float16]:
@@ -103,17 +141,34 @@ def _ours_on_gpu(vectors_ND: NDArray[np.float16]) -> Search:
     return search
 
 
-def _ours(vectors_ND: NDArray[np.float16], precision: str) -> Search:
+def _command(graph_dir: Path) -> Search:
+    """`graphbuild knn` as a process of its own, on a copy without neighbours: start-up, reading and writing included."""
+
+    def search() -> tuple[float, Ids]:
+        with tempfile.TemporaryDirectory(prefix="bench-knn-", dir=graph_dir.parent) as folder:
+            copy = Path(folder) / "graph"
+            shutil.copytree(graph_dir, copy, ignore=shutil.ignore_patterns(schemas.KNN, schemas.REPORT, "partition"))
+            command = [sys.executable, "-c", "from graphbuild.cli import main; main()", "knn", "--overwrite", "--k", str(_K)]
+            started = time.perf_counter()
+            subprocess.run([*command, "--graph-dir", str(copy)], check=True, capture_output=True)
+            seconds = time.perf_counter() - started
+            return seconds, Graph.open(copy).rows(np.arange(_RECALL_ROWS)).neighbor_ids
+
+    return search
+
+
+def _ours(vectors_ND: NDArray[np.float16], precision: str, k: int = _K) -> Search:
     from graphbuild.knn.memory import free_memory
     from graphbuild.knn.tiles import TileEngine
     from graphbuild.shards import shard_ranges
 
     # Compiling is not searching: a first, small search loads the kernels.
-    list(TileEngine(vectors_ND[:4096], k=64, memory_limit=10**9, precision=precision).search(shard_ranges(4096, 4096)))
+    few = vectors_ND[:4096]
+    list(TileEngine(few, k=64, memory_limit=10**9, precision=precision).search(shard_ranges(len(few), 4096)))
 
     def search() -> tuple[float, Ids]:
         started = time.perf_counter()
-        engine = TileEngine(vectors_ND, k=_K, memory_limit=free_memory() // 2, precision=precision)
+        engine = TileEngine(vectors_ND, k=k, memory_limit=free_memory() // 2, precision=precision)
         first: Ids | None = None
         for found in engine.search(shard_ranges(len(vectors_ND), 65_536)):
             first = found.ids_nK[:_RECALL_ROWS].copy() if first is None else first
@@ -162,6 +217,7 @@ def _rows(contenders: list[Contender], count: int) -> list[dict[str, Any]]:
                 "gigapairs_per_second": count**2 / statistics.median(kept) / 1e9,
                 "times_faiss": statistics.median(ratios),
                 "recall": one.recall,
+                "memory_bytes": one.memory,
                 "rounds": len(kept),
             }
         )
@@ -193,12 +249,13 @@ def _table(result: dict[str, Any]) -> str:
     lines = ["exact neighbours: " + ", ".join(f"{key} {value}" for key, value in result["conditions"].items())]
     void = result["rounds"] - result["rows"][0]["rounds"]
     lines[0] += f"; {result['rounds']} rounds, {void} void"
-    lines.append(f"{'':26}{'seconds':>10}{'range':>20}{'Gpairs/s':>10}{'x faiss':>9}{'recall':>9}{'rounds':>8}")
+    lines.append(f"{'':26}{'seconds':>10}{'range':>20}{'Gpairs/s':>10}{'x faiss':>9}{'recall':>9}{'MB':>9}{'rounds':>8}")
     for row in result["rows"]:
         low, high = row["range"]
+        held = f"{row['memory_bytes'] / 1e6:,.0f}" if row["memory_bytes"] else ""
         lines.append(
             f"{row['name']:26}{row['seconds']:10.2f}{f'{low:.2f} to {high:.2f}':>20}{row['gigapairs_per_second']:10.2f}"
-            f"{row['times_faiss']:9.2f}{row['recall']:9.5f}{row['rounds']:8}"
+            f"{row['times_faiss']:9.2f}{row['recall']:9.5f}{held:>9}{row['rounds']:8}"
         )
     return "\n".join(lines + result["absent"])
 
@@ -207,10 +264,14 @@ def main() -> None:
     """Entry point of `python -m benchmarks.knn`."""
     parser = argparse.ArgumentParser(description="The exact neighbour graph against its peers.")
     parser.add_argument("--small", action="store_true", help="few vectors, one round")
-    parser.add_argument("--vectors", type=Path, default=None, metavar="FILE.npy", help="unit float16 vectors (N, D)")
+    parser.add_argument("--graph-dir", type=Path, default=None, help="embeddings to search (default: 1 M synthetic vectors)")
+    parser.add_argument("--growth", action="store_true", help="how the time grows with N and K, in place of the peers")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
-    result = measure(small=options.small, vectors_file=options.vectors)
+    if options.growth:
+        print(growth(small=options.small, graph_dir=options.graph_dir))
+        return
+    result = measure(small=options.small, graph_dir=options.graph_dir)
     print(json.dumps(result) if options.json else _table(result))
 
 

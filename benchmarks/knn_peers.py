@@ -35,6 +35,8 @@ class Contender:
     search: Search
     seconds: list[float] = field(default_factory=list)
     recall: float = float("nan")
+    memory: int = 0
+    """Most bytes that a round held beyond what was held before it; of a command of its own, nothing."""
 
 
 def exact_peers(wide_ND: NDArray[np.float32], k: int) -> list[Contender]:
