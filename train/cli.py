@@ -91,6 +91,7 @@ def run(config_file: Path | None, run_dir: Path | None, overwrite: bool, as_json
 @click.option("--superclass-column", default=None, help="Column of the superclasses, for retrieval.")
 @click.option("--held-out", default=None, metavar="FILE", help="Classes, one a line, that few-shot alone is asked about.")
 @click.option("--hierarchy", default=None, metavar="FILE", help="Distances between classes, for severity: .npz, or .tsv of paths.")
+@click.option("--templates", default=None, metavar="FILE", help='JSON list of prompts for zero-shot (default: "a photo of a {}").')
 @click.option("--real-labels", default=None, metavar="FILE", help="ImageNet-Real's real.json.")
 @click.option("--imagenet9", default=None, metavar="FOLDER", help="The backgrounds challenge: original/, mixed_same/, mixed_rand/.")
 @click.option("--in9-map", default=None, metavar="FILE", help="Its in_to_in9.json (default: in that folder, or beside it).")

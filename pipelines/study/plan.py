@@ -49,6 +49,8 @@ def _core() -> Iterator[Arm]:
 
 
 def _graphs() -> Iterator[Arm]:
+    # The control of the other kind: what rounding and sketch cost. The graph is complete, so that it should be nothing.
+    yield Arm(name="xclr-dense", group="bound", objective="xclr", options={"teacher": "embeddings"}, seeds=1)
     # WordNet similarities are spread four times as wide as those of prompts: at 0.2 the target is about as soft as theirs at 0.1.
     for tau_s in (0.1, 0.2):
         for graph, told in (("wordnet", ""), ("wordnet" + CONTROL, "-shuffled")):
@@ -77,6 +79,7 @@ def _temperatures() -> Iterator[Arm]:
 def _flickr() -> Iterator[Arm]:
     yield Arm(name="flickr-simclr", group="flickr", objective="simclr", graph=CAPTIONS)
     yield Arm(name="flickr-xclr", group="flickr", objective="xclr", graph=CAPTIONS)
+    yield Arm(name="flickr-clip", group="flickr", objective="clip", graph=CAPTIONS)
     neighbors = {"batches": "neighbors"}
     yield Arm(name="flickr-xclr-neighbors", group="flickr", objective="xclr", graph=CAPTIONS, options=neighbors)
 

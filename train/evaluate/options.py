@@ -8,10 +8,20 @@ from typing import Literal, get_args
 from graphbuild.errors import OptionError
 
 ProtocolName = Literal[
-    "knn", "linear", "low-data", "retrieval", "few-shot", "severity", "imagenet-real", "imagenet-9", "objectnet", "mit-states"
+    "knn",
+    "linear",
+    "low-data",
+    "retrieval",
+    "few-shot",
+    "severity",
+    "zero-shot",
+    "imagenet-real",
+    "imagenet-9",
+    "objectnet",
+    "mit-states",
 ]
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
-ON_LABELS: tuple[ProtocolName, ...] = ("knn", "linear", "low-data", "retrieval", "few-shot", "severity")
+ON_LABELS: tuple[ProtocolName, ...] = ("knn", "linear", "low-data", "retrieval", "few-shot", "severity", "zero-shot")
 """Run on every label column of the images to classify."""
 ON_IMAGENET: tuple[ProtocolName, ...] = ("imagenet-real", "imagenet-9", "objectnet")
 """Take the answers of a linear probe that learned ImageNet's classes."""
@@ -52,6 +62,8 @@ class EvalOptions:
     """Folder of ObjectNet, with images/ and mappings/."""
     mit_states: str | None = None
     """Folder of MIT-States, with images/."""
+    templates: str | None = None
+    """JSON list of prompts for zero-shot; None: "a photo of a {}"."""
     protocols: tuple[ProtocolName, ...] = ()
     """What is measured; none: everything that the data allow."""
     device: str = "auto"
@@ -62,7 +74,7 @@ class EvalOptions:
     """Keep features beside the run, and use those that are there."""
 
     def chosen(self) -> tuple[ProtocolName, ...]:
-        """The protocols named, else those that the data allow.
+        """The protocols named, else those that the data allow; zero-shot is left to whether the run has a text tower.
 
         Raises:
             OptionError: If one is named that needs a file which is not.

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphbuild import schemas
+from train.checkpoint import TEXT_TOWER, load_text_tower
 from train.config import TrainConfig
 from train.data.base import ImageSource
 from train.data.store import choose_load_size
@@ -31,9 +33,11 @@ from train.evaluate.retrieval import retrieval_scores
 from train.evaluate.scores import describe, knn_scores, linear_scores
 from train.evaluate.severity import severity_scores
 from train.evaluate.sides import Sides
+from train.evaluate.zero_shot import read_templates, zero_shot_scores
 from train.loop import settle
 from train.model import Encoder, has_fast_bfloat16
 from train.runs import read_run_config
+from train.text_tower import TextTower, Tokenizer
 from train.trainer import build_model
 
 EVAL_FILE = "eval.json"
@@ -138,10 +142,12 @@ class _Evaluation:
         self.corrupt = 0
         """Images that could not be read."""
         self._extracted: dict[int, Features] = {}
+        self._text_side: tuple[TextTower, Tokenizer, tuple[str, ...]] | None = None
 
     def run(self) -> EvalResult:
         """Everything asked for."""
         chosen = self.options.chosen()
+        self._text_side = self._open_text_side(chosen)
         sides = Sides(self.config, self.options) if set(chosen) & {*ON_LABELS, *ON_IMAGENET} else None
         # Opened before anything is computed: a wrong path is told at once.
         sets = self._image_sets(chosen, sides)
@@ -164,6 +170,15 @@ class _Evaluation:
             scores=self.scores,
         )
 
+    def _open_text_side(self, chosen: Sequence[ProtocolName]) -> tuple[TextTower, Tokenizer, tuple[str, ...]] | None:
+        """Text tower, tokenizer and prompts, where zero-shot is named, or not ruled out and the run is CLIP's."""
+        has_tower = not _is_file(self.path) and (self.path / TEXT_TOWER).exists()
+        if "zero-shot" not in chosen or not (has_tower or "zero-shot" in self.options.protocols):
+            return None
+        tower = load_text_tower(self.path).to(self.device)
+        tokenizer = Tokenizer(Path(self.config.graph_dir or "") / schemas.TOKENIZER, tower.shape["length"])
+        return tower, tokenizer, read_templates(self.options.templates)
+
     def _score_columns(
         self, number: int, sides: Sides, learned: Features, asked: Features, chosen: Sequence[ProtocolName]
     ) -> Answer:
@@ -178,7 +193,10 @@ class _Evaluation:
             if wanted:
                 scores[column] = describe(case)
             for protocol in wanted:
-                scores[column] |= _BY_COLUMN[protocol](case)
+                if protocol in _BY_COLUMN:
+                    scores[column] |= _BY_COLUMN[protocol](case)
+            if self._text_side is not None and not number:
+                scores[column] |= zero_shot_scores(case, self.encoders[TRAINED], *self._text_side)
         return answer
 
     def _image_sets(self, chosen: Sequence[ProtocolName], sides: Sides | None) -> list[ImageSet]:
