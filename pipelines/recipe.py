@@ -1,0 +1,132 @@
+"""What the large recipes share: a command with --dry-run, a graph, a check of everything, a training that can be stopped.
+
+The configuration is written down first, so that `train run --config` (under torchrun, on several GPUs) repeats it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from graphbuild.errors import OptionError, UserError
+
+CONFIG = "recipe.toml"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """Where a data set's parts are."""
+
+    train: str
+    val: str | None = None
+    """Images with labels to evaluate on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """A data set, its graph, and how an encoder is trained on it."""
+
+    name: str
+    about: str
+    """First line of the help."""
+    needs: str
+    """What --data takes."""
+    layout: Callable[[Path], Layout]
+    """Finds the parts in the folder; a UserError if one is missing."""
+    embed: Callable[[Layout], dict[str, Any]]
+    """Fields of `EmbedConfig`."""
+    k: Literal["all"] | int
+    """Neighbours a text, as `graphbuild knn --k` takes it."""
+    train: Mapping[str, Any]
+    """Fields of `TrainConfig`."""
+    label: str | None = None
+    """Column of the classes, for evaluation."""
+
+
+def command(recipe: Recipe) -> click.Command:
+    """The command line of a recipe."""
+
+    folder_path = click.Path(file_okay=False, path_type=Path)
+    graphs, runs = Path("graphs") / recipe.name, Path("runs") / recipe.name
+
+    @click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=recipe.about)
+    @click.option("--data", "folder", type=folder_path, required=True, help=recipe.needs)
+    @click.option("--graph-dir", type=folder_path, default=graphs, show_default=True, help="The graph; built where it is missing.")
+    @click.option("--out", type=folder_path, default=runs, show_default=True, help="Run, configuration and report.")
+    @click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="Sentence Transformer of the captions.")
+    @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option of `train run`; repeatable.")
+    @click.option("--dry-run", is_flag=True, help="Check data, graph, memory, disk and time; build and train nothing.")
+    @click.option("--timed-steps", type=click.IntRange(min=1), default=5, show_default=True, help="Steps that --dry-run times.")
+    def run(
+        folder: Path, graph_dir: Path, out: Path, encoder: str, settings: Sequence[str], dry_run: bool, timed_steps: int
+    ) -> None:
+        layout = recipe.layout(folder)
+        options = {**recipe.train, **parse_settings(settings), "data": layout.train, "graph_dir": str(graph_dir)}
+        if dry_run:
+            _dry_run(options, out, timed_steps)
+        else:
+            _run(recipe, layout, options, graph_dir, out, encoder)
+
+    return run
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """`NAME=VALUE` of options of `train run`; values as in TOML, quotes around text left out.
+
+    Raises:
+        OptionError: If an option is unknown, or there is no `=`.
+    """
+    from train.config import field_types
+
+    values: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        name = name.strip().removeprefix("--").replace("-", "_")
+        if not equals or name not in field_types():
+            raise OptionError(f"--set {setting!r}: write NAME=VALUE, with an option of `train run`, such as epochs=10.")
+        try:
+            values[name] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[name] = text.strip()
+    return values
+
+
+def _dry_run(options: Mapping[str, Any], out: Path, timed_steps: int) -> None:
+    from pipelines.dry_run import dry_run
+    from train.config import TrainConfig
+
+    found = dry_run(TrainConfig(**options), out, timed_steps=timed_steps)
+    click.echo(found.summary())
+    if found.problems:
+        raise UserError("the dry run found problems, listed above. Nothing was trained.")
+
+
+def _run(recipe: Recipe, layout: Layout, options: Mapping[str, Any], graph_dir: Path, out: Path, encoder: str) -> None:
+    from graphbuild.embed import EmbedConfig, build_embeddings
+    from graphbuild.knn import KnnConfig, build_knn
+    from pipelines.common import Steps, evaluate_once, markdown_table, score_headings, score_rows, write_whole
+    from train.config import TrainConfig
+    from train.loop import train
+    from train.report import write_report
+
+    steps = Steps(4)
+    steps.begin("graph")
+    click.echo(build_embeddings(graph_dir, EmbedConfig(encoder=encoder, **recipe.embed(layout))).summary())
+    click.echo(build_knn(graph_dir, KnnConfig(k=recipe.k)).summary())
+    config, run_dir = TrainConfig(**options), out / str(options.get("objective", "xclr"))
+    write_whole(out / CONFIG, config.to_toml())
+    steps.begin("train")
+    click.echo(f"the same on several GPUs: torchrun --nproc-per-node N -m train run --config {out / CONFIG} --run-dir {run_dir}")
+    click.echo(train(config, run_dir).summary())
+    steps.begin("scores" if layout.val and recipe.label else "scores: none, for there are no labels; see `train eval`")
+    if layout.val and recipe.label:
+        columns = (recipe.label,)
+        scores = {run_dir.name: evaluate_once(run_dir, data=layout.val, columns=columns, untrained=True)}
+        click.echo(markdown_table(score_headings(columns), score_rows(scores, columns)))
+    steps.begin("report")
+    click.echo(write_report([run_dir], out / "report.html", data=layout.val).summary())

@@ -1,0 +1,122 @@
+"""The ImageNet, CC3M and CC12M recipes over a few pictures in the publishers' layouts, and what their dry run finds."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from helpers_train import draw, encode, write_tar_shards
+
+from graphbuild.datasets.imagenet import read_classes
+from graphbuild.errors import OptionError
+from pipelines.recipe import parse_settings
+from train.config import TrainConfig
+from train.metrics import read_metrics
+
+TINY = {
+    "model": "small",
+    "image_size": 16,
+    "batch_size": 8,
+    "epochs": 1,
+    "workers": 1,
+    "device": "cpu",
+    "precision": "float32",
+    "projector_hidden": 16,
+    "projector_dim": 8,
+    "log_every": 1,
+    "warmup_epochs": 0,
+    "chunk": 4,
+}
+
+
+def recipe(name: str, *arguments: str, settings: tuple[str, ...] = ()) -> Result:
+    command = getattr(importlib.import_module(f"pipelines.{name}"), name)
+    options = [part for setting in (*(f"{name}={value}" for name, value in TINY.items()), *settings) for part in ("--set", setting)]
+    return CliRunner().invoke(command, [*arguments, "--encoder", "hashing:32", *options])
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path
+
+
+def write_imagenet(root: Path) -> None:
+    """Four of the classes, with the file names of the publisher."""
+    for split, count in (("train", 8), ("val", 3)):
+        for number, one in enumerate(read_classes()[:4]):
+            (root / split / one.folder).mkdir(parents=True)
+            for i in range(count):
+                name = f"{one.folder}_{i}.JPEG" if split == "train" else f"ILSVRC2012_val_{i:08d}.JPEG"
+                (root / split / one.folder / name).write_bytes(encode(draw(5 * i + number, height=20, width=24), "jpeg"))
+
+
+def test_imagenet_recipe_goes_from_prompts_to_scores_and_a_report(place: Path) -> None:
+    write_imagenet(place / "imagenet")
+    done = recipe("imagenet", "--data", "imagenet")
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    # 32 pictures in batches of eight.
+    assert read_metrics(place / "runs/imagenet/xclr")[-1]["step"] == 4
+    assert "| xclr |" in done.stdout
+    assert (place / "runs/imagenet/report.html").exists()
+    assert "1,000 texts" in done.stdout
+    again = recipe("imagenet", "--data", "imagenet", "--dry-run", "--timed-steps", "1")
+    assert again.exit_code == 0, again.output
+    assert "images (100.0%), by class" in again.stdout
+    assert again.stdout.endswith("ready\n")
+
+
+@pytest.mark.parametrize("name", ["cc3m", "cc12m"])
+def test_conceptual_recipe_trains_on_shards_of_img2dataset(place: Path, name: str) -> None:
+    write_tar_shards(place / "shards", 32, prefix="https://pictures.example/p")
+    checked = recipe(name, "--data", "shards", "--dry-run", "--timed-steps", "1")
+    assert checked.exit_code == 1
+    assert "PROBLEM  graphs/" in checked.stdout
+    assert "no graph here" in checked.stdout
+    assert "4 steps take" in checked.stdout, "the time is told without a graph, too"
+    assert not (place / "graphs").exists()
+    done = recipe(name, "--data", "shards")
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    assert read_metrics(place / f"runs/{name}/xclr")[-1]["step"] == 4
+    assert TrainConfig(**_toml(place / f"runs/{name}/recipe.toml")).batches == "neighbors"
+
+
+def _toml(path: Path) -> dict[str, object]:
+    import tomllib
+
+    return tomllib.loads(path.read_text())
+
+
+def test_dry_run_names_a_damaged_graph_file_corrupt_images_and_foreign_pictures(place: Path) -> None:
+    write_tar_shards(place / "shards", 32, prefix="https://pictures.example/p", broken=tuple(range(0, 32, 2)))
+    settings = ("max_corrupt=20",)
+    assert recipe("cc3m", "--data", "shards", settings=settings).exit_code == 0
+    found = recipe("cc3m", "--data", "shards", "--dry-run", "--timed-steps", "1", settings=("max_corrupt=3",))
+    assert "16 cannot be read, such as https://pictures.example/p-0: no image of a known format (--max-corrupt 3)" in found.stdout
+    shard = next((place / "graphs/cc3m/knn").glob("*.arrow"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    found = recipe("cc3m", "--data", "shards", "--dry-run", "--timed-steps", "1", settings=settings)
+    assert f"{shard.relative_to(place)} has other bytes than were written" in found.stdout
+    shard.write_bytes(whole)
+    write_tar_shards(place / "others", 16, prefix="https://elsewhere.example/p")
+    found = recipe("cc3m", "--data", "others", "--dry-run", "--timed-steps", "1", settings=settings)
+    assert "knows 0 of the 16 images" in found.stdout
+    assert found.exit_code == 1
+
+
+@pytest.mark.parametrize(("name", "message"), [("imagenet", "train: no such folder"), ("cc12m", "no shards (00000.tar, ...) here")])
+def test_missing_data_are_one_error(place: Path, name: str, message: str) -> None:
+    (place / "empty").mkdir()
+    assert message in str(recipe(name, "--data", "empty").exception)
+
+
+def test_settings_are_typed_and_unknown_ones_refused() -> None:
+    given = parse_settings(["epochs=3", "lr=0.5", "objective=simclr", 'model="resnet18"', "--allow-missing=true"])
+    assert given == {"epochs": 3, "lr": 0.5, "objective": "simclr", "model": "resnet18", "allow_missing": True}
+    for bad in ("epoch=3", "epochs"):
+        with pytest.raises(OptionError, match="write NAME=VALUE"):
+            parse_settings([bad])
