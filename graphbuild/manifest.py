@@ -128,11 +128,18 @@ def _stages(raw: dict[str, Any]) -> dict[str, Stage]:
 
 
 def up_to_date(
-    manifest: Manifest, graph_dir: Path, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], *, overwrite: bool
+    manifest: Manifest,
+    graph_dir: Path,
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    *,
+    overwrite: bool,
+    remedy: str = "",
 ) -> bool:
     """Whether a stage is done with these options and inputs, and all its files are intact.
 
-    False means: do it (what is intact need not be made again).
+    False means: do it (what is intact need not be made again). `remedy` is what else may help where the input is another.
 
     Raises:
         OptionError: If it is done with other options, and `overwrite` is not given.
@@ -149,7 +156,7 @@ def up_to_date(
     if (moved := differences(done.inputs, inputs)) and not overwrite:
         raise ArtifactMismatch(
             f"{graph_dir}: the {stage} stage was built from other input ({moved}). "
-            "Add --overwrite to build it again, or choose another --graph-dir."
+            f"Add --overwrite to build it again, {remedy}or choose another --graph-dir."
         )
     return not changed and not moved and not any(damage(graph_dir, receipt) for receipt in done.files.values())
 
