@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers_ranks import run_ranks, train_cli, train_cli_until
 from helpers_train import tiny_config
 
 from graphbuild.embed import EmbedConfig, build_embeddings
@@ -101,3 +102,17 @@ def test_killed_run_over_shards_ends_bit_identical_to_an_undisturbed_one(
     assert shown == expected
     corrupt = {line["sample_id"] for line in read_lines(tmp_path / "whole" / "events.jsonl") if line["event"] == "corrupt_image"}
     assert len(corrupt) == 1
+
+
+@pytest.mark.faults
+def test_two_processes_killed_twice_end_bit_identical_to_an_undisturbed_job(config: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "asked.toml").write_text(config.to_toml())
+    whole, killed = (["--config", str(tmp_path / "asked.toml"), "--run-dir", str(tmp_path / name)] for name in ("whole", "run"))
+    assert run_ranks(2, train_cli, *whole, folder=tmp_path / "said") == [0, 0]
+    for rank, step in ((1, 5), (0, 11)):
+        codes = run_ranks(2, train_cli_until, rank, step, signal.SIGKILL, *killed, folder=tmp_path / "said")
+        assert codes[rank] == -signal.SIGKILL
+        assert codes[1 - rank] == 1
+    assert run_ranks(2, train_cli, *killed, folder=tmp_path / "said") == [0, 0]
+    ours, theirs = (load_encoder(tmp_path / name).state_dict() for name in ("run", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
