@@ -19,7 +19,7 @@ class ReportResult:
     def summary(self) -> str:
         """A few lines for people: warnings first."""
         lines = [f"warning: {warning}" for warning in self.warnings]
-        return "\n".join([*lines, f"{self.out}: {self.bytes / 1e6:.1f} MB, one file, no network needed; {self.metrics}"])
+        return "\n".join([*lines, f"{self.out}: {self.bytes / 1e3:,.0f} kB, one file, no network needed; {self.metrics}"])
 
     def to_json(self) -> dict[str, Any]:
         """The same, for scripts."""
