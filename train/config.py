@@ -160,6 +160,8 @@ class TrainConfig:
     """Decoded images are held in memory up to this size, else decoded batch by batch."""
     checkpoint_every: Positive = field(default=500, metadata=_LOOSE)
     """Steps between checkpoints; one is written at the end, too."""
+    checkpoint_minutes: NonNegative = field(default=0.0, metadata=_LOOSE)
+    """Minutes between checkpoints, beside those by steps; 0: by steps alone."""
     log_every: Positive = 10
     """Steps between lines of metrics.jsonl."""
     tensorboard: bool = field(default=False, metadata=_LOOSE)

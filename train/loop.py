@@ -151,6 +151,7 @@ class _Session:
         self.fingerprint = data.fingerprint()
         self._scalars: Scalars | None = None
         self._flat_lines = 0
+        self._saved_at = time.monotonic()
         self._events_read = 0
         self._events_written: set[str] = set()
 
@@ -173,9 +174,11 @@ class _Session:
                     self._log(report, images, meter)
                     images = 0
                 meter.advance()
-                if number := self.ranks.largest(stop()):
+                # One exchange for both: all processes stop, or save, at the same step.
+                told = self.ranks.largest(2 * stop() + self._is_due())
+                if number := told // 2:
                     self._interrupt(number)
-                if trainer.step % self.config.checkpoint_every == 0:
+                if trainer.step % self.config.checkpoint_every == 0 or told:
                     self._checkpoint()
         self._checkpoint()
         if self.ranks.is_main:
@@ -251,8 +254,14 @@ class _Session:
                 "where 1 is even). Lower --lr, raise --warmup-epochs or --batch-size, or lower --tau-s."
             )
 
+    def _is_due(self) -> bool:
+        """Whether a checkpoint is due by the clock of the first process."""
+        minutes = self.config.checkpoint_minutes
+        return self.ranks.is_main and minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
+
     def _checkpoint(self) -> None:
         trainer = self.trainer
+        self._saved_at = time.monotonic()
         trainer.check()
         if self.ranks.is_main:
             position = trainer.position(self.fingerprint)

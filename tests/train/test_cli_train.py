@@ -21,7 +21,8 @@ from train.config import field_types, flag
 
 OPTIONS = set(
     """
-    --absent --allow-missing --augment --batch-size --batches --cache-gb --checkpoint-every --chunk --compile --config
+    --absent --allow-missing --augment --batch-size --batches --cache-gb --checkpoint-every --checkpoint-minutes --chunk
+    --compile --config
     --crop-min --data --device --epochs --graph-dir --graph-on-device --help --id-column --image-column --image-size
     --images-on-device --init --json --kl-every --label-column --load-size --log-every --loss-tile --lr --lr-scaling
     --max-corrupt --min-similarity --model --momentum --neighbor-ranks --objective --optimizer --overwrite --own-weight

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ import torch
 from helpers_train import tiny_config, write_images, write_tiny_graph
 
 from train import loop
-from train.checkpoint import checkpoints, load_encoder, newest_checkpoint
+from train.checkpoint import Position, checkpoints, load_encoder, newest_checkpoint, save_checkpoint
 from train.config import TrainConfig
 from train.data.prepare import prepare
 from train.loop import settle, train
@@ -65,6 +67,28 @@ loop.append_line = write_and_die
 main()
 """
 """`train run`, which dies at step 8, after its metrics were written."""
+
+
+def test_checkpoints_are_written_by_the_clock_beside_those_by_steps(
+    config: TrainConfig, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, written = [0.0], []
+
+    def tick() -> float:
+        now[0] += 30.0
+        return now[0]
+
+    def note(path: Path, position: Position, *rest: Any) -> None:
+        written.append(position.step)
+        save_checkpoint(path, position, *rest)
+
+    monkeypatch.setattr("train.loop.time", SimpleNamespace(monotonic=tick))
+    monkeypatch.setattr("train.loop.save_checkpoint", note)
+    train(replace(config, checkpoint_every=1000, checkpoint_minutes=2.0), tmp_path / "run")
+    assert len(written) > 2
+    assert written == sorted(set(written))
+    assert written[-1] == 15
+    assert_equal_runs(tmp_path / "run", undisturbed)
 
 
 def test_run_killed_in_mid_epoch_ends_bit_identical_to_an_undisturbed_one(
