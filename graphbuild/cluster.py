@@ -176,8 +176,11 @@ def _client(count: int, workers: Workers) -> Iterator[Any]:
                 silence_logs=logging.CRITICAL,
                 env=_worker_environment(count, workers.gpus),
             )
-        except OSError as error:
-            raise ResourceError(f"worker processes could not be started ({error}). Use --workers 0.") from error
+        # A worker that dies while it starts is a RuntimeError of Dask's.
+        except (OSError, RuntimeError) as error:
+            raise ResourceError(
+                f"worker processes could not be started ({error}). Run the same command again, or with --workers 0."
+            ) from error
         with cluster, dask_distributed.Client(cluster) as client:
             yield client
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
+import dask
 import pytest
 from distributed import Client
 from helpers_embed import embed, graphbuild, numbered_captions, shard_digests, write_captions
@@ -113,6 +114,15 @@ def test_workers_that_die_again_and_again_are_an_error(tmp_path: Path) -> None:
 def test_an_error_of_a_task_comes_back_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="number 1 is bad"):
         run(fail, [(1,), (1,)], 2, tmp_path)
+
+
+def test_workers_that_die_while_they_start_are_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "dying.py").write_text("import os; os._exit(3)")
+    with (
+        dask.config.set({"distributed.worker.preload": [str(tmp_path / "dying.py")]}),
+        pytest.raises(ResourceError, match=r"could not be started \(.*or with --workers 0"),
+    ):
+        run(square, [(1,), (2,)], 2, tmp_path)
 
 
 def test_unreachable_scheduler_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

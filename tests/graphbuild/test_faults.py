@@ -16,6 +16,7 @@ from pathlib import Path
 
 import click
 import dask
+import distributed
 import psutil
 import pytest
 from helpers_embed import embed, numbered_captions, write_captions
@@ -99,7 +100,9 @@ def test_worker_killed_at_a_random_point_costs_no_run(tmp_path: Path, trial: int
             embed(tmp_path / name, source, shard_size=9)
     folder = tmp_path / "struck" / ("embeddings" if stage == "embed" else "knn")
     stop = threading.Event()
-    killer = threading.Thread(target=kill_a_worker, args=(folder, rng.randrange(6), rng, stop))
+    # Importing it sets its defaults; `set` would take them away again, had they come later.
+    assert distributed.__version__
+    killer = threading.Thread(target=kill_a_worker, args=(folder, rng.randrange(1, 6), rng, stop))
     killer.start()
     try:
         with dask.config.set({"distributed.worker.preload": [str(tmp_path / "slow_finish.py")]}):
