@@ -97,7 +97,8 @@ def test_rows_read_ahead_are_used_and_others_are_read_then(graph: Graph, monkeyp
     mapped.read_ahead(np.arange(10))
     # One image of the batch could not be read.
     np.testing.assert_array_equal(mapped.rows(np.arange(9)).neighbor_ids, read(graph, np.arange(9)).neighbor_ids)
-    assert threads[-1] == "MainThread"
+    # The other thread may come to read only now, or not at all.
+    assert "MainThread" in threads
 
 
 def test_auto_never_holds_a_graph_on_a_cpu(graph: Graph) -> None:
