@@ -1,7 +1,7 @@
 """`python -m pipelines.cc3m --data FOLDER`: X-CLR on Conceptual Captions (CC3M), from captions to a trained encoder.
 
 FOLDER holds webdataset shards as img2dataset writes them: 00000.tar, 00000.parquet, ... Captions and images are joined by
-URL. Batches are chunks of neighbours; `--set batches=random` draws them at random, as the paper does.
+URL. Batches are chunks of neighbours; `--set batches=random` draws them at random.
 
 ResNet-50, LARS and batches of 1,024 are the paper's (arXiv 2407.18134); the number of epochs is ours, for public sources
 do not give it, and neither do they say by which rule the base learning rate of 0.075 is scaled with the batch: that is an
