@@ -120,7 +120,8 @@ def _own_view(health: Health) -> Figure:
 
 
 def _divergence(fidelity: Fidelity) -> Figure:
-    tau_s = sorted({choice.tau_s for choice in fidelity.storage})[len({choice.tau_s for choice in fidelity.storage}) // 2]
+    taus = sorted({choice.tau_s for choice in fidelity.storage})
+    tau_s = taus[len(taus) // 2]
     lines = []
     for sketch_dim in sorted({choice.sketch_dim for choice in fidelity.storage}):
         some = [c for c in fidelity.storage if (c.sketch_dim, c.tau_s) == (sketch_dim, tau_s) and c.k]
