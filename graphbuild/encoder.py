@@ -66,7 +66,7 @@ def load_encoder(spec: EncoderSpec) -> Encoder:
 
 
 def choose_precision(spec: EncoderSpec, requested: str) -> tuple[EncoderSpec, float | None]:
-    """Settle `auto`: bfloat16 on a CPU with AMX, float16 on CUDA, float32 elsewhere and where half precision is too coarse.
+    """Settle `auto`: bfloat16 on a CPU that multiplies in it (AMX, AVX512-BF16), float16 on CUDA, float32 elsewhere and where half precision is too coarse.
 
     Returns:
         The encoder with its precision, and the lowest cosine to float32 on 64 probe sentences, where that was measured.
@@ -77,7 +77,7 @@ def choose_precision(spec: EncoderSpec, requested: str) -> tuple[EncoderSpec, fl
 
     if torch.cuda.is_available():
         half = spec.with_precision("float16")
-    elif torch.cpu._is_amx_tile_supported():
+    elif torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
         half = spec.with_precision("bfloat16")
     else:
         return spec.with_precision("float32"), None

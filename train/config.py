@@ -147,7 +147,7 @@ class TrainConfig:
     seed: Count = 0
     """Decides weights, batches, captions and augmentations."""
     precision: Precision = "auto"
-    """Arithmetic of the encoder; auto is bfloat16 where the hardware has matrix units for it."""
+    """Arithmetic of the encoder; auto is bfloat16 where the hardware multiplies in it."""
     device: str = field(default="auto", metadata=_LOOSE)
     """auto, cpu, cuda or cuda:INDEX."""
     graph_on_device: OnDeviceName = field(default="auto", metadata=_LOOSE)

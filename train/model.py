@@ -108,12 +108,12 @@ def weight_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware has matrix units for bfloat16: without them it is slower than float32, on AVX2 a hundred times."""
+    """Whether the hardware multiplies in bfloat16: where it does not, it is slower than float32, on AVX2 a hundred times."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # Told by the hardware, not by a timing: a run that is resumed must compute as before.
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16", False))
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def parameter_count(model: nn.Module) -> int:
