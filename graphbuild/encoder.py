@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from graphbuild.allocator import keep_freed_memory
 from graphbuild.encoder_files import BUILT_IN_SHA256, EncoderSpec, quiet_libraries
 from graphbuild.errors import ArtifactError, OptionError, one_line
 from graphbuild.hashing import HashingEncoder, parse_width
@@ -104,6 +105,8 @@ class SentenceEncoder:
         import torch
 
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self._device == "cpu":
+            keep_freed_memory()
         self._model = _load(folder, self._device)
         self._transformer, *self._rest = list(self._model)
         if not hasattr(self._transformer, "auto_model"):

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "polars", "dask", "distributed", "faiss", "sentence_transformers", "numba"}
-SHARED_WITH_TRAIN = {"graph", "targets", "partition", "schemas", "errors"}
+SHARED_WITH_TRAIN = {"allocator", "graph", "targets", "partition", "schemas", "errors"}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphbuild.allocator import keep_freed_memory
 from graphbuild.errors import UserError
 from train.augment import Augmenter
 from train.batches import Batch
@@ -53,6 +54,8 @@ class Trainer:
         """
         self.config, self.data, self.ranks = config, data, ranks
         self.device = torch.device(config.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.learner = make_learner(config, data, build_model(config, self.device), self.device, ranks)
         data.store.hold_on(self.device, config.images_on_device)
         self.batches = make_batches(config, data)
