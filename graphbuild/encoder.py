@@ -67,7 +67,7 @@ def load_encoder(spec: EncoderSpec) -> Encoder:
 
 
 def choose_precision(spec: EncoderSpec, requested: str) -> tuple[EncoderSpec, float | None]:
-    """Settle `auto`: bfloat16 on a CPU that multiplies in it (AMX, AVX512-BF16), float16 on CUDA, float32 elsewhere and where half precision is too coarse.
+    """Settle `auto`: bfloat16 on a CPU that multiplies in it, float16 on CUDA; float32 elsewhere, and where half is too coarse.
 
     Returns:
         The encoder with its precision, and the lowest cosine to float32 on 64 probe sentences, where that was measured.

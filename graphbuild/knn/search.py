@@ -35,7 +35,7 @@ from graphbuild.shards import Receipt, ShardRange, finished, remove_stale_tempor
 
 _CALIBRATION_TEXTS = 65_536
 _CALIBRATION_SECONDS = 5.0
-_CALIBRATION_SHARE = 0.02
+_CALIBRATION_SHARE = 0.01
 """A real run spends at most this share of the expected time on its calibration."""
 _QUIET_PAIRS = 10**9
 """Searches of fewer pairs are over before an estimate of them would be."""
