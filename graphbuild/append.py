@@ -22,6 +22,8 @@ from graphbuild.manifest import Manifest, Stage, differences, stage_key
 from graphbuild.shards import Receipt, require_intact
 
 _FACT = "segments"
+ALL_SOURCES = "Run `graphbuild embed` with all sources, in the order in which they came: it rebuilds this file."
+"""What to do where a file of a graph that was appended to is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,7 @@ class Held:
             ArtifactError: If one is missing or damaged.
         """
         for name, receipt in self.receipts(folder).items():
-            remedy = "Run `graphbuild embed` with all sources, in the order in which they came: it rebuilds this file."
-            require_intact(self.graph_dir, {name: receipt}, remedy=remedy)
+            require_intact(self.graph_dir, {name: receipt}, remedy=ALL_SOURCES)
             yield self.graph_dir / name, pq.read_table(self.graph_dir / name, columns=list(columns))
 
 

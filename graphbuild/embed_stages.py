@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from graphbuild import schemas
-from graphbuild.append import Addition, Segment, plan_addition, segments_of
+from graphbuild.append import ALL_SOURCES, Addition, Segment, plan_addition, segments_of
 from graphbuild.cluster import Workers, run_tasks
 from graphbuild.datasets.base import OpenSource
 from graphbuild.embed import EmbedConfig
@@ -30,7 +30,7 @@ from graphbuild.lookup import build_lookup
 from graphbuild.manifest import Manifest, Stage, stage_key, up_to_date
 from graphbuild.progress import progress
 from graphbuild.samples import TextOutcome, TextWork, write_texts
-from graphbuild.shards import Receipt, finished, remove_strays
+from graphbuild.shards import Receipt, finished, remove_strays, require_intact
 from graphbuild.text import Prompts, TextPolicy
 
 
@@ -92,6 +92,7 @@ class EmbedRun:
         """Texts, counts and samples of new files; nothing of what is there is touched before the new shards are finished."""
         addition = plan_addition(self._graph_dir, self._manifest, self._source, config, self._spec)
         if not addition.files:
+            require_intact(self._graph_dir, addition.held.stage.files, remedy=ALL_SOURCES)
             click.echo(f"{self._graph_dir}: holds these sources already", err=True)
             return False
         started = time.monotonic()
@@ -100,7 +101,7 @@ class EmbedRun:
         new = {file.name for file in addition.files}
         self._manifest.dataset = {
             **before,
-            "sources": [*before["sources"], *described["sources"]],
+            "sources": list(dict.fromkeys([*before["sources"], *described["sources"]])),
             "files": [*before["files"], *(file for file in described["files"] if file["name"] in new)],
             # A manifest names one place of pictures; `train run --data` names several.
             "images": None,

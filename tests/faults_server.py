@@ -33,7 +33,10 @@ from graphbuild.knn import stage as _knn_stage  # noqa: F401
 from graphbuild.shards import damage, digest_file, read_receipt
 
 CAPTIONS, SHARD = 36, 9
-STAGES = ("embed", "knn")
+SOURCES = ("captions.parquet", "more.parquet")
+APPENDED = 12
+STAGES = ("embed", "knn", "append", "extend")
+"""Each begins where the one before it ended: `append` adds captions to a graph with neighbours, `extend` searches for theirs."""
 FAULTS = ("kill", "kill", "kill", "timed kill", "full disk", "removed", "flipped")
 """Drawn from; kills at a step of the work are the most telling, for they can be repeated."""
 _VOLATILE = ("seconds", "pids", "pid", "reused_shards")
@@ -55,8 +58,12 @@ class Trial:
 
 def build(graph_dir: Path, stage: str) -> None:
     """The work of a stage; what it reads must be there."""
+    captions, more = (graph_dir.parent / name for name in SOURCES)
     if stage == "embed":
-        embed(graph_dir, graph_dir.parent / "captions.parquet", shard_size=SHARD)
+        embed(graph_dir, captions, shard_size=SHARD)
+    elif stage in ("append", "mend"):
+        # What is lost of a graph that was appended to is built again from all sources, without --append.
+        embed(graph_dir, None, sources=(str(captions), str(more)), shard_size=SHARD, append=stage == "append")
     else:
         build_knn(graph_dir, KnnConfig(k=10, device="cpu"))
 
@@ -136,8 +143,9 @@ class Bench:
         folder.mkdir(parents=True, exist_ok=True)
         # The first kernel that is called makes numba load most of itself, here once for all forks.
         KeyTable().number(np.zeros((1, 2), np.uint64))
-        captions = folder / "captions.parquet"
-        assert fork(lambda: (write_captions(captions, {"caption": numbered_captions(CAPTIONS)}), None)[1]) == 0
+        texts = numbered_captions(CAPTIONS + APPENDED)
+        for name, some in zip(SOURCES, (texts[:CAPTIONS], texts[CAPTIONS:]), strict=True):
+            assert fork(lambda at=folder / name, some=some: (write_captions(at, {"caption": some}), None)[1]) == 0  # type: ignore[misc]
         self._whole: dict[str, Path] = {}
         self._took: dict[str, dict[str, float]] = {}
         start = folder / "nothing"
@@ -157,10 +165,13 @@ class Bench:
         graph_dir = self._folder / "graph"
         shutil.rmtree(graph_dir, ignore_errors=True)
         begun = fault in ("removed", "flipped")
-        before = self._whole["embed"] if stage == "knn" else self._folder / "nothing"
+        place = STAGES.index(stage)
+        before = self._whole[STAGES[place - 1]] if place else self._folder / "nothing"
         shutil.copytree(self._whole[stage] if begun else before, graph_dir)
         where, struck = self._strike(rng, graph_dir, stage, fault)
-        return Trial(seed=seed, stage=stage, fault=fault, where=where, struck=struck, problem=self._rebuilt(graph_dir, stage))
+        return Trial(
+            seed=seed, stage=stage, fault=fault, where=where, struck=struck, problem=self._rebuilt(graph_dir, stage, begun)
+        )
 
     def _strike(self, rng: random.Random, graph_dir: Path, stage: str, fault: str) -> tuple[str, bool]:
         if fault == "kill":
@@ -179,14 +190,19 @@ class Bench:
             return f"files of {size} bytes", code == 1
         return _harm(rng, graph_dir, stage, fault), True
 
-    def _rebuilt(self, graph_dir: Path, stage: str) -> str | None:
+    def _rebuilt(self, graph_dir: Path, stage: str, harmed: bool) -> str | None:
         """Build again; what is wrong with the outcome."""
-        kept = {path: path.stat().st_mtime_ns for path in _finished(graph_dir)}
-        if code := fork(lambda: build(graph_dir, stage)):
+        whole = _content(self._whole[stage])
+        # Counts are made again by every append, and older neighbours where they change.
+        shards = (path for path in _finished(graph_dir) if path.parent.name != "counts")
+        same = (path for path in shards if whole.get(path.relative_to(graph_dir).as_posix()) == digest_file(path))
+        kept = {path: path.stat().st_mtime_ns for path in same}
+        again = "mend" if harmed and stage == "append" else stage
+        if code := fork(lambda: build(graph_dir, again)):
             return f"the next run exits {code}"
-        if redone := [path.name for path, stamp in kept.items() if path.stat().st_mtime_ns != stamp]:
+        if redone := [path.relative_to(graph_dir).as_posix() for path, stamp in kept.items() if path.stat().st_mtime_ns != stamp]:
             return f"finished files were made again: {', '.join(redone)}"
-        whole, found = _content(self._whole[stage]), _content(graph_dir)
+        found = _content(graph_dir)
         if differing := [name for name in sorted({*whole, *found}) if whole.get(name) != found.get(name)]:
             return f"other content: {', '.join(differing)}"
         return None
@@ -194,7 +210,7 @@ class Bench:
 
 def _harm(rng: random.Random, graph_dir: Path, stage: str, fault: str) -> str:
     """Remove a file that the stage made, or flip one of its bits."""
-    folders = {"embed": ("texts", "counts", "samples", "embeddings", "."), "knn": ("knn",)}[stage]
+    folders = ("texts", "counts", "samples", "embeddings", ".") if stage in ("embed", "append") else ("knn",)
     # Not the receipts: of what is finished, the manifest holds a copy.
     found = (path for folder in folders for path in (graph_dir / folder).glob("*.*") if path.suffix != ".json")
     path = rng.choice(sorted(path for path in found if path.is_file()))
