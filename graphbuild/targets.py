@@ -7,11 +7,13 @@ Nothing here imports torch, faiss, dask or polars.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
+from threadpoolctl import ThreadpoolController
 
 from graphbuild.errors import OptionError
 from graphbuild.graph import Ids, Rows
@@ -58,14 +60,23 @@ def assemble(rows: Rows, text_ids_B: npt.ArrayLike, *, absent: float | None = No
     pairs = _scan(ids, first, rows.neighbor_ids, rows.similarities.view(np.uint16), _HALF_TO_FLOAT)
     if absent is None:
         codes = rows.sketch.astype(np.float32)
-        # A copy, for a product with one's own transpose is computed by half and then mirrored, number by number: slower.
-        similarity = codes @ codes.copy().T
+        # In one thread: OpenBLAS's others spin for 30 ms after a product, and hold up the training step that follows it.
+        with _openblas().limit(limits=1):
+            # A copy, for a product with one's own transpose is computed by half and then mirrored, number by number: slower.
+            similarity = codes @ codes.copy().T
         _scale(similarity, rows.sketch_scale)
     else:
         similarity = np.full((len(ids), len(ids)), absent, np.float32)
     stored = _count(pairs, following)
     _enter(similarity, first, following, _mutual(pairs) if symmetrize == "mutual" else pairs)
     return Assembly(similarity, stored)
+
+
+@cache
+def _openblas() -> ThreadpoolController:
+    """Of NumPy; finding it among the loaded libraries takes milliseconds, once."""
+    found: ThreadpoolController = ThreadpoolController().select(internal_api="openblas")
+    return found
 
 
 def check_absent(sketch_dim: int, absent: float | None) -> None:
