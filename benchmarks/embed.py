@@ -21,7 +21,7 @@ import click
 import numpy as np
 import torch
 
-from benchmarks import lookup, text
+from benchmarks import index, lookup, text
 from benchmarks.captions import read_captions
 from graphbuild.embed import EmbedConfig, build_embeddings
 from graphbuild.encoder import SentenceEncoder, choose_precision, load_encoder
@@ -29,6 +29,8 @@ from graphbuild.encoder_files import BUILT_IN, find_encoder
 
 _BATCH = 32
 """The default of `SentenceTransformer.encode`."""
+_STAGES: dict[str, Callable[[int], str]] = {"text": text.run, "lookup": lookup.run, "index": index.run}
+"""Measured at so many rows, without the encoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,20 +123,20 @@ def _agreement(ours: Any, peer: Any, captions: list[str]) -> float:
 
 @click.command()
 @click.option("--full", is_flag=True, help="40,000 captions and five rounds instead of 2,000 and three.")
-@click.option(
-    "--stage", type=click.Choice(["encoder", "text", "lookup"]), default="encoder", show_default=True, help="What to measure."
-)
+@click.option("--stage", type=click.Choice(["encoder", *_STAGES]), default="encoder", show_default=True, help="What to measure.")
 @click.option(
     "--rows",
     type=click.IntRange(min=1),
     default=100_000,
     show_default=True,
-    help="Captions of --stage text, samples of --stage lookup.",
+    help="Captions of --stage text, samples of --stage lookup, vectors of --stage index.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as a JSON string.")
 def main(full: bool, stage: str, rows: int, as_json: bool) -> None:
     """Print the table, or the line of another stage."""
-    answer = run(small=not full) if stage == "encoder" else {"text": text.run, "lookup": lookup.run}[stage](rows)
+    answer = (
+        run(small=not full) if stage == "encoder" else {"text": text.run, "lookup": lookup.run, "index": index.run}[stage](rows)
+    )
     click.echo(json.dumps(answer) if as_json else answer)
 
 

@@ -258,7 +258,7 @@ def inspect(
 @json_option
 def neighbors(text: str, graph_dir: Path | None, count: int, as_json: bool) -> None:
     """Nearest stored texts of any TEXT, by the graph's encoder."""
-    from graphbuild.index import nearest_texts
+    from graphbuild.nearest import nearest_texts
 
     _answer(nearest_texts(find_graph_dir(graph_dir), text, count=count), as_json)
 

@@ -1,4 +1,4 @@
-"""Embedding one shard of texts: what workers run, and what a query needs.
+"""Embedding one shard of texts: what workers run.
 
 Shape letters: n texts of a shard, D vector width.
 """

@@ -49,6 +49,9 @@ class Encoder(Protocol):
     def encode(self, tokens: Sequence[Tokens], report: Report = ...) -> Vectors:
         """Unit vectors of token sequences, (len(tokens), D) in float32; `report` is told how many were finished."""
 
+    def encode_one(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Unit vector of one sequence, (D,), as fast as can be: for queries. It may differ from `encode`'s by rounding."""
+
     def save_tokenizer(self, folder: Path) -> None:
         """Save the tokenizer for later use without the encoder."""
 
@@ -153,26 +156,36 @@ class SentenceEncoder:
             raise ArtifactError(f"the encoder gave numbers that are not finite (row {row:,}). Use --precision float32.")
         return vectors
 
+    def encode_one(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Unit vector of one sequence, (D,), in a call of its own: a hundredth of the work of a call of fixed shape."""
+        bucket = self._buckets[int(np.searchsorted(self._buckets, len(tokens)))]
+        vector_D: NDArray[np.float32] = self.transform(self._features([tokens], bucket, rows=1))[0]
+        return vector_D
+
     def _batches(self, tokens: Sequence[Tokens]) -> Iterator[tuple[int, list[int]]]:
         """(bucket length, rows) of every call."""
         lengths = np.fromiter((len(sequence) for sequence in tokens), dtype=np.int64, count=len(tokens))
         bucket_of = np.searchsorted(self._buckets, lengths)
         for index, bucket in enumerate(self._buckets):
             rows = np.flatnonzero(bucket_of == index).tolist()
-            size = max(1, self._call_tokens // bucket)
+            size = self._rows(bucket)
             for start in range(0, len(rows), size):
                 yield bucket, rows[start : start + size]
 
     def padded_batches(self, tokens: Sequence[Tokens]) -> Iterator[tuple[list[int], dict[str, Any]]]:
         """(rows, tensors of fixed shape) of every call that `encode` makes."""
         for bucket, rows in self._batches(tokens):
-            yield rows, self._features([tokens[row] for row in rows], bucket)
+            yield rows, self._features([tokens[row] for row in rows], bucket, rows=self._rows(bucket))
 
-    def _features(self, sequences: list[Tokens], bucket: int) -> dict[str, Any]:
+    def _rows(self, bucket: int) -> int:
+        """B of every call with sequences of this bucket."""
+        return max(1, self._call_tokens // bucket)
+
+    def _features(self, sequences: list[Tokens], bucket: int, *, rows: int) -> dict[str, Any]:
         """Tensors of one call; it is filled up with copies of the first row, so that its shape is fixed."""
         import torch
 
-        ids_BL, mask_BL = self._pad(sequences, bucket)
+        ids_BL, mask_BL = self._pad(sequences, bucket, rows)
         features: dict[str, Any] = {
             "input_ids": torch.from_numpy(ids_BL).to(self._device),
             "attention_mask": torch.from_numpy(mask_BL).to(self._device),
@@ -193,8 +206,7 @@ class SentenceEncoder:
                 features = module(features)
             return np.asarray(normalize(features["sentence_embedding"], dim=1).cpu().numpy(), dtype=np.float32)
 
-    def _pad(self, sequences: list[Tokens], bucket: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        rows = max(1, self._call_tokens // bucket)
+    def _pad(self, sequences: list[Tokens], bucket: int, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         ids_BL = np.full((rows, bucket), self._tokenizer.pad_token_id or 0, np.int64)
         mask_BL = np.zeros((rows, bucket), np.int64)
         left = self._tokenizer.padding_side == "left"

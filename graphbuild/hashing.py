@@ -61,6 +61,11 @@ class HashingEncoder:
         report(len(tokens))
         return vectors
 
+    def encode_one(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Unit vector of one token sequence; (D,)."""
+        vector_D: NDArray[np.float32] = self.encode([tokens])[0]
+        return vector_D
+
     def save_tokenizer(self, folder: Path) -> None:
         """Write down what the tokens are."""
         write_json(folder / "hashing.json", {"tokens": "xxh32 of lower-case words & 0x7fffffff", "max_tokens": MAX_TOKENS})

@@ -1,63 +1,30 @@
-"""The FAISS index over all texts, and the nearest texts of any text.
+"""The FAISS index over all texts: embeddings in, index.faiss out. `graphbuild.nearest` asks it.
 
-Shape letters: N texts, n of one shard, M candidates, D vector width. Scores are inner products of stored vectors,
-accumulated in float64. The index holds the stored float16 values without loss, so scores need no other file.
+Shape letters: N texts, n of one shard, D vector width. The index holds the stored float16 values without loss.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from graphbuild import schemas
-from graphbuild.embed_shards import embed_texts
-from graphbuild.encoder_files import EncoderSpec, find_encoder
-from graphbuild.errors import ArtifactMismatch, OptionError, ResourceError
+from graphbuild.errors import ResourceError
 from graphbuild.knn.memory import free_memory
 from graphbuild.manifest import Manifest, Stage, stage_key, up_to_date
 from graphbuild.progress import progress
-from graphbuild.shards import atomic_path, finish, remove_stale_temporaries, require_intact
-from graphbuild.text import Prompts, TextPolicy
+from graphbuild.shards import atomic_path, finish, remove_stale_temporaries
 from graphbuild.vectors import iterate_embeddings
 
 FLAT_LIMIT = 200_000
 """Texts up to which the index is flat; above, IVF with float16 codes."""
 _TRAIN_PER_LIST = 64
-_PROBED_LISTS = 64
-_MIN_CANDIDATES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class NearText:
-    """One of the nearest texts."""
-
-    text_id: int
-    similarity: float
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class NearTexts:
-    """Nearest texts, best first."""
-
-    query: str
-    found: tuple[NearText, ...]
-
-    def summary(self) -> str:
-        """A line each: similarity, id, text."""
-        return "\n".join(f"{near.similarity:7.4f}  {near.text_id:>9}  {near.text}" for near in self.found)
-
-    def to_json(self) -> dict[str, Any]:
-        """The same, for scripts."""
-        return asdict(self)
 
 
 def build_index(graph_dir: Path, manifest: Manifest, *, overwrite: bool, flat_limit: int = FLAT_LIMIT) -> bool:
@@ -155,72 +122,3 @@ def _write_index(path: Path, index: Any) -> None:
         except (RuntimeError, OSError):
             # FAISS has an error of its own for whatever the callback raised.
             raise failures[0] if failures else ResourceError(f"{path}: FAISS could not write the index.") from None
-
-
-def nearest_texts(graph_dir: Path, text: str, *, count: int = 10) -> NearTexts:
-    """The stored texts nearest to any text, by the graph's own encoder.
-
-    Args:
-        graph_dir: A graph with an index.
-        text: Cleaned as captions are; templates do not apply.
-        count: Texts wanted; fewer come back where the graph has fewer.
-
-    Raises:
-        ArtifactError: If the index is missing or damaged.
-        ArtifactMismatch: If the encoder at hand is not the one that the graph was built with.
-        OptionError: If the text is blank.
-    """
-    manifest = Manifest.load(graph_dir)
-    require_intact(graph_dir, manifest.require("index", graph_dir).files, remedy="Run `graphbuild embed` again: it rebuilds it.")
-    policy = TextPolicy(tuple((old, new) for old, new in manifest.dataset.get("replacements", ())))
-    query = policy.clean(text)
-    if not query:
-        raise OptionError("the text is blank. Give a few words.")
-    vector_D = _encode_query(graph_dir, manifest, query)
-    ids_M, vectors_MD = _candidates(graph_dir / schemas.INDEX_FILE, vector_D, max(_MIN_CANDIDATES, 4 * count))
-    scores_M = vectors_MD.astype(np.float64) @ vector_D.astype(np.float64)
-    # Best first, ties to the lower id.
-    order = np.lexsort((ids_M, -scores_M))[:count]
-    texts = _texts_of(graph_dir, manifest, ids_M[order])
-    found = zip(ids_M[order].tolist(), scores_M[order].tolist(), strict=True)
-    return NearTexts(query, tuple(NearText(text_id, score, texts[text_id]) for text_id, score in found))
-
-
-def _encode_query(graph_dir: Path, manifest: Manifest, query: str) -> NDArray[np.float16]:
-    vector_D: NDArray[np.float16] = embed_texts(_stored_encoder(graph_dir, manifest), Prompts(), [query])[0]
-    return vector_D
-
-
-def _stored_encoder(graph_dir: Path, manifest: Manifest) -> EncoderSpec:
-    recorded = manifest.encoder
-    spec = find_encoder(recorded["name"]).with_precision(recorded["precision"])
-    if spec.sha256 != recorded["sha256"]:
-        raise ArtifactMismatch(
-            f"{graph_dir}: built with {recorded['name']} of sha256 {recorded['sha256'][:12]}, but the encoder of this name has "
-            f"{spec.sha256[:12]}: their vectors do not compare. Put the old one back, or run `graphbuild embed --overwrite`."
-        )
-    return spec
-
-
-def _candidates(path: Path, vector_D: NDArray[np.float16], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Ids of about the nearest texts, and their vectors exactly as stored."""
-    import faiss
-
-    index: Any = faiss.read_index(str(path))
-    query_1D = vector_D.astype(np.float32)[None]
-    if hasattr(index, "nprobe"):
-        index.nprobe = _PROBED_LISTS
-        index.make_direct_map()
-    _, found = index.search(query_1D, min(count, index.ntotal))
-    ids_M = found[0][found[0] >= 0]
-    return ids_M, np.stack([index.reconstruct(int(text_id)) for text_id in ids_M])
-
-
-def _texts_of(graph_dir: Path, manifest: Manifest, ids: NDArray[np.int64]) -> dict[int, str]:
-    texts: dict[int, str] = {}
-    for shard in manifest.ranges("text", schemas.TEXTS):
-        held = ids[(ids >= shard.start) & (ids < shard.stop)]
-        if len(held):
-            table = pq.read_table(graph_dir / schemas.part_name(schemas.TEXTS, shard.index), columns=[schemas.TEXT])
-            texts |= zip(held.tolist(), table[schemas.TEXT].take(held - shard.start).to_pylist(), strict=True)
-    return texts

@@ -116,7 +116,20 @@ def _address_to_pointer(_context: Any, address: Any) -> Any:
 _pointer: Any = intrinsic(_address_to_pointer)
 
 
-@njit(nogil=True, cache=True)
+def _copy_bytes(_context: Any, to: Any, source: Any, count: Any) -> Any:
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        target, origin = (builder.inttoptr(address, cgutils.voidptr_t) for address in arguments[:2])
+        cgutils.raw_memcpy(builder, target, origin, arguments[2], 1)  # type: ignore[no-untyped-call]
+        return context.get_dummy_value()
+
+    return types.void(to, source, count), generate
+
+
+# memcpy between two addresses: assigning one row to another makes a loop over single bytes, several times slower.
+_copy: Any = intrinsic(_copy_bytes)
+
+
+@njit(nogil=True, cache=True, boundscheck=False)
 def gather(
     addresses: npt.NDArray[np.uintp],
     width: int,
@@ -124,11 +137,13 @@ def gather(
     local_B: npt.NDArray[np.int64],
     out: npt.NDArray[np.uint8],
 ) -> None:
-    """Copy row `local_B[i]`, `width` bytes, of shard `shard_B[i]` to `out[i]`: one pass, however many shards there are."""
+    """Copy row `local_B[i]`, `width` bytes, of shard `shard_B[i]` to `out[i]`: one pass, however many shards there are.
+
+    `out` is C-contiguous, (B, width); its shape is not checked.
+    """
+    to = np.uintp(out.ctypes.data)
     for i in range(len(shard_B)):
-        start = addresses[shard_B[i]] + np.uintp(local_B[i] * width)
-        source = carray(_pointer(start), (width,), np.uint8)
-        out[i, :] = source
+        _copy(to + np.uintp(i * width), addresses[shard_B[i]] + np.uintp(local_B[i] * width), np.uintp(width))
 
 
 @njit(nogil=True, cache=True, boundscheck=False)

