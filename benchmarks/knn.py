@@ -1,4 +1,4 @@
-"""The exact neighbour graph against other ways to get one: `python -m benchmarks.knn [--small] [--graph-dir DIR] [--growth]`.
+"""The exact neighbour graph against other ways to get one: `python -m benchmarks.knn [--graph-dir DIR] [--growth | --texts N]`.
 
 Shape letters: N texts, K neighbours, D vector width.
 
@@ -90,6 +90,38 @@ def growth(*, small: bool = False, graph_dir: Path | None = None) -> str:
         ratio = statistics.median(theirs / own for own, theirs in pairs)
         lines.append(f"| {count:,} | {k} | {seconds:.2f} | {count**2 / seconds / 1e9:.2f} | {ratio:.2f} |")
     return "\n".join(lines)
+
+
+def scale(texts: int, memory_limit: int, *, only: int | None = None) -> str:
+    """One search of many synthetic texts, mapped from a file, under a memory limit; then a part of `faiss.knn`'s, scaled up.
+
+    Args:
+        texts: N.
+        memory_limit: Bytes; what does not fit is searched in groups of rows.
+        only: Search for the neighbours of so many of the first texts, among all.
+    """
+    from graphbuild.knn.tiles import TileEngine
+    from graphbuild.shards import shard_ranges
+
+    with tempfile.TemporaryDirectory(prefix="bench-knn-") as folder:
+        path = Path(folder) / "vectors.npy"
+        np.save(path, clustered_vectors(texts, 384))
+        vectors_ND: NDArray[np.float16] = np.load(path, mmap_mode="r")
+        before = memory.reset_peak()
+        started, cpu = time.perf_counter(), time.process_time()
+        engine = TileEngine(vectors_ND, k=_K, memory_limit=memory_limit)
+        ranges = shard_ranges(only or texts, 65_536)
+        again = sum(found.recomputed for found in engine.search(ranges))
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+        held = memory.status("VmHWM") - before - vectors_ND.nbytes
+        # It answers query by query: as long for each of few as for each of all.
+        reference = exact_peers(vectors_ND.astype(np.float32), _K)[0].search()[0] * (only or texts) / texts
+    pairs = texts * (only or texts)
+    return (
+        f"{only or texts:,} of {texts:,} x {vectors_ND.shape[1]} synthetic clusters, k {_K}, {engine.precision}, limit "
+        f"{memory_limit / 1e9:.1f} GB: {seconds:,.0f} s ({cpu:,.0f} s of CPU), {pairs / seconds / 1e9:.2f} G pairs/s, "
+        f"{reference / seconds:.2f} times faiss.knn; {engine.pairs(ranges) / pairs:.2f} of them scored, {again:,} rows again; {held / 1e9:.2f} GB beyond the mapped vectors"
+    )
 
 
 def _vectors(small: bool, graph_dir: Path | None) -> tuple[NDArray[np.float16], str]:
@@ -267,7 +299,13 @@ def main() -> None:
     parser.add_argument("--graph-dir", type=Path, default=None, help="embeddings to search (default: 1 M synthetic vectors)")
     parser.add_argument("--growth", action="store_true", help="how the time grows with N and K, in place of the peers")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--texts", type=int, default=None, help="one search of so many synthetic texts, in place of the peers")
+    parser.add_argument("--only", type=int, default=None, help="with --texts: neighbours of the first so many alone")
+    parser.add_argument("--memory-limit", type=float, default=8.0, help="with --texts: GB (default: %(default)s)")
     options = parser.parse_args()
+    if options.texts:
+        print(scale(options.texts, round(options.memory_limit * 1e9), only=options.only))
+        return
     if options.growth:
         print(growth(small=options.small, graph_dir=options.graph_dir))
         return

@@ -75,7 +75,8 @@ class GroupSearch:
         self._counts_S = np.zeros(rows, np.int32)
         # Left empty: pages that no candidate reaches are never taken.
         self._ids_SW = np.empty((rows, width), np.int32)
-        self._scores_SW = np.empty((rows, width), integers)
+        self._scores_SW = np.empty((rows, width), np.int16)
+        """The upper 16 bits of scores: the error bounds see no more."""
         self._locks = [threading.Lock() for _ in range(self._blocks.count)]
 
     def score(self, pool: Threads, sample: NDArray[np.int64], advance: Advance) -> None:

@@ -69,7 +69,7 @@ def thin(
     limits_S: Integers,
     counts_S: NDArray[np.int32],
     ids_SW: NDArray[np.int32],
-    scores_SW: Integers,
+    scores_SW: NDArray[np.int16],
     k: int,
     lowered: NDArray[np.int16],
     shift: int,
@@ -84,18 +84,19 @@ def thin(
     if count <= k:
         return
     ordered = np.partition(scores_SW[row, :count], count - 1 - k)
-    limit = lowered[ordered[count - 1 - k] >> shift] << shift
+    limit = lowered[ordered[count - 1 - k]]
     room = 3 * ids_SW.shape[1] // 4
+    # What the upper bits do not tell apart may lie above a limit whose lower bits are all 0.
+    coarse = 1 if shift else 0
     if count > room:
         ordered = np.partition(ordered, count - 1 - room)
-        crowded = ((ordered[count - 1 - room] >> shift) + (1 if shift else 0)) << shift
-        limit = max(limit, crowded)
-    if limit <= limits_S[row]:
+        limit = max(limit, ordered[count - 1 - room] + coarse)
+    if limit << shift <= limits_S[row]:
         return
-    limits_S[row] = limit
+    limits_S[row] = limit << shift
     kept = 0
     for c in range(count):
-        if scores_SW[row, c] > limit:
+        if scores_SW[row, c] + coarse > limit:
             ids_SW[row, kept] = ids_SW[row, c]
             scores_SW[row, kept] = scores_SW[row, c]
             kept += 1
@@ -115,7 +116,7 @@ def scan_tile(
     limits_S: Integers,
     counts_S: NDArray[np.int32],
     ids_SW: NDArray[np.int32],
-    scores_SW: Integers,
+    scores_SW: NDArray[np.int16],
     k: int,
     lowered: NDArray[np.int16],
     shift: int,
@@ -134,10 +135,10 @@ def scan_tile(
         limits_S: Of each state row, the score that a candidate must exceed; at least 0.
         counts_S: Candidates that each row has.
         ids_SW: Their text ids.
-        scores_SW: Their scores.
+        scores_SW: The upper 16 bits of their scores.
         k: Neighbours wanted.
         lowered: See `thin`.
-        shift: Bits of a score that `lowered` does not see.
+        shift: Bits of a score below its upper 16.
     """
     width = ids_SW.shape[1]
     for r in range(len(row_ids_R)):
@@ -155,7 +156,7 @@ def scan_tile(
                         own = limits_S[row]
                     if score > own:
                         ids_SW[row, counts_S[row]] = column_ids_C[c]
-                        scores_SW[row, counts_S[row]] = score
+                        scores_SW[row, counts_S[row]] = score >> shift
                         counts_S[row] += 1
                 if score > column_limits[column_limits_at + c]:
                     column = column_at + c
@@ -163,7 +164,7 @@ def scan_tile(
                         thin(column, limits_S, counts_S, ids_SW, scores_SW, k, lowered, shift)
                     if score > limits_S[column]:
                         ids_SW[column, counts_S[column]] = row_ids_R[r]
-                        scores_SW[column, counts_S[column]] = score
+                        scores_SW[column, counts_S[column]] = score >> shift
                         counts_S[column] += 1
 
 
@@ -194,7 +195,7 @@ def finish_candidates(
     limits_n: Integers,
     counts_n: NDArray[np.int32],
     ids_nW: NDArray[np.int32],
-    scores_nW: Integers,
+    scores_nW: NDArray[np.int16],
     lowered: NDArray[np.int16],
     ceiling: NDArray[np.float64],
     shift: int,

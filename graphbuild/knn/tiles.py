@@ -180,7 +180,7 @@ def _footprint(count: int, dim: int, k: int, form: Format) -> tuple[int, int]:
     scratch = torch.get_num_threads() * item * max(TILE_ROWS * BLOCK, BLOCK // 4 * sample)
     stripe = STRIPE * BLOCK * dim * (item + 4)
     # Nine bytes a text to tell those outside the group.
-    return scratch + sample * dim * item + stripe + 9 * count, _width(k) * (4 + item) + dim * item + 32
+    return scratch + sample * dim * item + stripe + 9 * count, _width(k) * (4 + 2) + dim * item + 32
 
 
 def _join(parts: Sequence[Neighbors]) -> Neighbors:
