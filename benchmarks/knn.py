@@ -120,7 +120,8 @@ def scale(texts: int, memory_limit: int, *, only: int | None = None) -> str:
     return (
         f"{only or texts:,} of {texts:,} x {vectors_ND.shape[1]} synthetic clusters, k {_K}, {engine.precision}, limit "
         f"{memory_limit / 1e9:.1f} GB: {seconds:,.0f} s ({cpu:,.0f} s of CPU), {pairs / seconds / 1e9:.2f} G pairs/s, "
-        f"{reference / seconds:.2f} times faiss.knn; {engine.pairs(ranges) / pairs:.2f} of them scored, {again:,} rows again; {held / 1e9:.2f} GB beyond the mapped vectors"
+        f"{reference / seconds:.2f} times faiss.knn; {engine.pairs(ranges) / pairs:.2f} of them scored, {again:,} rows again; "
+        f"{held / 1e9:.2f} GB beyond the mapped vectors"
     )
 
 

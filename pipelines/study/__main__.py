@@ -26,9 +26,23 @@ from graphbuild.errors import run_cli
 @click.option("--seeds", type=click.IntRange(min=1), default=None, help="Seeds of every arm (default: 3 of some, 1 of others).")
 @click.option("--only", multiple=True, metavar="NAME", help="Arms or groups to run; repeatable (default: all).")
 @click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="Sentence Transformer of the texts.")
+@click.option(
+    "--records",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Folder that keeps configurations and scores, without weights; runs found there are not made again (default: OUT/runs).",
+)
 @click.option("--dry-run", is_flag=True, help="Say which runs there are and which are done.")
 def study(
-    folder: Path, out: Path, budget: int, batch_size: int, seeds: int | None, only: tuple[str, ...], encoder: str, dry_run: bool
+    folder: Path,
+    out: Path,
+    budget: int,
+    batch_size: int,
+    seeds: int | None,
+    only: tuple[str, ...],
+    encoder: str,
+    records: Path | None,
+    dry_run: bool,
 ) -> None:
     """Train every arm and seed, and evaluate each: kNN, probes, superclass retrieval, few-shot, severity."""
     from pipelines.study.data import StudyData, prepare_data
@@ -36,12 +50,12 @@ def study(
     from pipelines.study.plan import plan
 
     runs = plan(only, seeds)
-    config = StudyConfig(out=out, budget=budget, batch_size=batch_size, encoder=encoder)
+    config = StudyConfig(out=out, budget=budget, batch_size=batch_size, encoder=encoder, records=records)
     if dry_run:
         todo = Study(config, StudyData(out / "data", folder))
         for planned in runs:
-            done = (todo.run_dir(planned) / "eval.json").exists()
-            click.echo(f"{'done' if done else 'to do':<6} {planned.arm.group:<12} {planned.name:<36} graph {planned.arm.graph}")
+            state = "done" if todo.is_done(planned) else "to do"
+            click.echo(f"{state:<6} {planned.arm.group:<12} {planned.name:<36} graph {planned.arm.graph}")
         return
     Study(config, prepare_data(folder, out)).execute(runs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +13,14 @@ import click
 import numpy as np
 
 from graphbuild.errors import ArtifactMismatch
+from graphbuild.shards import atomic_path
 from pipelines.study.data import StudyData
 from pipelines.study.graphs import build_graph
 from pipelines.study.plan import COMMON, SCENES, Arm, Planned
 from pipelines.study.scenes import COLUMNS, prepare_scenes
 from pipelines.study.tables import write_tables
+from train.compare.arms import EVAL_FILE
+from train.runs import CONFIG_FILE, read_run_config
 
 if TYPE_CHECKING:
     from train.config import TrainConfig
@@ -32,6 +36,16 @@ class StudyConfig:
     """Images that every run sees."""
     batch_size: int
     encoder: str
+    records: Path | None = None
+    """Folder of finished runs without their weights, ARM/seed-N: what tables are made of; None: that of the runs themselves.
+
+    A run that is there is not made again, wherever it was made.
+    """
+
+    @property
+    def steps(self) -> int:
+        """Of every run."""
+        return max(1, self.budget // self.batch_size)
 
 
 class Study:
@@ -39,12 +53,21 @@ class Study:
 
     def __init__(self, config: StudyConfig, data: StudyData) -> None:
         self._config, self._data = config, data
+        self._records = config.records or config.out / "runs"
         self._loaded: dict[str | None, TrainingData] = {}
         """The decoded images of one data set, which its runs share."""
 
     def run_dir(self, planned: Planned) -> Path:
         """The folder of a run."""
         return self._config.out / "runs" / planned.name
+
+    def record_dir(self, planned: Planned) -> Path:
+        """Where what is known of a finished run stands."""
+        return self._records / planned.name
+
+    def is_done(self, planned: Planned) -> bool:
+        """Whether a run is trained, evaluated and recorded."""
+        return (self.record_dir(planned) / EVAL_FILE).exists()
 
     def execute(self, runs: Sequence[Planned]) -> None:
         """Make all of them, one after the other.
@@ -55,10 +78,15 @@ class Study:
         tables: list[Path] = []
         for number, planned in enumerate(runs):
             click.echo(f"[{number + 1}/{len(runs)}] {planned.name}")
-            self._train(planned)
-            self._evaluate(planned)
+            if self.is_done(planned):
+                self._require_budget(self.record_dir(planned))
+                click.echo(f"  {self.record_dir(planned)}: was finished before")
+            else:
+                self._train(planned)
+                self._evaluate(planned)
+                self._record(planned)
             # After each run: who looks in before the end sees what there is.
-            tables = write_tables(self._config.out)
+            tables = write_tables(self._records, self._config.out / "tables")
         for path in tables:
             click.echo(f"{path}\n{path.read_text(encoding='utf-8')}")
 
@@ -68,7 +96,8 @@ class Study:
 
         run_dir = self.run_dir(planned)
         if (run_dir / WEIGHTS).exists():
-            click.echo(f"  {run_dir}: was finished before")
+            self._require_budget(run_dir)
+            click.echo(f"  {run_dir}: was trained before")
             return
         if planned.arm.graph == SCENES:
             prepare_scenes(self._data.folder)
@@ -95,7 +124,7 @@ class Study:
             **arm.options,
         }
         if images is not None:
-            steps = max(1, self._config.budget // batch_size)
+            steps = self._config.steps
             options |= {"steps": steps, "epochs": math.ceil(steps / max(1, images // batch_size))}
         return TrainConfig(**options)
 
@@ -116,7 +145,7 @@ class Study:
 
     def _evaluate(self, planned: Planned) -> None:
         from train.evaluate.options import EvalOptions
-        from train.evaluate.run import EVAL_FILE, evaluate_run
+        from train.evaluate.run import evaluate_run
 
         run_dir = self.run_dir(planned)
         if (run_dir / EVAL_FILE).exists():
@@ -139,6 +168,23 @@ class Study:
                 untrained=untrained,
             )
         click.echo("  " + evaluate_run(run_dir, options).summary().replace("\n", "\n  "))
+
+    def _record(self, planned: Planned) -> None:
+        """Keep the scores of a run, and how it was made; the scores last, for they say that all is there."""
+        if self.record_dir(planned) == self.run_dir(planned):
+            return
+        for name in (CONFIG_FILE, EVAL_FILE):
+            with atomic_path(self.record_dir(planned) / name) as temporary:
+                shutil.copyfile(self.run_dir(planned) / name, temporary)
+
+    def _require_budget(self, run_dir: Path) -> None:
+        stored = read_run_config(run_dir)
+        if (stored.steps, stored.batch_size) != (self._config.steps, self._config.batch_size):
+            raise ArtifactMismatch(
+                f"{run_dir}: {stored.steps:,} steps with batches of {stored.batch_size:,}, but {self._config.steps:,} with batches "
+                f"of {self._config.batch_size:,} are asked for: they do not compare. Give the --budget and --batch-size of "
+                "before, or another --out and --records."
+            )
 
 
 def _absent(arm: Arm) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""The study's tables: OUT/tables/GROUP.md and GROUP.csv, from the folders of the runs that are evaluated by now."""
+"""The study's tables: TABLES/GROUP.md and GROUP.csv, from the records of the runs that are evaluated by now."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from pipelines.study.plan import ARMS, CAPTIONS, SCENES
+from train.compare.arms import EVAL_FILE
 from train.compare.table import compare
-from train.evaluate.run import EVAL_FILE
 
 _CORE = "core"
 _BASELINE = "xclr-shuffled"
@@ -14,8 +14,12 @@ _BASELINE = "xclr-shuffled"
 _SCENES_MEASURES = ("object_matched/linear_top1", "object_broken/linear_top1", "attribute/linear_top1")
 
 
-def write_tables(out: Path) -> list[Path]:
+def write_tables(records: Path, tables: Path) -> list[Path]:
     """Write a table of every group of which two arms are evaluated; the core's arms stand in those on the same images.
+
+    Args:
+        records: Holds ARM/seed-N of every run.
+        tables: Where the tables go.
 
     Returns:
         The Markdown files.
@@ -27,7 +31,7 @@ def write_tables(out: Path) -> list[Path]:
         own = [arm for arm in ARMS if arm.group == group]
         alone = group == _CORE or own[0].graph in (SCENES, CAPTIONS)
         beside = [] if alone else [arm for arm in ARMS if arm.group == _CORE]
-        runs = {arm.name: _evaluated(out / "runs" / arm.name) for arm in (*beside, *own)}
+        runs = {arm.name: _evaluated(records / arm.name) for arm in (*beside, *own)}
         present = [name for name, found in runs.items() if found]
         if len(present) < 2 or not any(runs[arm.name] for arm in own):
             continue
@@ -35,8 +39,8 @@ def write_tables(out: Path) -> list[Path]:
         baseline = _BASELINE if _BASELINE in present else present[0]
         found = compare([run for name in present for run in runs[name]], baseline=baseline, measures=measures)
         for form in ("md", "csv"):
-            write_whole(out / f"tables/{group}.{form}", found.write(form) + "\n")
-        written.append(out / f"tables/{group}.md")
+            write_whole(tables / f"{group}.{form}", found.write(form) + "\n")
+        written.append(tables / f"{group}.md")
     return written
 
 
