@@ -78,7 +78,7 @@ class Graph:
             out: Arrays to fill, from `Rows.empty`; new ones if None.
 
         Raises:
-            ValueError: If an id lies outside 0..N-1, or `out` has other shapes.
+            ValueError: If an id lies outside 0..N-1, or `out` has other shapes or gaps.
         """
         ids = np.asarray(text_ids_B, np.int64)
         if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= self.n_texts)):
@@ -87,6 +87,8 @@ class Graph:
             out = Rows.empty(len(ids), self.k, self.sketch_dim)
         elif (*out.neighbor_ids.shape, out.sketch.shape[1]) != (len(ids), self.k, self.sketch_dim):
             raise ValueError(f"`out` has room for {out.neighbor_ids.shape}, not for {(len(ids), self.k)}")
+        elif not all(getattr(out, column).flags.c_contiguous for column in self._addresses):
+            raise ValueError("`out` has arrays that are not contiguous; `Rows.empty` makes arrays that are")
         if not len(ids):
             return out
         shard_B = np.searchsorted(self._starts, ids, side="right") - 1

@@ -78,6 +78,13 @@ def test_output_of_another_shape_is_refused(graph: Graph) -> None:
         graph.rows([1, 2], out=Rows.empty(3, graph.k, graph.sketch_dim))
 
 
+def test_arrays_with_gaps_to_fill_are_refused(graph: Graph) -> None:
+    whole = Rows.empty(4, graph.k, graph.sketch_dim)
+    every_other = Rows(whole.neighbor_ids[::2], whole.similarities[::2], whole.sketch[::2], whole.sketch_scale[::2])
+    with pytest.raises(ValueError, match="not contiguous"):
+        graph.rows([1, 2], out=every_other)
+
+
 def test_shards_are_mapped_and_not_copied(graph_dir: Path) -> None:
     before = pa.total_allocated_bytes()
     graph = Graph.open(graph_dir)
