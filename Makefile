@@ -5,6 +5,8 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Set in many containers; then every process compiles torch and transformers anew, which takes longer than most commands do.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test test-faults lint bench lock clean help
 
@@ -19,6 +21,8 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@# Proves that what was installed loads, and keeps what Python compiles of it for the first command.
+	@$(BIN)/python -c "import distributed, faiss, matplotlib.pyplot, numba, polars, sentence_transformers, timm, torchvision"
 	@touch $@
 
 demo: setup  ## graphs, SimCLR and X-CLR on drawn scenes, and runs/demo/report.html

@@ -70,8 +70,11 @@ def _fill_index(graph_dir: Path, dim: int, count: int, lists: int) -> Any:
         if getattr(faiss, "get_num_gpus", int)():
             # Only the centroids are sought there; the index itself stays in memory.
             index.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(dim))
-        with progress("training the index", None, unit="vectors"):
-            index.train(_training_sample(graph_dir, count, lists))
+        sample_nD = _training_sample(graph_dir, count, lists)
+        # FAISS does not tell how far it is.
+        click.echo(f"training the index: {lists:,} lists from {len(sample_nD):,} vectors", err=True)
+        index.train(sample_nD)
+        del sample_nD
     else:
         index = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
     with progress("indexing", count, unit="texts") as meter:
