@@ -44,8 +44,9 @@ def run(rows: int, folder: Path | None = None) -> str:
         queries_qD = clustered_vectors(_ASKED, _DIM)
         seconds = [_seconds(search, query_D) for query_D in queries_qD]
         held = status("VmHWM")
+        config = manifest.stages["index"].config
     return (
-        f"{rows:,} vectors x {_DIM}: index of {manifest.stages['index'].config['lists']:,} lists built in {built:,.0f} s "
+        f"{rows:,} vectors x {_DIM}: index ({config['kind']}, {config['lists']:,} lists) built in {built:,.0f} s "
         f"({cpu:,.0f} s of CPU), {size / 1e9:.2f} GB, peak resident memory {peak / 1e9:.2f} GB, of which {before / 1e9:.2f} GB "
         f"before; opened in {1e3 * opened:,.0f} ms, then {1e3 * median(seconds):.1f} ms a query (median of {_ASKED}, the slowest "
         f"{1e3 * max(seconds):.0f} ms), {(held - before_open) / 1e9:.2f} GB more than before"

@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -24,6 +24,7 @@ import torch
 from benchmarks.captions import read_captions
 from benchmarks.synthetic_graph import GraphSize, write_synthetic_graph
 from graphbuild import schemas, targets
+from graphbuild.allocator import keep_freed_memory
 from graphbuild.encoder import choose_precision, load_encoder
 from graphbuild.encoder_files import BUILT_IN, find_encoder
 from graphbuild.graph import Graph
@@ -61,15 +62,18 @@ FULL = Size(
 )
 
 
-def run(small: bool, texts: int | None = None) -> str:
-    """The tables, one for each k, with their conditions."""
+def run(small: bool, texts: int | None = None, ks: tuple[int, ...] = (), batch_sizes: tuple[int, ...] = ()) -> str:
+    """The tables, one for each k, with their conditions; what is given takes the place of the size's own."""
     size = SMALL if small else FULL
+    size = replace(size, ks=ks or size.ks, batch_sizes=batch_sizes or size.batch_sizes)
     count = texts or size.texts
+    # As the trainer does.
+    keep_freed_memory()
     batches = {batch: _batches(count, batch, _WARM_UP + size.repeats) for batch in size.batch_sizes}
     lines = [
         f"N = {count:,} texts, R = {size.sketch_dim}, D = {size.dim}; synthetic, random batches; median of {size.repeats} batches, "
-        f"milliseconds; numba on one thread, torch and BLAS on {torch.get_num_threads()}. Cold: pages of the files dropped before "
-        "each batch, as far as the file system does so"
+        f"milliseconds; numba on one thread, torch and BLAS on {torch.get_num_threads()}, freed memory kept. Cold: pages of the "
+        "files dropped before each batch, as far as the file system does so"
     ]
     for k in size.ks:
         lines += ["", *_table(count, k, size, batches)]
@@ -218,9 +222,11 @@ def _hit_rate(graph: Graph, ids: Ids) -> str:
 @click.command()
 @click.option("--full", is_flag=True, help="The sizes of RESULTS.md instead of small ones.")
 @click.option("--texts", type=click.IntRange(min=1000), default=None, help="N, in place of that of the size.")
-def main(full: bool, texts: int | None) -> None:
+@click.option("--k", "ks", type=click.IntRange(min=1), multiple=True, help="Neighbours stored; repeatable.")
+@click.option("--batch-size", "batch_sizes", type=click.IntRange(min=2), multiple=True, help="B; repeatable.")
+def main(full: bool, texts: int | None, ks: tuple[int, ...], batch_sizes: tuple[int, ...]) -> None:
     """Print the tables."""
-    click.echo(run(small=not full, texts=texts))
+    click.echo(run(small=not full, texts=texts, ks=ks, batch_sizes=batch_sizes))
 
 
 if __name__ == "__main__":
