@@ -25,6 +25,8 @@ from graphbuild.vectors import iterate_embeddings
 FLAT_LIMIT = 200_000
 """Texts up to which the index is flat; above, IVF with float16 codes."""
 _TRAIN_PER_LIST = 64
+_GROWTH = 1.3
+"""Memory that growing lists take, to what they hold at the end (benchmarks/RESULTS.md)."""
 
 
 def build_index(graph_dir: Path, manifest: Manifest, *, overwrite: bool, flat_limit: int = FLAT_LIMIT) -> bool:
@@ -62,7 +64,7 @@ def _fill_index(graph_dir: Path, dim: int, count: int, lists: int) -> Any:
 
     index: Any
     if lists:
-        _say_memory(dim, count, lists)
+        _say_memory(dim, count)
         coarse = faiss.IndexFlatIP(dim)
         index = faiss.IndexIVFScalarQuantizer(coarse, dim, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
         # Codes of the vectors themselves, which are exact, and not of their residuals, which would be rounded.
@@ -85,12 +87,12 @@ def _fill_index(graph_dir: Path, dim: int, count: int, lists: int) -> Any:
     return index
 
 
-def _say_memory(dim: int, count: int, lists: int) -> None:
+def _say_memory(dim: int, count: int) -> None:
     """What the index takes while it is built; said where there is less."""
-    needed = count * (2 * dim + 8) + 4 * dim * lists * (_TRAIN_PER_LIST + 1)
+    needed = round(_GROWTH * count * (2 * dim + 8))
     if needed > (free := free_memory()):
         click.echo(
-            f"index: {lists:,} lists of {count:,} vectors take about {needed / 1e9:.1f} GB of memory while they are made, and "
+            f"index: {count:,} vectors take about {needed / 1e9:.1f} GB of memory while their lists are made, and "
             f"{free / 1e9:.1f} GB are free; a machine with more finishes it, if this one does not",
             err=True,
         )
