@@ -50,7 +50,7 @@ def _core() -> Iterator[Arm]:
 
 def _graphs() -> Iterator[Arm]:
     # The control of the other kind: what rounding and sketch cost. The graph is complete, so that it should be nothing.
-    yield Arm(name="xclr-dense", group="bound", objective="xclr", options={"teacher": "embeddings"}, seeds=1)
+    yield Arm(name="xclr-dense", group="bound", objective="xclr", options={"teacher": "embeddings"})
     # WordNet similarities are spread four times as wide as those of prompts: at 0.2 the target is about as soft as theirs at 0.1.
     for tau_s in (0.1, 0.2):
         for graph, told in (("wordnet", ""), ("wordnet" + CONTROL, "-shuffled")):
@@ -62,7 +62,7 @@ def _graphs() -> Iterator[Arm]:
     for graph, told in (("definitions", ""), ("definitions" + CONTROL, "-shuffled")):
         # Definitions lie further apart than prompts: at 0.1 almost all of the target is on the own class.
         name, options = f"xclr-definitions{told}-tau_s-0.15", {"tau_s": 0.15}
-        yield Arm(name=name, group="texts", objective="xclr", graph=graph, options=options, seeds=1)
+        yield Arm(name=name, group="texts", objective="xclr", graph=graph, options=options)
     for graph, told in ((f"{PROMPTS}+centred", ""), (f"{PROMPTS}+centred-shuffled", "-shuffled")):
         name, options = f"xclr-centred{told}-tau_s-0.15", {"tau_s": 0.15}
         yield Arm(name=name, group="texts", objective="xclr", graph=graph, options=options, seeds=1)
