@@ -30,7 +30,7 @@ from graphbuild.errors import run_cli
     "--records",
     type=click.Path(file_okay=False, path_type=Path),
     default=None,
-    help="Folder that keeps configurations and scores, without weights; runs found there are not made again (default: OUT/runs).",
+    help="Folder of configurations and scores, without weights; runs that it holds are not made again (default: OUT/records).",
 )
 @click.option("--dry-run", is_flag=True, help="Say which runs there are and which are done.")
 def study(
@@ -50,9 +50,10 @@ def study(
     from pipelines.study.plan import plan
 
     runs = plan(only, seeds)
-    config = StudyConfig(out=out, budget=budget, batch_size=batch_size, encoder=encoder, records=records)
+    config = StudyConfig(out=out, budget=budget, batch_size=batch_size, encoder=encoder, records=records or out / "records")
     if dry_run:
         todo = Study(config, StudyData(out / "data", folder))
+        todo.check()
         for planned in runs:
             state = "done" if todo.is_done(planned) else "to do"
             click.echo(f"{state:<6} {planned.arm.group:<12} {planned.name:<36} graph {planned.arm.graph}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,10 @@ import click
 import numpy as np
 
 from graphbuild.errors import ArtifactMismatch
-from graphbuild.shards import atomic_path
+from graphbuild.shards import write_json, write_text
 from pipelines.study.data import StudyData
 from pipelines.study.graphs import build_graph
-from pipelines.study.plan import COMMON, SCENES, Arm, Planned
+from pipelines.study.plan import ARMS, COMMON, SCENES, Arm, Planned
 from pipelines.study.scenes import COLUMNS, prepare_scenes
 from pipelines.study.tables import write_tables
 from train.compare.arms import EVAL_FILE
@@ -25,6 +25,9 @@ from train.runs import CONFIG_FILE, read_run_config
 if TYPE_CHECKING:
     from train.config import TrainConfig
     from train.data.prepare import TrainingData
+
+_RECORDED = ("objective", "protocols", "images", "train_images", "corrupt_images", "scores")
+"""Of eval.json; the rest are places."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,10 +39,10 @@ class StudyConfig:
     """Images that every run sees."""
     batch_size: int
     encoder: str
-    records: Path | None = None
-    """Folder of finished runs without their weights, ARM/seed-N: what tables are made of; None: that of the runs themselves.
+    records: Path
+    """Folder of what is known of finished runs, ARM/seed-N: how each was made, and its scores; what tables are made of.
 
-    A run that is there is not made again, wherever it was made.
+    Nothing in it names a place, so it can move; a run that is there is not made again, wherever it was made.
     """
 
     @property
@@ -49,11 +52,10 @@ class StudyConfig:
 
 
 class Study:
-    """A study's folder: OUT/data, OUT/graphs, and a run in each OUT/runs/ARM/seed-N."""
+    """A study's folder: OUT/data, OUT/graphs, and a run in each OUT/runs/ARM/seed-N; and its records."""
 
     def __init__(self, config: StudyConfig, data: StudyData) -> None:
         self._config, self._data = config, data
-        self._records = config.records or config.out / "runs"
         self._loaded: dict[str | None, TrainingData] = {}
         """The decoded images of one data set, which its runs share."""
 
@@ -63,7 +65,7 @@ class Study:
 
     def record_dir(self, planned: Planned) -> Path:
         """Where what is known of a finished run stands."""
-        return self._records / planned.name
+        return self._config.records / planned.name
 
     def is_done(self, planned: Planned) -> bool:
         """Whether a run is trained, evaluated and recorded."""
@@ -73,20 +75,21 @@ class Study:
         """Make all of them, one after the other.
 
         Raises:
+            ArtifactMismatch: If a record is of another study than this one.
             UserError: If one cannot be made; those before it stand.
         """
+        self.check()
         tables: list[Path] = []
         for number, planned in enumerate(runs):
             click.echo(f"[{number + 1}/{len(runs)}] {planned.name}")
             if self.is_done(planned):
-                self._require_budget(self.record_dir(planned))
                 click.echo(f"  {self.record_dir(planned)}: was finished before")
             else:
                 self._train(planned)
                 self._evaluate(planned)
                 self._record(planned)
             # After each run: who looks in before the end sees what there is.
-            tables = write_tables(self._records, self._config.out / "tables")
+            tables = write_tables(self._config.records, self._config.out / "tables")
         for path in tables:
             click.echo(f"{path}\n{path.read_text(encoding='utf-8')}")
 
@@ -96,7 +99,7 @@ class Study:
 
         run_dir = self.run_dir(planned)
         if (run_dir / WEIGHTS).exists():
-            self._require_budget(run_dir)
+            _require(run_dir, self._asked(planned))
             click.echo(f"  {run_dir}: was trained before")
             return
         if planned.arm.graph == SCENES:
@@ -110,23 +113,30 @@ class Study:
         """The configuration of a run that sees the budget of images, however many there are."""
         from train.config import TrainConfig
 
-        arm, batch_size = planned.arm, self._config.batch_size
-        options: dict[str, Any] = {
+        options = {**self._asked(planned), "graph_dir": str(graph_dir), "data": str(self._data.images(planned.arm.graph))}
+        if images is not None:
+            options["epochs"] = math.ceil(self._config.steps / max(1, images // self._config.batch_size))
+        return TrainConfig(**options)
+
+    def _asked(self, planned: Planned) -> dict[str, Any]:
+        """Options of a run, but for where its graph and its images are."""
+        arm = planned.arm
+        return {
             **COMMON,
             "objective": arm.objective,
-            "graph_dir": str(graph_dir),
-            "data": str(self._data.images(arm.graph)),
             "image_column": "image",
             "id_column": "sample_id" if arm.graph == SCENES else "file",
-            "batch_size": batch_size,
+            "batch_size": self._config.batch_size,
+            "steps": self._config.steps,
             "seed": planned.seed,
             **_absent(arm),
             **arm.options,
         }
-        if images is not None:
-            steps = self._config.steps
-            options |= {"steps": steps, "epochs": math.ceil(steps / max(1, images // batch_size))}
-        return TrainConfig(**options)
+
+    def _named(self, planned: Planned) -> dict[str, Any]:
+        """Graph and images of a run by their names, which are the same everywhere."""
+        graph = f"{Path(self._config.encoder).name}/{planned.arm.graph}"
+        return {"graph_dir": graph, "data": self._data.images(planned.arm.graph).name}
 
     def _images(self, config: TrainConfig) -> TrainingData:
         """The images joined to a run's graph; decoded for the first run of a data set, shared by the others."""
@@ -170,20 +180,35 @@ class Study:
         click.echo("  " + evaluate_run(run_dir, options).summary().replace("\n", "\n  "))
 
     def _record(self, planned: Planned) -> None:
-        """Keep the scores of a run, and how it was made; the scores last, for they say that all is there."""
-        if self.record_dir(planned) == self.run_dir(planned):
-            return
-        for name in (CONFIG_FILE, EVAL_FILE):
-            with atomic_path(self.record_dir(planned) / name) as temporary:
-                shutil.copyfile(self.run_dir(planned) / name, temporary)
+        """Keep how a run was made, and its scores; these last, for they say that all is there."""
+        run_dir, record = self.run_dir(planned), self.record_dir(planned)
+        made = read_run_config(run_dir)
+        # Seeds of one arm stay one arm, whichever machine trained them in whichever precision.
+        anywhere = replace(made, **self._named(planned), device="auto", precision="auto")
+        write_text(record / CONFIG_FILE, f"# Trained in {made.precision}.\n{anywhere.to_toml()}")
+        scores = json.loads((run_dir / EVAL_FILE).read_text(encoding="utf-8"))
+        write_json(record / EVAL_FILE, {name: scores[name] for name in _RECORDED})
 
-    def _require_budget(self, run_dir: Path) -> None:
-        stored = read_run_config(run_dir)
-        if (stored.steps, stored.batch_size) != (self._config.steps, self._config.batch_size):
+    def check(self) -> None:
+        """Compare all records, which tables are made of, with what their runs would be today.
+
+        Raises:
+            ArtifactMismatch: Naming the first difference.
+        """
+        for arm in ARMS:
+            for path in sorted((self._config.records / arm.name).glob(f"seed-*/{EVAL_FILE}")):
+                planned = Planned(arm, int(path.parent.name.removeprefix("seed-")))
+                _require(path.parent, {**self._asked(planned), **self._named(planned)})
+
+
+def _require(run_dir: Path, asked: Mapping[str, Any]) -> None:
+    """Refuse a run that was made with other options than are asked for."""
+    made = read_run_config(run_dir)
+    for name, value in asked.items():
+        if (found := getattr(made, name)) != value:
             raise ArtifactMismatch(
-                f"{run_dir}: {stored.steps:,} steps with batches of {stored.batch_size:,}, but {self._config.steps:,} with batches "
-                f"of {self._config.batch_size:,} are asked for: they do not compare. Give the --budget and --batch-size of "
-                "before, or another --out and --records."
+                f"{run_dir}: was made with {name} {found!r}, and {value!r} is asked for: these runs do not compare. Give the "
+                "--budget, --batch-size and --encoder of before, or another --out and --records."
             )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -168,21 +170,27 @@ def test_an_unknown_arm_is_refused_with_those_that_exist() -> None:
         plan(["byol"], None)
 
 
-def run_study(source: Path, out: Path, *options: str) -> str:
-    arguments = ["--data", str(source), "--out", str(out), "--budget", "64", "--batch-size", "32", "--encoder", ENCODER]
+def run_study(source: Path, out: Path, *options: str, budget: int = 64) -> str:
+    arguments = ["--data", str(source), "--out", str(out), "--budget", str(budget), "--batch-size", "32", "--encoder", ENCODER]
     result = CliRunner().invoke(study, [*arguments, *options], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 
 
-@pytest.fixture(scope="module")
-def finished(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("study")
+@contextmanager
+def short_evaluations() -> Iterator[None]:
+    """Which scores come out is what is looked at here, not how good they are."""
     with pytest.MonkeyPatch.context() as patch:
-        # Which scores come out is what is looked at here, not how good they are.
         patch.setattr("train.evaluate.linear._ITERATIONS", 3)
         patch.setattr("train.evaluate.low_data.DRAWS", 1)
         patch.setattr("train.evaluate.few_shot.DRAWS", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("study")
+    with short_evaluations():
         run_study(source, out, *SELECTED, "--seeds", "1")
     return out
 
@@ -207,6 +215,7 @@ def test_a_second_call_does_nothing_but_what_is_missing(source: Path, finished: 
     before = weights.stat().st_mtime_ns
     evaluated = finished / "runs/simclr/seed-0/eval.json"
     evaluated.unlink()
+    (finished / "records/simclr/seed-0/eval.json").unlink()
     output = run_study(source, finished, *SELECTED, "--seeds", "1")
     assert (output.count("was finished before"), output.count("was trained before")) == (2, 1)
     assert weights.stat().st_mtime_ns == before
@@ -219,20 +228,43 @@ def test_dry_run_tells_what_is_done(source: Path, finished: Path) -> None:
 
 
 def test_recorded_runs_are_not_made_again_and_give_the_same_table(source: Path, finished: Path, tmp_path: Path) -> None:
-    records = tmp_path / "records"
-    run_study(source, finished, *SELECTED, "--seeds", "1", "--records", str(records))
-    assert sorted(path.name for path in records.glob("xclr/seed-0/*")) == ["config.toml", "eval.json"]
-    elsewhere = tmp_path / "elsewhere"
-    output = run_study(source, elsewhere, *SELECTED, "--seeds", "1", "--records", str(records))
+    output = run_study(source, tmp_path, *SELECTED, "--seeds", "1", "--records", str(finished / "records"))
     assert output.count("was finished before") == 3
-    assert not (elsewhere / "runs").exists()
-    assert (elsewhere / "tables/core.md").read_text() == (finished / "tables/core.md").read_text()
+    assert not (tmp_path / "runs").exists()
+    assert (tmp_path / "tables/core.md").read_text() == (finished / "tables/core.md").read_text()
 
 
-def test_runs_of_another_budget_are_refused_with_both_named(source: Path, finished: Path) -> None:
-    arguments = ["--data", str(source), "--out", str(finished), "--budget", "128", "--batch-size", "32", "--encoder", ENCODER]
-    with pytest.raises(ArtifactMismatch, match=r"2 steps with batches of 32, but 4 with batches of 32"):
-        CliRunner().invoke(study, [*arguments, *SELECTED, "--seeds", "1"], catch_exceptions=False)
+def test_records_name_no_place(finished: Path) -> None:
+    files = sorted((finished / "records").glob("*/seed-0/*"))
+    assert [path.name for path in files] == ["config.toml", "eval.json"] * 3
+    assert not [path for path in files if str(finished) in path.read_text() or "/tmp" in path.read_text()]
+
+
+def test_seeds_of_one_arm_from_two_places_are_one_arm(source: Path, finished: Path, tmp_path: Path) -> None:
+    records = tmp_path / "records"
+    shutil.copytree(finished / "records", records)
+    # As if the first seed had been trained on a machine with bfloat16.
+    config = records / "simclr/seed-0/config.toml"
+    config.write_text(config.read_text().replace("# Trained in float32", "# Trained in bfloat16"))
+    with short_evaluations():
+        run_study(source, tmp_path / "elsewhere", "--only", "simclr", "--seeds", "2", "--records", str(records))
+    found = compare(sorted(records.glob("simclr/seed-*")))
+    assert [(arm.name, sorted(arm.scores)) for arm in found.arms] == [("simclr", [0, 1])]
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_records_of_another_budget_are_refused_before_anything_is_trained(
+    source: Path, finished: Path, tmp_path: Path, dry: tuple[str, ...]
+) -> None:
+    options = ("--only", "supcon", "--seeds", "1", "--records", str(finished / "records"), *dry)
+    with pytest.raises(ArtifactMismatch, match=r"simclr/seed-0: was made with steps 2, and 4 is asked for"):
+        run_study(source, tmp_path, *options, budget=128)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_trained_run_of_another_budget_is_refused(source: Path, finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactMismatch, match=r"runs/simclr/seed-0: was made with steps 2, and 4 is asked for"):
+        run_study(source, finished, *SELECTED, "--seeds", "1", "--records", str(tmp_path / "none"), budget=128)
 
 
 def test_comparison_of_the_runs_has_a_row_an_arm(finished: Path) -> None:
