@@ -114,6 +114,7 @@ def scale(texts: int, memory_limit: int, *, only: int | None = None) -> str:
         again = sum(found.recomputed for found in engine.search(ranges))
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         held = memory.status("VmHWM") - before - vectors_ND.nbytes
+        print(f"{seconds:,.0f} s, {held / 1e9:.2f} GB; and now a part of faiss.knn", file=sys.stderr)
         # It answers query by query: as long for each of few as for each of all.
         reference = exact_peers(vectors_ND.astype(np.float32), _K)[0].search()[0] * (only or texts) / texts
     pairs = texts * (only or texts)
@@ -304,6 +305,8 @@ def main() -> None:
     parser.add_argument("--only", type=int, default=None, help="with --texts: neighbours of the first so many alone")
     parser.add_argument("--memory-limit", type=float, default=8.0, help="with --texts: GB (default: %(default)s)")
     options = parser.parse_args()
+    if options.texts and (options.small or options.graph_dir or options.growth or options.json):
+        parser.error("--texts goes with --only and --memory-limit alone")
     if options.texts:
         print(scale(options.texts, round(options.memory_limit * 1e9), only=options.only))
         return

@@ -8,7 +8,6 @@ same ones. Captions are real where they are at hand.
 from __future__ import annotations
 
 import gc
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.captions import read_captions
+from benchmarks.memory import drop_pages
 from benchmarks.synthetic_graph import GraphSize, write_synthetic_graph
 from graphbuild import schemas, targets
 from graphbuild.allocator import keep_freed_memory
@@ -195,24 +195,13 @@ def _cold(graph_dir: Path, batches: list[Ids]) -> str:
         # Pages that are mapped are not dropped, so the graph of the turn before must be gone.
         gc.collect()
         for path in (graph_dir / schemas.KNN).glob("*.arrow"):
-            _drop_pages(path)
+            drop_pages(path)
         graph = Graph.open(graph_dir)
         began = time.perf_counter()
         targets.assemble(graph.rows(ids), ids)
         seconds.append(time.perf_counter() - began)
         del graph
     return f"{1e3 * median(seconds):.2f}"
-
-
-def _drop_pages(path: Path) -> None:
-    if not hasattr(os, "posix_fadvise"):
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(handle)
 
 
 def _hit_rate(graph: Graph, ids: Ids) -> str:

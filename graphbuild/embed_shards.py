@@ -68,7 +68,7 @@ def first_texts(path: Path, count: int = 256) -> list[str]:
     return texts
 
 
-def embed_texts(spec: EncoderSpec, prompts: Prompts, texts: list[str], report: Report = lambda _: None) -> NDArray[np.float16]:
+def embed_texts(spec: EncoderSpec, prompts: Prompts, texts: list[str], report: Report) -> NDArray[np.float16]:
     """Vectors of texts, normalised and then rounded; float16 of shape (n, D).
 
     With templates, each text is taken apart into its class name, and the unit vectors of all its prompts are averaged.

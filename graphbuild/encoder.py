@@ -151,15 +151,15 @@ class SentenceEncoder:
         for rows, features in self.padded_batches(tokens):
             vectors[rows] = self.transform(features)[: len(rows)]
             report(len(rows))
-        if not np.isfinite(vectors).all():
-            row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-            raise ArtifactError(f"the encoder gave numbers that are not finite (row {row:,}). Use --precision float32.")
+        _require_finite(vectors)
         return vectors
 
     def encode_one(self, tokens: Tokens) -> NDArray[np.float32]:
-        """Unit vector of one sequence, (D,), in a call of its own: a hundredth of the work of a call of fixed shape."""
+        """Unit vector of one sequence, (D,), in a call of its own: one of fixed shape has many rows, whatever they are."""
         bucket = self._buckets[int(np.searchsorted(self._buckets, len(tokens)))]
-        vector_D: NDArray[np.float32] = self.transform(self._features([tokens], bucket, rows=1))[0]
+        vectors = self.transform(self._features([tokens], bucket, rows=1))
+        _require_finite(vectors)
+        vector_D: NDArray[np.float32] = vectors[0]
         return vector_D
 
     def _batches(self, tokens: Sequence[Tokens]) -> Iterator[tuple[int, list[int]]]:
@@ -220,6 +220,12 @@ class SentenceEncoder:
     def save_tokenizer(self, folder: Path) -> None:
         """Save the tokenizer for later use without the encoder."""
         self._tokenizer.save_pretrained(str(folder))
+
+
+def _require_finite(vectors: Vectors) -> None:
+    if not np.isfinite(vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        raise ArtifactError(f"the encoder gave numbers that are not finite (row {row:,}). Use --precision float32.")
 
 
 def _load(folder: Path, device: str) -> Any:

@@ -78,17 +78,15 @@ class Graph:
             out: Arrays to fill, from `Rows.empty`; new ones if None.
 
         Raises:
-            ValueError: If an id lies outside 0..N-1, or `out` has other shapes or gaps.
+            ValueError: If an id lies outside 0..N-1, or an array of `out` is of another kind than in `Rows.empty`.
         """
         ids = np.asarray(text_ids_B, np.int64)
         if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= self.n_texts)):
             raise ValueError(f"text ids are one row of numbers from 0 to {self.n_texts - 1}; got shape {ids.shape}")
         if out is None:
             out = Rows.empty(len(ids), self.k, self.sketch_dim)
-        elif (*out.neighbor_ids.shape, out.sketch.shape[1]) != (len(ids), self.k, self.sketch_dim):
-            raise ValueError(f"`out` has room for {out.neighbor_ids.shape}, not for {(len(ids), self.k)}")
-        elif not all(getattr(out, column).flags.c_contiguous for column in self._addresses):
-            raise ValueError("`out` has arrays that are not contiguous; `Rows.empty` makes arrays that are")
+        else:
+            self._require_room(out, len(ids))
         if not len(ids):
             return out
         shard_B = np.searchsorted(self._starts, ids, side="right") - 1
@@ -99,6 +97,15 @@ class Graph:
             if width := target.nbytes // len(ids):
                 gather(addresses, width, shard_B, local_B, target.reshape(len(ids), -1).view(np.uint8))
         return out
+
+    def _require_room(self, out: Rows, count: int) -> None:
+        # Bytes are copied to where these arrays are: one that is smaller, or of another kind, would be overrun.
+        for column, like in ((name, getattr(Rows.empty(0, self.k, self.sketch_dim), name)) for name in Rows.__slots__):
+            array, shape = getattr(out, column), (count, *like.shape[1:])
+            if array.shape != shape or array.dtype != like.dtype:
+                raise ValueError(f"`out.{column}` is {array.dtype} of shape {array.shape}, not {like.dtype} of shape {shape}")
+            if not (array.flags.c_contiguous and array.flags.writeable):
+                raise ValueError(f"`out.{column}` is not contiguous or not writeable; those of `Rows.empty` are both")
 
     @property
     def neighbor_addresses(self) -> tuple[npt.NDArray[np.uintp], npt.NDArray[np.int64]]:

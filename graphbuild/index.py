@@ -64,7 +64,7 @@ def _fill_index(graph_dir: Path, dim: int, count: int, lists: int) -> Any:
 
     index: Any
     if lists:
-        _say_memory(dim, count)
+        _say_memory(dim, count, lists)
         coarse = faiss.IndexFlatIP(dim)
         index = faiss.IndexIVFScalarQuantizer(coarse, dim, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
         # Codes of the vectors themselves, which are exact, and not of their residuals, which would be rounded.
@@ -87,9 +87,10 @@ def _fill_index(graph_dir: Path, dim: int, count: int, lists: int) -> Any:
     return index
 
 
-def _say_memory(dim: int, count: int) -> None:
+def _say_memory(dim: int, count: int, lists: int) -> None:
     """What the index takes while it is built; said where there is less."""
-    needed = round(_GROWTH * count * (2 * dim + 8))
+    # The sample is held twice, in its parts and as a whole; it is gone before the lists grow.
+    needed = max(8 * dim * (count // _sample_step(count, lists)), round(_GROWTH * count * (2 * dim + 8)))
     if needed > (free := free_memory()):
         click.echo(
             f"index: {count:,} vectors take about {needed / 1e9:.1f} GB of memory while their lists are made, and "
@@ -98,9 +99,13 @@ def _say_memory(dim: int, count: int) -> None:
         )
 
 
+def _sample_step(count: int, lists: int) -> int:
+    return max(1, count // (lists * _TRAIN_PER_LIST))
+
+
 def _training_sample(graph_dir: Path, count: int, lists: int) -> NDArray[np.float32]:
     """Every so-many-th vector: spread over all shards, the same at every run."""
-    step = max(1, count // (lists * _TRAIN_PER_LIST))
+    step = _sample_step(count, lists)
     return np.concatenate(
         [shard.vectors_nD[shard.ids_n % step == 0].astype(np.float32) for shard in iterate_embeddings(graph_dir, check=False)]
     )

@@ -69,8 +69,8 @@ class VectorIndex:
 
         try:
             self._index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
-        # FAISS says with this what is wrong with a file, whatever it is.
-        except RuntimeError as error:
+        # FAISS says with this what is wrong with a file, whatever it is; a length that is wrong may ask for any memory.
+        except (RuntimeError, MemoryError) as error:
             raise ArtifactError(f"{path}: FAISS cannot read it. Run `graphbuild embed` again: it rebuilds it.") from error
         if hasattr(self._index, "nprobe"):
             self._index.nprobe = _PROBED_LISTS
@@ -115,10 +115,11 @@ class NearestTexts:
 
         Args:
             text: Cleaned as captions are; templates do not apply.
-            count: Texts wanted; fewer come back where the graph has fewer.
+            count: Texts wanted; fewer come back where the graph, or the lists that are probed, have fewer.
 
         Raises:
             OptionError: If the text is blank.
+            ArtifactError: If the index names a text that is not there.
         """
         query = self._policy.clean(text)
         if not query:
@@ -126,6 +127,11 @@ class NearestTexts:
         (tokens,), _ = self._encoder.tokenize([query])
         ids, scores = self._index.nearest(self._encoder.encode_one(tokens).astype(np.float16), count)
         texts = self._texts_of(ids)
+        if unknown := set(ids.tolist()) - texts.keys():
+            raise ArtifactError(
+                f"{self._graph_dir / schemas.INDEX_FILE} names text {min(unknown)}, which the graph does not have. "
+                "Run `graphbuild embed` again: it rebuilds it."
+            )
         found = zip(ids.tolist(), scores.tolist(), strict=True)
         return NearTexts(query, tuple(NearText(text_id, score, texts[text_id]) for text_id, score in found))
 

@@ -19,7 +19,7 @@ from graphbuild import schemas
 from graphbuild.errors import ArtifactError, OptionError
 from graphbuild.graph import Graph, Rows
 from graphbuild.manifest import Manifest
-from graphbuild.shards import Receipt
+from graphbuild.shards import Receipt, damage
 
 if TYPE_CHECKING:
     import polars as pl
@@ -42,6 +42,10 @@ class GraphView:
 
     def __repr__(self) -> str:
         return f"GraphView({str(self.path)!r}: {self.manifest.counts.get('texts', 0):,} texts, {', '.join(self.manifest.stages)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What was opened is opened again where it is needed.
+        return GraphView, (self.path,)
 
     @cached_property
     def graph(self) -> Graph:
@@ -114,11 +118,10 @@ class GraphView:
         if text_id is None:
             found = self._nearest.find(str(text), count=count).found
             ids, values = [near.text_id for near in found], [near.similarity for near in found]
-        else:
-            row = self._row(text_id)
-            ids, values = row.neighbor_ids[0, :count].tolist(), row.similarities[0, :count].astype(float).tolist()
-        schema = {RANK: pl.Int32, schemas.TEXT_ID: pl.Int32, SIMILARITY: pl.Float32}
-        frame = pl.DataFrame([range(1, len(ids) + 1), ids, values], schema=schema)
+            return _ranked(ids, values).with_columns(pl.Series(schemas.TEXT, [near.text for near in found], dtype=pl.String))
+        row = self._row(text_id)
+        ids, values = row.neighbor_ids[0, :count].tolist(), row.similarities[0, :count].astype(float).tolist()
+        frame = _ranked(ids, values)
         return frame.join(self.texts_of(ids), on=schemas.TEXT_ID, how="left", maintain_order="left")
 
     def texts_of(self, ids: list[int]) -> pl.DataFrame:
@@ -155,13 +158,9 @@ class GraphView:
         """The files of a table; by size, for `verify` compares digests."""
         receipts = stage_files(self.manifest, stage, folder, self.path)
         for receipt in receipts:
-            path = self.path / receipt.path
-            size = path.stat().st_size if path.exists() else None
-            if size != receipt.bytes:
-                problem = "is missing" if size is None else f"has {size:,} bytes, not {receipt.bytes:,}"
-                raise ArtifactError(
-                    f"{path} {problem}. Run `graphbuild {_COMMANDS[stage]}` again: it rebuilds only what is damaged."
-                )
+            if problem := damage(self.path, receipt, digest=False):
+                remedy = f"Run `graphbuild {_COMMANDS[stage]}` again: it rebuilds only what is damaged."
+                raise ArtifactError(f"{self.path / receipt.path} {problem}. {remedy}")
         return [self.path / receipt.path for receipt in receipts]
 
 
@@ -173,6 +172,14 @@ def stage_files(manifest: Manifest, stage: str, folder: str, graph_dir: Path) ->
     """
     files = manifest.require(stage, graph_dir).files
     return [receipt for name, receipt in sorted(files.items()) if name.startswith(f"{folder}/")]
+
+
+def _ranked(ids: list[int], similarities: list[float]) -> pl.DataFrame:
+    """rank, text_id and similarity, nearest first."""
+    import polars as pl
+
+    schema = {RANK: pl.Int32, schemas.TEXT_ID: pl.Int32, SIMILARITY: pl.Float32}
+    return pl.DataFrame([range(1, len(ids) + 1), ids, similarities], schema=schema)
 
 
 class _EdgeSource:

@@ -12,7 +12,7 @@ from helpers_embed import column, embed, write_captions
 
 from graphbuild.encoder import SentenceEncoder, choose_precision, load_encoder
 from graphbuild.encoder_files import find_encoder
-from graphbuild.errors import ArtifactMismatch, OptionError, SourceError
+from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError, SourceError
 from graphbuild.manifest import Manifest
 
 
@@ -53,6 +53,12 @@ def test_a_single_text_is_encoded_as_in_a_batch_but_for_rounding(captions: list[
     alone = np.stack([built_in.encode_one(one) for one in tokens])
     assert (alone * built_in.encode(tokens)).sum(axis=1).min() >= 0.9995
     np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, atol=1e-6)
+
+
+def test_a_query_whose_vector_is_not_finite_is_an_error(built_in: SentenceEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(built_in, "transform", lambda _: np.full((1, built_in.dim), np.nan, np.float32))
+    with pytest.raises(ArtifactError, match="not finite"):
+        built_in.encode_one(built_in.tokenize(["a dog"])[0][0])
 
 
 def test_vectors_agree_with_sentence_transformers(captions: list[str], built_in: SentenceEncoder) -> None:

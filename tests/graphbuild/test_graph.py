@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +75,18 @@ def test_an_id_outside_the_graph_is_refused(graph: Graph, wrong: int) -> None:
 
 
 def test_output_of_another_shape_is_refused(graph: Graph) -> None:
-    with pytest.raises(ValueError, match="room"):
+    with pytest.raises(ValueError, match=r"of shape \(3, 17\), not int32 of shape \(2, 17\)"):
         graph.rows([1, 2], out=Rows.empty(3, graph.k, graph.sketch_dim))
+
+
+@pytest.mark.parametrize("column", Rows.__slots__)
+def test_arrays_of_another_kind_to_fill_are_refused(graph: Graph, column: str) -> None:
+    room = Rows.empty(2, graph.k, graph.sketch_dim)
+    with pytest.raises(ValueError, match=rf"`out\.{column}` is float64 of shape"):
+        graph.rows([1, 2], out=replace(room, **{column: getattr(room, column).astype(np.float64)}))
+    getattr(room, column).flags.writeable = False
+    with pytest.raises(ValueError, match=rf"`out\.{column}` is not contiguous or not writeable"):
+        graph.rows([1, 2], out=room)
 
 
 def test_arrays_with_gaps_to_fill_are_refused(graph: Graph) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +11,11 @@ import pytest
 from helpers_embed import embed, graphbuild, numbered_captions, write_captions
 
 import graphbuild as package
-from graphbuild.errors import ArtifactMismatch, OptionError
+from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError
 from graphbuild.hashing import HashingEncoder
 from graphbuild.index import build_index
 from graphbuild.manifest import Manifest
-from graphbuild.nearest import nearest_texts
+from graphbuild.nearest import VectorIndex, nearest_texts
 from graphbuild.vectors import load_embeddings
 
 CAPTIONS = numbered_captions(600)
@@ -52,6 +54,34 @@ def test_ivf_index_finds_the_nearest_and_scores_it_exactly(graph_dir: Path) -> N
         build_index(graph_dir, manifest, overwrite=True)
 
 
+def test_ivf_index_is_mapped_and_gives_what_its_lists_hold(graph_dir: Path) -> None:
+    manifest = Manifest.load(graph_dir)
+    build_index(graph_dir, manifest, overwrite=True, flat_limit=100)
+    try:
+        index = VectorIndex(graph_dir / "index.faiss")
+        assert f"{graph_dir}/index.faiss" in Path("/proc/self/maps").read_text()
+        # More than the lists that are probed hold.
+        ids, scores = index.nearest(load_embeddings(graph_dir)[123], 600)
+        assert 1 < len(ids) == len(set(ids.tolist())) < 600
+        assert ids.min() >= 0
+        assert (np.diff(scores) <= 0).all()
+        del index
+    finally:
+        build_index(graph_dir, manifest, overwrite=True)
+
+
+def test_an_index_that_names_texts_of_another_graph_is_refused(tmp_path: Path) -> None:
+    for name, count in (("small", 5), ("large", 50)):
+        embed(tmp_path / name, write_captions(tmp_path / f"{name}.parquet", {"caption": CAPTIONS[:count]}), encoder="hashing:32")
+    index = shutil.copyfile(tmp_path / "large/index.faiss", tmp_path / "small/index.faiss")
+    manifest = Manifest.load(tmp_path / "small")
+    files = manifest.stages["index"].files
+    files["index.faiss"] = replace(files["index.faiss"], bytes=index.stat().st_size)
+    manifest.save(tmp_path / "small")
+    with pytest.raises(ArtifactError, match=r"index\.faiss names text \d+, which the graph does not have"):
+        nearest_texts(tmp_path / "small", CAPTIONS[40])
+
+
 def test_fewer_texts_than_wanted_are_all_returned(tmp_path: Path) -> None:
     embed(tmp_path / "g", write_captions(tmp_path / "a.parquet", {"caption": ["a dog", "a cat"]}))
     assert len(nearest_texts(tmp_path / "g", "a dog", count=50).found) == 2
@@ -79,7 +109,7 @@ def test_neighbors_command_prints_similarity_id_and_text(graph_dir: Path) -> Non
     assert abs(float(score) - 1) < 2e-3
 
 
-def test_a_view_opens_index_and_encoder_once(tmp_path: Path) -> None:
+def test_a_view_opens_its_index_once(tmp_path: Path) -> None:
     embed(tmp_path / "g", write_captions(tmp_path / "a.parquet", {"caption": ["a dog", "a cat"]}), encoder="hashing:32")
     view = package.open(tmp_path / "g")
     first = view.neighbors("the dog", count=2)
