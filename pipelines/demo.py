@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from train.config import Objective, TrainConfig
     from train.data.prepare import TrainingData
 
-GRAPHS = Path("graphs")
 RUNS = Path("runs/demo")
+GRAPHS = RUNS / "graphs"
+"""Not among those that commands find by themselves."""
 OBJECTIVES: tuple[Objective, ...] = ("simclr", "xclr")
 LABELS = ("object", "attribute", "background")
 SHOWN_CLASSES = ("Golden Retriever", "espresso", "school bus", "violin")
@@ -43,7 +44,7 @@ _TEMPLATE = "a photo of a {}"
 def demo(epochs: int, train_pictures: int, val_pictures: int, batch_size: int, encoder: str, fresh: bool) -> None:
     """Build two graphs, train SimCLR and X-CLR on drawn scenes, compare them, and write runs/demo/report.html.
 
-    graphs/imagenet_classes, graphs/scenes and runs/demo are its own: they are built again where the options differ.
+    runs/demo is its own: graphs and runs in it are made again where the options differ.
     """
     from pipelines.common import Steps
     from train.report import write_report

@@ -21,7 +21,13 @@ from graphbuild.errors import run_cli
     help="Folder of tiny_imagenet/, classes/ and flickr8k/.",
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/study"), show_default=True)
-@click.option("--budget", type=click.IntRange(min=1), default=320_000, show_default=True, help="Images that every run sees.")
+@click.option(
+    "--budget",
+    type=click.IntRange(min=1),
+    default=320_000,
+    show_default=True,
+    help="Images a run sees (flickr: 0.3 of them, scenes: 0.15).",
+)
 @click.option("--batch-size", type=click.IntRange(min=8), default=256, show_default=True, help="Images a step.")
 @click.option("--seeds", type=click.IntRange(min=1), default=None, help="Seeds of every arm (default: 3 of some, 1 of others).")
 @click.option("--only", multiple=True, metavar="NAME", help="Arms or groups to run; repeatable (default: all).")

@@ -36,7 +36,7 @@ class StudyConfig:
 
     out: Path
     budget: int
-    """Images that every run sees."""
+    """Images that a run sees; of those of some arms, a share."""
     batch_size: int
     encoder: str
     records: Path
@@ -45,10 +45,9 @@ class StudyConfig:
     Nothing in it names a place, so it can move; a run that is there is not made again, wherever it was made.
     """
 
-    @property
-    def steps(self) -> int:
-        """Of every run."""
-        return max(1, self.budget // self.batch_size)
+    def steps(self, arm: Arm) -> int:
+        """Of every run of an arm."""
+        return max(1, round(arm.share * self.budget) // self.batch_size)
 
 
 class Study:
@@ -110,12 +109,12 @@ class Study:
         click.echo("  " + train(config, run_dir, data=data, label=planned.name).summary())
 
     def train_config(self, planned: Planned, graph_dir: Path, images: int | None = None) -> TrainConfig:
-        """The configuration of a run that sees the budget of images, however many there are."""
+        """The configuration of a run that sees its budget of images, however many there are."""
         from train.config import TrainConfig
 
         options = {**self._asked(planned), "graph_dir": str(graph_dir), "data": str(self._data.images(planned.arm.graph))}
         if images is not None:
-            options["epochs"] = math.ceil(self._config.steps / max(1, images // self._config.batch_size))
+            options["epochs"] = math.ceil(options["steps"] / max(1, images // self._config.batch_size))
         return TrainConfig(**options)
 
     def _asked(self, planned: Planned) -> dict[str, Any]:
@@ -127,7 +126,7 @@ class Study:
             "image_column": "image",
             "id_column": "sample_id" if arm.graph == SCENES else "file",
             "batch_size": self._config.batch_size,
-            "steps": self._config.steps,
+            "steps": self._config.steps(arm),
             "seed": planned.seed,
             **_absent(arm),
             **arm.options,

@@ -23,6 +23,8 @@ COMMON: Mapping[str, Any] = {
 """Of every run: a small net, so that differences between objectives can be seen in hours on a CPU."""
 PROMPTS, CAPTIONS, SCENES = "prompts", "flickr", "scenes"
 CONTROL = "+shuffled"
+SHARES: Mapping[str, float] = {"flickr": 0.3, "scenes": 0.15}
+"""Of the budget, for groups with few pictures."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +41,11 @@ class Arm:
     """Of `train run`, where they differ from `COMMON`."""
     seeds: int = 3
     """How many, unless `--seeds` says otherwise."""
+
+    @property
+    def share(self) -> float:
+        """Of the budget."""
+        return SHARES.get(self.group, 1.0)
 
 
 def _core() -> Iterator[Arm]:

@@ -20,6 +20,7 @@ from graphbuild.graph import Graph
 from pipelines.study import plan as plans
 from pipelines.study.__main__ import study
 from pipelines.study.data import StudyData, describe_classes, hold_out, prepare_data
+from pipelines.study.execute import StudyConfig
 from pipelines.study.graphs import build_graph, shuffle, similarity_of
 from pipelines.study.plan import ARMS, plan
 from pipelines.study.scenes import prepare_scenes
@@ -163,6 +164,12 @@ def test_all_arms_of_a_group_get_a_seed_before_the_next() -> None:
         f"{arm}/seed-{seed}" for seed in (0, 1) for arm in ("simclr", "supcon", "xclr", "xclr-shuffled")
     ]
     assert [planned.name for planned in plan(["xclr-names"], None)] == ["xclr-names/seed-0"]
+
+
+def test_runs_with_few_pictures_see_a_share_of_the_budget(tmp_path: Path) -> None:
+    config = StudyConfig(out=tmp_path, budget=320_000, batch_size=256, encoder=ENCODER, records=tmp_path)
+    steps = {arm.group: config.steps(arm) for arm in ARMS}
+    assert (steps["core"], steps["flickr"], steps["scenes"]) == (1250, 96_000 // 256, 48_000 // 256)
 
 
 def test_an_unknown_arm_is_refused_with_those_that_exist() -> None:
