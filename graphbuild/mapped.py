@@ -20,7 +20,7 @@ from numba.np.numpy_support import carray
 
 from graphbuild import schemas
 from graphbuild.errors import ArtifactError
-from graphbuild.shards import Receipt
+from graphbuild.shards import Receipt, damage
 
 Ids = npt.NDArray[np.int32]
 
@@ -65,10 +65,8 @@ def map_shard(graph_dir: Path, receipt: Receipt) -> Shard:
     """
     path = graph_dir / receipt.path
     remedy = "Run `graphbuild knn` again: it rebuilds only what is damaged."
-    if not path.exists():
-        raise ArtifactError(f"{path} is missing. {remedy}")
-    if (size := path.stat().st_size) != receipt.bytes:
-        raise ArtifactError(f"{path} has {size:,} bytes, not {receipt.bytes:,}. {remedy}")
+    if problem := damage(graph_dir, receipt, digest=False):
+        raise ArtifactError(f"{path} {problem}. {remedy}")
     try:
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         text_ids = batch.column(schemas.TEXT_ID).to_numpy()

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from graphbuild import schemas
-from graphbuild.encoder import Encoder, load_encoder
-from graphbuild.encoder_files import find_encoder
+from graphbuild.encoder import load_encoder
+from graphbuild.encoder_files import EncoderSpec, find_encoder
 from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError
 from graphbuild.manifest import Manifest
 from graphbuild.shards import damage
@@ -87,15 +87,15 @@ class VectorIndex:
 
 
 class NearestTexts:
-    """A graph's index and encoder, open."""
+    """A graph's index, open, and its encoder, loaded by the first query."""
 
-    def __init__(self, graph_dir: Path, manifest: Manifest, index: VectorIndex, encoder: Encoder) -> None:
+    def __init__(self, graph_dir: Path, manifest: Manifest, index: VectorIndex, encoder: EncoderSpec) -> None:
         self._graph_dir, self._manifest, self._index, self._encoder = graph_dir, manifest, index, encoder
         self._policy = TextPolicy(tuple((old, new) for old, new in manifest.dataset.get("replacements", ())))
 
     @classmethod
     def open(cls, graph_dir: Path) -> NearestTexts:
-        """Map the index and load the encoder that the graph was built with.
+        """Map the index and find the encoder that the graph was built with.
 
         The index is compared with its receipt by size; its digest, for which all of it would be read, is left to `verify`.
 
@@ -124,8 +124,9 @@ class NearestTexts:
         query = self._policy.clean(text)
         if not query:
             raise OptionError("the text is blank. Give a few words.")
-        (tokens,), _ = self._encoder.tokenize([query])
-        ids, scores = self._index.nearest(self._encoder.encode_one(tokens).astype(np.float16), count)
+        encoder = load_encoder(self._encoder)
+        (tokens,), _ = encoder.tokenize([query])
+        ids, scores = self._index.nearest(encoder.encode_one(tokens).astype(np.float16), count)
         texts = self._texts_of(ids)
         if unknown := set(ids.tolist()) - texts.keys():
             raise ArtifactError(
@@ -145,7 +146,7 @@ class NearestTexts:
         return texts
 
 
-def _stored_encoder(graph_dir: Path, manifest: Manifest) -> Encoder:
+def _stored_encoder(graph_dir: Path, manifest: Manifest) -> EncoderSpec:
     recorded = manifest.encoder
     spec = find_encoder(recorded["name"]).with_precision(recorded["precision"])
     if spec.sha256 != recorded["sha256"]:
@@ -153,4 +154,4 @@ def _stored_encoder(graph_dir: Path, manifest: Manifest) -> Encoder:
             f"{graph_dir}: built with {recorded['name']} of sha256 {recorded['sha256'][:12]}, but the encoder of this name has "
             f"{spec.sha256[:12]}: their vectors do not compare. Put the old one back, or run `graphbuild embed --overwrite`."
         )
-    return load_encoder(spec)
+    return spec
