@@ -31,7 +31,7 @@ from graphbuild.knn.tasks import Job, search_shard
 from graphbuild.knn.tiles import TileEngine
 from graphbuild.manifest import Manifest
 from graphbuild.progress import progress
-from graphbuild.shards import Receipt, ShardRange, finished, remove_stale_temporaries, require_intact, scratch_name
+from graphbuild.shards import Receipt, ShardRange, damage, finished, remove_stale_temporaries, require_intact, scratch_name
 
 _CALIBRATION_TEXTS = 65_536
 _CALIBRATION_SECONDS = 5.0
@@ -125,10 +125,11 @@ class Search:
 
     def _inverted_file(self) -> Path | None:
         """The index where it is an inverted file, and as long as its receipt says; an estimate does not read all of it."""
-        index, path = self._manifest.stages.get("index"), self._graph_dir / schemas.INDEX_FILE
-        if index is None or index.config["kind"] == "flat" or not path.is_file():
+        index = self._manifest.stages.get("index")
+        if index is None or index.config["kind"] == "flat":
             return None
-        return path if path.stat().st_size == index.files[schemas.INDEX_FILE].bytes else None
+        problem = damage(self._graph_dir, index.files[schemas.INDEX_FILE], digest=False)
+        return None if problem else self._graph_dir / schemas.INDEX_FILE
 
     def _announce(self, vectors_ND: NDArray[np.float16]) -> None:
         """Say what the run will take, unless it is over soon; refuse what does not fit the disk."""
