@@ -154,8 +154,9 @@ def seeded(*numbers: int) -> torch.Generator:
 
 def normalise(images: Tensor) -> Tensor:
     """Subtract ImageNet's mean and divide by its deviation; (n, 3, S, S) in [0, 1]."""
-    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-    return (images - mean) / torch.tensor(STD, device=images.device).view(3, 1, 1)
+    # Made on the CPU and sent: made on a GPU, they would be waited for.
+    mean, std = (torch.tensor(values).to(images.device, non_blocking=True).view(3, 1, 1) for values in (MEAN, STD))
+    return (images - mean) / std
 
 
 def centre_views(pixels: Tensor, sizes: Tensor, size: int) -> Tensor:
@@ -225,13 +226,14 @@ def resized_crop(images: Tensor, boxes: Tensor, sizes: Tensor, size: int, *, fli
         Views; (n, 3, S, S).
     """
     held = images.shape[-1]
+    # Four numbers a box travel to a GPU, which spreads them out itself: the matrices are thousands of times as many.
+    boxes, sizes = boxes.to(images.device, non_blocking=True), sizes.to(images.device, non_blocking=True)
     # The held square is the whole original, squeezed: boxes squeeze with it.
     to_held = held / sizes.float()
     rows = _resampling(boxes[:, 0] * to_held[:, 0], boxes[:, 2] * to_held[:, 0], held, size)
     columns = _resampling(boxes[:, 1] * to_held[:, 1], boxes[:, 3] * to_held[:, 1], held, size)
     if flips is not None:
-        columns = torch.where(flips[:, None, None], columns.flip(1), columns)
-    rows, columns = rows.to(images.device, non_blocking=True), columns.to(images.device, non_blocking=True)
+        columns = torch.where(flips.to(images.device, non_blocking=True)[:, None, None], columns.flip(1), columns)
     return _sandwich(rows, images, columns)
 
 
@@ -253,8 +255,8 @@ def _resampling(start: Tensor, extent: Tensor, held: int, size: int) -> Tensor:
     As Pillow does it: at least one old pixel wide, cut off at the ends of the crop, each row summing to 1.
     """
     step = (extent / size)[:, None]
-    centres = start[:, None] + (torch.arange(size) + 0.5) * step
-    pixels = torch.arange(held, dtype=torch.float32)
+    centres = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * step
+    pixels = torch.arange(held, dtype=torch.float32, device=start.device)
     distance = (pixels + 0.5 - centres[:, :, None]).abs() / step.clamp(min=1.0)[:, :, None]
     inside = (pixels + 1 > start[:, None]) & (pixels < (start + extent)[:, None])
     weights = (1 - distance).clamp_(min=0).mul_(inside[:, None, :])
@@ -304,16 +306,15 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
     size = images.shape[-1]
     if size * _BLUR_SIGMA[1] < _LEAST_BLUR:
         return images
-    weights = blur_matrix(sigma, size).to(images.device, non_blocking=True)
+    weights = blur_matrix(sigma.to(images.device, non_blocking=True), size)
     return _sandwich(weights, images, weights)
 
 
 def blur_matrix(sigma: Tensor, size: int) -> Tensor:
     """Gaussian weights (n, S, S) of a line of S pixels, out to four widths; each row sums to 1: nothing lies beyond an end."""
-    radius = min(size - 1, math.ceil(4 * size * _BLUR_SIGMA[1]))
-    near = torch.exp(-0.5 * (torch.arange(radius + 1) / sigma.clamp(min=0.05)[:, None]) ** 2)
-    near = torch.cat([near, torch.zeros(len(sigma), 1)], dim=1)
-    line = torch.arange(size)
+    radius, line = min(size - 1, math.ceil(4 * size * _BLUR_SIGMA[1])), torch.arange(size, device=sigma.device)
+    near = torch.exp(-0.5 * (line[: radius + 1] / sigma.clamp(min=0.05)[:, None]) ** 2)
+    near = torch.cat([near, near.new_zeros(len(sigma), 1)], dim=1)
     weights = near[:, (line[:, None] - line[None, :]).abs().clamp_(max=radius + 1)]
     return weights / weights.sum(dim=2, keepdim=True)
 

@@ -6,10 +6,12 @@ FOLDER holds tiny_imagenet/, classes/ and, for the runs on captions, flickr8k/. 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from graphbuild.errors import run_cli
+from train.config import ModelName
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,6 +31,8 @@ from graphbuild.errors import run_cli
     help="Images a run sees (flickr: 0.3 of them, scenes: 0.15).",
 )
 @click.option("--batch-size", type=click.IntRange(min=8), default=256, show_default=True, help="Images a step.")
+@click.option("--model", type=click.Choice(get_args(ModelName)), default="small", show_default=True, help="The image encoder.")
+@click.option("--image-size", type=click.IntRange(min=8), default=32, show_default=True, help="Height and width of a view.")
 @click.option("--seeds", type=click.IntRange(min=1), default=None, help="Seeds of every arm (default: 3 of some, 1 of others).")
 @click.option("--only", multiple=True, metavar="NAME", help="Arms or groups to run; repeatable (default: all).")
 @click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="Sentence Transformer of the texts.")
@@ -38,16 +42,20 @@ from graphbuild.errors import run_cli
     default=None,
     help="Folder of configurations and scores, without weights; runs that it holds are not made again (default: OUT/records).",
 )
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs made at the same time.")
 @click.option("--dry-run", is_flag=True, help="Say which runs there are and which are done.")
 def study(
     folder: Path,
     out: Path,
     budget: int,
     batch_size: int,
+    model: ModelName,
+    image_size: int,
     seeds: int | None,
     only: tuple[str, ...],
     encoder: str,
     records: Path | None,
+    jobs: int,
     dry_run: bool,
 ) -> None:
     """Train every arm and seed, and evaluate each: kNN, probes, superclass retrieval, few-shot, severity."""
@@ -56,7 +64,15 @@ def study(
     from pipelines.study.plan import plan
 
     runs = plan(only, seeds)
-    config = StudyConfig(out=out, budget=budget, batch_size=batch_size, encoder=encoder, records=records or out / "records")
+    config = StudyConfig(
+        out=out,
+        budget=budget,
+        batch_size=batch_size,
+        encoder=encoder,
+        model=model,
+        image_size=image_size,
+        records=records or out / "records",
+    )
     if dry_run:
         todo = Study(config, StudyData(out / "data", folder))
         todo.check()
@@ -64,7 +80,7 @@ def study(
             state = "done" if todo.is_done(planned) else "to do"
             click.echo(f"{state:<6} {planned.arm.group:<12} {planned.name:<36} graph {planned.arm.graph}")
         return
-    Study(config, prepare_data(folder, out)).execute(runs)
+    Study(config, prepare_data(folder, out)).execute(runs, jobs)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from graphbuild.errors import ArtifactMismatch
 from graphbuild.shards import write_json, write_text
 from pipelines.study.data import StudyData
 from pipelines.study.graphs import build_graph
+from pipelines.study.jobs import claim, run_jobs
 from pipelines.study.plan import ARMS, COMMON, SCENES, Arm, Planned
 from pipelines.study.scenes import COLUMNS, prepare_scenes
 from pipelines.study.tables import write_tables
@@ -23,7 +25,7 @@ from train.compare.arms import EVAL_FILE
 from train.runs import CONFIG_FILE, read_run_config
 
 if TYPE_CHECKING:
-    from train.config import TrainConfig
+    from train.config import ModelName, TrainConfig
     from train.data.prepare import TrainingData
 
 _RECORDED = ("objective", "protocols", "images", "train_images", "corrupt_images", "scores")
@@ -39,6 +41,9 @@ class StudyConfig:
     """Images that a run sees; of those of some arms, a share."""
     batch_size: int
     encoder: str
+    model: ModelName = "small"
+    """A small net, so that differences between objectives can be seen in hours on a CPU."""
+    image_size: int = 32
     records: Path
     """Folder of what is known of finished runs, ARM/seed-N: how each was made, and its scores; what tables are made of.
 
@@ -70,27 +75,61 @@ class Study:
         """Whether a run is trained, evaluated and recorded."""
         return (self.record_dir(planned) / EVAL_FILE).exists()
 
-    def execute(self, runs: Sequence[Planned]) -> None:
-        """Make all of them, one after the other.
+    def execute(self, runs: Sequence[Planned], jobs: int = 1) -> None:
+        """Make all of them, and the tables.
+
+        Args:
+            runs: Which; those that are recorded are not made again.
+            jobs: Processes that make them, each one run at a time.
 
         Raises:
             ArtifactMismatch: If a record is of another study than this one.
             UserError: If one cannot be made; those before it stand.
         """
         self.check()
-        tables: list[Path] = []
+        todo = [planned for planned in runs if not self.is_done(planned)]
+        for planned in runs:
+            if planned not in todo:
+                click.echo(f"{self.record_dir(planned)}: was finished before")
+        for graph in dict.fromkeys(planned.arm.graph for planned in todo):
+            self._build(graph)
+        if jobs > 1 and len(todo) > 1:
+            run_jobs(partial(_make, self._config, self._data, todo), min(jobs, len(todo)))
+        else:
+            self.make(todo)
+        for path in self.write_tables():
+            click.echo(f"{path}\n{path.read_text(encoding='utf-8')}")
+
+    def make(self, runs: Sequence[Planned]) -> None:
+        """Train, evaluate and record, one run after the other; what another process is at, or has finished, is passed over.
+
+        Raises:
+            UserError: If one cannot be made; those before it stand.
+        """
         for number, planned in enumerate(runs):
-            click.echo(f"[{number + 1}/{len(runs)}] {planned.name}")
-            if self.is_done(planned):
-                click.echo(f"  {self.record_dir(planned)}: was finished before")
-            else:
+            with claim(self.run_dir(planned)) as mine:
+                if not mine or self.is_done(planned):
+                    continue
+                click.echo(f"[{number + 1}/{len(runs)}] {planned.name}")
                 self._train(planned)
                 self._evaluate(planned)
                 self._record(planned)
             # After each run: who looks in before the end sees what there is.
-            tables = write_tables(self._config.records, self._config.out / "tables")
-        for path in tables:
-            click.echo(f"{path}\n{path.read_text(encoding='utf-8')}")
+            self.write_tables()
+
+    def write_tables(self) -> list[Path]:
+        """Tables of the records that there are; the Markdown files."""
+        return write_tables(self._config.records, self._config.out / "tables")
+
+    def _build(self, graph: str) -> None:
+        """Make a graph, and the images that it is about, as far as they are missing."""
+        if graph == SCENES:
+            prepare_scenes(self._data.folder)
+        build_graph(graph, self._data, self._graphs, self._config.encoder)
+
+    @property
+    def _graphs(self) -> Path:
+        return self._config.out / "graphs"
 
     def _train(self, planned: Planned) -> None:
         from train.checkpoint import WEIGHTS
@@ -101,18 +140,16 @@ class Study:
             _require(run_dir, self._asked(planned))
             click.echo(f"  {run_dir}: was trained before")
             return
-        if planned.arm.graph == SCENES:
-            prepare_scenes(self._data.folder)
-        graph_dir = build_graph(planned.arm.graph, self._data, self._config.out / "graphs", self._config.encoder)
-        data = self._images(self.train_config(planned, graph_dir))
-        config = self.train_config(planned, graph_dir, len(data.store))
+        data = self._images(self.train_config(planned))
+        config = self.train_config(planned, len(data.store))
         click.echo("  " + train(config, run_dir, data=data, label=planned.name).summary())
 
-    def train_config(self, planned: Planned, graph_dir: Path, images: int | None = None) -> TrainConfig:
+    def train_config(self, planned: Planned, images: int | None = None) -> TrainConfig:
         """The configuration of a run that sees its budget of images, however many there are."""
         from train.config import TrainConfig
 
-        options = {**self._asked(planned), "graph_dir": str(graph_dir), "data": str(self._data.images(planned.arm.graph))}
+        graph = planned.arm.graph
+        options = {**self._asked(planned), "graph_dir": str(self._graphs / graph), "data": str(self._data.images(graph))}
         if images is not None:
             options["epochs"] = math.ceil(options["steps"] / max(1, images // self._config.batch_size))
         return TrainConfig(**options)
@@ -122,6 +159,8 @@ class Study:
         arm = planned.arm
         return {
             **COMMON,
+            "model": self._config.model,
+            "image_size": self._config.image_size,
             "objective": arm.objective,
             "image_column": "image",
             "id_column": "sample_id" if arm.graph == SCENES else "file",
@@ -200,6 +239,11 @@ class Study:
                 _require(path.parent, {**self._asked(planned), **self._named(planned)})
 
 
+def _make(config: StudyConfig, data: StudyData, runs: Sequence[Planned]) -> None:
+    """What each of several processes does."""
+    Study(config, data).make(runs)
+
+
 def _require(run_dir: Path, asked: Mapping[str, Any]) -> None:
     """Refuse a run that was made with other options than are asked for."""
     made = read_run_config(run_dir)
@@ -207,7 +251,7 @@ def _require(run_dir: Path, asked: Mapping[str, Any]) -> None:
         if (found := getattr(made, name)) != value:
             raise ArtifactMismatch(
                 f"{run_dir}: was made with {name} {found!r}, and {value!r} is asked for: these runs do not compare. Give the "
-                "--budget, --batch-size and --encoder of before, or another --out and --records."
+                "--budget, --batch-size, --model, --image-size and --encoder of before, or another --out and --records."
             )
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +19,13 @@ from click.testing import CliRunner
 from helpers_train import encode
 from numpy.typing import NDArray
 
-from graphbuild.errors import ArtifactMismatch, OptionError, SourceError
+from graphbuild.errors import ArtifactMismatch, OptionError, ResourceError, SourceError
 from graphbuild.graph import Graph
-from pipelines.study import plan as plans
 from pipelines.study.__main__ import study
 from pipelines.study.data import StudyData, describe_classes, hold_out, prepare_data
 from pipelines.study.execute import StudyConfig
 from pipelines.study.graphs import build_graph, shuffle, similarity_of
+from pipelines.study.jobs import claim, run_jobs
 from pipelines.study.plan import ARMS, plan
 from pipelines.study.scenes import prepare_scenes
 from train.compare.table import compare
@@ -274,6 +278,57 @@ def test_a_trained_run_of_another_budget_is_refused(source: Path, finished: Path
         run_study(source, finished, *SELECTED, "--seeds", "1", "--records", str(tmp_path / "none"), budget=128)
 
 
+def command(source: Path, out: Path, *options: str) -> list[str]:
+    """A study of a real process, whose evaluations are as long as ever."""
+    arguments = ["--data", str(source), "--out", str(out), "--budget", "64", "--batch-size", "32", "--encoder", ENCODER]
+    return [sys.executable, "-m", "pipelines.study", *arguments, *options]
+
+
+def test_jobs_share_the_runs_and_make_each_once(source: Path, finished: Path, tmp_path: Path) -> None:
+    options = ("--only", "simclr", "--only", "xclr", "--seeds", "2", "--jobs", "2")
+    done = subprocess.run(command(source, tmp_path, *options), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    begun = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("[")]
+    assert sorted(begun) == ["simclr/seed-0", "simclr/seed-1", "xclr/seed-0", "xclr/seed-1"]
+    assert "| xclr | 2 |" in (tmp_path / "tables/core.md").read_text()
+    # What a run comes to does not depend on who makes it.
+    for name in ("simclr/seed-0", "xclr/seed-0"):
+        lines = [json.loads((out / f"runs/{name}/metrics.jsonl").read_text().splitlines()[-1]) for out in (finished, tmp_path)]
+        assert lines[0]["loss"] == pytest.approx(lines[1]["loss"], rel=1e-5)
+
+
+def test_jobs_end_with_the_error_of_the_one_that_failed(source: Path, tmp_path: Path) -> None:
+    options = ("--only", "simclr", "--only", "xclr", "--seeds", "1", "--jobs", "2")
+    # Not the folder of a run.
+    (tmp_path / "runs/simclr/seed-0").mkdir(parents=True)
+    (tmp_path / "runs/simclr/seed-0/mine.txt").touch()
+    done = subprocess.run(command(source, tmp_path, *options), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "runs/simclr/seed-0: exists, and is not the folder of a run" in errors[0]
+
+
+def test_a_run_that_another_process_is_at_is_passed_over(tmp_path: Path) -> None:
+    with (
+        claim(tmp_path / "xclr/seed-0") as first,
+        claim(tmp_path / "xclr/seed-0") as second,
+        claim(tmp_path / "xclr/seed-1") as other,
+    ):
+        assert (first, second, other) == (True, False, True)
+    with claim(tmp_path / "xclr/seed-0") as again:
+        assert again
+
+
+def test_a_killed_job_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"a process of --jobs 2 was ended by SIGKILL"):
+        run_jobs(_kill_this_process, 2)
+
+
+def _kill_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_comparison_of_the_runs_has_a_row_an_arm(finished: Path) -> None:
     found = compare(sorted(finished.glob("runs/*/seed-*")), baseline="simclr")
     assert [arm.name for arm in found.arms] == list(ARMS_RUN)
@@ -303,4 +358,3 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 
 def test_no_group_is_named_like_an_arm() -> None:
     assert not {arm.group for arm in ARMS} & {arm.name for arm in ARMS}
-    assert plans.COMMON["image_size"] == 32
