@@ -6,7 +6,7 @@ kept, D vector width.
 Scores exist one tile at a time; where Triton's kernels run (`fused`), only those that are kept exist at all. A row keeps what
 exceeds its limit; limits start from a random sample and only rise, so everything that a row has turned away scored at most
 its last limit. Candidates are re-ranked in float64, whose sums are exact in any order (see `exact`); rows that their
-certificate does not settle are searched by `rowblocks`.
+certificate does not settle are set against all texts in float64.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from graphbuild.errors import ResourceError
 from graphbuild.knn import fused
 from graphbuild.knn.devices import device_memory, open_device
 from graphbuild.knn.engine import Advance, Neighbors, unheard
-from graphbuild.knn.rowblocks import RowBlockEngine
 from graphbuild.knn.scores import FLOAT16, FLOAT32, FORMATS, Bounds, Format, make_bounds, products_hold
 from graphbuild.shards import ShardRange
 
@@ -39,6 +38,8 @@ _LONGEST = 1.01
 _TILE_BYTES = 24
 """Bytes for each score of a tile: itself, whether it is a hit, and the places of the hits, of which there may be many."""
 _RERANK_BYTES = 2**28
+_SETTLING_BYTES = 32
+"""Bytes for each pair of an open row: its similarity, what the selection of the K-th copies, marks and counts."""
 _STRIPE = 16
 """Tiles of columns that the fused kernel takes at a time."""
 
@@ -64,7 +65,7 @@ class DeviceEngine:
         Args:
             vectors_ND: Unit vectors, C order; may be a memory map.
             k: Neighbours a text, 1 to N-1.
-            memory_limit: Bytes of host memory; on the device `cpu`, everything counts.
+            memory_limit: Bytes, on the device `cpu`; a GPU has memory of its own.
             device: `cuda`, `cuda:1`, `cpu`.
             precision: `auto` for float16 where its products are good to the error bound, else float32.
 
@@ -83,7 +84,7 @@ class DeviceEngine:
         self._on_device: Tensor | None = None
         free -= vectors_ND.nbytes if self._resident else 0
         self._tile, self._group_rows = self._sizes(free // 2, dim)
-        self._fallback = RowBlockEngine(vectors_ND, k=k, memory_limit=memory_limit // 2)
+        self._settling_bytes = free // 4
 
     @property
     def precision(self) -> str:
@@ -113,8 +114,7 @@ class DeviceEngine:
                 failed.append(self._finish(state, bounds, ids_nK[at], similarities_nK[at]) + at.start)
             open_rows = np.concatenate(failed)
             if len(open_rows):
-                again = self._fallback.search_rows(one.start + open_rows)
-                ids_nK[open_rows], similarities_nK[open_rows] = again.ids_nK, again.similarities_nK
+                self._settle(open_rows, one.start, ids_nK, similarities_nK)
             yield Neighbors(ids_nK, similarities_nK, len(open_rows))
 
     def _choose_format(self, dim: int) -> Format:
@@ -280,6 +280,28 @@ class DeviceEngine:
             similarities_nK[part] = similarities.cpu().numpy()
         return np.flatnonzero(np.concatenate(failed))
 
+    def _settle(
+        self, places: NDArray[np.int64], first: int, ids_nK: NDArray[np.int32], similarities_nK: NDArray[np.float16]
+    ) -> None:
+        """Exact neighbours of some rows of a range that begins at text `first`, each set against all texts in float64."""
+        count, dim = self._vectors_ND.shape
+        rows = max(1, self._settling_bytes // (2 * count * _SETTLING_BYTES))
+        step = max(_LEAST_TILE, self._settling_bytes // (2 * dim * 8))
+        for top in range(0, len(places), rows):
+            part = places[top : top + rows]
+            own_tD = self._vectors(first + part).double()
+            exact_tN = torch.empty((len(part), count), dtype=torch.float64, device=self._device)
+            for left in range(0, count, step):
+                exact_tN[:, left : left + step] = own_tD @ self._vectors(slice(left, left + step)).double().T
+            exact_tN.scatter_(1, torch.from_numpy(first + part).to(self._device)[:, None], -torch.inf)
+            kth_t1 = exact_tN.topk(self._k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+            above, tied = exact_tN > kth_t1, exact_tN == kth_t1
+            # Of those that tie for the last places, the lowest ids.
+            kept = above | (tied & (tied.cumsum(dim=1) <= self._k - above.sum(dim=1, keepdim=True)))
+            ids = kept.nonzero()[:, 1].view(len(part), self._k)
+            found, similarities = _in_order(ids, exact_tN.gather(1, ids))
+            ids_nK[part], similarities_nK[part] = found.cpu().numpy(), similarities.cpu().numpy()
+
     def _similarities(self, own_t: Tensor, candidates_tW: Tensor) -> Tensor:
         """Exact similarities of texts to their candidates; (t, W) float64."""
         if self._fused and self._on_device is not None:
@@ -302,13 +324,18 @@ class DeviceEngine:
         exact = self._similarities(own_t, candidates).masked_fill(absent, -torch.inf)
         exact, order = exact.sort(dim=1, descending=True, stable=True)
         ids, exact = candidates.gather(1, order)[:, : self._k], exact[:, : self._k]
-        bits = half_bits(exact.clamp(min=-2))
-        magnitude = bits & 0x7FFF
-        ordered = torch.where(bits < 0x8000, -magnitude, magnitude)
-        keys = ((ordered << 32) | ids).sort(dim=1).values
-        ordered = keys >> 32
-        rounded = torch.where(ordered <= 0, -ordered, ordered - 32768).to(torch.int16).view(torch.float16)
-        return (keys & 0xFFFFFFFF).to(torch.int32), rounded, exact[:, -1]
+        return *_in_order(ids, exact), exact[:, -1]
+
+
+def _in_order(ids_tK: Tensor, exact_tK: Tensor) -> tuple[Tensor, Tensor]:
+    """Neighbours by their float16 similarity, then by id: int32 and float16, (t, K) each."""
+    bits = half_bits(exact_tK.clamp(min=-2))
+    magnitude = bits & 0x7FFF
+    ordered = torch.where(bits < 0x8000, -magnitude, magnitude)
+    keys = ((ordered << 32) | ids_tK).sort(dim=1).values
+    ordered = keys >> 32
+    rounded = torch.where(ordered <= 0, -ordered, ordered - 32768).to(torch.int16).view(torch.float16)
+    return (keys & 0xFFFFFFFF).to(torch.int32), rounded
 
 
 def half_bits(values: Tensor) -> Tensor:

@@ -62,8 +62,8 @@ def required_memory(count: int, dim: int, k: int, device: str = "cpu") -> int:
     from graphbuild.knn.tiles import TileEngine
 
     if device != "cpu":
-        # Half of it is for the rows that the device does not settle.
-        return 2 * RowBlockEngine.required_memory(count, dim, k)
+        # All of a search but the vectors and the results is in the device's memory.
+        return 0
     if in_row_blocks(count, k):
         return RowBlockEngine.required_memory(count, dim, k)
     return TileEngine.required_memory(count, dim, k)
