@@ -109,7 +109,8 @@ def _dry_run(options: Mapping[str, Any], out: Path, timed_steps: int) -> None:
 def _run(recipe: Recipe, layout: Layout, options: Mapping[str, Any], graph_dir: Path, out: Path, encoder: str) -> None:
     from graphbuild.embed import EmbedConfig, build_embeddings
     from graphbuild.knn import KnnConfig, build_knn
-    from pipelines.common import Steps, evaluate_once, markdown_table, score_headings, score_rows, write_whole
+    from pipelines.common import Steps, evaluate_once, score_headings, score_rows, write_whole
+    from train.compare.table import markdown_table
     from train.config import TrainConfig
     from train.loop import train
     from train.report import write_report

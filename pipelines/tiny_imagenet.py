@@ -104,7 +104,8 @@ def train_all(options: Mapping[str, Any], out: Path, steps: Any) -> None:
 
 def write_scores(out: Path, val_data: str) -> None:
     """Evaluate, print the table, and write scores.json and scores.md."""
-    from pipelines.common import evaluate_once, markdown_table, score_headings, score_rows, write_whole
+    from pipelines.common import evaluate_once, score_headings, score_rows, write_whole
+    from train.compare.table import markdown_table
 
     scores: dict[str, Any] = {
         name: evaluate_once(out / name, data=val_data, columns=(COLUMN,), untrained=number == 0)

@@ -159,6 +159,7 @@ def reshard(out: Path, shard_size: int, memory_gb: float, as_json: bool, **optio
 @click.option(
     "--format", "form", type=click.Choice(["md", "csv", "json"]), default="md", show_default=True, help="How the table is written."
 )
+@click.option("--differences", is_flag=True, help="Differences from the baseline in place of means; csv and json hold both.")
 @click.option(
     "--figure",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -176,6 +177,7 @@ def compare(
     measures: tuple[str, ...],
     baseline: str | None,
     form: str,
+    differences: bool,
     figure: Path | None,
     matrices: Path | None,
 ) -> None:
@@ -183,7 +185,7 @@ def compare(
     from train.compare.table import compare
 
     found = compare(runs, measures=measures, baseline=baseline)
-    click.echo(found.write(form))
+    click.echo(found.write(form, differences=differences))
     if figure is not None:
         from train.compare.figure import write_figure
 

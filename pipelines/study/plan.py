@@ -100,6 +100,17 @@ def _scenes() -> Iterator[Arm]:
 ARMS: tuple[Arm, ...] = (*_core(), *_graphs(), *_temperatures(), *_flickr(), *_scenes())
 
 
+def controls() -> list[tuple[Arm, Arm]]:
+    """Each arm on a shuffled graph, after the arm on the graph that was shuffled: what they differ by is the work of the texts."""
+    pairs = []
+    for control in ARMS:
+        if control.graph.endswith("shuffled"):
+            true = control.graph.removesuffix("shuffled").rstrip("+-")
+            same = [arm for arm in ARMS if (arm.graph, arm.objective, arm.options) == (true, control.objective, control.options)]
+            pairs += [(arm, control) for arm in same]
+    return pairs
+
+
 @dataclass(frozen=True, slots=True)
 class Planned:
     """One run."""

@@ -1,13 +1,22 @@
-"""The study's tables: TABLES/GROUP.md and GROUP.csv, from the records of the runs that are evaluated by now."""
+"""The study's tables, from the records of the runs that are evaluated by now.
+
+TABLES/GROUP.md and GROUP.csv; gaps.md and gaps.png: what each graph is ahead of its own control, which has its weights between
+other texts.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.study.plan import ARMS, CAPTIONS, SCENES
+from pipelines.study.figure import write_gaps_figure
+from pipelines.study.plan import ARMS, CAPTIONS, SCENES, controls
 from train.compare.arms import EVAL_FILE
-from train.compare.table import compare
+from train.compare.table import ALIKE, UNKNOWN, Comparison, compare, markdown_table
 
+_GAPS_NOTE = (
+    "Less the same weights between other texts, in percent (severity in edges) ± 95 % interval, paired by seed. "
+    f"{ALIKE}: not told apart; {UNKNOWN}: too few runs to tell."
+)
 _CORE = "core"
 _BASELINE = "xclr-shuffled"
 """The control: what differs from it is the work of the texts."""
@@ -41,7 +50,22 @@ def write_tables(records: Path, tables: Path) -> list[Path]:
         for form in ("md", "csv"):
             write_whole(tables / f"{group}.{form}", found.write(form) + "\n")
         written.append(tables / f"{group}.md")
+    if gaps := _gaps(records):
+        rows = [found.cells_of(name, differences=True) for name, found in gaps.items()]
+        write_whole(tables / "gaps.md", f"{markdown_table(next(iter(gaps.values())).headings, rows)}\n\n{_GAPS_NOTE}\n")
+        differences = {
+            name: {cell.measure: cell.versus for cell in found.cells if cell.arm == name and cell.versus}
+            for name, found in gaps.items()
+        }
+        write_gaps_figure(differences, tables / "gaps.png")
+        written.append(tables / "gaps.md")
     return written
+
+
+def _gaps(records: Path) -> dict[str, Comparison]:
+    """Each arm whose graph was shuffled beside that control, as far as both are evaluated."""
+    pairs = {arm.name: (_evaluated(records / control.name), _evaluated(records / arm.name)) for arm, control in controls()}
+    return {name: compare([*shuffled, *own]) for name, (shuffled, own) in pairs.items() if shuffled and own}
 
 
 def _evaluated(folder: Path) -> list[Path]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipelines.common import markdown_table, run_holds, score_headings, score_rows, text_table
+from pipelines.common import run_holds, score_headings, score_rows, text_table
+from train.compare.table import markdown_table
 from train.config import TrainConfig
 
 SCORES = {

@@ -182,3 +182,14 @@ def test_matrices_of_texts_and_of_every_arm_are_drawn(tmp_path: Path) -> None:
 def test_figure_of_an_unknown_form_is_refused(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"\.png, \.svg, \.pdf"):
         CliRunner().invoke(cli, ["compare", *map(str, runs), "--figure", str(tmp_path / "a.docx")], catch_exceptions=False)
+
+
+def test_differences_stand_in_place_of_means_but_for_the_baseline(runs: list[Path]) -> None:
+    result = CliRunner().invoke(cli, ["compare", *map(str, runs), "--differences", "--measure", "knn_top1"])
+    assert result.exit_code == 0, result.output
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[2].strip(" |") for line in result.output.splitlines()[2:5]}
+    gaps = np.array(KNN["xclr"]) - np.array(KNN["simclr"])
+    low, high = scipy.stats.t.interval(0.95, 2, gaps.mean(), gaps.std(ddof=1) / np.sqrt(3))
+    assert rows["xclr"] == f"+{100 * gaps.mean():.2f} ± {50 * (high - low):.2f}"
+    assert rows["twin"].endswith("≈")
+    assert rows["simclr"].startswith("11.0 ± ")

@@ -45,10 +45,14 @@ class Cell:
     versus: Difference | None
     """This arm less the baseline; None for the baseline itself."""
 
-    def text(self) -> str:
-        """Mean and interval, and a mark where the baseline is not told apart."""
+    def text(self, *, difference: bool = False) -> str:
+        """Mean and interval, or the difference from the baseline and its own, and a mark where these are not told apart."""
         scale, digits = (1, 2) if self.measure in _PLAIN else (100, 1)
-        shown = f"{scale * self.mean:.{digits}f}" + ("" if self.half is None else f" ± {scale * self.half:.{digits}f}")
+        mean, half, sign = self.mean, self.half, ""
+        if difference and self.versus is not None:
+            # The differences are a tenth of the means.
+            mean, half, sign, digits = self.versus.mean, self.versus.half, "+", 2
+        shown = f"{scale * mean:{sign}.{digits}f}" + ("" if half is None else f" ± {scale * half:.{digits}f}")
         if self.versus is None or self.versus.significant:
             return shown
         return f"{shown} {UNKNOWN if self.versus.significant is None else ALIKE}"
@@ -63,22 +67,30 @@ class Comparison:
     measures: tuple[Measure, ...]
     cells: tuple[Cell, ...]
 
-    def write(self, form: str) -> str:
-        """As `md`, `csv` or `json`."""
+    def write(self, form: str, *, differences: bool = False) -> str:
+        """As `md`, with means or with differences from the baseline, or as `csv` or `json`, which hold both."""
         if form == "json":
             return json.dumps(self.to_json())
-        return self.to_csv() if form == "csv" else self.to_markdown()
+        return self.to_csv() if form == "csv" else self.to_markdown(differences=differences)
 
-    def to_markdown(self) -> str:
+    def to_markdown(self, *, differences: bool = False) -> str:
         """A table, and what its marks mean."""
-        several = len({column for column, _ in self.measures}) > 1
-        heads = ["arm", "runs", *(f"{column} {name}" if several else name for column, name in self.measures)]
-        lines = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
-        for arm in self.arms:
-            own = {(cell.column, cell.measure): cell.text() for cell in self.cells if cell.arm == arm.name}
-            lines.append("| " + " | ".join([arm.name, str(len(arm.scores)), *(own.get(key, "–") for key in self.measures)]) + " |")
+        rows = [self.cells_of(arm.name, differences=differences) for arm in self.arms]
         marks = f"{ALIKE}: not told apart from {self.baseline}; {UNKNOWN}: too few runs to tell."
-        return "\n".join([*lines, "", f"Means over seeds in percent (severity in edges) ± 95 % interval. {marks}"])
+        shown = f"Less {self.baseline}, whose own row is as it is," if differences else "Means over seeds"
+        return f"{markdown_table(self.headings, rows)}\n\n{shown} in percent (severity in edges) ± 95 % interval. {marks}"
+
+    @property
+    def headings(self) -> list[str]:
+        """Of the columns of a table."""
+        several = len({column for column, _ in self.measures}) > 1
+        return ["arm", "runs", *(f"{column} {name}" if several else name for column, name in self.measures)]
+
+    def cells_of(self, name: str, *, differences: bool = False) -> list[str]:
+        """The row of an arm: its name, its runs and its cells."""
+        (arm,) = [arm for arm in self.arms if arm.name == name]
+        own = {(cell.column, cell.measure): cell.text(difference=differences) for cell in self.cells if cell.arm == name}
+        return [name, str(len(arm.scores)), *(own.get(key, "–") for key in self.measures)]
 
     def to_csv(self) -> str:
         """A line a cell."""
@@ -93,6 +105,12 @@ class Comparison:
         """For scripts."""
         arms = {arm.name: {"seeds": sorted(arm.scores), "objective": arm.config.objective} for arm in self.arms}
         return {"baseline": self.baseline, "arms": arms, "cells": [_flat(cell) for cell in self.cells]}
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, whose columns but the first are numbers."""
+    rule = ["---", *("---:" for _ in headings[1:])]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (headings, rule, *rows))
 
 
 def _flat(cell: Cell) -> dict[str, Any]:
