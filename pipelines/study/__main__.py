@@ -71,6 +71,7 @@ def study(
         encoder=encoder,
         model=model,
         image_size=image_size,
+        jobs=jobs,
         records=records or out / "records",
     )
     if dry_run:
@@ -80,7 +81,7 @@ def study(
             state = "done" if todo.is_done(planned) else "to do"
             click.echo(f"{state:<6} {planned.arm.group:<12} {planned.name:<36} graph {planned.arm.graph}")
         return
-    Study(config, prepare_data(folder, out)).execute(runs, jobs)
+    Study(config, prepare_data(folder, out)).execute(runs)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ class StudyConfig:
     model: ModelName = "small"
     """A small net, so that differences between objectives can be seen in hours on a CPU."""
     image_size: int = 32
+    jobs: int = 1
+    """Processes that make runs, each one at a time."""
     records: Path
     """Folder of what is known of finished runs, ARM/seed-N: how each was made, and its scores; what tables are made of.
 
@@ -75,12 +77,11 @@ class Study:
         """Whether a run is trained, evaluated and recorded."""
         return (self.record_dir(planned) / EVAL_FILE).exists()
 
-    def execute(self, runs: Sequence[Planned], jobs: int = 1) -> None:
+    def execute(self, runs: Sequence[Planned]) -> None:
         """Make all of them, and the tables.
 
         Args:
             runs: Which; those that are recorded are not made again.
-            jobs: Processes that make them, each one run at a time.
 
         Raises:
             ArtifactMismatch: If a record is of another study than this one.
@@ -93,8 +94,8 @@ class Study:
                 click.echo(f"{self.record_dir(planned)}: was finished before")
         for graph in dict.fromkeys(planned.arm.graph for planned in todo):
             self._build(graph)
-        if jobs > 1 and len(todo) > 1:
-            run_jobs(partial(_make, self._config, self._data, todo), min(jobs, len(todo)))
+        if (jobs := min(self._config.jobs, len(todo))) > 1:
+            run_jobs(partial(_make, self._config, self._data, todo), jobs)
         else:
             self.make(todo)
         for path in self.write_tables():
@@ -200,10 +201,17 @@ class Study:
             return
         # The same net for all objectives of a seed: once is enough.
         untrained = planned.arm.objective == "simclr"
+        # Probes are thousands of small kernels, which on a GPU that others train on take minutes; its machine's cores are idle.
+        device = "auto" if self._config.jobs == 1 else "cpu"
         if planned.arm.graph == SCENES:
             scenes, asked = str(self._data.scenes), str(self._data.scenes_val)
             options = EvalOptions(
-                data=asked, train_data=scenes, label_columns=COLUMNS, protocols=("knn", "linear"), untrained=untrained
+                data=asked,
+                train_data=scenes,
+                label_columns=COLUMNS,
+                protocols=("knn", "linear"),
+                untrained=untrained,
+                device=device,
             )
         else:
             options = EvalOptions(
@@ -214,6 +222,7 @@ class Study:
                 held_out=str(self._data.held_out),
                 hierarchy=str(self._data.distances),
                 untrained=untrained,
+                device=device,
             )
         click.echo("  " + evaluate_run(run_dir, options).summary().replace("\n", "\n  "))
 

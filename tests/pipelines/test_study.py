@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +19,13 @@ from click.testing import CliRunner
 from helpers_train import encode
 from numpy.typing import NDArray
 
-from graphbuild.errors import ArtifactMismatch, OptionError, ResourceError, SourceError
+from graphbuild.errors import ArtifactMismatch, OptionError, SourceError
 from graphbuild.graph import Graph
 from pipelines.study.__main__ import study
 from pipelines.study.data import StudyData, describe_classes, hold_out, prepare_data
 from pipelines.study.execute import StudyConfig
 from pipelines.study.graphs import build_graph, shuffle, similarity_of
-from pipelines.study.jobs import claim, run_jobs
+from pipelines.study.jobs import claim
 from pipelines.study.plan import ARMS, plan
 from pipelines.study.scenes import prepare_scenes
 from train.compare.table import compare
@@ -278,9 +278,9 @@ def test_a_trained_run_of_another_budget_is_refused(source: Path, finished: Path
         run_study(source, finished, *SELECTED, "--seeds", "1", "--records", str(tmp_path / "none"), budget=128)
 
 
-def command(source: Path, out: Path, *options: str) -> list[str]:
+def command(source: Path, out: Path, *options: str, budget: int = 64) -> list[str]:
     """A study of a real process, whose evaluations are as long as ever."""
-    arguments = ["--data", str(source), "--out", str(out), "--budget", "64", "--batch-size", "32", "--encoder", ENCODER]
+    arguments = ["--data", str(source), "--out", str(out), "--budget", str(budget), "--batch-size", "32", "--encoder", ENCODER]
     return [sys.executable, "-m", "pipelines.study", *arguments, *options]
 
 
@@ -297,36 +297,24 @@ def test_jobs_share_the_runs_and_make_each_once(source: Path, finished: Path, tm
         assert lines[0]["loss"] == pytest.approx(lines[1]["loss"], rel=1e-5)
 
 
-def test_jobs_end_with_the_error_of_the_one_that_failed(source: Path, tmp_path: Path) -> None:
+def test_a_study_that_is_stopped_stops_its_jobs_which_leave_checkpoints(source: Path, tmp_path: Path) -> None:
     options = ("--only", "simclr", "--only", "xclr", "--seeds", "1", "--jobs", "2")
-    # Not the folder of a run.
-    (tmp_path / "runs/simclr/seed-0").mkdir(parents=True)
-    (tmp_path / "runs/simclr/seed-0/mine.txt").touch()
-    done = subprocess.run(command(source, tmp_path, *options), capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 1
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1
-    assert "runs/simclr/seed-0: exists, and is not the folder of a run" in errors[0]
-
-
-def test_a_run_that_another_process_is_at_is_passed_over(tmp_path: Path) -> None:
-    with (
-        claim(tmp_path / "xclr/seed-0") as first,
-        claim(tmp_path / "xclr/seed-0") as second,
-        claim(tmp_path / "xclr/seed-1") as other,
-    ):
-        assert (first, second, other) == (True, False, True)
-    with claim(tmp_path / "xclr/seed-0") as again:
-        assert again
-
-
-def test_a_killed_job_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match=r"a process of --jobs 2 was ended by SIGKILL"):
-        run_jobs(_kill_this_process, 2)
-
-
-def _kill_this_process() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    process = subprocess.Popen(
+        command(source, tmp_path, *options, budget=3_200_000), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    runs = [tmp_path / f"runs/{arm}/seed-0" for arm in ("simclr", "xclr")]
+    deadline = time.monotonic() + 120
+    while not all((run / "metrics.jsonl").exists() for run in runs):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.terminate()
+    process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    for run in runs:
+        assert list((run / "checkpoints").iterdir())
+        with claim(run) as free:
+            assert free
 
 
 def test_comparison_of_the_runs_has_a_row_an_arm(finished: Path) -> None:

@@ -1,0 +1,63 @@
+"""Processes that share work: whose it is, and how all of them end. What they do here is light, so that they start at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from click.exceptions import Exit
+
+from graphbuild.errors import OptionError, ResourceError
+from pipelines.study.jobs import claim, run_jobs
+
+
+def test_a_run_that_another_process_is_at_is_passed_over(tmp_path: Path) -> None:
+    run, other = tmp_path / "xclr/seed-0", tmp_path / "xclr/seed-1"
+    with claim(run) as first, claim(run) as second, claim(other) as third:
+        assert (first, second, third) == (True, False, True)
+    with claim(run) as again:
+        assert again
+
+
+def test_jobs_end_with_the_error_of_the_one_that_failed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    began = time.monotonic()
+    with pytest.raises(Exit) as stopped:
+        run_jobs(partial(_fail_first, tmp_path / "first"), 3)
+    assert stopped.value.exit_code == 1
+    assert capfd.readouterr().err == "error: this run cannot be made.\n"
+    assert time.monotonic() - began < 100
+
+
+def _fail_first(mark: Path) -> None:
+    """Fail in one process, and work on in the others until they are stopped."""
+    try:
+        mark.mkdir()
+    except FileExistsError:
+        time.sleep(300)
+    raise OptionError("this run cannot be made.")
+
+
+def test_a_killed_job_is_told() -> None:
+    with pytest.raises(ResourceError, match=r"a process of --jobs 2 was ended by SIGKILL"):
+        run_jobs(_kill_this_process, 2)
+
+
+def _kill_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_jobs_share_the_cores_unless_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "7")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    run_jobs(partial(_write_threads, tmp_path), 2)
+    each = str(max(1, len(os.sched_getaffinity(0)) // 2))
+    assert [path.read_text() for path in tmp_path.iterdir()] == [f"{each} 7"] * 2
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+def _write_threads(folder: Path) -> None:
+    (folder / str(os.getpid())).write_text(f"{os.environ['OMP_NUM_THREADS']} {os.environ['NUMBA_NUM_THREADS']}")
