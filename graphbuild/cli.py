@@ -97,6 +97,13 @@ def cli(debug: bool) -> None:
     help="The captions are class names: put each into this prompt, as in 'a photo of a {}'. Several are averaged; a .json file "
     "holds a list of them, clip80 stands for CLIP's 80.",
 )
+@click.option(
+    "--definitions",
+    default=None,
+    metavar="PATH",
+    help="WordNet 3.0's data.noun, or its folder: imagenet's classes, and imagefolder's wnid folders, become 'NAME: DEFINITION', "
+    "without a template unless one is given.",
+)
 @click.option("--replace", "replacements", multiple=True, metavar="OLD=NEW", help="Replace a string in every caption; recorded.")
 @click.option("--multi-caption", is_flag=True, help="Rows that share a sample id are several captions of one sample.")
 @click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="A Sentence Transformer: a name, or a folder.")

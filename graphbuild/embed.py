@@ -21,6 +21,7 @@ from graphbuild.policy import NOTES, describe_collapse
 from graphbuild.text import DEFAULT_TEMPLATE, Prompts, TextPolicy
 
 _FILE_SOURCES = ("parquet", "csv", "tsv", "jsonl", "lines", "img2dataset", "imagefolder")
+_WITH_WNIDS = ("imagefolder", "imagenet")
 _RESERVED = frozenset({schemas.SAMPLE_ID, schemas.SAMPLE_HASH, schemas.TEXT_ID})
 
 
@@ -40,6 +41,8 @@ class EmbedConfig:
     """Source columns copied into samples."""
     templates: tuple[str, ...] = ()
     """Prompts for class names; several are averaged."""
+    definitions: str | None = None
+    """WordNet's `data.noun`, or its folder: class texts are `NAME: DEFINITION`, without a template by default."""
     replacements: tuple[str, ...] = ()
     """`OLD=NEW`, applied to every caption."""
     multi_caption: bool = False
@@ -123,7 +126,7 @@ def build_embeddings(graph_dir: Path, config: EmbedConfig) -> EmbedResult:
     spec = find_encoder(config.encoder)
     source = _open_source(graph_dir, config)
     policy = TextPolicy.parse(config.replacements, defaults=source.replacements)
-    if source.class_names and not prompts.templates:
+    if source.class_names and source.definitions is None and not prompts.templates:
         prompts = Prompts((DEFAULT_TEMPLATE,))
     graph_dir.mkdir(parents=True, exist_ok=True)
     run = EmbedRun(graph_dir, config, manifest, source, policy, prompts, _settle_precision(manifest, spec, config.precision))
@@ -161,6 +164,10 @@ def _open_source(graph_dir: Path, config: EmbedConfig) -> OpenSource:
         raise OptionError(
             f"--keep-columns {sorted(clash)[0]}: samples have a column of this name already. Rename it in the source."
         )
+    if config.definitions is not None and config.dataset not in _WITH_WNIDS:
+        raise OptionError(
+            f"--definitions: data set {config.dataset!r} names no classes by wnid, as {' and '.join(_WITH_WNIDS)} do. Leave it out."
+        )
     source = get_source(config.dataset)
     keep = tuple(dict.fromkeys(name.strip() for name in config.keep_columns))
     options = SourceOptions(
@@ -168,6 +175,7 @@ def _open_source(graph_dir: Path, config: EmbedConfig) -> OpenSource:
         caption_column=config.caption_column,
         id_column=config.id_column,
         keep_columns=keep,
+        definitions=config.definitions,
     )
     source.prepare(options, graph_dir)
     return source.open(options, graph_dir)

@@ -130,6 +130,7 @@ class EmbedRun:
             "encoder": self._spec.name,
             "tokenizer": self._spec.files_digest,
             "shard_size": self._config.shard_size,
+            **({"definitions": self._source.definitions.digest} if self._source.definitions else {}),
         }
 
     def _describe_dataset(self) -> dict[str, Any]:
@@ -144,6 +145,7 @@ class EmbedRun:
             "replacements": [list(pair) for pair in self._policy.replacements],
             "multi_caption": self._config.multi_caption,
             "images": self._source.images,
+            **({"definitions": asdict(self._source.definitions)} if self._source.definitions else {}),
         }
 
     def _describe_encoder(self) -> dict[str, Any]:

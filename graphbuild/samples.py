@@ -230,7 +230,7 @@ class _ClassNames:
     """Checks that each class has its own text, where a kept column tells the classes apart."""
 
     def __init__(self, source: OpenSource, prompts: Prompts) -> None:
-        self._column = source.class_column if prompts.templates else None
+        self._column = source.class_column if prompts.templates or source.class_names else None
         self._prompts = prompts
         self._class_of: dict[int, tuple[Any, str]] = {}
 

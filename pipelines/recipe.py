@@ -46,6 +46,8 @@ class Recipe:
     """Fields of `TrainConfig`."""
     label: str | None = None
     """Column of the classes, for evaluation."""
+    defined: Mapping[str, Any] | None = None
+    """Fields of `TrainConfig` that go with --definitions; None: its texts are no classes of WordNet, and the option is left out."""
 
 
 def command(recipe: Recipe) -> click.Command:
@@ -63,15 +65,30 @@ def command(recipe: Recipe) -> click.Command:
     @click.option("--dry-run", is_flag=True, help="Check data, graph, memory, disk and time; build and train nothing.")
     @click.option("--timed-steps", type=click.IntRange(min=1), default=5, show_default=True, help="Steps that --dry-run times.")
     def run(
-        folder: Path, graph_dir: Path, out: Path, encoder: str, settings: Sequence[str], dry_run: bool, timed_steps: int
+        folder: Path,
+        graph_dir: Path,
+        out: Path,
+        encoder: str,
+        settings: Sequence[str],
+        dry_run: bool,
+        timed_steps: int,
+        definitions: str | None = None,
     ) -> None:
         layout = recipe.layout(folder)
-        options = {**recipe.train, **parse_settings(settings), "data": layout.train, "graph_dir": str(graph_dir)}
+        train = {**recipe.train, **((recipe.defined or {}) if definitions else {}), **parse_settings(settings)}
+        options = {**train, "data": layout.train, "graph_dir": str(graph_dir)}
         if dry_run:
             _dry_run(options, out, timed_steps)
         else:
-            _run(recipe, layout, options, graph_dir, out, encoder)
+            embed = {**recipe.embed(layout), "encoder": encoder, "definitions": definitions}
+            _run(recipe, layout, options, graph_dir, out, embed)
 
+    if recipe.defined is not None:
+        defined = ", ".join(f"{name} {value}" for name, value in recipe.defined.items())
+        about = (
+            f"WordNet 3.0's data.noun, or its folder: texts are names with definitions, and {defined} unless --set says otherwise."
+        )
+        run.params.append(click.Option(["--definitions"], type=click.Path(exists=True), help=about))
     return run
 
 
@@ -106,7 +123,7 @@ def _dry_run(options: Mapping[str, Any], out: Path, timed_steps: int) -> None:
         raise UserError("the dry run found problems, listed above. Nothing was trained.")
 
 
-def _run(recipe: Recipe, layout: Layout, options: Mapping[str, Any], graph_dir: Path, out: Path, encoder: str) -> None:
+def _run(recipe: Recipe, layout: Layout, options: Mapping[str, Any], graph_dir: Path, out: Path, embed: Mapping[str, Any]) -> None:
     from graphbuild.embed import EmbedConfig, build_embeddings
     from graphbuild.knn import KnnConfig, build_knn
     from pipelines.common import Steps, evaluate_once, score_headings, score_rows, write_whole
@@ -117,7 +134,7 @@ def _run(recipe: Recipe, layout: Layout, options: Mapping[str, Any], graph_dir: 
 
     steps = Steps(4)
     steps.begin("graph")
-    click.echo(build_embeddings(graph_dir, EmbedConfig(encoder=encoder, **recipe.embed(layout))).summary())
+    click.echo(build_embeddings(graph_dir, EmbedConfig(**embed)).summary())
     click.echo(build_knn(graph_dir, KnnConfig(k=recipe.k)).summary())
     config, run_dir = TrainConfig(**options), out / str(options.get("objective", "xclr"))
     write_whole(out / CONFIG, config.to_toml())

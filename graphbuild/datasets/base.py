@@ -47,6 +47,8 @@ class SourceOptions:
     """None: the source's own ids, or `<file>:<row>`."""
     keep_columns: tuple[str, ...] = ()
     """Copied into samples."""
+    definitions: str | None = None
+    """WordNet's `data.noun`, or its folder: classes found by wnid are told as `NAME: DEFINITION`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,9 @@ class OpenSource:
     keep_schema: pa.Schema
     """Names and types of the kept columns."""
     class_names: bool = False
-    """Captions are class names: they go through the default template unless others are given."""
+    """Captions are texts of classes: names go through the default template unless others are given."""
+    definitions: SourceFile | None = None
+    """The file that the definitions in these texts are from; None: they are bare names."""
     class_column: str | None = None
     """The kept column that tells classes apart: two classes of one name are found by it."""
     facts: dict[str, Any] = field(default_factory=dict)

@@ -21,6 +21,7 @@ from graphbuild.datasets.base import (
     image_path,
     require_columns,
 )
+from graphbuild.datasets.wordnet import Nouns, is_wnid, read_nouns
 from graphbuild.errors import OptionError, SourceError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff"})
@@ -32,7 +33,7 @@ class FolderClass:
 
     folder: str
     name: str
-    """What goes through the template."""
+    """What goes through the template; with --definitions, name and definition."""
     label: int
 
 
@@ -52,7 +53,7 @@ class ImageFolderSource:
     info = SourceInfo(
         name="imagefolder",
         what="A folder of class folders with pictures; class names are the folders' names, in 'a photo of a {}' by default. "
-        "Ids are paths relative to the source.",
+        "Ids are paths relative to the source. With --definitions, folders named by wnids are told by WordNet's words.",
         size="any",
         licence="that of your data",
         origin="--source: one folder",
@@ -65,12 +66,24 @@ class ImageFolderSource:
         """List the pictures.
 
         Raises:
-            SourceError: If the folder is missing, or holds no class folders with pictures.
+            SourceError: If the folder is missing, holds no class folders with pictures, or a definition is not found.
         """
         root = one_folder(options, self.info.name)
         names = class_folders(root)
-        classes = [FolderClass(folder=name, name=name, label=label) for label, name in enumerate(names)]
-        return open_folder(root, classes, options, graph_dir, key_column="class")
+        nouns = _look_up(root, names, options.definitions) if options.definitions is not None else None
+        classes = [
+            FolderClass(folder=name, name=nouns.describe(name) if nouns else name, label=label) for label, name in enumerate(names)
+        ]
+        return open_folder(root, classes, options, graph_dir, key_column="class", definitions=nouns.file if nouns else None)
+
+
+def _look_up(root: Path, folders: Sequence[str], definitions: str) -> Nouns:
+    if other := [name for name in folders if not is_wnid(name)]:
+        raise SourceError(
+            f"{root / other[0]}: {other[0]!r} is no wnid (such as n01440764), by which --definitions finds classes. "
+            "Leave --definitions out, or rename the folder."
+        )
+    return read_nouns(definitions, folders)
 
 
 def one_folder(options: SourceOptions, dataset: str) -> Path:
@@ -103,7 +116,13 @@ def class_folders(root: Path) -> list[str]:
 
 
 def open_folder(
-    root: Path, classes: Sequence[FolderClass], options: SourceOptions, graph_dir: Path, *, key_column: str
+    root: Path,
+    classes: Sequence[FolderClass],
+    options: SourceOptions,
+    graph_dir: Path,
+    *,
+    key_column: str,
+    definitions: SourceFile | None,
 ) -> OpenSource:
     """A source over class folders.
 
@@ -113,6 +132,7 @@ def open_folder(
         options: What the user said; columns can be kept from `path`, `label` and the key column.
         graph_dir: The graph directory.
         key_column: What the column of folder names is called in samples.
+        definitions: Where the definitions in the classes' names are from, if there are any.
 
     Raises:
         SourceError: If there are no pictures, or a column to keep does not exist.
@@ -131,6 +151,7 @@ def open_folder(
         read=lambda: _read(root, classes, schema),
         keep_schema=schema,
         class_names=True,
+        definitions=definitions,
         class_column=key_column,
         images={
             "kind": "imagefolder",

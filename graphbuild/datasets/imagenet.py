@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 from graphbuild.datasets.base import CaptionBatch, OpenSource, SourceFile, SourceInfo, SourceOptions, require_columns
 from graphbuild.datasets.imagefolder import FolderClass, class_folders, one_folder, open_folder, refuse_columns
+from graphbuild.datasets.wordnet import read_nouns
 from graphbuild.errors import SourceError
 from graphbuild.shards import digest_json
 
@@ -30,7 +32,8 @@ class ImageNetSource:
     info = SourceInfo(
         name="imagenet",
         what="The 1,000 class prompts of ImageNet-1k, 'a photo of a {}' by default; one sample a class, its id the wnid. "
-        "With --source, wnid folders of pictures are mapped onto them, and ids are paths such as n01440764/x.JPEG.",
+        "With --source, wnid folders of pictures are mapped onto them, and ids are paths such as n01440764/x.JPEG. "
+        "With --definitions, each text is 'NAME: DEFINITION' by your copy of WordNet 3.0.",
         size="1,000 texts; 1,281,167 pictures in the train split, which are not included",
         licence="class names are facts; the pictures: non-commercial research, see image-net.org",
         origin="built in; --source: your folder of wnid folders",
@@ -43,11 +46,11 @@ class ImageNetSource:
         """The prompts alone, or the pictures of a folder.
 
         Raises:
-            SourceError: If a folder is not named by a wnid of ImageNet-1k.
+            SourceError: If a folder is not named by a wnid of ImageNet-1k, or a definition is not found.
         """
         classes = read_classes()
         if not options.sources:
-            return _open_prompts(classes, options)
+            return _open_prompts(*_define(classes, options), options)
         root = one_folder(options, "imagenet")
         folders = set(class_folders(root))
         if unknown := sorted(folders - {one.folder for one in classes}):
@@ -55,10 +58,19 @@ class ImageNetSource:
                 f"{root / unknown[0]}: {unknown[0]!r} is no wnid of ImageNet-1k (such as n01440764). "
                 "Use --dataset imagefolder for other class folders."
             )
-        return open_folder(root, [one for one in classes if one.folder in folders], options, graph_dir, key_column="wnid")
+        present, definitions = _define([one for one in classes if one.folder in folders], options)
+        return open_folder(root, present, options, graph_dir, key_column="wnid", definitions=definitions)
 
 
-def _open_prompts(classes: list[FolderClass], options: SourceOptions) -> OpenSource:
+def _define(classes: list[FolderClass], options: SourceOptions) -> tuple[list[FolderClass], SourceFile | None]:
+    """Names with their definitions, and the file of these, if the user gave one."""
+    if options.definitions is None:
+        return classes, None
+    nouns = read_nouns(options.definitions, [one.folder for one in classes])
+    return [replace(one, name=nouns.describe(one.folder, one.name)) for one in classes], nouns.file
+
+
+def _open_prompts(classes: list[FolderClass], definitions: SourceFile | None, options: SourceOptions) -> OpenSource:
     refuse_columns(options, "class prompts")
     require_columns("imagenet", _SCHEMA.names, options.keep_columns)
     digest = digest_json([[one.label, one.folder, one.name] for one in classes])
@@ -67,6 +79,7 @@ def _open_prompts(classes: list[FolderClass], options: SourceOptions) -> OpenSou
         read=lambda: _read_prompts(classes),
         keep_schema=_SCHEMA,
         class_names=True,
+        definitions=definitions,
         class_column="wnid",
     )
 

@@ -199,6 +199,7 @@ def _made_of(view: GraphView) -> tuple[tuple[str, str], ...]:
         ("data set", str(manifest.dataset.get("name", ""))),
         ("files", ", ".join(Path(str(source)).name for source in manifest.dataset.get("sources", ()))),
         ("templates", "; ".join(manifest.dataset.get("templates", ()))),
+        ("definitions", (manifest.dataset.get("definitions") or {}).get("name", "")),
         ("encoder", ", ".join(str(encoder[key]) for key in ("name", "revision", "precision") if encoder.get(key))),
         ("samples", f"{manifest.counts.get('samples', 0):,}"),
         ("texts", f"{manifest.counts.get('texts', 0):,}"),

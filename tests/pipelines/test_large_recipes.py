@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from helpers_train import draw, encode, write_tar_shards
@@ -63,10 +64,42 @@ def test_imagenet_recipe_goes_from_prompts_to_scores_and_a_report(place: Path) -
     assert "| xclr |" in done.stdout
     assert (place / "runs/imagenet/report.html").exists()
     assert "1,000 texts" in done.stdout
+    assert TrainConfig(**_toml(place / "runs/imagenet/recipe.toml")).tau_s == 0.1
     again = recipe("imagenet", "--data", "imagenet", "--dry-run", "--timed-steps", "1")
     assert again.exit_code == 0, again.output
     assert "images (100.0%), by class" in again.stdout
     assert again.stdout.endswith("ready\n")
+
+
+def write_nouns(path: Path) -> Path:
+    """Every class in the format of WordNet's data.noun, each at the byte that its wnid says."""
+    content = bytearray()
+    for wnid in sorted(one.folder for one in read_classes()):
+        content += b" " * (int(wnid[1:]) - len(content) - 1) + b"\n"
+        content += f"{wnid[1:]} 05 n 01 word 0 000 | number {wnid[1:]}\n".encode()
+    path.write_bytes(content)
+    return path
+
+
+def test_imagenet_recipe_with_definitions_softens_the_target_unless_told_otherwise(place: Path) -> None:
+    write_imagenet(place / "imagenet")
+    nouns = write_nouns(place / "data.noun")
+    done = recipe("imagenet", "--data", "imagenet", "--definitions", str(nouns))
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    texts = pq.read_table(place / "graphs/imagenet/texts/part-00000.parquet")["text"].to_pylist()
+    assert texts[0] == "tench: number 01440764"
+    assert _toml(place / "runs/imagenet/recipe.toml")["tau_s"] == 0.15
+    # The graph of definitions is not taken for one of prompts.
+    refused = recipe("imagenet", "--data", "imagenet")
+    assert "built with other options (definitions: " in str(refused.exception)
+    assert "choose another --graph-dir" in str(refused.exception)
+    told = ("--data", "imagenet", "--definitions", str(nouns), "--out", "other")
+    assert recipe("imagenet", *told, settings=("tau_s=0.3",)).exit_code == 0
+    assert _toml(place / "other/recipe.toml")["tau_s"] == 0.3
+
+
+def test_recipe_of_captions_has_no_definitions() -> None:
+    assert "No such option" in recipe("cc3m", "--data", "shards", "--definitions", "x").output
 
 
 @pytest.mark.parametrize("name", ["cc3m", "cc12m"])
