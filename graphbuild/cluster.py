@@ -194,10 +194,14 @@ def _connect(client_class: Any, scheduler: str) -> Any:
 
 def _worker_environment(count: int, gpus: int) -> dict[str, str]:
     """Each worker's share of the cores, for every library that starts threads; dask itself sets only some of them."""
-    threads = str(max(1, available_cores() // count))
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS")
     quiet = {"DASK_LOGGING__DISTRIBUTED": "critical", "PYTHONWARNINGS": "ignore"}
-    return {**dict.fromkeys(names, threads), **quiet, _GPUS_VARIABLE: str(gpus)}
+    return {**thread_shares(count), **quiet, _GPUS_VARIABLE: str(gpus)}
+
+
+def thread_shares(count: int) -> dict[str, str]:
+    """The environment by which each of several processes starts its share of threads, whichever library does."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS")
+    return dict.fromkeys(names, str(max(1, available_cores() // count)))
 
 
 def available_cores() -> int:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import connection, get_context
+from multiprocessing import connection, get_context, parent_process
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import click
 
+from graphbuild.cluster import thread_shares
 from graphbuild.errors import ResourceError, run_cli
 from train.signals import stop_signal
 
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 _LOOK_SECONDS = 1.0
 
 
@@ -46,17 +48,25 @@ def run_jobs(work: Callable[[], None], jobs: int) -> None:
     """
     context = get_context("spawn")
     processes = [context.Process(target=_as_command, args=(work,)) for _ in range(jobs)]
-    with stop_signal(deaf=True) as stop:
-        with _threads_of_each(jobs):
+    number = failed = 0
+    with stop_signal() as stop:
+        try:
+            with _environment(thread_shares(jobs)):
+                for process in processes:
+                    process.start()
+            while not (number or failed) and (alive := [process for process in processes if process.is_alive()]):
+                connection.wait([process.sentinel for process in alive], timeout=_LOOK_SECONDS)
+                number, failed = stop(), _first_failure(processes)
+            # One may have failed since it was last looked at.
+            failed = failed or _first_failure(processes)
+        finally:
             for process in processes:
-                process.start()
-        number = failed = 0
-        while alive := [process for process in processes if process.is_alive()]:
-            connection.wait([process.sentinel for process in alive], timeout=_LOOK_SECONDS)
-            if not (number or failed):
-                number, failed = stop(), next((process.exitcode for process in processes if process.exitcode), 0)
-                for process in alive if number or failed else ():
+                # Once each: a second signal would not wait for a checkpoint.
+                if process.pid is not None and process.is_alive():
                     process.terminate()
+            for process in processes:
+                if process.pid is not None:
+                    process.join()
     if number or failed > 0:
         raise click.exceptions.Exit(128 + number if number else failed)
     if failed:
@@ -66,18 +76,36 @@ def run_jobs(work: Callable[[], None], jobs: int) -> None:
         )
 
 
+def _first_failure(processes: list[SpawnProcess]) -> int:
+    """An exit code other than 0, or 0."""
+    return next((process.exitcode for process in processes if process.exitcode), 0)
+
+
 def _as_command(work: Callable[[], None]) -> None:
+    # The terminal's Ctrl-C is for the first process alone, which stops the others: a second signal would end them at once.
+    os.setpgrp()
+    threading.Thread(target=_follow_parent, daemon=True).start()
     run_cli(lambda **_: work(), debug_variable="TRAIN_DEBUG")
 
 
+def _follow_parent() -> None:
+    """Stop this process, as a signal does, when the one that started it is gone: killed, or without a terminal."""
+    parent = parent_process()
+    assert parent is not None, "started by run_jobs"
+    connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 @contextmanager
-def _threads_of_each(jobs: int) -> Iterator[None]:
-    """What processes started meanwhile find in their environment: a share of the cores, unless the user has said how many."""
-    mine = [name for name in _THREADS if name not in os.environ]
-    share = max(1, len(os.sched_getaffinity(0)) // jobs)
-    os.environ.update(dict.fromkeys(mine, str(share)))
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """What processes that are started meanwhile find."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        for name in mine:
-            del os.environ[name]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -299,18 +300,18 @@ def test_jobs_share_the_runs_and_make_each_once(source: Path, finished: Path, tm
 
 def test_a_study_that_is_stopped_stops_its_jobs_which_leave_checkpoints(source: Path, tmp_path: Path) -> None:
     options = ("--only", "simclr", "--only", "xclr", "--seeds", "1", "--jobs", "2")
-    process = subprocess.Popen(
-        command(source, tmp_path, *options, budget=3_200_000), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    long = command(source, tmp_path, *options, budget=3_200_000)
+    process = subprocess.Popen(long, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     runs = [tmp_path / f"runs/{arm}/seed-0" for arm in ("simclr", "xclr")]
     deadline = time.monotonic() + 120
     while not all((run / "metrics.jsonl").exists() for run in runs):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    process.terminate()
+    # As a terminal does it: every process of the group gets it.
+    os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + signal.SIGINT
     for run in runs:
         assert list((run / "checkpoints").iterdir())
         with claim(run) as free:
