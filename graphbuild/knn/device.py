@@ -38,8 +38,8 @@ _LONGEST = 1.01
 _TILE_BYTES = 24
 """Bytes for each score of a tile: itself, whether it is a hit, and the places of the hits, of which there may be many."""
 _RERANK_BYTES = 2**28
-_SETTLING_BYTES = 32
-"""Bytes for each pair of an open row: its similarity, what the selection of the K-th copies, marks and counts."""
+_SETTLING_BYTES = 48
+"""Bytes for each pair of an open row that is looked at: id and similarity, with a copy, and what marks and counts the best."""
 _STRIPE = 16
 """Tiles of columns that the fused kernel takes at a time."""
 
@@ -65,7 +65,7 @@ class DeviceEngine:
         Args:
             vectors_ND: Unit vectors, C order; may be a memory map.
             k: Neighbours a text, 1 to N-1.
-            memory_limit: Bytes, on the device `cpu`; a GPU has memory of its own.
+            memory_limit: Bytes to stay within on the device `cpu`; a GPU's free memory decides there.
             device: `cuda`, `cuda:1`, `cpu`.
             precision: `auto` for float16 where its products are good to the error bound, else float32.
 
@@ -283,24 +283,34 @@ class DeviceEngine:
     def _settle(
         self, places: NDArray[np.int64], first: int, ids_nK: NDArray[np.int32], similarities_nK: NDArray[np.float16]
     ) -> None:
-        """Exact neighbours of some rows of a range that begins at text `first`, each set against all texts in float64."""
+        """Exact neighbours of some rows of a range that begins at text `first`, set against all texts in float64, in blocks."""
         count, dim = self._vectors_ND.shape
-        rows = max(1, self._settling_bytes // (2 * count * _SETTLING_BYTES))
-        step = max(_LEAST_TILE, self._settling_bytes // (2 * dim * 8))
+        # As many rows as leave room for their K best and a block beside them: all texts are read once for each such part.
+        rows = max(1, self._settling_bytes // (2 * _SETTLING_BYTES * (self._k + _LEAST_TILE)))
         for top in range(0, len(places), rows):
             part = places[top : top + rows]
+            step = max(_LEAST_TILE, self._settling_bytes // (2 * (_SETTLING_BYTES * len(part) + 8 * dim)) - self._k)
+            own_t1 = torch.from_numpy(first + part).to(self._device)[:, None]
             own_tD = self._vectors(first + part).double()
-            exact_tN = torch.empty((len(part), count), dtype=torch.float64, device=self._device)
+            ids = own_t1[:, :0]
+            exact = own_tD[:, :0]
             for left in range(0, count, step):
-                exact_tN[:, left : left + step] = own_tD @ self._vectors(slice(left, left + step)).double().T
-            exact_tN.scatter_(1, torch.from_numpy(first + part).to(self._device)[:, None], -torch.inf)
-            kth_t1 = exact_tN.topk(self._k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
-            above, tied = exact_tN > kth_t1, exact_tN == kth_t1
-            # Of those that tie for the last places, the lowest ids.
-            kept = above | (tied & (tied.cumsum(dim=1) <= self._k - above.sum(dim=1, keepdim=True)))
-            ids = kept.nonzero()[:, 1].view(len(part), self._k)
-            found, similarities = _in_order(ids, exact_tN.gather(1, ids))
-            ids_nK[part], similarities_nK[part] = found.cpu().numpy(), similarities.cpu().numpy()
+                block_TD = self._vectors(slice(left, left + step)).double()
+                ids_T = torch.arange(left, left + len(block_TD), device=self._device)
+                found = (own_tD @ block_TD.T).masked_fill_(ids_T == own_t1, -torch.inf)
+                ids, exact = self._best(torch.cat([ids, ids_T.expand_as(found)], dim=1), torch.cat([exact, found], dim=1))
+            found_ids, similarities = _in_order(ids, exact)
+            ids_nK[part], similarities_nK[part] = found_ids.cpu().numpy(), similarities.cpu().numpy()
+
+    def _best(self, ids_tW: Tensor, exact_tW: Tensor) -> tuple[Tensor, Tensor]:
+        """The K largest of each row, of those that tie for the last places the first ones; in the order that they have."""
+        if exact_tW.shape[1] <= self._k:
+            return ids_tW, exact_tW
+        kth_t1 = exact_tW.topk(self._k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+        above, tied = exact_tW > kth_t1, exact_tW == kth_t1
+        kept = above | (tied & (tied.cumsum(dim=1) <= self._k - above.sum(dim=1, keepdim=True)))
+        shape = (len(ids_tW), self._k)
+        return ids_tW[kept].view(shape), exact_tW[kept].view(shape)
 
     def _similarities(self, own_t: Tensor, candidates_tW: Tensor) -> Tensor:
         """Exact similarities of texts to their candidates; (t, W) float64."""

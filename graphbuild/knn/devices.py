@@ -36,7 +36,7 @@ def resolve_device(name: str) -> str:
 
 
 def device_memory(device: torch.device, memory_limit: int) -> int:
-    """Bytes to work with on a device; on the CPU, half of the limit."""
+    """Bytes to work with on a device; on the CPU, the limit."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] * _SHARE)
-    return memory_limit // 2
+    return memory_limit

@@ -42,7 +42,13 @@ from train.config import ModelName
     default=None,
     help="Folder of configurations and scores, without weights; runs that it holds are not made again (default: OUT/records).",
 )
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs made at the same time.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Runs made at the same time, and then evaluated on the CPU.",
+)
 @click.option("--dry-run", is_flag=True, help="Say which runs there are and which are done.")
 def study(
     folder: Path,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from pipelines.study.graphs import build_graph
 from pipelines.study.jobs import claim, run_jobs
 from pipelines.study.plan import ARMS, COMMON, SCENES, Arm, Planned
 from pipelines.study.scenes import COLUMNS, prepare_scenes
-from pipelines.study.tables import write_tables
+from pipelines.study.tables import write_gaps_figure, write_tables
 from train.compare.arms import EVAL_FILE
 from train.runs import CONFIG_FILE, read_run_config
 
@@ -98,8 +98,11 @@ class Study:
             run_jobs(partial(_make, self._config, self._data, todo), jobs)
         else:
             self.make(todo)
+        if left := [planned.name for planned in todo if not self.is_done(planned)]:
+            click.echo(f"{len(left):,} runs are left to another process, which is at them: {', '.join(left)}")
         for path in self.write_tables():
             click.echo(f"{path}\n{path.read_text(encoding='utf-8')}")
+        write_gaps_figure(self._config.records, self._config.out / "tables")
 
     def make(self, runs: Sequence[Planned]) -> None:
         """Train, evaluate and record, one run after the other; what another process is at, or has finished, is passed over.
@@ -256,8 +259,10 @@ def _make(config: StudyConfig, data: StudyData, runs: Sequence[Planned]) -> None
 def _require(run_dir: Path, asked: Mapping[str, Any]) -> None:
     """Refuse a run that was made with other options than are asked for."""
     made = read_run_config(run_dir)
+    # How often a checkpoint is written, say, changes no number.
+    loose = {item.name for item in fields(made) if item.metadata.get("loose")} - {"graph_dir", "data"}
     for name, value in asked.items():
-        if (found := getattr(made, name)) != value:
+        if (found := getattr(made, name)) != value and name not in loose:
             raise ArtifactMismatch(
                 f"{run_dir}: was made with {name} {found!r}, and {value!r} is asked for: these runs do not compare. Give the "
                 "--budget, --batch-size, --model, --image-size and --encoder of before, or another --out and --records."

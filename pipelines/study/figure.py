@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from train.compare.differences import Difference
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _PANELS = {"superclass_p10": "superclass P@10", "linear_top1": "linear probe", "few_shot_logistic_5": "5-shot, held-out classes"}
 _ROW_INCHES, _EDGE_INCHES, _WIDTH_INCHES = 0.27, 0.85, 7.2
 
 
-def write_gaps_figure(gaps: Mapping[str, Mapping[str, Difference]], path: Path) -> None:
-    """Draw differences from the control.
+def draw_gaps(gaps: Mapping[str, Mapping[str, Difference]]) -> Figure:
+    """Draw differences from the control: coloured where they are told apart, hollow where a single run tells nothing.
 
     Args:
         gaps: By arm, then by measure; arms from top to bottom.
-        path: Of a .png, .svg or .pdf.
     """
     # Loaded here: a second of import that only figures need.
     from matplotlib.figure import Figure
@@ -42,5 +44,4 @@ def write_gaps_figure(gaps: Mapping[str, Mapping[str, Difference]], path: Path) 
     # Shared: what turns one panel round turns all.
     figure.axes[0].invert_yaxis()
     figure.supxlabel("points ahead of the same weights between other texts", fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=200)
+    return figure

@@ -6,12 +6,14 @@ other texts.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from pipelines.study.figure import write_gaps_figure
+from pipelines.study.figure import draw_gaps
 from pipelines.study.plan import ARMS, CAPTIONS, SCENES, controls
 from train.compare.arms import EVAL_FILE
-from train.compare.table import ALIKE, UNKNOWN, Comparison, compare, markdown_table
+from train.compare.differences import Difference
+from train.compare.table import ALIKE, HEADLINES, UNKNOWN, Comparison, compare, markdown_table
 
 _GAPS_NOTE = (
     "Less the same weights between other texts, in percent (severity in edges) ± 95 % interval, paired by seed. "
@@ -53,19 +55,35 @@ def write_tables(records: Path, tables: Path) -> list[Path]:
     if gaps := _gaps(records):
         rows = [found.cells_of(name, differences=True) for name, found in gaps.items()]
         write_whole(tables / "gaps.md", f"{markdown_table(next(iter(gaps.values())).headings, rows)}\n\n{_GAPS_NOTE}\n")
-        differences = {
-            name: {cell.measure: cell.versus for cell in found.cells if cell.arm == name and cell.versus}
-            for name, found in gaps.items()
-        }
-        write_gaps_figure(differences, tables / "gaps.png")
         written.append(tables / "gaps.md")
     return written
 
 
+def write_gaps_figure(records: Path, tables: Path) -> None:
+    """Draw gaps.png, unless there is nothing to draw.
+
+    Args:
+        records: As for `write_tables`.
+        tables: The same.
+    """
+    if gaps := _gaps(records):
+        path = tables / "gaps.png"
+        temporary = path.with_name(f".{os.getpid()}.{path.name}")
+        draw_gaps({name: _differences(found, name) for name, found in gaps.items()}).savefig(temporary, dpi=200)
+        temporary.replace(path)
+
+
+def _differences(found: Comparison, arm: str) -> dict[str, Difference]:
+    return {cell.measure: cell.versus for cell in found.cells if cell.arm == arm and cell.versus}
+
+
 def _gaps(records: Path) -> dict[str, Comparison]:
-    """Each arm whose graph was shuffled beside that control, as far as both are evaluated."""
+    """Each arm whose graph was shuffled beside that control, as far as both are evaluated, by the measures that all have."""
     pairs = {arm.name: (_evaluated(records / control.name), _evaluated(records / arm.name)) for arm, control in controls()}
-    return {name: compare([*shuffled, *own]) for name, (shuffled, own) in pairs.items() if shuffled and own}
+    both = {name: [*shuffled, *own] for name, (shuffled, own) in pairs.items() if shuffled and own}
+    known = [{measure for _, measure in compare(runs).measures} for runs in both.values()]
+    shared = [measure for measure in HEADLINES if all(measure in measures for measures in known)]
+    return {name: compare(runs, measures=shared) for name, runs in both.items()}
 
 
 def _evaluated(folder: Path) -> list[Path]:

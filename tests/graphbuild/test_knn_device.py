@@ -99,18 +99,20 @@ def test_small_memory_makes_smaller_tiles_and_the_same_rows() -> None:
     assert_exact(small, vectors, 10)
 
 
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("k", [1, 40, 899])
 @pytest.mark.parametrize("room", [1, 400_000, 10**9])
-def test_rows_set_against_all_texts_are_exact_whatever_the_room(room: int) -> None:
+def test_rows_set_against_all_texts_are_exact_whatever_the_room(room: int, k: int, resident: bool) -> None:
     rng = np.random.default_rng(1)
     # A third of the texts are one and the same: the lowest ids of those that tie are its neighbours.
     vectors = unit_rows(rng.integers(-2, 3, (900, 17)) + 1e-3)[rng.integers(0, 900, 900)]
     vectors[rng.random(900) < 1 / 3] = vectors[0]
-    engine = engine_for(vectors, 40)
-    engine._settling_bytes = room
+    engine = engine_for(vectors, k)
+    engine._settling_bytes, engine._resident = room, resident
     first, rows = 100, np.array([0, 3, 4, 299, 750])
-    ids, similarities = np.full((800, 40), -7, np.int32), np.zeros((800, 40), np.float16)
+    ids, similarities = np.full((800, k), -7, np.int32), np.zeros((800, k), np.float16)
     engine._settle(rows, first, ids, similarities)
-    expected_ids, expected_similarities = brute_force(vectors, 40)
+    expected_ids, expected_similarities = brute_force(vectors, k)
     np.testing.assert_array_equal(ids[rows], expected_ids[first + rows])
     np.testing.assert_array_equal(similarities[rows], expected_similarities[first + rows])
     assert (np.delete(ids, rows, axis=0) == -7).all()

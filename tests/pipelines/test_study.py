@@ -318,6 +318,21 @@ def test_a_study_that_is_stopped_stops_its_jobs_which_leave_checkpoints(source: 
             assert free
 
 
+def test_records_with_other_checkpoints_are_the_same_study(source: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "records", tmp_path / "records")
+    for config in (tmp_path / "records").glob("*/*/config.toml"):
+        config.write_text(config.read_text().replace("checkpoint_every = ", "checkpoint_every = 3"))
+    output = run_study(source, tmp_path / "elsewhere", *SELECTED, "--seeds", "1", "--records", str(tmp_path / "records"))
+    assert output.count("was finished before") == 3
+
+
+def test_runs_of_another_process_are_left_to_it_and_named(source: Path, tmp_path: Path) -> None:
+    with claim(tmp_path / "runs/simclr/seed-0"):
+        output = run_study(source, tmp_path, "--only", "simclr", "--seeds", "1")
+    assert "1 runs are left to another process, which is at them: simclr/seed-0" in output
+    assert not (tmp_path / "runs/simclr/seed-0").exists()
+
+
 def test_comparison_of_the_runs_has_a_row_an_arm(finished: Path) -> None:
     found = compare(sorted(finished.glob("runs/*/seed-*")), baseline="simclr")
     assert [arm.name for arm in found.arms] == list(ARMS_RUN)

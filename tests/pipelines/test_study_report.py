@@ -9,13 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
 
 from pipelines.study.data import StudyData
 from pipelines.study.execute import Study, StudyConfig
+from pipelines.study.figure import draw_gaps
 from pipelines.study.plan import controls
-from pipelines.study.tables import write_tables
+from pipelines.study.tables import write_gaps_figure, write_tables
 from train.compare.arms import EVAL_FILE
+from train.compare.differences import Difference
 from train.compare.table import compare
 from train.config import ModelName
 from train.runs import CONFIG_FILE
@@ -35,22 +39,51 @@ def test_table_is_what_its_command_prints(command: str) -> None:
     assert REPORT.count(f"```sh\n{command}```\n\n{done.stdout.strip()}\n") == 1, done.stdout
 
 
-def test_report_has_tables_to_check() -> None:
+def test_report_has_tables_to_check_and_nothing_left_to_fill_in() -> None:
     assert len(COMMANDS) >= 7
+    assert "@" not in REPORT.replace("P@10", "")
+
+
+def scores(arm: str, measure: str) -> dict[str, float]:
+    """By seed."""
+    found = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in (RECORDS / arm).glob(f"*/{EVAL_FILE}")}
+    return {seed: one["scores"]["trained"]["name"][measure] for seed, one in found.items()}
 
 
 def test_gaps_are_those_of_the_records(tmp_path: Path) -> None:
     write_tables(RECORDS, tmp_path)
-    assert (tmp_path / "gaps.md").read_text(encoding="utf-8").strip() in REPORT
-    assert (tmp_path / "gaps.png").stat().st_size > 10_000
+    table = (tmp_path / "gaps.md").read_text(encoding="utf-8").strip()
+    assert table in REPORT
+    own, shuffled = (scores(f"xclr-definitions{name}-tau_s-0.15", "superclass_p10") for name in ("", "-shuffled"))
+    gaps = [100 * (own[seed] - shuffled[seed]) for seed in sorted(own)]
+    low, high = scipy.stats.t.interval(0.95, len(gaps) - 1, np.mean(gaps), scipy.stats.sem(gaps))
+    (row,) = [line for line in table.splitlines() if line.startswith("| xclr-definitions-tau_s-0.15 ")]
+    assert row.split(" | ")[5] == f"+{np.mean(gaps):.2f} ± {(high - low) / 2:.2f}"
 
 
-def test_controls_differ_from_their_arms_in_the_graph_alone() -> None:
-    pairs = {arm.name: control for arm, control in controls()}
-    assert pairs["xclr"].name == "xclr-shuffled"
-    assert pairs["xclr-centred-tau_s-0.15"].graph == "prompts+centred-shuffled"
-    assert all(arm.options == control.options for arm, control in controls())
-    assert "xclr-dense" not in pairs
+def test_picture_of_gaps_tells_what_is_told_apart_from_what_is_not_and_from_single_runs(tmp_path: Path) -> None:
+    apart, alike, single = (Difference(0.01, half, True) for half in (0.005, 0.02, None))
+    figure = draw_gaps({name: {"linear_top1": one} for name, one in (("a", apart), ("b", alike), ("c", single))})
+    (drawn,) = [axes for axes in figure.axes if axes.get_title() == "linear probe"]
+    points, bars = zip(*((bar.lines[0], bar.lines[2][0]) for bar in drawn.containers), strict=True)
+    assert [point.get_xdata()[0] for point in points] == [1.0] * 3
+    assert [bar.get_segments()[0][:, 0].tolist() for bar in bars] == [[0.5, 1.5], [-1.0, 3.0], [1.0, 1.0]]
+    assert [point.get_markerfacecolor() for point in points] == ["C0", "0.6", "white"]
+    write_gaps_figure(RECORDS, tmp_path)
+    assert (tmp_path / "gaps.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_control_belongs_to_the_arm_whose_graph_was_shuffled() -> None:
+    assert {arm.name: control.name for arm, control in controls()} == {
+        "xclr": "xclr-shuffled",
+        "xclr-wordnet-tau_s-0.1": "xclr-wordnet-shuffled-tau_s-0.1",
+        "xclr-wordnet-tau_s-0.2": "xclr-wordnet-shuffled-tau_s-0.2",
+        "xclr-definitions": "xclr-definitions-shuffled",
+        "xclr-definitions-tau_s-0.15": "xclr-definitions-shuffled-tau_s-0.15",
+        "xclr-centred-tau_s-0.15": "xclr-centred-shuffled-tau_s-0.15",
+        "xclr-tau_s-0.05": "xclr-shuffled-tau_s-0.05",
+        "xclr-tau_s-0.2": "xclr-shuffled-tau_s-0.2",
+    }
 
 
 @pytest.mark.parametrize(("folder", "model"), [("runs", "small"), ("resnet18", "resnet18")])
