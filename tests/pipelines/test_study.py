@@ -286,12 +286,12 @@ def command(source: Path, out: Path, *options: str, budget: int = 64) -> list[st
 
 
 def test_jobs_share_the_runs_and_make_each_once(source: Path, finished: Path, tmp_path: Path) -> None:
-    options = ("--only", "simclr", "--only", "xclr", "--seeds", "2", "--jobs", "2")
+    options = ("--only", "simclr", "--only", "xclr", "--seeds", "1", "--jobs", "2")
     done = subprocess.run(command(source, tmp_path, *options), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     begun = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("[")]
-    assert sorted(begun) == ["simclr/seed-0", "simclr/seed-1", "xclr/seed-0", "xclr/seed-1"]
-    assert "| xclr | 2 |" in (tmp_path / "tables/core.md").read_text()
+    assert sorted(begun) == ["simclr/seed-0", "xclr/seed-0"]
+    assert "| xclr | 1 |" in (tmp_path / "tables/core.md").read_text()
     # What a run comes to does not depend on who makes it.
     for name in ("simclr/seed-0", "xclr/seed-0"):
         lines = [json.loads((out / f"runs/{name}/metrics.jsonl").read_text().splitlines()[-1]) for out in (finished, tmp_path)]
