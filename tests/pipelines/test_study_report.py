@@ -86,11 +86,13 @@ def test_each_control_belongs_to_the_arm_whose_graph_was_shuffled() -> None:
     }
 
 
-@pytest.mark.parametrize(("folder", "model"), [("runs", "small"), ("resnet18", "resnet18")])
-def test_records_are_of_the_study_as_it_is_planned(folder: str, model: ModelName, tmp_path: Path) -> None:
-    config = StudyConfig(
-        out=tmp_path, budget=320_000, batch_size=256, encoder="all-MiniLM-L6-v2", model=model, records=ROOT / "docs/study" / folder
-    )
+@pytest.mark.parametrize(
+    ("folder", "model", "budget"), [("runs", "small", 320_000), ("resnet18", "resnet18", 320_000), ("quarter", "small", 80_000)]
+)
+def test_records_are_of_the_study_as_it_is_planned(folder: str, model: ModelName, budget: int, tmp_path: Path) -> None:
+    records = ROOT / "docs/study" / folder
+    assert list(records.glob(f"*/seed-0/{EVAL_FILE}"))
+    config = StudyConfig(out=tmp_path, budget=budget, batch_size=256, encoder="all-MiniLM-L6-v2", model=model, records=records)
     Study(config, StudyData(tmp_path, tmp_path)).check()
 
 
