@@ -79,7 +79,7 @@ class StudyData:
 
     def images(self, graph: str) -> Path:
         """The images that a graph is about."""
-        return {"flickr": self.flickr, "scenes": self.scenes}.get(graph, self.seen)
+        return {"flickr": self.flickr, "scenes": self.scenes}.get(graph.partition("+")[0], self.seen)
 
     @property
     def distances(self) -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 from graphbuild.errors import ArtifactMismatch
 from graphbuild.shards import write_json, write_text
 from pipelines.study.data import StudyData
-from pipelines.study.graphs import build_graph
+from pipelines.study.graphs import build_graph, is_imported
 from pipelines.study.jobs import claim, run_jobs
 from pipelines.study.plan import ARMS, COMMON, SCENES, Arm, Planned
 from pipelines.study.scenes import COLUMNS, prepare_scenes
@@ -271,4 +271,4 @@ def _require(run_dir: Path, asked: Mapping[str, Any]) -> None:
 
 def _absent(arm: Arm) -> dict[str, Any]:
     # Imported graphs have no sketch; they are complete, so that no pair is ever absent.
-    return {"absent": 0.0} if arm.objective == "xclr" and ("+" in arm.graph or arm.graph == "wordnet") else {}
+    return {"absent": 0.0} if arm.objective == "xclr" and is_imported(arm.graph) else {}

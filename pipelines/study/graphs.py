@@ -4,6 +4,7 @@ A graph is named by its texts and, after a plus, by what was done to its similar
 `prompts` ("a photo of a {}") · `names` (no template) · `definitions` (name and WordNet definition) · `templates` (80 prompts
 averaged) · `wordnet` (1 - distance / 8) · `flickr`, `scenes` (captions); `+shuffled` (same weights, other texts), `+centred` (mean
 removed; whitening was tried, too: the directions that it shrinks are those that agree with WordNet), `+centred-shuffled`.
+`flickr+shuffled` is embedded anew, for it is no complete graph: each picture has the captions of another one.
 
 Shape letters: N texts, D vector width.
 """
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from graphbuild.errors import SourceError
 from pipelines.study.data import CLASSES, StudyData
+from pipelines.study.plan import CAPTIONS
 
 Matrix = npt.NDArray[np.float64]
 _TEMPLATES = "clip_imagenet_templates.json"
@@ -42,8 +44,9 @@ def build_graph(name: str, data: StudyData, folder: Path, encoder: str) -> Path:
         UserError: If it cannot be built.
     """
     texts, _, change = name.partition("+")
-    if not change and texts != "wordnet":
-        return _embed(texts, data, folder / name, encoder)
+    if not is_imported(name):
+        source = _shuffle_captions(data) if change else data.images(texts)
+        return _embed(texts, source, data, folder / name, encoder)
     if texts == "wordnet":
         similarity = _wordnet(data)
     else:
@@ -53,6 +56,12 @@ def build_graph(name: str, data: StudyData, folder: Path, encoder: str) -> Path:
     if change.endswith("shuffled"):
         similarity = shuffle(similarity)
     return _import(folder / name, _class_names(data), similarity, data)
+
+
+def is_imported(name: str) -> bool:
+    """Whether a graph is made from similarities at hand, every pair of them."""
+    texts, _, change = name.partition("+")
+    return texts != CAPTIONS and (bool(change) or texts == "wordnet")
 
 
 def similarity_of(vectors_ND: Matrix, *, centred: bool) -> Matrix:
@@ -65,16 +74,32 @@ def similarity_of(vectors_ND: Matrix, *, centred: bool) -> Matrix:
 
 def shuffle(similarity_NN: Matrix) -> Matrix:
     """The same weights between other texts: rows and columns permuted alike, no text in its own place."""
-    rng = np.random.default_rng(_SEED)
-    order = rng.permutation(len(similarity_NN))
-    # A cycle through all texts moves every one of them.
-    moved = np.empty_like(order)
-    moved[order] = np.roll(order, 1)
+    moved = _moved(len(similarity_NN))
     shuffled: Matrix = similarity_NN[np.ix_(moved, moved)]
     return shuffled
 
 
-def _embed(texts: str, data: StudyData, graph_dir: Path, encoder: str) -> Path:
+def _moved(count: int) -> npt.NDArray[np.int64]:
+    """A permutation that leaves nothing in its place: a cycle through all."""
+    order = np.random.default_rng(_SEED).permutation(count)
+    moved = np.empty_like(order)
+    moved[order] = np.roll(order, 1)
+    return moved
+
+
+def _shuffle_captions(data: StudyData) -> Path:
+    """Write flickr-shuffled.parquet: each picture's file, and the captions of another picture."""
+    import polars as pl
+
+    path = data.folder / "flickr-shuffled.parquet"
+    pictures = pl.read_parquet(data.flickr, columns=["file", "captions"])
+    temporary = path.with_name(f".{path.name}.tmp")
+    pictures.with_columns(captions=pictures["captions"].gather(_moved(len(pictures)))).write_parquet(temporary)
+    temporary.replace(path)
+    return path
+
+
+def _embed(texts: str, source: Path, data: StudyData, graph_dir: Path, encoder: str) -> Path:
     from graphbuild.embed import EmbedConfig, build_embeddings
     from graphbuild.knn import KnnConfig, build_knn
     from graphbuild.text import DEFAULT_TEMPLATE
@@ -83,7 +108,7 @@ def _embed(texts: str, data: StudyData, graph_dir: Path, encoder: str) -> Path:
     column = {"definitions": "described", "flickr": "captions", "scenes": "caption"}
     config = EmbedConfig(
         dataset="parquet",
-        sources=(str(data.images(texts)),),
+        sources=(str(source),),
         caption_column=column.get(texts, "name"),
         id_column="sample_id" if texts == "scenes" else "file",
         templates=_templates(data) if texts == "templates" else templates.get(texts, ()),

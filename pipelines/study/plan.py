@@ -86,6 +86,7 @@ def _temperatures() -> Iterator[Arm]:
 def _flickr() -> Iterator[Arm]:
     yield Arm(name="flickr-simclr", group="flickr", objective="simclr", graph=CAPTIONS)
     yield Arm(name="flickr-xclr", group="flickr", objective="xclr", graph=CAPTIONS)
+    yield Arm(name="flickr-xclr-shuffled", group="flickr", objective="xclr", graph=CAPTIONS + CONTROL)
     yield Arm(name="flickr-clip", group="flickr", objective="clip", graph=CAPTIONS)
     neighbors = {"batches": "neighbors"}
     yield Arm(name="flickr-xclr-neighbors", group="flickr", objective="xclr", graph=CAPTIONS, options=neighbors)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,23 @@ def test_shuffling_leaves_no_text_in_its_place() -> None:
     matrix = np.diag(np.arange(50.0))
     assert not (np.diag(shuffle(matrix)) == np.arange(50)).any()
     assert sorted(np.diag(shuffle(matrix))) == list(range(50))
+
+
+def test_pictures_have_the_captions_of_others_in_the_shuffled_graph_of_captions(tmp_path: Path) -> None:
+    captions = [[f"a {colour} {thing}", f"the {thing}"] for colour in ("red", "blue") for thing in NAMES]
+    files = [f"{row}.jpg" for row in range(len(captions))]
+    pl.DataFrame({"image": [b""] * len(files), "file": files, "captions": captions}).write_parquet(tmp_path / "flickr.parquet")
+    data = StudyData(tmp_path, tmp_path)
+    assert data.images("flickr+shuffled") == data.images("flickr") == tmp_path / "flickr.parquet"
+    shown = {}
+    for name in ("flickr", "flickr+shuffled"):
+        graph = Graph.open(build_graph(name, data, tmp_path / "graphs", ENCODER))
+        texts = pl.read_parquet(graph.path / "texts/*.parquet").sort("text_id")["text"]
+        found = graph.sample_texts(files)
+        shown[name] = [set(texts.gather(found.text_ids[start:stop])) for start, stop in pairwise(found.offsets)]
+        assert graph.sketch_dim
+    assert all(own != other for own, other in zip(shown["flickr"], shown["flickr+shuffled"], strict=True))
+    assert sorted(map(sorted, shown["flickr"])) == sorted(map(sorted, shown["flickr+shuffled"]))
 
 
 def test_centring_forgets_what_all_texts_share() -> None:

@@ -83,6 +83,7 @@ def test_each_control_belongs_to_the_arm_whose_graph_was_shuffled() -> None:
         "xclr-centred-tau_s-0.15": "xclr-centred-shuffled-tau_s-0.15",
         "xclr-tau_s-0.05": "xclr-shuffled-tau_s-0.05",
         "xclr-tau_s-0.2": "xclr-shuffled-tau_s-0.2",
+        "flickr-xclr": "flickr-xclr-shuffled",
     }
 
 
