@@ -79,6 +79,7 @@ def test_jobs_end_when_the_process_that_started_them_is_killed(tmp_path: Path) -
     process.wait()
     # Each has written its number, and takes the mark away on its way out.
     _wait_until(lambda: not list(tmp_path.iterdir()))
+    assert process.returncode == -signal.SIGKILL
 
 
 def _sleep(folder: Path) -> None:
