@@ -128,20 +128,21 @@ def _write_tiny(shards: list[Path], data: StudyData) -> None:
     def read(path: Path) -> pl.DataFrame:
         return pl.read_parquet(path, columns=["image", "file", "wnid", "name"]).join(beside, on="wnid", maintain_order="left")
 
-    _write(pl.concat([read(path) for path in shards]).filter(~pl.col("name").is_in(held)), data.seen)
-    _write(read(shards[0]).group_by("name", maintain_order=True).head(_KNOWN_PER_CLASS), data.known)
-    _write(read(data.source / TINY / "val.parquet"), data.val)
-    _write(table.filter(~pl.col("name").is_in(held)).select("name", "wnid", "described"), data.classes)
+    write_frame(pl.concat([read(path) for path in shards]).filter(~pl.col("name").is_in(held)), data.seen)
+    write_frame(read(shards[0]).group_by("name", maintain_order=True).head(_KNOWN_PER_CLASS), data.known)
+    write_frame(read(data.source / TINY / "val.parquet"), data.val)
+    write_frame(table.filter(~pl.col("name").is_in(held)).select("name", "wnid", "described"), data.classes)
     data.held_out.write_text("\n".join(held) + "\n", encoding="utf-8")
 
 
 def _write_flickr(path: Path, out: Path) -> None:
     import polars as pl
 
-    _write(pl.read_parquet(path).filter(pl.col("split") == "train").select("image", "file", "captions"), out)
+    write_frame(pl.read_parquet(path).filter(pl.col("split") == "train").select("image", "file", "captions"), out)
 
 
-def _write(frame: pl.DataFrame, path: Path) -> None:
+def write_frame(frame: pl.DataFrame, path: Path) -> None:
+    """Write a Parquet file so that a crash leaves the old one or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     # Small row groups: a reader that shuffles holds them all, and one that does not needs few.
     frame.write_parquet(temporary, row_group_size=4096)

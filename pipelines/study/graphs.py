@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphbuild.errors import SourceError
-from pipelines.study.data import CLASSES, StudyData
+from pipelines.study.data import CLASSES, StudyData, write_frame
 from pipelines.study.plan import CAPTIONS
 
 Matrix = npt.NDArray[np.float64]
@@ -93,9 +93,7 @@ def _shuffle_captions(data: StudyData) -> Path:
 
     path = data.folder / "flickr-shuffled.parquet"
     pictures = pl.read_parquet(data.flickr, columns=["file", "captions"])
-    temporary = path.with_name(f".{path.name}.tmp")
-    pictures.with_columns(captions=pictures["captions"].gather(_moved(len(pictures)))).write_parquet(temporary)
-    temporary.replace(path)
+    write_frame(pictures.with_columns(captions=pictures["captions"].gather(_moved(len(pictures)))), path)
     return path
 
 
