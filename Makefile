@@ -34,10 +34,13 @@ test: setup  ## the default suite
 test-faults: setup  ## hundreds of random kills (slow)
 	@$(BIN)/python -m pytest tests -m faults
 
-lint: setup  ## ruff and mypy
+lint: setup  ## ruff, mypy, import-linter, deptry, vulture
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/deptry .
+	@$(BIN)/vulture
 
 bench: setup  ## every benchmark's table at a small size
 	@$(BIN)/python -m benchmarks

@@ -22,7 +22,7 @@ from pathlib import Path
 import click
 import pyarrow.parquet as pq
 
-from graphbuild.shards import digest_file, read_receipt
+from graphbuild.store.files import digest_file, read_receipt
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared/data"
 _MOST_COMPARED = 20_000

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from train.augment import MEAN, STD, Augmenter
-from train.data import open_images
+from train.data.augment import MEAN, STD, Augmenter
 from train.data.base import ImageSource
+from train.data.sources import open_images
 from train.data.store import CorruptImages, ImageStore, choose_load_size
 
 _WIDTHS = (9, 5, 6, 10, 18, 11, 11, 17, 7)

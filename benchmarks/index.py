@@ -15,11 +15,11 @@ import pyarrow as pa
 
 from benchmarks.knn import clustered_vectors
 from benchmarks.memory import drop_pages, reset_peak, status
-from graphbuild import schemas
-from graphbuild.index import build_index
-from graphbuild.manifest import Manifest, Stage
-from graphbuild.nearest import VectorIndex
-from graphbuild.shards import shard_ranges, write_parquet
+from graphbuild.embed.index import build_index
+from graphbuild.embed.nearest import VectorIndex
+from graphbuild.store import schemas
+from graphbuild.store.files import shard_ranges, write_parquet
+from graphbuild.store.manifest import Manifest, Stage
 
 _DIM = 384
 _ASKED = 200

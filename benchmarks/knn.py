@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 
 from benchmarks import memory
 from benchmarks.knn_peers import Contender, Ids, Recall, Search, approximate_peers, exact_peers
-from graphbuild import schemas
-from graphbuild.graph import Graph
-from graphbuild.vectors import load_embeddings
+from graphbuild.store import schemas
+from graphbuild.store.embeddings import load_embeddings
+from graphbuild.store.graph import Graph
 
 _K = 256
 _ROUNDS = 3
@@ -100,8 +100,8 @@ def scale(texts: int, memory_limit: int, *, only: int | None = None) -> str:
         memory_limit: Bytes; what does not fit is searched in groups of rows.
         only: Search for the neighbours of so many of the first texts, among all.
     """
-    from graphbuild.knn.tiles import TileEngine
-    from graphbuild.shards import shard_ranges
+    from graphbuild.knn.engines.tiles import TileEngine
+    from graphbuild.store.files import shard_ranges
 
     with tempfile.TemporaryDirectory(prefix="bench-knn-") as folder:
         path = Path(folder) / "vectors.npy"
@@ -162,9 +162,9 @@ def _contenders(vectors_ND: NDArray[np.float16], recall: Recall) -> tuple[list[C
 
 
 def _ours_on_gpu(vectors_ND: NDArray[np.float16]) -> Search:
-    from graphbuild.knn.device import DeviceEngine
-    from graphbuild.knn.memory import free_memory
-    from graphbuild.shards import shard_ranges
+    from graphbuild.knn.engines.device import DeviceEngine
+    from graphbuild.store.files import shard_ranges
+    from graphbuild.system.memory import free_memory
 
     def search() -> tuple[float, Ids]:
         started = time.perf_counter()
@@ -192,9 +192,9 @@ def _command(graph_dir: Path) -> Search:
 
 
 def _ours(vectors_ND: NDArray[np.float16], precision: str, k: int = _K) -> Search:
-    from graphbuild.knn.memory import free_memory
-    from graphbuild.knn.tiles import TileEngine
-    from graphbuild.shards import shard_ranges
+    from graphbuild.knn.engines.tiles import TileEngine
+    from graphbuild.store.files import shard_ranges
+    from graphbuild.system.memory import free_memory
 
     # Compiling is not searching: a first, small search loads the kernels.
     few = vectors_ND[:4096]
@@ -262,7 +262,7 @@ def _conditions(vectors_ND: NDArray[np.float16], what: str) -> dict[str, Any]:
     import faiss
     import torch
 
-    from graphbuild.knn.scores import fastest_format
+    from graphbuild.knn.engines.scores import fastest_format
 
     return {
         "vectors": what,

@@ -11,10 +11,10 @@ import pyarrow as pa
 import xxhash
 
 from benchmarks.memory import reset_peak, status
-from graphbuild import schemas
-from graphbuild.lookup import SampleLookup, build_lookup
-from graphbuild.manifest import Manifest, Stage
-from graphbuild.shards import shard_ranges, write_parquet
+from graphbuild.store import schemas
+from graphbuild.store.files import shard_ranges, write_parquet
+from graphbuild.store.lookup import SampleLookup, build_lookup
+from graphbuild.store.manifest import Manifest, Stage
 
 _ASKED = 1_000_000
 _ALONE = 10_000

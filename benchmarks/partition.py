@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from graphbuild import schemas
-from graphbuild.manifest import Manifest, Stage
-from graphbuild.partition import PartitionConfig, build_partition
-from graphbuild.shards import Receipt, ShardRange, shard_ranges, write_arrow, write_parquet
+from graphbuild.store import schemas
+from graphbuild.store.files import Receipt, ShardRange, shard_ranges, write_arrow, write_parquet
+from graphbuild.store.manifest import Manifest, Stage
+from graphbuild.targets.partition import PartitionConfig, build_partition
 
 _CLUSTER = 1000
 _CHILD = "from benchmarks.partition import measure; import sys; measure(*sys.argv[1:])"

@@ -21,9 +21,9 @@ import click
 import numpy as np
 import pyarrow as pa
 
-from graphbuild import schemas
-from graphbuild.manifest import Manifest, Stage
-from graphbuild.shards import ShardRange, shard_ranges, write_arrow, write_parquet
+from graphbuild.store import schemas
+from graphbuild.store.files import ShardRange, shard_ranges, write_arrow, write_parquet
+from graphbuild.store.manifest import Manifest, Stage
 
 _K = 256
 _SMALL, _FULL = 131_072, 2_097_152

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from graphbuild import schemas
-from graphbuild.graph import Graph
-from graphbuild.manifest import Manifest, Stage
-from graphbuild.shards import Receipt, ShardRange, shard_ranges
+from graphbuild.store import schemas
+from graphbuild.store.files import Receipt, ShardRange, shard_ranges
+from graphbuild.store.graph import Graph
+from graphbuild.store.manifest import Manifest, Stage
 
 _PAGE = 4096
 

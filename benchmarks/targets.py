@@ -23,13 +23,14 @@ import torch
 from benchmarks.captions import read_captions
 from benchmarks.memory import drop_pages
 from benchmarks.synthetic_graph import GraphSize, write_synthetic_graph
-from graphbuild import schemas, targets
-from graphbuild.allocator import keep_freed_memory
-from graphbuild.encoder import choose_precision, load_encoder
-from graphbuild.encoder_files import BUILT_IN, find_encoder
-from graphbuild.graph import Graph
-from train.graph_rows import rows_to_device
-from train.targets import TargetAssembler, assemble, target_weights
+from graphbuild.embed.encoder import choose_precision, load_encoder
+from graphbuild.embed.encoder_files import BUILT_IN, find_encoder
+from graphbuild.store import schemas
+from graphbuild.store.graph import Graph
+from graphbuild.system.allocator import keep_freed_memory
+from graphbuild.targets import assemble as targets
+from graphbuild.torch.rows import rows_to_device
+from graphbuild.torch.similarities import TargetAssembler, assemble, target_weights
 
 Ids = npt.NDArray[np.int64]
 Call = Callable[[Ids], object]

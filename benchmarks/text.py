@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 
 from benchmarks.captions import read_captions
 from benchmarks.memory import reset_peak, status
-from graphbuild import schemas
-from graphbuild.append import Segment
-from graphbuild.datasets import get_source
 from graphbuild.datasets.base import BATCH_ROWS, SourceOptions
-from graphbuild.encoder import load_encoder
-from graphbuild.encoder_files import BUILT_IN, find_encoder
-from graphbuild.samples import TextWork, write_texts
-from graphbuild.text import Prompts, TextPolicy
+from graphbuild.datasets.registry import get_source
+from graphbuild.embed.encoder import load_encoder
+from graphbuild.embed.encoder_files import BUILT_IN, find_encoder
+from graphbuild.embed.text.append import Segment
+from graphbuild.embed.text.stage import TextWork, write_texts
+from graphbuild.embed.text.table import Prompts, TextPolicy
+from graphbuild.store import schemas
 
 _REPEATED = 0.15
 """Share of rows that repeat a caption of a small set, as alt texts do."""

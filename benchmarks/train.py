@@ -20,8 +20,8 @@ import torch
 from benchmarks.train_peers import LIGHTLY, contestants, steps
 from train.config import ModelName, TrainConfig
 from train.data.prepare import TrainingData, prepare
-from train.loop import settle
-from train.trainer import Trainer
+from train.run.loop import settle
+from train.run.trainer import Trainer
 
 _OBJECTIVES = ("simclr", "xclr")
 _WARM_UP = 3
@@ -71,8 +71,10 @@ def measure(size: Size) -> str:
 
 def _prepare(folder: Path, size: Size) -> TrainingData:
     """Draw the pictures, build their graph, decode."""
-    from graphbuild.embed import EmbedConfig, build_embeddings
-    from graphbuild.knn import KnnConfig, build_knn
+    from graphbuild.embed.build import build_embeddings
+    from graphbuild.embed.config import EmbedConfig
+    from graphbuild.knn.config import KnnConfig
+    from graphbuild.knn.stage import build_knn
 
     source = f"train={size.pictures},val=1,side={size.image_size}"
     build_embeddings(folder, EmbedConfig(dataset="scenes", sources=(source,), encoder="hashing:384", workers=0))

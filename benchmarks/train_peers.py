@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from train.augment import MEAN, STD
 from train.config import TrainConfig
+from train.data.augment import MEAN, STD
 from train.data.prepare import TrainingData
-from train.optimizers import build_optimizer
-from train.trainer import build_model
+from train.model.optimizers import build_optimizer
+from train.run.trainer import build_model
 
 PLAIN, LIGHTLY = "plain loop", "lightly"
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -88,7 +88,7 @@ def nt_xent(first_BD: Tensor, second_BD: Tensor, tau: float) -> Tensor:
 
 
 def _views(config: TrainConfig) -> Views:
-    """SimCLR's recipe with the strengths of `train.augment`, a picture at a time."""
+    """SimCLR's recipe with the strengths of `train.data.augment`, a picture at a time."""
     from torchvision.transforms import v2
 
     one = v2.Compose(

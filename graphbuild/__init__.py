@@ -6,17 +6,36 @@ Importing this package loads nothing heavy; each command, and `graphbuild.open`,
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graphbuild.view import GraphView
+    from graphbuild.embed.build import build_embeddings
+    from graphbuild.embed.config import EmbedConfig
+    from graphbuild.knn.config import KnnConfig
+    from graphbuild.knn.stage import build_knn
+    from graphbuild.quality.view import GraphView
 
 __version__ = "0.1.0"
-__all__ = ["open"]
+__all__ = ["EmbedConfig", "KnnConfig", "build_embeddings", "build_knn", "open"]
+_LAZY = {
+    "EmbedConfig": "graphbuild.embed.config",
+    "KnnConfig": "graphbuild.knn.config",
+    "build_embeddings": "graphbuild.embed.build",
+    "build_knn": "graphbuild.knn.stage",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Public names are loaded when they are asked for, so that importing the package stays light.
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def open(graph_dir: str | PathLike[str]) -> GraphView:
-    """A graph directory as lazy Polars tables: `.texts`, `.samples`, `.edges`, `.embeddings`; see `graphbuild.view`.
+    """A graph directory as lazy Polars tables: `.texts`, `.samples`, `.edges`, `.embeddings`; see `graphbuild.quality.view`.
 
     >>> import polars as pl
     >>> import graphbuild
@@ -33,6 +52,6 @@ def open(graph_dir: str | PathLike[str]) -> GraphView:
     """
     from pathlib import Path
 
-    from graphbuild.view import GraphView
+    from graphbuild.quality.view import GraphView
 
     return GraphView(Path(graph_dir))

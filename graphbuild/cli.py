@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from graphbuild import schemas
 from graphbuild.errors import OptionError, run_cli
-from graphbuild.manifest import find_graph_dir
-from graphbuild.tables import FORMS, Form
+from graphbuild.store import schemas
+from graphbuild.store.manifest import find_graph_dir
+from graphbuild.system.answers import FORMS, Form
 
 graph_dir_option = click.option(
     "--graph-dir",
@@ -122,7 +122,8 @@ def cli(debug: bool) -> None:
 @json_option
 def embed(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
     """Embed every caption or class prompt: everything up to index.faiss."""
-    from graphbuild.embed import EmbedConfig, build_embeddings, default_graph_dir
+    from graphbuild.embed.build import build_embeddings, default_graph_dir
+    from graphbuild.embed.config import EmbedConfig
 
     keep = options.pop("keep_columns")
     config = EmbedConfig(keep_columns=tuple(keep.split(",")) if keep else (), **options)
@@ -181,7 +182,8 @@ def embed(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
 @json_option
 def knn(graph_dir: Path | None, as_json: bool, dry_run: bool, **options: Any) -> None:
     """Find the k nearest texts of every text: exactly, unless told otherwise."""
-    from graphbuild.knn import KnnConfig, build_knn, estimate_knn
+    from graphbuild.knn.config import KnnConfig
+    from graphbuild.knn.stage import build_knn, estimate_knn
 
     _answer((estimate_knn if dry_run else build_knn)(find_graph_dir(graph_dir), KnnConfig(**options)), as_json)
 
@@ -203,7 +205,7 @@ def partition(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
 
     The trainer makes what is missing; partitions of several options lie side by side.
     """
-    from graphbuild.partition import PartitionConfig, build_partition
+    from graphbuild.targets.partition import PartitionConfig, build_partition
 
     _answer(build_partition(find_graph_dir(graph_dir), PartitionConfig(**options)), as_json)
 
@@ -218,7 +220,7 @@ def partition(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
 @json_option
 def advise(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
     """Which k, sketch and tau_s suit this graph: bytes a row against KL to the dense target, and its effective positives."""
-    from graphbuild.advise import advise as measure
+    from graphbuild.quality.advise import advise as measure
 
     _answer(measure(find_graph_dir(graph_dir), **options), as_json)
 
@@ -244,8 +246,8 @@ def inspect(
     edges (src, dst, rank, similarity) and embeddings. In Polars, the fixed-size lists of the files are Array columns: use
     `.arr`, not `.list`. The same tables in Python: `graphbuild.open(directory)`.
     """
-    from graphbuild.inspect import run_sql, summarize
-    from graphbuild.tables import encode
+    from graphbuild.quality.inspect import run_sql, summarize
+    from graphbuild.system.answers import encode
 
     directory, form = find_graph_dir(graph_dir), "json" if as_json else form
     if sql is not None:
@@ -265,7 +267,7 @@ def inspect(
 @json_option
 def neighbors(text: str, graph_dir: Path | None, count: int, as_json: bool) -> None:
     """Nearest stored texts of any TEXT, by the graph's encoder."""
-    from graphbuild.nearest import nearest_texts
+    from graphbuild.embed.nearest import nearest_texts
 
     _answer(nearest_texts(find_graph_dir(graph_dir), text, count=count), as_json)
 
@@ -279,7 +281,7 @@ def neighbors(text: str, graph_dir: Path | None, count: int, as_json: bool) -> N
 @json_option
 def verify(graph_dir: Path | None, exact_sample: int, seed: int, as_json: bool) -> None:
     """Check digests, invariants and recall; exit 1 and name the file if something is wrong."""
-    from graphbuild.verify import verify_graph
+    from graphbuild.quality.verify import verify_graph
 
     _answer(verify_graph(find_graph_dir(graph_dir), exact_sample=exact_sample, seed=seed), as_json)
 
@@ -305,7 +307,7 @@ def report(graph_dir: Path | None, out: Path | None, fidelity: bool, as_json: bo
 
     Warnings come first. The page needs no network; its captions and pictures are those of the graph.
     """
-    from graphbuild.report import write_report
+    from graphbuild.quality.report.write import write_report
 
     _answer(write_report(find_graph_dir(graph_dir), out, fidelity=fidelity, **options), as_json)
 
@@ -323,7 +325,7 @@ def report(graph_dir: Path | None, out: Path | None, fidelity: bool, as_json: bo
 @json_option
 def export(graph_dir: Path | None, out: Path, form: Any, as_json: bool) -> None:
     """Write all edges to one file, for other programs."""
-    from graphbuild.export import export_edges
+    from graphbuild.exchange.export import export_edges
 
     _answer(export_edges(find_graph_dir(graph_dir), out, form), as_json)
 
@@ -357,7 +359,7 @@ def import_(graph_dir: Path, as_json: bool, **options: Any) -> None:
 
     It has neither embeddings nor a sketch: `train run` needs --absent, the similarity of pairs that are not stored.
     """
-    from graphbuild.imported import ImportConfig, import_graph
+    from graphbuild.exchange.imported import ImportConfig, import_graph
 
     _answer(import_graph(graph_dir, ImportConfig(**options)), as_json)
 
@@ -379,7 +381,7 @@ def subset(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) -> 
 
     Texts are numbered anew, by first appearance. Neighbours are found by `graphbuild knn`, as usual.
     """
-    from graphbuild.subset import SubsetConfig, subset_graph
+    from graphbuild.exchange.subset import SubsetConfig, subset_graph
 
     _answer(subset_graph(find_graph_dir(graph_dir), out, SubsetConfig(**options)), as_json)
 
@@ -391,7 +393,7 @@ def subset(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) -> 
 @json_option
 def compare(first: Path, second: Path, count: int, as_json: bool) -> None:
     """How far two graphs of the same texts agree, rank by rank, and which texts changed most."""
-    from graphbuild.compare import compare_graphs
+    from graphbuild.quality.compare import compare_graphs
 
     _answer(compare_graphs(first, second, count=count), as_json)
 
@@ -400,7 +402,7 @@ def compare(first: Path, second: Path, count: int, as_json: bool) -> None:
 @json_option
 def datasets(as_json: bool) -> None:
     """What --dataset takes: size, licence note, and where it comes from."""
-    from graphbuild.datasets import describe_all
+    from graphbuild.datasets.registry import describe_all
 
     _answer(describe_all(), as_json)
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 
-from train.checkpoint import RECEIPT, WEIGHTS, checkpoints
 from train.evaluate.options import EvalOptions
 from train.evaluate.run import EVAL_FILE, TRAINED, UNTRAINED, evaluate_run
-from train.runs import CONFIG_FILE, read_run_config
+from train.run.checkpoint import RECEIPT, WEIGHTS, checkpoints
+from train.run.folder import CONFIG_FILE, read_run_config
 
 SCORES = (("knn_top1", "kNN"), ("linear_top1", "linear"))
 

@@ -47,7 +47,7 @@ def demo(epochs: int, train_pictures: int, val_pictures: int, batch_size: int, e
     runs/demo is its own: graphs and runs in it are made again where the options differ.
     """
     from pipelines.common import Steps
-    from train.report import write_report
+    from train.results.report.write import write_report
 
     steps = Steps(5)
     steps.begin("class graph: the 1,000 class prompts of ImageNet")
@@ -70,8 +70,10 @@ def demo(epochs: int, train_pictures: int, val_pictures: int, batch_size: int, e
 
 def build_graph(name: str, *, encoder: str, **options: Any) -> None:
     """Build, or complete, one graph in this process, so that both share one text encoder."""
-    from graphbuild.embed import EmbedConfig, build_embeddings
-    from graphbuild.knn import KnnConfig, build_knn
+    from graphbuild.embed.build import build_embeddings
+    from graphbuild.embed.config import EmbedConfig
+    from graphbuild.knn.config import KnnConfig
+    from graphbuild.knn.stage import build_knn
 
     config = EmbedConfig(encoder=encoder, workers=0, overwrite=True, **options)
     click.echo(build_embeddings(GRAPHS / name, config).summary())
@@ -82,8 +84,8 @@ def show_nearest_classes(graph_dir: Path) -> None:
     """Print the stored neighbours of a few classes."""
     import pyarrow.parquet as pq
 
-    from graphbuild import schemas
-    from graphbuild.graph import Graph
+    from graphbuild.store import schemas
+    from graphbuild.store.graph import Graph
 
     graph = Graph.open(graph_dir)
     before, after = _TEMPLATE.split("{}")
@@ -100,8 +102,8 @@ def train_all(options: Mapping[str, Any], *, fresh: bool) -> None:
     from pipelines.common import run_holds
     from train.config import TrainConfig
     from train.data.prepare import prepare
-    from train.loop import train
-    from train.runs import read_run_config
+    from train.run.folder import read_run_config
+    from train.run.loop import train
 
     data = prepare(TrainConfig(**options))
     kept = [name for name in OBJECTIVES if not fresh and run_holds(RUNS / name, options, data.fingerprint())]
@@ -123,7 +125,7 @@ def choose_threads(config: TrainConfig, data: TrainingData) -> None:
     """Compute with one thread where that is faster than with all: threads that wait for one another crawl on a busy machine."""
     import torch
 
-    from train.loop import measure_step_seconds
+    from train.run.loop import measure_step_seconds
 
     most = torch.get_num_threads()
     seconds = {}
@@ -137,7 +139,7 @@ def choose_threads(config: TrainConfig, data: TrainingData) -> None:
 
 def within_budget(config: TrainConfig, data: TrainingData) -> TrainConfig:
     """Time five steps of each objective, and cut the steps of both alike if they would take too long together."""
-    from train.loop import measure_step_seconds
+    from train.run.loop import measure_step_seconds
 
     seconds = [measure_step_seconds(replace(config, objective=objective), data=data) for objective in OBJECTIVES]
     planned = config.epochs * (len(data.store) // config.batch_size)

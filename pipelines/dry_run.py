@@ -14,16 +14,16 @@ import numpy as np
 import torch
 
 from graphbuild.errors import ArtifactError, UserError
-from graphbuild.manifest import Manifest
-from graphbuild.shards import damage
+from graphbuild.store.files import damage
+from graphbuild.store.manifest import Manifest
 from train.config import TrainConfig
-from train.data import open_images
 from train.data.base import ImageSource, UnreadableImage, decode
 from train.data.prepare import OpenData, load_data, open_data
+from train.data.sources import open_images
 from train.data.store import choose_load_size
-from train.loop import measure_step_seconds, settle
-from train.model import parameter_count
-from train.trainer import build_model
+from train.model.encoders import parameter_count
+from train.run.loop import measure_step_seconds, settle
+from train.run.trainer import build_model
 
 Found = TypeVar("Found")
 _DECODED = 64

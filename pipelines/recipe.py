@@ -124,13 +124,15 @@ def _dry_run(options: Mapping[str, Any], out: Path, timed_steps: int) -> None:
 
 
 def _run(recipe: Recipe, layout: Layout, options: Mapping[str, Any], graph_dir: Path, out: Path, embed: Mapping[str, Any]) -> None:
-    from graphbuild.embed import EmbedConfig, build_embeddings
-    from graphbuild.knn import KnnConfig, build_knn
+    from graphbuild.embed.build import build_embeddings
+    from graphbuild.embed.config import EmbedConfig
+    from graphbuild.knn.config import KnnConfig
+    from graphbuild.knn.stage import build_knn
     from pipelines.common import Steps, evaluate_once, score_headings, score_rows, write_whole
-    from train.compare.table import markdown_table
     from train.config import TrainConfig
-    from train.loop import train
-    from train.report import write_report
+    from train.results.compare.table import markdown_table
+    from train.results.report.write import write_report
+    from train.run.loop import train
 
     steps = Steps(4)
     steps.begin("graph")

@@ -42,7 +42,7 @@ COLUMN = "label"
 def tiny_imagenet(folder: Path, out: Path, encoder: str, **options: Any) -> None:
     """Class-prompt graph, then SimCLR, SupCon and X-CLR with equal images seen, then kNN and linear probe on val."""
     from pipelines.common import Steps
-    from train.report import write_report
+    from train.results.report.write import write_report
 
     train_data, val_data = find_data(folder)
     steps = Steps(len(OBJECTIVES) + 3)
@@ -71,9 +71,11 @@ def find_data(folder: Path) -> tuple[str, str]:
 
 def build_graph(train_data: str, encoder: str) -> None:
     """200 prompts, every pair stored; all images map onto them."""
-    from graphbuild.embed import EmbedConfig, build_embeddings
-    from graphbuild.knn import KnnConfig, build_knn
-    from graphbuild.text import DEFAULT_TEMPLATE
+    from graphbuild.embed.build import build_embeddings
+    from graphbuild.embed.config import EmbedConfig
+    from graphbuild.embed.text.table import DEFAULT_TEMPLATE
+    from graphbuild.knn.config import KnnConfig
+    from graphbuild.knn.stage import build_knn
 
     config = EmbedConfig(
         dataset="parquet",
@@ -93,7 +95,7 @@ def train_all(options: Mapping[str, Any], out: Path, steps: Any) -> None:
     """Train every objective on the same decoded images."""
     from train.config import TrainConfig
     from train.data.prepare import prepare
-    from train.loop import train
+    from train.run.loop import train
 
     data = prepare(TrainConfig(objective=OBJECTIVES[0], **options))
     for objective in OBJECTIVES:
@@ -105,7 +107,7 @@ def train_all(options: Mapping[str, Any], out: Path, steps: Any) -> None:
 def write_scores(out: Path, val_data: str) -> None:
     """Evaluate, print the table, and write scores.json and scores.md."""
     from pipelines.common import evaluate_once, score_headings, score_rows, write_whole
-    from train.compare.table import markdown_table
+    from train.results.compare.table import markdown_table
 
     scores: dict[str, Any] = {
         name: evaluate_once(out / name, data=val_data, columns=(COLUMN,), untrained=number == 0)

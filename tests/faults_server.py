@@ -26,11 +26,12 @@ import numpy as np
 import torch  # noqa: F401
 from helpers_embed import embed, numbered_captions, write_captions
 
+from graphbuild.embed.text.keys import KeyTable
 from graphbuild.errors import UserError, describe_os_error
-from graphbuild.keys import KeyTable
-from graphbuild.knn import KnnConfig, build_knn
 from graphbuild.knn import stage as _knn_stage  # noqa: F401
-from graphbuild.shards import damage, digest_file, read_receipt
+from graphbuild.knn.config import KnnConfig
+from graphbuild.knn.stage import build_knn
+from graphbuild.store.files import damage, digest_file, read_receipt
 
 CAPTIONS, SHARD = 36, 9
 SOURCES = ("captions.parquet", "more.parquet")

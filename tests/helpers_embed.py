@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from graphbuild.embed import EmbedConfig, EmbedResult, build_embeddings
-from graphbuild.shards import digest_file
+from graphbuild.embed.build import build_embeddings
+from graphbuild.embed.config import EmbedConfig, EmbedResult
+from graphbuild.store.files import digest_file
 
 
 def write_captions(path: Path, columns: Mapping[str, Sequence[Any]]) -> Path:

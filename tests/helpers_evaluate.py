@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.evaluate.case import Case, Labelled
+from train.evaluate.protocols.case import Case, Labelled
 
 
 def blobs(count: int, *, classes: int = 4, width: int = 12, spread: float = 0.8, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -14,10 +14,10 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from graphbuild import schemas
-from graphbuild.lookup import build_lookup
-from graphbuild.manifest import Manifest, Stage, stage_key
-from graphbuild.shards import Receipt, shard_ranges, write_parquet
+from graphbuild.store import schemas
+from graphbuild.store.files import Receipt, shard_ranges, write_parquet
+from graphbuild.store.lookup import build_lookup
+from graphbuild.store.manifest import Manifest, Stage, stage_key
 
 
 def unit_rows(vectors_ND: NDArray[np.floating]) -> NDArray[np.float16]:

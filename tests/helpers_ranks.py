@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from graphbuild.graph import Graph
-from train.blocks import OneHot, SameClass, Target
-from train.distributed import Ranks, ranks_of_job
-from train.losses import tiled_clip_loss, tiled_soft_cross_entropy
-from train.targets import TargetAssembler
+from graphbuild.store.graph import Graph
+from graphbuild.torch.blocks import OneHot, SameClass, Target
+from graphbuild.torch.losses import tiled_clip_loss, tiled_soft_cross_entropy
+from graphbuild.torch.similarities import TargetAssembler
+from train.run.distributed import Ranks, ranks_of_job
 
 BATCH, WIDTH, TILE = 24, 5, 4
 
@@ -26,7 +26,7 @@ BATCH, WIDTH, TILE = 24, 5, 4
 def run_ranks(count: int, work: Callable[..., None], *arguments: Any, folder: Path, timeout: float = 240) -> list[int]:
     """Exit codes of `work(*arguments)` in each of `count` connected processes; what they say is in `folder`/said-<rank>."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train.loop", "train.targets", "train.data.parquet", "train.cli"])
+    context.set_forkserver_preload(["train.run.loop", "graphbuild.torch.similarities", "train.data.parquet", "train.cli"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -70,7 +70,7 @@ def train_cli(*arguments: str) -> None:
 
 def train_cli_until(rank: int, step: int, number: int, *arguments: str) -> None:
     """`train run` in which one process gets a signal after a step."""
-    from train import trainer
+    from train.run import trainer
 
     train_step = trainer.Trainer._train_step
 

@@ -75,7 +75,8 @@ def write_tar_shards(folder: Path, count: int, *, per_shard: int = 16, broken: t
 
 def write_tiny_graph(graph_dir: Path, count: int, *, texts: int = 40, k: int = 5) -> Path:
     """A finished graph of `texts` texts, and samples img-0, img-1, ... of text i mod `texts`."""
-    from graphbuild.knn import KnnConfig, build_knn
+    from graphbuild.knn.config import KnnConfig
+    from graphbuild.knn.stage import build_knn
 
     write_graph(graph_dir, clustered_vectors(texts, 16), samples=[(f"img-{i}", i % texts) for i in range(count)])
     build_knn(graph_dir, KnnConfig(k=k, sketch_dim=8))

@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional
 
 from benchmarks.train_peers import nt_xent
-from train.losses import soft_cross_entropy
-from train.targets import one_hot
+from graphbuild.torch.losses import soft_cross_entropy
+from graphbuild.torch.similarities import one_hot
 
 
 def test_loss_of_the_plain_loop_is_that_of_simclr_here() -> None:

@@ -71,7 +71,7 @@ def cli(debug: bool) -> None:
 def run(config_file: Path | None, run_dir: Path | None, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Train an encoder, or go on with a run that was stopped."""
     config = load_config(config_file, {name: value for name, value in options.items() if value is not None})
-    from train.loop import train
+    from train.run.loop import train
 
     _answer(train(config, run_dir, overwrite=overwrite), as_json)
 
@@ -126,7 +126,7 @@ def evaluate(run: Path, label_column: str, no_cache: bool, as_json: bool, **opti
 @json_option
 def report(runs: tuple[Path, ...], out: Path | None, data: str | None, as_json: bool) -> None:
     """Write one HTML file on finished runs: conditions, scores, curves, similarities, nearest neighbours."""
-    from train.report import write_report
+    from train.results.report.write import write_report
 
     _answer(write_report(runs, out or (runs[0] if len(runs) == 1 else runs[0].parent) / "report.html", data=data), as_json)
 
@@ -140,7 +140,7 @@ def report(runs: tuple[Path, ...], out: Path | None, data: str | None, as_json: 
 def reshard(out: Path, shard_size: int, memory_gb: float, as_json: bool, **options: Any) -> None:
     """Write images as webdataset shards in the order of a graph's partition, neighbours together."""
     config = load_config(None, {name: value for name, value in options.items() if value is not None})
-    from train.reshard import reshard as write
+    from train.data.reshard import reshard as write
 
     _answer(write(config, out, shard_size=shard_size, memory_gb=memory_gb), as_json)
 
@@ -182,17 +182,17 @@ def compare(
     matrices: Path | None,
 ) -> None:
     """Means and 95 % intervals over seeds, paired where seeds match, with differences that are not significant marked."""
-    from train.compare.table import compare
+    from train.results.compare.table import compare
 
     found = compare(runs, measures=measures, baseline=baseline)
     click.echo(found.write(form, differences=differences))
     if figure is not None:
-        from train.compare.figure import write_figure
+        from train.results.compare.figure import write_figure
 
         write_figure(found.arms, figure)
         click.echo(f"{figure}: accuracy against samples per class", err=True)
     if matrices is not None:
-        from train.compare.matrices import write_matrices
+        from train.results.compare.matrices import write_matrices
 
         arms = found.arms
         write_matrices([arm.first for arm in arms], [arm.name for arm in arms], matrices, column=found.measures[0][0])
@@ -214,14 +214,14 @@ def compare(
 @json_option
 def export(run: Path, out: Path | None, features: Path | None, data: str | None, as_json: bool) -> None:
     """Write the backbone as torchvision and timm load it, with a model card; image features on request."""
-    from train.export import export_run
+    from train.results.export import export_run
 
     _answer(export_run(run, out or run / "export", features=features, data=data), as_json)
 
 
 def _answer(result: Any, as_json: bool) -> None:
     """Print a result: its `summary()` for people, its `to_json()` for scripts. One process of a job speaks."""
-    from train.progress import is_main_process
+    from graphbuild.system.progress import is_main_process
 
     if not is_main_process():
         return

@@ -193,7 +193,7 @@ class TrainConfig:
                 f"--chunk {self.chunk} is more than --batch-size {self.batch_size}. Lower it, or raise the batch size."
             )
         if self.neighbor_ranks is not None:
-            from graphbuild.partition import parse_ranks
+            from graphbuild.targets.partition import parse_ranks
 
             parse_ranks(self.neighbor_ranks)
 

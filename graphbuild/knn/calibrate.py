@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from graphbuild.knn.device import DeviceEngine
-from graphbuild.knn.engine import Engine, in_row_blocks
-from graphbuild.knn.rowblocks import RowBlockEngine
-from graphbuild.knn.tiles import TileEngine
-from graphbuild.shards import shard_ranges
+from graphbuild.knn.engines.base import Engine
+from graphbuild.knn.engines.choose import in_row_blocks
+from graphbuild.knn.engines.device import DeviceEngine
+from graphbuild.knn.engines.rowblocks import RowBlockEngine
+from graphbuild.knn.engines.tiles import TileEngine
+from graphbuild.store.files import shard_ranges
 
 _WARM_TEXTS = 2048
 """Texts of the trial that is not timed: it loads the kernels."""

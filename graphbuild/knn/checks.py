@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from graphbuild import schemas
 from graphbuild.errors import ArtifactError
-from graphbuild.manifest import Manifest
-from graphbuild.shards import require_intact
+from graphbuild.store import schemas
+from graphbuild.store.files import require_intact
+from graphbuild.store.manifest import Manifest
 
 _LENGTH_TOLERANCE = 0.01
 _CHECK_BLOCK = 8192

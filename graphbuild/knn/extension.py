@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from graphbuild import schemas
-from graphbuild.knn.engine import Neighbors, in_row_blocks
-from graphbuild.manifest import Manifest
-from graphbuild.mapped import map_shard
-from graphbuild.shards import Receipt, ShardRange, damage
+from graphbuild.knn.engines.base import Neighbors
+from graphbuild.knn.engines.choose import in_row_blocks
+from graphbuild.store import schemas
+from graphbuild.store.files import Receipt, ShardRange, damage
+from graphbuild.store.manifest import Manifest
+from graphbuild.store.neighbors import map_shard
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from graphbuild import schemas
 from graphbuild.knn import sketch
-from graphbuild.knn.engine import Neighbors
-from graphbuild.shards import Receipt, ShardRange, write_arrow
+from graphbuild.knn.engines.base import Neighbors
+from graphbuild.store import schemas
+from graphbuild.store.files import Receipt, ShardRange, write_arrow
 
 
 @dataclass(frozen=True, slots=True)

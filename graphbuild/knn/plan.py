@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from graphbuild.errors import ResourceError
+from graphbuild.knn.approximate import IvfEstimate
 from graphbuild.knn.calibrate import Rates
-from graphbuild.knn.engine import required_memory
-from graphbuild.knn.ivf import IvfEstimate
+from graphbuild.knn.engines.choose import required_memory
 
 _DECODED_ROWS = 8192
 """Rows that are decoded, checked, and projected onto the sketch at a time."""

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from graphbuild import schemas
-from graphbuild.shards import scratch_name
-from graphbuild.vectors import embedding_blocks, load_embeddings
+from graphbuild.store import schemas
+from graphbuild.store.embeddings import embedding_blocks, load_embeddings
+from graphbuild.store.files import scratch_name
 
 
 @contextmanager

@@ -15,23 +15,24 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from graphbuild import schemas
-from graphbuild.cluster import Workers, run_tasks
 from graphbuild.errors import ResourceError
 from graphbuild.knn import sketch
+from graphbuild.knn.approximate import IvfEngine, estimate_ivf
 from graphbuild.knn.calibrate import calibrate
 from graphbuild.knn.checks import read_sample_counts, require_unit_vectors
-from graphbuild.knn.engine import Engine, make_engine
+from graphbuild.knn.engines.base import Engine
+from graphbuild.knn.engines.choose import make_engine
+from graphbuild.knn.engines.tiles import TileEngine
 from graphbuild.knn.extension import Extension
-from graphbuild.knn.ivf import IvfEngine, estimate_ivf
 from graphbuild.knn.output import ShardWriter, no_neighbors
 from graphbuild.knn.plan import Estimate, Layout, MemoryPlan, Missing, make_estimate
 from graphbuild.knn.scratch import all_vectors, first_vectors
 from graphbuild.knn.tasks import Job, search_shard
-from graphbuild.knn.tiles import TileEngine
-from graphbuild.manifest import Manifest
-from graphbuild.progress import progress
-from graphbuild.shards import Receipt, ShardRange, damage, finished, remove_stale_temporaries, require_intact, scratch_name
+from graphbuild.store import schemas
+from graphbuild.store.files import Receipt, ShardRange, damage, finished, remove_stale_temporaries, require_intact, scratch_name
+from graphbuild.store.manifest import Manifest
+from graphbuild.system.cluster import Workers, run_tasks
+from graphbuild.system.progress import progress
 
 _CALIBRATION_TEXTS = 65_536
 _CALIBRATION_SECONDS = 5.0

@@ -14,17 +14,17 @@ from typing import Any
 
 import click
 
-from graphbuild import schemas
-from graphbuild.cluster import Workers
 from graphbuild.errors import OptionError
-from graphbuild.knn import KnnConfig, KnnResult
-from graphbuild.knn.devices import resolve_device
+from graphbuild.knn.config import KnnConfig, KnnResult
+from graphbuild.knn.engines.devices import resolve_device
 from graphbuild.knn.extension import find_extension
-from graphbuild.knn.memory import resolve_limit
 from graphbuild.knn.plan import Estimate, Layout, plan_memory
 from graphbuild.knn.search import Search
-from graphbuild.manifest import Manifest, Stage, stage_key, up_to_date
-from graphbuild.shards import Receipt, remove_stale_temporaries
+from graphbuild.store import schemas
+from graphbuild.store.files import Receipt, remove_stale_temporaries
+from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
+from graphbuild.system.cluster import Workers
+from graphbuild.system.memory import resolve_limit
 
 _AUTO_COMPLETE = 4096
 _AUTO_K = 256
@@ -87,8 +87,14 @@ class _Request:
         )
 
 
-def run_stage(graph_dir: Path, config: KnnConfig) -> KnnResult:
-    """Do what `graphbuild.knn.build_knn` says."""
+def build_knn(graph_dir: Path, config: KnnConfig) -> KnnResult:
+    """Find the k nearest texts of every text and enter the knn stage in the manifest.
+
+    Raises:
+        ArtifactError: If the embeddings are missing or damaged, or hold a zero or non-finite vector (the text is named).
+        OptionError: If the stage is done with other options, or the memory limit cannot be read.
+        ResourceError: If the memory limit is too small to work within.
+    """
     started = time.perf_counter()
     request = _Request.read(graph_dir, config)
     manifest, layout = request.manifest, request.layout
@@ -123,8 +129,14 @@ def run_stage(graph_dir: Path, config: KnnConfig) -> KnnResult:
     return _result(graph_dir, config, stage, layout.texts, already_done=False)
 
 
-def estimate_stage(graph_dir: Path, config: KnnConfig) -> Estimate:
-    """Do what `graphbuild.knn.estimate_knn` says."""
+def estimate_knn(graph_dir: Path, config: KnnConfig) -> Estimate:
+    """What `build_knn` would take, by a calibration of about five seconds; changes nothing.
+
+    Raises:
+        ArtifactError: If the embeddings are missing or damaged.
+        OptionError: If the stage is done with other options, or the memory limit cannot be read.
+        ResourceError: If the memory limit is too small to work within.
+    """
     request = _Request.read(graph_dir, config)
     if request.ivf_recall is not None:
         raise OptionError("--dry-run tells what the exact search takes, and ivf beside it. Leave out --method ivf.")

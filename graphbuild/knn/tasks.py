@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from graphbuild import schemas
-from graphbuild.knn.engine import make_engine
+from graphbuild.knn.engines.choose import make_engine
+from graphbuild.knn.engines.tiles import TileEngine
 from graphbuild.knn.extension import Extension
 from graphbuild.knn.output import ShardWriter
 from graphbuild.knn.scratch import map_vectors
-from graphbuild.knn.tiles import TileEngine
-from graphbuild.shards import Receipt, ShardRange, finished
+from graphbuild.store import schemas
+from graphbuild.store.files import Receipt, ShardRange, finished
 
 _REPORTS = 50
 """How often a shard tells of its progress, at most."""

@@ -14,15 +14,15 @@ import click
 import numpy as np
 
 from graphbuild.errors import ArtifactMismatch
-from graphbuild.shards import write_json, write_text
+from graphbuild.store.files import write_json, write_text
 from pipelines.study.data import StudyData
 from pipelines.study.graphs import build_graph, is_imported
 from pipelines.study.jobs import claim, run_jobs
 from pipelines.study.plan import ARMS, COMMON, SCENES, Arm, Planned
 from pipelines.study.scenes import COLUMNS, prepare_scenes
 from pipelines.study.tables import write_gaps_figure, write_tables
-from train.compare.arms import EVAL_FILE
-from train.runs import CONFIG_FILE, read_run_config
+from train.results.compare.arms import EVAL_FILE
+from train.run.folder import CONFIG_FILE, read_run_config
 
 if TYPE_CHECKING:
     from train.config import ModelName, TrainConfig
@@ -136,8 +136,8 @@ class Study:
         return self._config.out / "graphs"
 
     def _train(self, planned: Planned) -> None:
-        from train.checkpoint import WEIGHTS
-        from train.loop import train
+        from train.run.checkpoint import WEIGHTS
+        from train.run.loop import train
 
         run_dir = self.run_dir(planned)
         if (run_dir / WEIGHTS).exists():

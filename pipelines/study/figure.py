@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from train.compare.differences import Difference
+from train.results.compare.differences import Difference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

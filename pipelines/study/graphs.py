@@ -98,9 +98,11 @@ def _shuffle_captions(data: StudyData) -> Path:
 
 
 def _embed(texts: str, source: Path, data: StudyData, graph_dir: Path, encoder: str) -> Path:
-    from graphbuild.embed import EmbedConfig, build_embeddings
-    from graphbuild.knn import KnnConfig, build_knn
-    from graphbuild.text import DEFAULT_TEMPLATE
+    from graphbuild.embed.build import build_embeddings
+    from graphbuild.embed.config import EmbedConfig
+    from graphbuild.embed.text.table import DEFAULT_TEMPLATE
+    from graphbuild.knn.config import KnnConfig
+    from graphbuild.knn.stage import build_knn
 
     templates = {"prompts": (DEFAULT_TEMPLATE,), "names": ("{}",)}
     column = {"definitions": "described", "flickr": "captions", "scenes": "caption"}
@@ -147,7 +149,7 @@ def _embeddings(graph_dir: Path, data: StudyData) -> Matrix:
     """Stored vectors of the seen classes, in the order of their table; (N, D)."""
     import polars as pl
 
-    from graphbuild.graph import Graph
+    from graphbuild.store.graph import Graph
 
     graph = Graph.open(graph_dir)
     images = pl.read_parquet(data.seen, columns=["file", "name"]).group_by("name").first()
@@ -161,7 +163,7 @@ def _import(graph_dir: Path, names: list[str], similarity_NN: Matrix, data: Stud
     """A complete graph of the seen classes' names, whose samples are the images to train on."""
     import polars as pl
 
-    from graphbuild.imported import ImportConfig, import_graph
+    from graphbuild.exchange.imported import ImportConfig, import_graph
 
     graph_dir.parent.mkdir(parents=True, exist_ok=True)
     sources = graph_dir.with_name(f".{graph_dir.name}.import")

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import click
 
-from graphbuild.cluster import thread_shares
 from graphbuild.errors import ResourceError, run_cli
-from train.signals import stop_signal
+from graphbuild.system.cluster import thread_shares
+from train.run.signals import stop_signal
 
 _LOOK_SECONDS = 1.0
 

@@ -30,7 +30,7 @@ def prepare_scenes(folder: Path, *, drawn: int = _DRAWN, val: int = _VAL) -> Non
     """
     import polars as pl
 
-    from graphbuild.datasets.scenes import ScenesConfig, draw_pictures
+    from graphbuild.datasets.scenes.source import ScenesConfig, draw_pictures
 
     train_file, val_file = folder / "scenes-train.parquet", folder / "scenes-val.parquet"
     if train_file.exists() and val_file.exists():

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from helpers_graph import clustered_vectors, write_graph
 
-from graphbuild.graph import Graph
-from graphbuild.knn import KnnConfig, build_knn
-from graphbuild.manifest import Manifest
-from graphbuild.shards import write_parquet
+from graphbuild.knn.config import KnnConfig
+from graphbuild.knn.stage import build_knn
+from graphbuild.store.files import write_parquet
+from graphbuild.store.graph import Graph
+from graphbuild.store.manifest import Manifest
 
 COOKBOOK = (Path(__file__).resolve().parents[2] / "docs/cookbook.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", COOKBOOK, flags=re.MULTILINE | re.DOTALL)

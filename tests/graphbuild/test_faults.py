@@ -21,8 +21,9 @@ import psutil
 import pytest
 from helpers_embed import embed, numbered_captions, write_captions
 
-from graphbuild.knn import KnnConfig, build_knn
-from graphbuild.shards import digest_file
+from graphbuild.knn.config import KnnConfig
+from graphbuild.knn.stage import build_knn
+from graphbuild.store.files import digest_file
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -57,7 +58,7 @@ def test_hundreds_of_builds_struck_at_random_points_end_with_the_same_bytes(
 
 SLOW_FINISH = """
 import functools, time
-from graphbuild import shards
+from graphbuild.store import files as shards
 def slow(finish, *arguments, **options):
     time.sleep(0.1)
     return finish(*arguments, **options)

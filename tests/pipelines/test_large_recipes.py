@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner, Result
 from helpers_train import draw, encode, write_tar_shards
 
-from graphbuild.datasets.imagenet import read_classes
+from graphbuild.datasets.published.imagenet import read_classes
 from graphbuild.errors import OptionError
 from pipelines.recipe import parse_settings
 from train.config import TrainConfig
-from train.metrics import read_metrics
+from train.run.metrics import read_metrics
 
 TINY = {
     "model": "small",

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from pipelines.common import run_holds, score_headings, score_rows, text_table
-from train.compare.table import markdown_table
 from train.config import TrainConfig
+from train.results.compare.table import markdown_table
 
 SCORES = {
     "a": {

@@ -22,7 +22,7 @@ from helpers_train import encode
 from numpy.typing import NDArray
 
 from graphbuild.errors import ArtifactMismatch, OptionError, SourceError
-from graphbuild.graph import Graph
+from graphbuild.store.graph import Graph
 from pipelines.study.__main__ import study
 from pipelines.study.data import StudyData, describe_classes, hold_out, prepare_data
 from pipelines.study.execute import StudyConfig
@@ -30,7 +30,7 @@ from pipelines.study.graphs import build_graph, shuffle, similarity_of
 from pipelines.study.jobs import claim
 from pipelines.study.plan import ARMS, plan
 from pipelines.study.scenes import prepare_scenes
-from train.compare.table import compare
+from train.results.compare.table import compare
 
 ANIMALS, THINGS = ("cat", "dog", "frog", "newt", "crab"), ("bus", "cup", "reel", "drum", "sock")
 NAMES = ANIMALS + THINGS
@@ -211,9 +211,9 @@ def run_study(source: Path, out: Path, *options: str, budget: int = 64) -> str:
 def short_evaluations() -> Iterator[None]:
     """Which scores come out is what is looked at here, not how good they are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.evaluate.linear._ITERATIONS", 3)
-        patch.setattr("train.evaluate.low_data.DRAWS", 1)
-        patch.setattr("train.evaluate.few_shot.DRAWS", 2)
+        patch.setattr("train.evaluate.protocols.linear._ITERATIONS", 3)
+        patch.setattr("train.evaluate.protocols.low_data.DRAWS", 1)
+        patch.setattr("train.evaluate.protocols.few_shot.DRAWS", 2)
         yield
 
 

@@ -16,7 +16,7 @@ from click.exceptions import Exit
 
 from graphbuild.errors import OptionError, ResourceError
 from pipelines.study.jobs import claim, run_jobs
-from train.signals import stop_signal
+from train.run.signals import stop_signal
 
 
 def test_a_run_that_another_process_is_at_is_passed_over(tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from pipelines.study.execute import Study, StudyConfig
 from pipelines.study.figure import draw_gaps
 from pipelines.study.plan import controls
 from pipelines.study.tables import write_gaps_figure, write_tables
-from train.compare.arms import EVAL_FILE
-from train.compare.differences import Difference
-from train.compare.table import compare
 from train.config import ModelName
-from train.runs import CONFIG_FILE
+from train.results.compare.arms import EVAL_FILE
+from train.results.compare.differences import Difference
+from train.results.compare.table import compare
+from train.run.folder import CONFIG_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = (ROOT / "docs/study.md").read_text(encoding="utf-8")

@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from helpers_graph import clustered_vectors, write_graph
 from helpers_train import write_images, write_tiny_graph
 
-from graphbuild.knn import KnnConfig, build_knn
+from graphbuild.knn.config import KnnConfig
+from graphbuild.knn.stage import build_knn
 from train.cli import cli, main
 from train.config import field_types, flag
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from graphbuild.errors import OptionError
-from graphbuild.graph import Graph
-from graphbuild.partition import PartitionConfig, chunk_samples, load_partition
-from train.batches import NeighborBatches, RandomBatches
+from graphbuild.store.graph import Graph
+from graphbuild.targets.batches import NeighborBatches, RandomBatches
+from graphbuild.targets.partition import PartitionConfig, chunk_samples, load_partition
 from train.config import TrainConfig
 from train.data.base import Int32
 from train.data.join import Joined

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphbuild import schemas
 from graphbuild.errors import ArtifactMismatch
-from graphbuild.graph import Graph, SampleTexts
+from graphbuild.store import schemas
+from graphbuild.store.graph import Graph
+from graphbuild.store.lookup import SampleTexts
 from train.data.base import ImageSource, Int32, Int64
 from train.data.tar import MappedIds
 

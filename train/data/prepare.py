@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 
 from graphbuild.errors import OptionError, SourceError
-from graphbuild.graph import Graph, find_graph_dir
+from graphbuild.store.graph import Graph
+from graphbuild.store.manifest import find_graph_dir
+from graphbuild.system.progress import say
 from train.config import TrainConfig
-from train.data import open_images, recorded_images
 from train.data.base import ImageSource, Int64, Labels, encode_labels
 from train.data.join import Joined, join
 from train.data.prefetch import read_ahead
+from train.data.sources import open_images, recorded_images
 from train.data.store import CorruptImages, ImageBatch, ImageStore, choose_load_size
 from train.data.tar import MappedIds
-from train.progress import say
 
 DATA_FIELDS = ("graph_dir", "data", "image_column", "id_column", "load_size")
 """Fields of a configuration that prepared data decide."""

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from graphbuild.errors import OptionError, ResourceError, SourceError
+from graphbuild.system.progress import progress
 from train.config import OnDeviceName
 from train.data.base import Bool, ImageSource, Int32, Int64, UInt8, UnreadableImage, decode, short_side
-from train.progress import progress
 
 _CHUNK = 256
 _PROBED = 64

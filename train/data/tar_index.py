@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from graphbuild.system.progress import progress
 from train.data.base import Int64
 from train.data.tar_scan import ScannedShard, scan_shard
-from train.progress import progress
 
 FOLDER = ".xclr-index"
 _FORMAT = "tar index 1"

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from train.data.base import ImageSource
 from train.data.store import CorruptImages, ImageStore
 from train.evaluate.features import Features, extract_features
-from train.model import Encoder
+from train.model.encoders import Encoder
 
 FOLDER = "features"
 _CHUNK = 1024

@@ -8,8 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from graphbuild.errors import ArtifactError
-from train.checkpoint import load_encoder
-from train.model import Encoder
+from train.model.encoders import Encoder
+from train.run.checkpoint import load_encoder
 
 SUFFIX = ".safetensors"
 

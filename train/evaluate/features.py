@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from graphbuild.errors import SourceError
-from train.augment import centre_views
+from graphbuild.system.progress import progress
+from train.data.augment import centre_views
 from train.data.base import Int64
 from train.data.prefetch import read_ahead
 from train.data.store import ImageStore
-from train.model import Encoder
-from train.progress import progress
+from train.model.encoders import Encoder
 
 _BATCH = 256
 

@@ -12,33 +12,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphbuild import schemas
-from train.checkpoint import TEXT_TOWER, load_text_tower
+from graphbuild.store import schemas
 from train.config import TrainConfig
 from train.data.base import ImageSource
 from train.data.store import choose_load_size
 from train.evaluate.cache import FOLDER, Extraction, features_of
-from train.evaluate.case import Case
 from train.evaluate.encoders import SUFFIX, read_encoder
 from train.evaluate.features import Features
-from train.evaluate.few_shot import few_shot_scores
-from train.evaluate.imagenet import Answer, Found, ImageSet, imagenet_answer
-from train.evaluate.imagenet9 import ImageNet9
-from train.evaluate.imagenet_real import ImageNetReal
-from train.evaluate.low_data import low_data_scores
-from train.evaluate.mit_states import MitStates
-from train.evaluate.objectnet import ObjectNet
 from train.evaluate.options import ON_IMAGENET, ON_LABELS, EvalOptions, ProtocolName
-from train.evaluate.retrieval import retrieval_scores
-from train.evaluate.scores import describe, knn_scores, linear_scores
-from train.evaluate.severity import severity_scores
+from train.evaluate.protocols.case import Case
+from train.evaluate.protocols.few_shot import few_shot_scores
+from train.evaluate.protocols.imagenet import Answer, Found, ImageSet, imagenet_answer
+from train.evaluate.protocols.imagenet9 import ImageNet9
+from train.evaluate.protocols.imagenet_real import ImageNetReal
+from train.evaluate.protocols.low_data import low_data_scores
+from train.evaluate.protocols.mit_states import MitStates
+from train.evaluate.protocols.objectnet import ObjectNet
+from train.evaluate.protocols.retrieval import retrieval_scores
+from train.evaluate.protocols.scores import describe, knn_scores, linear_scores
+from train.evaluate.protocols.severity import severity_scores
+from train.evaluate.protocols.zero_shot import read_templates, zero_shot_scores
 from train.evaluate.sides import Sides
-from train.evaluate.zero_shot import read_templates, zero_shot_scores
-from train.loop import settle
-from train.model import Encoder, has_fast_bfloat16
-from train.runs import read_run_config
-from train.text_tower import TextTower, Tokenizer
-from train.trainer import build_model
+from train.model.encoders import Encoder, has_fast_bfloat16
+from train.model.text_tower import TextTower, Tokenizer
+from train.run.checkpoint import TEXT_TOWER, load_text_tower
+from train.run.folder import read_run_config
+from train.run.loop import settle
+from train.run.trainer import build_model
 
 EVAL_FILE = "eval.json"
 TRAINED, UNTRAINED = "trained", "untrained"

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from graphbuild.errors import OptionError, SourceError
-from graphbuild.graph import Graph
+from graphbuild.store.graph import Graph
 from train.config import TrainConfig
-from train.data import open_images, recorded_images
 from train.data.base import ImageSource, Int64
 from train.data.prepare import absolute, is_parquet
-from train.evaluate.case import Case, Labelled
+from train.data.sources import open_images, recorded_images
 from train.evaluate.features import Features
-from train.evaluate.hierarchy import Hierarchy, read_hierarchy
 from train.evaluate.options import EvalOptions
+from train.evaluate.protocols.case import Case, Labelled
+from train.evaluate.protocols.hierarchy import Hierarchy, read_hierarchy
 
 _CIFAR = ("cifar10", "cifar100")
 

@@ -1,7 +1,0 @@
-"""CIFAR-100, read by torchvision: class prompts and the ids of its pictures."""
-
-from __future__ import annotations
-
-from graphbuild.datasets.cifar import CifarSource
-
-SOURCE = CifarSource("cifar100", classes=100)

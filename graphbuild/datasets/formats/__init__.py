@@ -1,0 +1,1 @@
+"""Sources by the format of their files."""

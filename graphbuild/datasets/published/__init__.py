@@ -1,0 +1,1 @@
+"""Sources by the name of a published data set."""

@@ -1,0 +1,107 @@
+"""What CC3M and CC12M share: a TSV of captions and URLs as published, or what img2dataset made of it. Ids are URLs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from graphbuild.datasets.base import OpenSource, SourceInfo, SourceOptions
+from graphbuild.datasets.formats.files import File, find_files
+from graphbuild.datasets.formats.img2dataset import SUFFIXES, Img2DatasetSource
+from graphbuild.datasets.formats.rows import Row, RowSource, Wanted
+from graphbuild.datasets.formats.tsv import TsvFormat
+from graphbuild.datasets.published.download import fetch
+from graphbuild.errors import OptionError, SourceError
+
+_DOWNLOADS = Path("data")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Publication:
+    """How a data set is published."""
+
+    columns: tuple[str, str]
+    """Of its TSV, which has no header."""
+    url: str | None
+    """None where it has to be fetched by hand."""
+    by_hand: str
+    """Where it is offered."""
+    replacements: tuple[str, ...] = ()
+    """For its placeholders."""
+
+
+class UrlPairs:
+    """TSV without a header, of captions and URLs; files whose first line has no URL where one belongs are refused."""
+
+    def __init__(self, columns: tuple[str, str]) -> None:
+        self._names = columns
+        self._format = TsvFormat(columns)
+
+    def columns(self, path: File) -> list[str] | None:
+        """The two, if the first line fits.
+
+        Raises:
+            SourceError: If it does not.
+        """
+        names = self._format.columns(path)
+        if names is None:
+            return None
+        first = next(self._format.rows(path, Wanted(caption="caption", sample_id="url", kept=())))
+        if "://" not in (first.sample_id or ""):
+            raise SourceError(
+                f"{path}: line 1 has {(first.sample_id or '')[:60]!r} where a URL should be; the file should be "
+                f"{'<TAB>'.join(self._names)}, without a header."
+            )
+        return names
+
+    def rows(self, path: File, wanted: Wanted) -> Iterator[Row]:
+        """Pairs of a file."""
+        return self._format.rows(path, wanted)
+
+
+class ConceptualSource:
+    """CC3M or CC12M."""
+
+    def __init__(self, info: SourceInfo, publication: Publication) -> None:
+        self.info = info
+        self._publication = publication
+        self._pairs = RowSource(
+            info,
+            UrlPairs(publication.columns),
+            (".tsv",),
+            caption_column="caption",
+            id_column="url",
+            repeated_ids=True,
+            replacements=publication.replacements,
+        )
+        self._crawl = Img2DatasetSource(info, replacements=publication.replacements)
+
+    def prepare(self, options: SourceOptions, graph_dir: Path) -> None:
+        """Download the TSV, unless --source names files or it is there.
+
+        Raises:
+            OptionError: If it has to be fetched by hand.
+        """
+        if options.sources:
+            return
+        if self._publication.url is None:
+            raise OptionError(f"--dataset {self.info.name} needs --source: {self._publication.by_hand}")
+        fetch(self._publication.url, self._path())
+
+    def _path(self) -> Path:
+        return _DOWNLOADS / str(self._publication.url).rsplit("/", 1)[-1]
+
+    def open(self, options: SourceOptions, graph_dir: Path) -> OpenSource:
+        """The TSV, or the crawl that --source names.
+
+        Raises:
+            SourceError: If files are missing or of another form.
+        """
+        if options.sources:
+            paths = find_files(options.sources, dataset=self.info.name, suffixes=(".tsv", *SUFFIXES))
+            crawled = any(path.suffix in SUFFIXES for path in paths)
+            return (self._crawl if crawled else self._pairs).open(options, graph_dir)
+        opened = self._pairs.open(replace(options, sources=(str(self._path()),)), graph_dir)
+        opened.facts["download"] = asdict(fetch(str(self._publication.url), self._path()))
+        return opened

@@ -1,0 +1,177 @@
+"""Downloads a large public file: with progress, on from where an earlier attempt stopped, checked against what the server says.
+
+The bytes go to `<file>.part`; beside it lies `<file>.part.json`, the version (ETag) that they belong to. What was checked
+stays in `<file>.json`, so that a second run needs no network.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import http.client
+import json
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graphbuild.datasets.published.crc32c import crc32c
+from graphbuild.errors import ArtifactError, SourceError
+from graphbuild.store.files import write_json
+from graphbuild.system.progress import progress
+
+_CHUNK = 1 << 20
+_MB = 1_000_000
+_ATTEMPTS = 5
+"""Failures in a row, none of which brought the download forward."""
+_TIMEOUT_SECONDS = 60
+_NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Download:
+    """What was fetched, as the server stated it; all of it was checked."""
+
+    url: str
+    bytes: int
+    etag: str | None = None
+    md5: str | None = None
+    crc32c: str | None = None
+
+    @classmethod
+    def stated(cls, url: str, headers: Mapping[str, str], size: int) -> Download:
+        """From a response: Google's storage gives `x-goog-hash`, others `Content-MD5`, both in base64."""
+        hashes = dict(part.strip().partition("=")[::2] for part in (headers.get("x-goog-hash") or "").split(","))
+        return cls(
+            url=url,
+            bytes=size,
+            etag=headers.get("ETag"),
+            md5=_hexadecimal(hashes.get("md5") or headers.get("Content-MD5")),
+            crc32c=_hexadecimal(hashes.get("crc32c")),
+        )
+
+
+def fetch(url: str, path: Path, *, pause: Callable[[float], None] = time.sleep) -> Download:
+    """Download a file, or go on with it; a file that is there already, checked, is left alone.
+
+    Args:
+        url: Where it is.
+        path: Where it goes.
+        pause: Waits between attempts.
+
+    Returns:
+        What the server stated, and what was checked.
+
+    Raises:
+        SourceError: If it cannot be reached, or stops again and again; what was fetched is kept.
+        ArtifactError: If the bytes are not those that the server stated; they are removed.
+    """
+    if (known := _read(path.with_name(path.name + ".json"))) and path.is_file() and path.stat().st_size == known.bytes:
+        return known
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    stated = _persist(url, path, part, pause)
+    _check(part, stated)
+    part.replace(path)
+    write_json(path.with_name(path.name + ".json"), asdict(stated))
+    part.with_name(part.name + ".json").unlink(missing_ok=True)
+    return stated
+
+
+def _persist(url: str, path: Path, part: Path, pause: Callable[[float], None]) -> Download:
+    """Receive all of it, however often the connection breaks, as long as attempts bring it forward."""
+    failures, most = 0, _size(part)
+    while True:
+        try:
+            return _receive(url, part)
+        except _NETWORK_ERRORS as error:
+            failures = 0 if _size(part) > most else failures + 1
+            most = max(most, _size(part))
+            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
+            if refused or failures == _ATTEMPTS:
+                raise SourceError(
+                    f"{url}: could not be downloaded ({type(error).__name__}: {error}); {_size(part) / 1e6:,.0f} MB are here. "
+                    f"Run the command again to go on, or fetch it elsewhere and give --source {path.name}."
+                ) from None
+            seconds = min(2.0**failures, 30.0)
+            click.echo(f"{url}: {error}; trying again in {seconds:.0f} s", err=True)
+            pause(seconds)
+
+
+def _receive(url: str, part: Path) -> Download:
+    """One attempt: the rest of the file, or all of it where the server has another version by now."""
+    note = part.with_name(part.name + ".json")
+    begun = _read(note)
+    etag = begun.etag if begun is not None and begun.url == url and _size(part) <= begun.bytes else None
+    start = _size(part) if etag else 0
+    if begun is not None and start == begun.bytes:
+        return begun
+    request = urllib.request.Request(url)
+    if start and etag:
+        request.add_header("Range", f"bytes={start}-")
+        request.add_header("If-Range", etag)
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
+        if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+            start = 0
+        length = response.headers.get("Content-Length")
+        if length is None:
+            raise SourceError(f"{url}: the server does not say how large the file is. Fetch it by hand, and give --source.")
+        stated = Download.stated(url, response.headers, start + int(length))
+        write_json(note, asdict(stated))
+        _store(response, part, start, stated.bytes)
+    return stated
+
+
+def _store(response: Any, part: Path, start: int, size: int) -> None:
+    with part.open("r+b" if start else "wb") as stream, progress("downloading", size // _MB, unit="MB") as meter:
+        done = stream.seek(start)
+        meter.advance(done // _MB)
+        while chunk := response.read(_CHUNK):
+            stream.write(chunk)
+            meter.advance((done + len(chunk)) // _MB - done // _MB)
+            done += len(chunk)
+        if done < size:
+            # Without this, a connection that is closed early looks like the end.
+            raise http.client.IncompleteRead(b"", size - done)
+
+
+def _check(part: Path, stated: Download) -> None:
+    md5, crc = hashlib.md5(usedforsecurity=False), 0
+    with part.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            if stated.md5:
+                md5.update(chunk)
+            elif stated.crc32c:
+                crc = crc32c(chunk, crc)
+    found = {"bytes": _size(part), "md5": md5.hexdigest() if stated.md5 else None, "crc32c": None if stated.md5 else f"{crc:08x}"}
+    for name, value in found.items():
+        expected = getattr(stated, name)
+        if expected is not None and value is not None and value != expected:
+            part.unlink()
+            part.with_name(part.name + ".json").unlink(missing_ok=True)
+            raise ArtifactError(
+                f"{part}: {name} {value} was received, but {stated.url} states {expected}. It was removed: run the command again."
+            )
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _read(path: Path) -> Download | None:
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Download(**json.loads(path.read_text(encoding="utf-8")))
+    return None
+
+
+def _hexadecimal(value: str | None) -> str | None:
+    with contextlib.suppress(ValueError):
+        return base64.b64decode(value, validate=True).hex() if value else None
+    return None

@@ -1,0 +1,66 @@
+"""Data sources and their registry. A source's module is loaded only when it is used or described."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from graphbuild.datasets.base import Source, SourceInfo
+from graphbuild.errors import SourceError
+
+_MODULES = {
+    "parquet": "formats.parquet",
+    "csv": "formats.csv",
+    "tsv": "formats.tsv",
+    "jsonl": "formats.jsonl",
+    "lines": "formats.lines",
+    "img2dataset": "formats.img2dataset",
+    "cc3m": "published.cc3m",
+    "cc12m": "published.cc12m",
+    "coco": "published.coco",
+    "flickr": "published.flickr",
+    "imagefolder": "formats.imagefolder",
+    "imagenet": "published.imagenet",
+    "cifar10": "published.cifar10",
+    "cifar100": "published.cifar100",
+    "scenes": "scenes.source",
+}
+"""Where the constant SOURCE of each data set is."""
+NAMES = tuple(_MODULES)
+"""What --dataset takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptions:
+    """The answer of `graphbuild datasets`."""
+
+    infos: tuple[SourceInfo, ...]
+
+    def summary(self) -> str:
+        """One paragraph a data set."""
+        return "\n".join(
+            f"{info.name}\n    {info.what}\n    size: {info.size}\n    licence: {info.licence}\n    from: {info.origin}"
+            for info in self.infos
+        )
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The same, for scripts."""
+        return [asdict(info) for info in self.infos]
+
+
+def get_source(name: str) -> Source:
+    """The source of a data set's name.
+
+    Raises:
+        SourceError: If there is none of this name; the names are listed.
+    """
+    if name not in NAMES:
+        raise SourceError(f"no data set {name!r}; --dataset takes: {', '.join(NAMES)} (see `graphbuild datasets`).")
+    source: Source = importlib.import_module(f"graphbuild.datasets.{_MODULES[name]}").SOURCE
+    return source
+
+
+def describe_all() -> Descriptions:
+    """What every data set is, how large, under what licence, and where it comes from."""
+    return Descriptions(tuple(get_source(name).info for name in NAMES))

@@ -1,0 +1,83 @@
+"""What `graphbuild embed` is asked for, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from graphbuild.embed.text.policy import NOTES
+from graphbuild.store import schemas
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedConfig:
+    """What is embedded and how; what decides the bytes enters the manifest."""
+
+    dataset: str
+    """A name that `graphbuild datasets` lists."""
+    sources: tuple[str, ...] = ()
+    """Files, folders or globs."""
+    caption_column: str | None = None
+    """None: a usual name, if there is just one."""
+    id_column: str | None = None
+    """None: `<file>:<row>`, or the data set's own ids."""
+    keep_columns: tuple[str, ...] = ()
+    """Source columns copied into samples."""
+    templates: tuple[str, ...] = ()
+    """Prompts for class names; several are averaged."""
+    definitions: str | None = None
+    """WordNet's `data.noun`, or its folder: class texts are `NAME: DEFINITION`, without a template by default."""
+    replacements: tuple[str, ...] = ()
+    """`OLD=NEW`, applied to every caption."""
+    multi_caption: bool = False
+    """Rows that share a sample id are captions of one sample."""
+    encoder: str = "all-MiniLM-L6-v2"
+    """A Sentence Transformer's name or folder, or `hashing:<width>` for tests."""
+    precision: str = "auto"
+    """float32, bfloat16, float16, or auto."""
+    shard_size: int = schemas.SHARD_SIZE
+    """Texts a shard, and rows a shard of samples."""
+    workers: int | None = None
+    """Worker processes on this machine; 0 works in this process; None takes what a calibration finds fastest."""
+    scheduler: str | None = None
+    """Address of a running Dask scheduler."""
+    overwrite: bool = False
+    """Build again what was built with other options or from other input."""
+    append: bool = False
+    """Add the sources to a graph that is there; only texts that are new are embedded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedResult:
+    """What a graph directory holds after `embed`."""
+
+    graph_dir: Path
+    built: tuple[str, ...]
+    """Stages that were (re)built; none if everything was there."""
+    counts: dict[str, int]
+    encoder: dict[str, Any]
+    seconds: dict[str, float]
+    repeated: str | None = None
+    """How often captions repeat, and what that saves, in a line."""
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        counts = self.counts
+        done = f"built: {', '.join(self.built)}" if self.built else "nothing to do: it was built with these options already"
+        lines = [
+            f"{self.graph_dir}: {done}",
+            f"{counts['samples']:,} samples, {counts['captions']:,} captions, {counts['texts']:,} texts",
+            f"encoder {self.encoder['name']}, {self.encoder['dim']} wide, {self.encoder['precision']}",
+        ]
+        noted = {
+            **NOTES,
+            "failed_downloads": "rows whose picture was not downloaded, left out",
+            "truncated_captions": f"captions longer than the encoder reads ({self.encoder['max_tokens']} tokens), cut",
+        }
+        lines += [f"{counts[name]:,} {words}" for name, words in noted.items() if counts.get(name)]
+        return "\n".join([*lines, *([self.repeated] if self.repeated else [])])
+
+    def to_json(self) -> dict[str, Any]:
+        """The same, for scripts."""
+        return {**asdict(self), "graph_dir": str(self.graph_dir), "built": list(self.built)}

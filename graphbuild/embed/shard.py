@@ -1,0 +1,88 @@
+"""Embedding one shard of texts: what workers run.
+
+Shape letters: n texts of a shard, D vector width.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from graphbuild.embed.encoder import load_encoder
+from graphbuild.embed.encoder_files import EncoderSpec
+from graphbuild.embed.text.table import Prompts
+from graphbuild.errors import ArtifactError
+from graphbuild.store import schemas
+from graphbuild.store.files import Receipt, finished, write_parquet
+
+Report = Callable[[int], None]
+
+
+def embed_shard(root: str, index: int, spec: EncoderSpec, prompts: Prompts, key: str, *, report: Report) -> Receipt:
+    """Embed one shard of texts; the task that workers run.
+
+    Args:
+        root: Absolute path of the graph directory.
+        index: Number of the shard.
+        spec: The encoder, at its precision.
+        prompts: Templates of class names, whose vectors are averaged.
+        key: Of the receipt.
+        report: Told how many texts were finished.
+
+    Returns:
+        The receipt of the file that was written; its facts hold the process id and the seconds.
+
+    Raises:
+        ArtifactError: If the shard of texts cannot be read.
+    """
+    started = time.monotonic()
+    graph_dir, name = Path(root), schemas.part_name(schemas.EMBEDDINGS, index)
+    # A worker that dies takes along receipts that were not fetched yet; its tasks come again, but not their work.
+    if (done := finished(graph_dir, name, key=key)) is not None:
+        return done
+    path = graph_dir / schemas.part_name(schemas.TEXTS, index)
+    try:
+        texts = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}). Run `graphbuild embed` again: it rebuilds this file.") from error
+    vectors_nD = embed_texts(spec, prompts, texts[schemas.TEXT].to_pylist(), report)
+    dim = vectors_nD.shape[1]
+    schema = schemas.embeddings_schema(dim)
+    embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors_nD.ravel()), type=schema.field(schemas.EMBEDDING).type)
+    table = pa.table([texts[schemas.TEXT_ID], texts[schemas.TEXT_HASH], embedding], schema=schema)
+    facts = {"pid": os.getpid(), "seconds": round(time.monotonic() - started, 3)}
+    return write_parquet(graph_dir, name, table, key=key, facts=facts)
+
+
+def first_texts(path: Path, count: int = 256) -> list[str]:
+    """Some texts of a shard, to measure on."""
+    with pq.ParquetFile(path) as file:
+        texts: list[str] = next(file.iter_batches(count, columns=[schemas.TEXT]))[schemas.TEXT].to_pylist()
+    return texts
+
+
+def embed_texts(spec: EncoderSpec, prompts: Prompts, texts: list[str], report: Report) -> NDArray[np.float16]:
+    """Vectors of texts, normalised and then rounded; float16 of shape (n, D).
+
+    With templates, each text is taken apart into its class name, and the unit vectors of all its prompts are averaged.
+    """
+    encoder = load_encoder(spec)
+    if len(prompts.templates) <= 1:
+        tokens, _ = encoder.tokenize(texts)
+        rounded: NDArray[np.float16] = encoder.encode(tokens, report).astype(np.float16)
+        return rounded
+    total_nD = np.zeros((len(texts), encoder.dim), np.float64)
+    names = [prompts.name_of(text) for text in texts]
+    for number, _ in enumerate(prompts.templates):
+        tokens, _ = encoder.tokenize([prompts.all_of(name)[number] for name in names])
+        total_nD += encoder.encode(tokens)
+    report(len(texts))
+    mean: NDArray[np.float16] = (total_nD / np.linalg.norm(total_nD, axis=1, keepdims=True)).astype(np.float16)
+    return mean

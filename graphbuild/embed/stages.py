@@ -1,0 +1,241 @@
+"""The stages of `embed`, in turn: texts and samples, look-up, embeddings, index.
+
+One shard of texts is one task. Workers write shards and their receipts; only the client writes the manifest, and each
+stage enters itself last.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graphbuild.datasets.base import OpenSource
+from graphbuild.embed.config import EmbedConfig
+from graphbuild.embed.encoder import load_encoder
+from graphbuild.embed.encoder_files import EncoderSpec, missing_on_this_machine
+from graphbuild.embed.index import build_index
+from graphbuild.embed.shard import embed_shard, first_texts
+from graphbuild.embed.text.append import ALL_SOURCES, Addition, Segment, plan_addition, segments_of
+from graphbuild.embed.text.stage import TextOutcome, TextWork, write_texts
+from graphbuild.embed.text.table import Prompts, TextPolicy
+from graphbuild.embed.workers import choose_workers
+from graphbuild.store import schemas
+from graphbuild.store.files import Receipt, finished, remove_strays, require_intact
+from graphbuild.store.lookup import build_lookup
+from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
+from graphbuild.system.cluster import Workers, run_tasks
+from graphbuild.system.progress import progress
+
+
+class EmbedRun:
+    """One call of `build_embeddings`: its four stages."""
+
+    def __init__(
+        self,
+        graph_dir: Path,
+        config: EmbedConfig,
+        manifest: Manifest,
+        source: OpenSource,
+        policy: TextPolicy,
+        prompts: Prompts,
+        precision: tuple[EncoderSpec, float | None],
+    ) -> None:
+        self._graph_dir, self._config, self._manifest = graph_dir, config, manifest
+        self._source, self._policy, self._prompts = source, policy, prompts
+        self._spec, self._cosine = precision
+
+    def text(self) -> bool:
+        """Texts, counts and samples."""
+        config, inputs = self._text_config(), {file.name: file.digest for file in self._source.files}
+        if self._config.append:
+            return self._append_text(config)
+        overwrite, remedy = self._config.overwrite, "--append to add new files to it, "
+        if up_to_date(self._manifest, self._graph_dir, "text", config, inputs, overwrite=overwrite, remedy=remedy):
+            return False
+        segments = segments_of(self._manifest.stages.get("text"), config, inputs)
+        self._forget_if_changed("text", config, inputs)
+        started = time.monotonic()
+        outcome = self._write_texts(segments)
+        self._manifest.dataset = self._describe_dataset()
+        self._manifest.counts = outcome.counts
+        self._manifest.shard_size = self._config.shard_size
+        seconds = time.monotonic() - started
+        self._enter("text", Stage(config=config, inputs=inputs, seconds=seconds, files=outcome.receipts, facts=outcome.facts))
+        return True
+
+    def _write_texts(self, segments: tuple[Segment, ...], addition: Addition | None = None) -> TextOutcome:
+        encoder = load_encoder(self._spec)
+        work = TextWork(
+            policy=self._policy,
+            prompts=self._prompts,
+            multi_caption=self._config.multi_caption or self._source.repeated_ids,
+            shard_size=self._config.shard_size,
+            segments=segments,
+            held=addition.held if addition else None,
+            known=addition.known if addition else frozenset(),
+        )
+        with progress("reading captions", None, unit="samples") as meter:
+            outcome = write_texts(self._graph_dir, self._source, encoder, work, meter.advance)
+        shutil.rmtree(self._graph_dir / schemas.TOKENIZER, ignore_errors=True)
+        encoder.save_tokenizer(self._graph_dir / schemas.TOKENIZER)
+        self._manifest.encoder = self._describe_encoder()
+        return outcome
+
+    def _append_text(self, config: Mapping[str, Any]) -> bool:
+        """Texts, counts and samples of new files; nothing of what is there is touched before the new shards are finished."""
+        addition = plan_addition(self._graph_dir, self._manifest, self._source, config, self._spec)
+        if not addition.files:
+            require_intact(self._graph_dir, addition.held.stage.files, remedy=ALL_SOURCES)
+            click.echo(f"{self._graph_dir}: holds these sources already", err=True)
+            return False
+        started = time.monotonic()
+        outcome = self._write_texts(addition.segments, addition)
+        before, described = self._manifest.dataset, self._describe_dataset()
+        new = {file.name for file in addition.files}
+        self._manifest.dataset = {
+            **before,
+            "sources": list(dict.fromkeys([*before["sources"], *described["sources"]])),
+            "files": [*before["files"], *(file for file in described["files"] if file["name"] in new)],
+            # A manifest names one place of pictures; `train run --data` names several.
+            "images": None,
+        }
+        self._manifest.counts = outcome.counts
+        superseded = {name: self._manifest.stages[name] for name in ("knn",) if name in self._manifest.stages}
+        stage = Stage(
+            config=dict(config),
+            inputs=addition.inputs,
+            seconds=time.monotonic() - started,
+            files=outcome.receipts,
+            facts=outcome.facts,
+        )
+        self._enter("text", stage, superseded or dict(self._manifest.superseded))
+        return True
+
+    def _text_config(self) -> dict[str, Any]:
+        return {
+            "dataset": self._config.dataset,
+            "caption_column": self._source.caption_column,
+            "id_column": self._source.id_column,
+            "keep_columns": self._source.keep_schema.names,
+            "templates": list(self._prompts.templates),
+            "replacements": [list(pair) for pair in self._policy.replacements],
+            "multi_caption": self._config.multi_caption,
+            "encoder": self._spec.name,
+            "tokenizer": self._spec.files_digest,
+            "shard_size": self._config.shard_size,
+            **({"definitions": self._source.definitions.digest} if self._source.definitions else {}),
+        }
+
+    def _describe_dataset(self) -> dict[str, Any]:
+        return {
+            "name": self._config.dataset,
+            "sources": list(self._config.sources),
+            "files": [asdict(file) for file in self._source.files],
+            "caption_column": self._source.caption_column,
+            "id_column": self._source.id_column,
+            "keep_columns": self._source.keep_schema.names,
+            "templates": list(self._prompts.templates),
+            "replacements": [list(pair) for pair in self._policy.replacements],
+            "multi_caption": self._config.multi_caption,
+            "images": self._source.images,
+            **({"definitions": asdict(self._source.definitions)} if self._source.definitions else {}),
+        }
+
+    def _describe_encoder(self) -> dict[str, Any]:
+        encoder = load_encoder(self._spec)
+        return {
+            "name": self._spec.name,
+            "revision": self._spec.revision,
+            "sha256": self._spec.sha256,
+            "dim": encoder.dim,
+            "max_tokens": encoder.max_tokens,
+            "precision": self._spec.precision,
+            "cosine_to_float32": self._cosine,
+        }
+
+    def embed(self) -> bool:
+        """One vector per text."""
+        config = {**self._spec.identity(), "templates": list(self._prompts.templates), "shard_size": self._config.shard_size}
+        inputs = self._manifest.column_digests("text", (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH))
+        inputs = {name: digest for name, digest in inputs.items() if name.startswith(f"{schemas.TEXTS}/")}
+        if up_to_date(self._manifest, self._graph_dir, "embed", config, inputs, overwrite=self._config.overwrite):
+            return False
+        self._forget_if_changed("embed", config, inputs)
+        started = time.monotonic()
+        receipts = self._embed_shards(config, inputs)
+        self._manifest.encoder = self._describe_encoder()
+        pids = sorted({receipt.facts["pid"] for receipt in receipts.values()})
+        stage = Stage(config=config, inputs=inputs, seconds=time.monotonic() - started, files=receipts, facts={"pids": pids})
+        self._enter("embed", stage)
+        return True
+
+    def _embed_shards(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Receipt]:
+        """A shard depends on its own texts alone: those that come later change nothing about it."""
+        names = {
+            schemas.part_name(schemas.EMBEDDINGS, shard.index): schemas.part_name(schemas.TEXTS, shard.index)
+            for shard in self._manifest.ranges("text", schemas.TEXTS)
+        }
+        keys = {
+            name: stage_key(config, {column: digest for column, digest in inputs.items() if column.startswith(f"{texts}:")})
+            for name, texts in names.items()
+        }
+        done = {name: finished(self._graph_dir, name, key=key) for name, key in keys.items()}
+        receipts = {name: receipt for name, receipt in done.items() if receipt is not None}
+        root = str(self._graph_dir.absolute())
+        calls = [(root, index, self._spec, self._prompts, keys[name]) for index, name in enumerate(names) if name not in receipts]
+        texts = self._manifest.counts["texts"] - sum(receipt.rows for receipt in receipts.values())
+        folders, check = [self._graph_dir.absolute()], partial(missing_on_this_machine, self._spec)
+        workers = self._workers([index for _, index, *_ in calls], texts)
+        with progress("embedding", texts, unit="texts") as meter:
+            run = partial(run_tasks, workers=workers, shared=folders, report=meter.advance, check=check)
+            for receipt in run(embed_shard, calls) if calls else ():
+                receipts[receipt.path] = receipt
+        return dict(sorted(receipts.items()))
+
+    def _workers(self, shards: list[int], left: int) -> Workers:
+        """Where shards of texts are embedded: as asked, else as a calibration finds fastest."""
+        if self._config.workers is not None or self._config.scheduler is not None or len(shards) < 2:
+            return Workers(count=self._config.workers or 0, scheduler=self._config.scheduler)
+        first = self._graph_dir / schemas.part_name(schemas.TEXTS, shards[0])
+        choice = choose_workers(self._spec, first_texts(first), left=left, tasks=len(shards))
+        if choice.rates:
+            click.echo(choice.summary(), err=True)
+        return Workers(count=choice.count, gpus=choice.gpus)
+
+    def lookup(self) -> bool:
+        """Samples by id."""
+        return build_lookup(self._graph_dir, self._manifest)
+
+    def index(self) -> bool:
+        """The FAISS index of all vectors."""
+        return build_index(self._graph_dir, self._manifest, overwrite=True)
+
+    def _forget_if_changed(self, name: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+        """Before files of a stage change, it and what was made from it leave the manifest; a mere repair changes nothing."""
+        done = self._manifest.stages.get(name)
+        if done is not None and stage_key(done.config, done.inputs) != stage_key(config, inputs):
+            self._manifest.drop(name)
+            self._manifest.save(self._graph_dir)
+
+    def _enter(self, name: str, stage: Stage, superseded: Mapping[str, Stage] | None = None) -> None:
+        """Put a finished stage into the manifest; what was made from other bytes of it leaves, or is noted as superseded."""
+        before = self._manifest.stages.get(name)
+        if before is None or _columns(before) != _columns(stage):
+            self._manifest.drop(name)
+        self._manifest.stages[name] = stage
+        if superseded is not None:
+            self._manifest.superseded = dict(superseded)
+        for folder in {path.split("/")[0] for path in stage.files}:
+            remove_strays(self._graph_dir, folder, stage.files)
+        self._manifest.save(self._graph_dir)
+
+
+def _columns(stage: Stage) -> dict[str, dict[str, str]]:
+    return {name: receipt.columns for name, receipt in stage.files.items()}

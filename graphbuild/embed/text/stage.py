@@ -1,0 +1,343 @@
+"""The `text` stage: a data set in; shards of unique texts, their counts, and samples out.
+
+The source is streamed: held in memory are one shard of texts, one of samples, some forty bytes for each unique text and
+8 for each sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from graphbuild.datasets.base import CaptionBatch, OpenSource
+from graphbuild.embed.text.append import Held, Segment, segment_facts
+from graphbuild.embed.text.policy import LISTED, Cleaner, collapse_facts
+from graphbuild.embed.text.table import NewText, Prompts, TextPolicy, TextTable, Tokenizer, hash_sample_id
+from graphbuild.errors import SourceError
+from graphbuild.store import schemas
+from graphbuild.store.files import Receipt, finished, write_parquet
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextOutcome:
+    """What the text stage wrote and counted."""
+
+    receipts: dict[str, Receipt]
+    counts: dict[str, int]
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextWork:
+    """How the text stage works."""
+
+    policy: TextPolicy
+    prompts: Prompts
+    multi_caption: bool
+    shard_size: int
+    segments: tuple[Segment, ...]
+    """How the shards are cut; just one where nothing was appended."""
+    held: Held | None = None
+    """The graph that is appended to; only the last segment is then read."""
+    known: frozenset[str] = frozenset()
+    """Files of the source that the graph has already."""
+
+
+def write_texts(
+    graph_dir: Path, source: OpenSource, tokenizer: Tokenizer, work: TextWork, report: Callable[[int], None]
+) -> TextOutcome:
+    """Read a source once, and write the shards of texts, counts and samples.
+
+    Shards that are already there, made for the same work, are left alone.
+
+    Args:
+        graph_dir: Where the shards go.
+        source: An opened data set.
+        tokenizer: Of the encoder that will read the texts.
+        work: How to do it.
+        report: Told the number of samples read, batch by batch.
+
+    Raises:
+        SourceError: If no caption is left, a sample id comes twice, or two classes have one name.
+    """
+    reading = _Reading(graph_dir, source, tokenizer, work)
+    for batch in source.read():
+        if batch.file not in work.known:
+            reading.take(batch)
+            report(len(batch.sample_ids))
+    return reading.finish()
+
+
+class _Reading:
+    """One pass over a source."""
+
+    def __init__(self, graph_dir: Path, source: OpenSource, tokenizer: Tokenizer, work: TextWork) -> None:
+        self._graph_dir, self._source, self._work = graph_dir, source, work
+        self._texts = TextTable(tokenizer, work.prompts)
+        self._samples = _SampleWriter(graph_dir, source, work)
+        self._writer = _TextWriter(graph_dir, work)
+        self._ids = RepeatedIds(source, allowed=work.multi_caption, known=work.known)
+        self._classes = _ClassNames(source, work.prompts)
+        self._cleaner = Cleaner(work.policy, work.held)
+        self._replaced = dict.fromkeys((old for old, _ in work.policy.replacements), 0)
+        self._segment = 0
+        if work.held is not None:
+            self._segment = len(work.segments) - 1
+            self._replaced |= work.held.stage.facts.get("replaced", {})
+            self._texts.restore(work.held)
+            self._ids.restore(work.held)
+            self._classes.restore(work.held)
+
+    def take(self, batch: CaptionBatch) -> None:
+        """Take in the next samples."""
+        self._turn_to(batch.file)
+        rows, names = self._cleaner.clean(batch)
+        for old in self._replaced:
+            self._replaced[old] += batch.captions_with(old)
+        self._ids.add([batch.sample_ids[row] for row in dict.fromkeys(rows)])
+        text_ids = self._texts.add(names)
+        self._classes.add(batch, rows, names, text_ids)
+        self._writer.add(self._texts.take_new())
+        self._samples.add(batch, rows, text_ids)
+
+    def _turn_to(self, file: str) -> None:
+        """Begin new shards where a file begins a segment."""
+        segments = self._work.segments
+        segment = next((index for index, one in enumerate(segments) if file in one.files), self._segment)
+        if segment < self._segment:
+            raise SourceError(
+                f"{file}: comes after a file that was appended to it. Give the sources in the order in which they came to the "
+                f"graph: {', '.join(name for one in segments for name in one.files)}."
+            )
+        if segment > self._segment:
+            self._segment = segment
+            self._writer.cut(segments[segment].key)
+            self._samples.cut(segments[segment].key)
+
+    def finish(self) -> TextOutcome:
+        """Write what is left, and count."""
+        distinct = self._ids.finish()
+        if not self._samples.total:
+            blank = f"{self._cleaner.left_out:,} are null or blank"
+            raise SourceError(f"{_where(self._source)}: no caption to embed ({blank}). Check --caption-column.")
+        counts = self._texts.counts()
+        receipts = {**self._writer.finish(counts, self._work.segments[-1].key), **self._samples.finish()}
+        return TextOutcome(
+            receipts=receipts,
+            counts=self._counts(distinct),
+            facts={
+                **segment_facts(self._work.segments),
+                **collapse_facts(self._graph_dir, self._writer.receipts, counts),
+                "listed": self._cleaner.listed(),
+                "truncated_text_ids": self._texts.truncated_ids()[:LISTED].tolist(),
+                "replaced": self._replaced,
+                **self._source.facts,
+            },
+        )
+
+    def _counts(self, distinct: int) -> dict[str, int]:
+        # What the source itself left out counts for all that was read, in earlier calls, too.
+        before = self._work.held.counts if self._work.held is not None else {}
+        return {
+            "samples": distinct,
+            "captions": self._samples.total,
+            "texts": len(self._texts),
+            "duplicate_captions": self._samples.total - len(self._texts),
+            "truncated_texts": len(self._texts.truncated_ids()),
+            "truncated_captions": self._texts.truncated_captions(),
+            **self._cleaner.counts(),
+            **{name: count + before.get(name, 0) for name, count in self._source.counts.items()},
+        }
+
+
+def _where(source: OpenSource) -> str:
+    names = [file.name for file in source.files]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+class RepeatedIds:
+    """Finds sample ids that come twice, from 8 bytes a sample."""
+
+    _FIRST_CHECK = 1 << 20
+
+    def __init__(self, source: OpenSource, *, allowed: bool, known: frozenset[str] = frozenset()) -> None:
+        self._source = source
+        self._known = known
+        self._allowed = allowed
+        self._held = np.empty(0, np.uint64)
+        self._parts: list[NDArray[np.uint64]] = []
+        self._total = 0
+        self._next = self._FIRST_CHECK
+
+    def add(self, sample_ids: Sequence[str]) -> None:
+        """Note some ids; now and then look for repeated ones, so that a mistake shows early."""
+        hashes = (hash_sample_id(sample_id) for sample_id in sample_ids)
+        self._parts.append(np.fromiter(hashes, dtype=np.uint64, count=len(sample_ids)))
+        self._total += len(sample_ids)
+        if self._total >= self._next:
+            self._next = 2 * self._total
+            self.finish()
+
+    def restore(self, held: Held) -> None:
+        """Take in the ids of a graph that is appended to."""
+        parts = [table[schemas.SAMPLE_HASH].to_numpy() for _, table in held.tables(schemas.SAMPLES, [schemas.SAMPLE_HASH])]
+        # Once each: a sample with several captions has several rows.
+        self._held = np.unique(np.concatenate(parts))
+        self._parts.append(self._held)
+        self._total = len(self._held)
+
+    def finish(self) -> int:
+        """Number of distinct ids.
+
+        Raises:
+            SourceError: If one comes twice and that is not allowed; its places are named.
+        """
+        hashes = np.sort(np.concatenate(self._parts)) if self._parts else np.empty(0, np.uint64)
+        twice = hashes[1:][hashes[1:] == hashes[:-1]]
+        if len(twice) and not self._allowed:
+            self._raise_for({int(value) for value in np.unique(twice)})
+        return self._total - len(twice)
+
+    def _raise_for(self, hashes: set[int]) -> None:
+        """Name the first repeated id; a second pass finds its places, for only hashes were kept."""
+        places: dict[str, str] = {}
+        held = hashes & set(self._held[np.isin(self._held, np.array(list(hashes), np.uint64))].tolist())
+        for batch in self._source.read():
+            for row, sample_id in enumerate(batch.sample_ids if batch.file not in self._known else ()):
+                if hash_sample_id(sample_id) not in hashes:
+                    continue
+                place = batch.place(row)
+                if hash_sample_id(sample_id) in held:
+                    raise SourceError(
+                        f"sample id {sample_id!r}, at {place}, is in the graph already. Choose another --id-column, leave the row "
+                        "out, or give --multi-caption if rows that share an id are captions of one sample."
+                    )
+                if sample_id in places:
+                    raise SourceError(
+                        f"sample id {sample_id!r} comes twice, at {places[sample_id]} and {place}. Choose another --id-column, "
+                        "or give --multi-caption if rows that share an id are captions of one sample."
+                    )
+                places[sample_id] = place
+
+
+class _ClassNames:
+    """Checks that each class has its own text, where a kept column tells the classes apart."""
+
+    def __init__(self, source: OpenSource, prompts: Prompts) -> None:
+        self._column = source.class_column if prompts.templates or source.class_names else None
+        self._prompts = prompts
+        self._class_of: dict[int, tuple[Any, str]] = {}
+
+    def restore(self, held: Held) -> None:
+        if self._column is None:
+            return
+        names = [name for _, table in held.tables(schemas.TEXTS, [schemas.TEXT]) for name in table[schemas.TEXT].to_pylist()]
+        for _, table in held.tables(schemas.SAMPLES, [schemas.TEXT_ID, self._column]):
+            for text_id, one in zip(table[schemas.TEXT_ID].to_pylist(), table[self._column].to_pylist(), strict=True):
+                self._class_of.setdefault(text_id, (one, self._prompts.name_of(names[text_id])))
+
+    def add(self, batch: CaptionBatch, rows: Sequence[int], names: Sequence[str], text_ids: NDArray[np.int32]) -> None:
+        if self._column is None:
+            return
+        classes = batch.kept[self._column].to_pylist()
+        for row, name, text_id in zip(rows, names, text_ids.tolist(), strict=True):
+            first, first_name = self._class_of.setdefault(text_id, (classes[row], name))
+            if first != classes[row]:
+                raise SourceError(
+                    f"{batch.place(row)}: two classes of one name: {self._column} {first} is {first_name!r}, and "
+                    f"{self._column} {classes[row]} is {name!r}. Give them different names."
+                )
+
+
+class _TextWriter:
+    """Writes texts, and at the end their counts, a shard at a time."""
+
+    def __init__(self, graph_dir: Path, work: TextWork) -> None:
+        self._graph_dir, self._size, self._key = graph_dir, work.shard_size, _first_key(work)
+        self._pending: list[NewText] = []
+        self.receipts = work.held.receipts(schemas.TEXTS) if work.held is not None else {}
+
+    def add(self, new: list[NewText]) -> None:
+        self._pending += new
+        while len(self._pending) >= self._size:
+            self._write(self._pending[: self._size])
+            del self._pending[: self._size]
+
+    def cut(self, key: str) -> None:
+        """What comes now begins a new shard, made for other work."""
+        if self._pending:
+            self._write(self._pending)
+        self._pending, self._key = [], key
+
+    def _write(self, rows: list[NewText]) -> None:
+        name = schemas.part_name(schemas.TEXTS, len(self.receipts))
+        receipt = finished(self._graph_dir, name, key=self._key)
+        if receipt is None:
+            columns = [list(column) for column in zip(*rows, strict=True)]
+            table = pa.table(columns, schema=schemas.TEXTS_SCHEMA)
+            receipt = write_parquet(self._graph_dir, name, table, key=self._key)
+        self.receipts[name] = receipt
+
+    def finish(self, counts: NDArray[np.int32], key: str) -> dict[str, Receipt]:
+        """Write what is left, and all counts: those of older texts change, too."""
+        self.cut(self._key)
+        start = 0
+        made: dict[str, Receipt] = {}
+        for shard, texts in enumerate(self.receipts.values()):
+            name = schemas.part_name(schemas.COUNTS, shard)
+            part = counts[start : start + texts.rows]
+            table = pa.table([np.arange(start, start + len(part), dtype=np.int32), part], schema=schemas.COUNTS_SCHEMA)
+            made[name] = finished(self._graph_dir, name, key=key) or write_parquet(self._graph_dir, name, table, key=key)
+            start += texts.rows
+        return {**self.receipts, **made}
+
+
+class _SampleWriter:
+    """Writes sample rows, one for each caption, a shard at a time."""
+
+    def __init__(self, graph_dir: Path, source: OpenSource, work: TextWork) -> None:
+        self._graph_dir, self._size, self._key = graph_dir, work.shard_size, _first_key(work)
+        self._schema = pa.schema([*schemas.SAMPLES_SCHEMA, *source.keep_schema])
+        self._pending = self._schema.empty_table()
+        self._receipts = work.held.receipts(schemas.SAMPLES) if work.held is not None else {}
+        self.total = sum(receipt.rows for receipt in self._receipts.values())
+
+    def add(self, batch: CaptionBatch, rows: Sequence[int], text_ids: NDArray[np.int32]) -> None:
+        ids = [batch.sample_ids[row] for row in rows]
+        hashes = np.fromiter((hash_sample_id(sample_id) for sample_id in ids), dtype=np.uint64, count=len(ids))
+        kept = batch.kept.take(pa.array(rows, pa.int64())) if batch.kept.num_columns else batch.kept
+        columns = [pa.array(ids, pa.string()), pa.array(hashes), pa.array(text_ids), *kept.columns]
+        table = pa.table(dict(zip(self._schema.names, columns, strict=True))).cast(self._schema)
+        self.total += len(ids)
+        self._pending = pa.concat_tables([self._pending, table])
+        while self._pending.num_rows >= self._size:
+            self._write(self._pending.slice(0, self._size))
+            self._pending = self._pending.slice(self._size)
+
+    def cut(self, key: str) -> None:
+        """What comes now begins a new shard, made for other work."""
+        if self._pending.num_rows:
+            self._write(self._pending)
+        self._pending, self._key = self._schema.empty_table(), key
+
+    def _write(self, table: pa.Table) -> None:
+        name = schemas.part_name(schemas.SAMPLES, len(self._receipts))
+        self._receipts[name] = finished(self._graph_dir, name, key=self._key) or write_parquet(
+            self._graph_dir, name, table.combine_chunks(), key=self._key
+        )
+
+    def finish(self) -> dict[str, Receipt]:
+        """Write what is left."""
+        self.cut(self._key)
+        return self._receipts
+
+
+def _first_key(work: TextWork) -> str:
+    """Key of the first shard to be written."""
+    return work.segments[-1 if work.held is not None else 0].key

@@ -1,0 +1,1 @@
+"""Graphs out and in: other formats, edges from elsewhere, and parts of a graph."""

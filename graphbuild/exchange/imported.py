@@ -1,0 +1,317 @@
+"""Edges from elsewhere (metadata, WordNet, human judgement) as a graph directory that `train` takes.
+
+There are no embeddings and no sketch, so training needs --absent. Rows are never padded: every text keeps the K best of its
+edges, and K is at most the smallest number of edges that a text has. What is cut, and all else left out, is counted.
+Shape letters: N texts, E edges, K neighbours kept, n texts of a shard.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from graphbuild.errors import OptionError, SourceError, one_line
+from graphbuild.store import schemas
+from graphbuild.store.files import ShardRange, digest_file, shard_ranges, write_arrow, write_parquet
+from graphbuild.store.frames import DST, SIMILARITY, SRC
+from graphbuild.store.lookup import build_lookup
+from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
+
+if TYPE_CHECKING:
+    import polars as pl
+
+ID = "id"
+METHOD = "import"
+_NAMED = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportConfig:
+    """What is imported."""
+
+    texts: Path
+    """Columns text, and id (any type; default: the row number); the rest is kept with the samples."""
+    edges: Path
+    """Columns src, dst (ids of texts), similarity in [-1, 1]."""
+    samples: Path | None = None
+    """Columns sample_id, id (of its text), and what else is to be kept; None: one sample a text, named by its id."""
+    k: int | None = None
+    """Neighbours kept; None: as many as the text with the fewest edges has."""
+    symmetric: bool = False
+    """Every edge counts both ways."""
+    shard_size: int = schemas.SHARD_SIZE
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportResult:
+    """What was written and counted."""
+
+    graph_dir: Path
+    texts: int
+    k: int
+    facts: dict[str, Any]
+    already_done: bool
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        head = f"{self.graph_dir}: {self.texts:,} texts, {self.k:,} neighbours a text, no sketch (train with --absent)"
+        if self.already_done:
+            return f"{head}: already done, nothing to do"
+        left_out = {
+            "edges beyond k cut": "cut_edges",
+            "repeated edges": "repeated_edges",
+            "edges of a text with itself": "self_edges",
+            "pairs of two similarities (the larger is taken)": "unequal_pairs",
+        }
+        return "\n".join([head, *(f"{self.facts[key]:,} {name}" for name, key in left_out.items() if self.facts[key])])
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for scripts."""
+        return {**asdict(self), "graph_dir": str(self.graph_dir)}
+
+
+def import_graph(graph_dir: Path, config: ImportConfig) -> ImportResult:
+    """Write a graph directory from a file of texts and one of edges (Parquet, CSV, TSV or JSON lines).
+
+    Raises:
+        SourceError: If a file cannot be read, a column is missing, an id is unknown or repeated, a similarity is not in
+            [-1, 1], or a text has fewer edges than K; with figures and examples.
+        OptionError: If the directory holds a graph of another kind, or was imported with other options.
+    """
+    started = time.perf_counter()
+    manifest = Manifest.load_or_new(graph_dir)
+    if manifest.stages and manifest.dataset.get("name") != METHOD:
+        raise OptionError(f"{graph_dir}: holds a graph that was not imported. Choose another --graph-dir.")
+    files = {name: path for name in ("texts", "edges", "samples") if (path := getattr(config, name)) is not None}
+    inputs = {name: _digest(path) for name, path in files.items()}
+    options = {"method": METHOD, "k_asked": config.k, "symmetric": config.symmetric, "shard_size": config.shard_size}
+    done = [up_to_date(manifest, graph_dir, "text", options, inputs, overwrite=config.overwrite), "knn" in manifest.stages]
+    if all(done) and up_to_date(manifest, graph_dir, "knn", *_knn_key(manifest), overwrite=False):
+        stage = manifest.stages["knn"]
+        return _result(graph_dir, manifest, stage.config["k"], stage.facts, already_done=True)
+    texts, samples = _read_texts(config)
+    edges = _Edges(config, texts)
+    manifest = Manifest(dataset=_dataset(config), encoder={}, shard_size=config.shard_size)
+    manifest.save(graph_dir)
+    for folder in (schemas.TEXTS, schemas.COUNTS, schemas.SAMPLES, schemas.KNN):
+        # Shards of an earlier import of more texts: a reader that globs would meet them.
+        shutil.rmtree(graph_dir / folder, ignore_errors=True)
+    key = stage_key(options, inputs)
+    manifest.counts = {"samples": len(samples), "texts": len(texts)}
+    text_files = _write_texts(graph_dir, texts, samples, config.shard_size, key)
+    manifest.stages["text"] = Stage(config=options, inputs=inputs, seconds=time.perf_counter() - started, files=text_files)
+    build_lookup(graph_dir, manifest)
+    knn_inputs = manifest.column_digests("text", [schemas.TEXT_ID, schemas.TEXT])
+    knn_config = {"method": METHOD, "k": edges.k, "sketch_dim": 0, "shard_size": config.shard_size}
+    knn_files = {}
+    for shard in shard_ranges(len(texts), config.shard_size):
+        receipt = write_arrow(
+            graph_dir, schemas.part_name(schemas.KNN, shard.index), edges.batch(shard), key=stage_key(knn_config, inputs)
+        )
+        knn_files[receipt.path] = receipt
+    facts = {**edges.facts, "texts": len(texts), "k": edges.k, "complete": edges.k == len(texts) - 1}
+    manifest.stages["knn"] = Stage(
+        config=knn_config, inputs=knn_inputs, seconds=time.perf_counter() - started, files=knn_files, facts=facts
+    )
+    manifest.save(graph_dir)
+    return _result(graph_dir, manifest, edges.k, facts, already_done=False)
+
+
+def _knn_key(manifest: Manifest) -> tuple[dict[str, Any], dict[str, str]]:
+    return manifest.stages["knn"].config, manifest.column_digests("text", [schemas.TEXT_ID, schemas.TEXT])
+
+
+def _result(graph_dir: Path, manifest: Manifest, k: int, facts: dict[str, Any], *, already_done: bool) -> ImportResult:
+    return ImportResult(graph_dir=graph_dir, texts=manifest.counts["texts"], k=k, facts=facts, already_done=already_done)
+
+
+def _dataset(config: ImportConfig) -> dict[str, Any]:
+    named = (config.texts, config.edges, config.samples)
+    return {"name": METHOD, "sources": [str(path.absolute()) for path in named if path is not None]}
+
+
+def _digest(path: Path) -> str:
+    if not path.is_file():
+        raise SourceError(f"{path}: no such file.")
+    return digest_file(path)
+
+
+def _read(path: Path, wanted: tuple[str, ...]) -> pl.DataFrame:
+    import polars as pl
+
+    readers: dict[str, Callable[[Path], pl.DataFrame]] = {
+        ".parquet": pl.read_parquet,
+        ".csv": pl.read_csv,
+        ".jsonl": pl.read_ndjson,
+    }
+    try:
+        if path.suffix == ".tsv":
+            frame = pl.read_csv(path, separator="\t", quote_char=None)
+        elif path.suffix in readers:
+            frame = readers[path.suffix](path)
+        else:
+            raise SourceError(f"{path}: the name does not tell the form. Call it .parquet, .csv, .tsv or .jsonl.")
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise SourceError(f"{path}: cannot be read ({one_line(str(error).split(chr(10), 1)[0])}).") from error
+    for name in wanted:
+        if name not in frame.columns:
+            raise SourceError(f"{path}: no column {name!r}; the columns are: {', '.join(frame.columns)}.")
+        if nulls := frame[name].null_count():
+            raise SourceError(f"{path}: column {name!r} is empty in {nulls:,} rows. Fill them in, or leave those rows out.")
+    return frame
+
+
+def _read_texts(config: ImportConfig) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Texts with id (string) and text; samples with sample_id, text_id and kept columns."""
+    import polars as pl
+
+    frame = _read(config.texts, (schemas.TEXT,))
+    if frame.is_empty():
+        raise SourceError(f"{config.texts}: no row. A graph needs texts.")
+    if ID not in frame.columns:
+        frame = frame.with_columns(pl.int_range(pl.len()).alias(ID))
+    frame = frame.with_columns(pl.col(ID).cast(pl.String), pl.col(schemas.TEXT).cast(pl.String))
+    for name in (ID, schemas.TEXT):
+        _require_once(config.texts, frame, name)
+    numbered = frame.with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias(schemas.TEXT_ID))
+    if config.samples is None:
+        samples = numbered.rename({ID: schemas.SAMPLE_ID}).drop(schemas.TEXT)
+    else:
+        given = _read(config.samples, (schemas.SAMPLE_ID, ID)).with_columns(pl.col(ID, schemas.SAMPLE_ID).cast(pl.String))
+        samples = given.join(numbered.select(ID, schemas.TEXT_ID), on=ID, how="left", maintain_order="left").drop(ID)
+        _require_known(config.samples, given[ID], samples[schemas.TEXT_ID])
+    fixed = schemas.SAMPLES_SCHEMA.names
+    kept = [name for name in samples.columns if name not in fixed]
+    return numbered.select(ID, schemas.TEXT, schemas.TEXT_ID), samples.select(schemas.SAMPLE_ID, schemas.TEXT_ID, *kept)
+
+
+def _require_once(path: Path, frame: pl.DataFrame, name: str) -> None:
+    import polars as pl
+
+    twice = frame.group_by(name, maintain_order=True).len().filter(pl.col("len") > 1)
+    if len(twice):
+        shown = ", ".join(repr(value) for value in twice[name].head(_NAMED).to_list())
+        raise SourceError(
+            f"{path}: {len(twice):,} values of {name!r} come more than once ({shown}). Texts and ids are unique: "
+            "map several samples onto one text with --samples."
+        )
+
+
+def _require_known(path: Path, named: pl.Series, found: pl.Series) -> None:
+    if unknown := found.null_count():
+        shown = ", ".join(repr(value) for value in named.filter(found.is_null()).unique(maintain_order=True).head(_NAMED).to_list())
+        raise SourceError(f"{path}: {unknown:,} rows name ids that the texts do not have ({shown}).")
+
+
+class _Edges:
+    """The edges, checked, sorted and cut to K a text."""
+
+    def __init__(self, config: ImportConfig, texts: pl.DataFrame) -> None:
+        self._path, self._texts = config.edges, texts
+        frame = self._numbered(_read(config.edges, (SRC, DST, SIMILARITY)))
+        self.facts: dict[str, Any] = {"edges_read": len(frame)}
+        frame = self._clean(frame, symmetric=config.symmetric)
+        degrees = np.bincount(frame[SRC].to_numpy(), minlength=len(texts))
+        self.k = self._choose_k(degrees, config.k)
+        ranks = np.arange(len(frame)) - np.repeat(np.cumsum(degrees) - degrees, degrees)
+        kept = ranks < self.k
+        self.facts["cut_edges"] = int((~kept).sum())
+        self._ids = frame[DST].to_numpy()[kept].reshape(len(texts), self.k)
+        self._values = frame[SIMILARITY].to_numpy()[kept].astype(np.float16).reshape(len(texts), self.k)
+
+    def _numbered(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Ids as text ids; similarities as stored, in float16."""
+        import polars as pl
+
+        values = frame[SIMILARITY].cast(pl.Float64, strict=False)
+        bad = ~(values.is_between(-1, 1)).fill_null(False) | values.is_nan().fill_null(True)
+        if bad.any():
+            shown = ", ".join(str(value) for value in frame[SIMILARITY].filter(bad).head(_NAMED).to_list())
+            raise SourceError(f"{self._path}: {bad.sum():,} similarities are not numbers from -1 to 1 ({shown}). Rescale them.")
+        columns = []
+        for name in (SRC, DST):
+            named = frame[name].cast(pl.String)
+            lookup = self._texts.select(pl.col(ID).alias(name), schemas.TEXT_ID)
+            found = named.to_frame(name).join(lookup, on=name, how="left", maintain_order="left")[schemas.TEXT_ID]
+            _require_known(self._path, named, found)
+            columns.append(found.alias(name))
+        return pl.DataFrame([*columns, values.cast(pl.Float16).cast(pl.Float32).alias(SIMILARITY)])
+
+    def _clean(self, frame: pl.DataFrame, *, symmetric: bool) -> pl.DataFrame:
+        """Without edges of a text with itself and repeated ones; the same similarity both ways; in the order of rows."""
+        import polars as pl
+
+        proper = frame.filter(pl.col(SRC) != pl.col(DST))
+        self.facts["self_edges"] = len(frame) - len(proper)
+        once = proper.group_by(SRC, DST).agg(pl.col(SIMILARITY).max(), pl.col(SIMILARITY).n_unique().alias("values"), pl.len())
+        self.facts["repeated_edges"] = int((once["len"] - 1).sum())
+        back = once.select(pl.col(DST).alias(SRC), pl.col(SRC).alias(DST), pl.col(SIMILARITY).alias("back"))
+        both = once.join(back, on=[SRC, DST], how="full" if symmetric else "left", coalesce=True)
+        differs = (pl.col("back") != pl.col(SIMILARITY)) | (pl.col("values") > 1)
+        unequal = both.filter(differs.fill_null(False)).select(pl.min_horizontal(SRC, DST), pl.max_horizontal(SRC, DST).alias("_"))
+        self.facts["unequal_pairs"] = len(unequal.unique())
+        larger = both.select(SRC, DST, pl.max_horizontal(SIMILARITY, "back").alias(SIMILARITY))
+        return larger.sort([SRC, SIMILARITY, DST], descending=[False, True, False])
+
+    def _choose_k(self, degrees_N: np.ndarray[Any, Any], asked: int | None) -> int:
+        fewest = int(degrees_N.min())
+        k = fewest if asked is None else min(asked, len(degrees_N) - 1)
+        if k == 0 or k > fewest:
+            short = np.flatnonzero(degrees_N < max(k, 1))
+            named = ", ".join(repr(self._texts[ID][int(i)]) for i in short[:_NAMED])
+            spread = ", ".join(f"{q:.0%} {np.quantile(degrees_N, q):,.0f}" for q in (0, 0.05, 0.5, 0.95, 1))
+            raise SourceError(
+                f"{self._path}: {len(short):,} of {len(degrees_N):,} texts have fewer than {max(k, 1):,} edges (ids {named}; edges "
+                f"a text, quantiles: {spread}). Rows are never padded: give them edges, leave those texts out, choose a "
+                "smaller --k, or count edges both ways with --symmetric."
+            )
+        return k
+
+    def batch(self, shard: ShardRange) -> pa.RecordBatch:
+        """One neighbour shard."""
+        schema = schemas.knn_schema(self.k, 0)
+        rows = slice(shard.start, shard.stop)
+        lists = [
+            pa.FixedSizeListArray.from_arrays(
+                pa.array(np.ascontiguousarray(values[rows]).reshape(-1)), type=schema.field(name).type
+            )
+            for name, values in ((schemas.NEIGHBOR_IDS, self._ids), (schemas.SIMILARITIES, self._values))
+        ]
+        ids = pa.array(np.arange(shard.start, shard.stop, dtype=np.int32))
+        return pa.RecordBatch.from_arrays([ids, *lists], schema=schema)
+
+
+def _write_texts(graph_dir: Path, texts: pl.DataFrame, samples: pl.DataFrame, shard_size: int, key: str) -> dict[str, Any]:
+    """Shards of texts, counts and samples; their receipts by path."""
+    hashes = _hashes(texts[schemas.TEXT])
+    counts = np.bincount(samples[schemas.TEXT_ID].to_numpy(), minlength=len(texts)).astype(np.int32)
+    text_table = pa.table([texts[schemas.TEXT_ID].to_numpy(), texts[schemas.TEXT].to_list(), hashes], schema=schemas.TEXTS_SCHEMA)
+    count_table = pa.table([texts[schemas.TEXT_ID].to_numpy(), counts], schema=schemas.COUNTS_SCHEMA)
+    sample_ids = samples[schemas.SAMPLE_ID]
+    fixed = pa.table(
+        [sample_ids.to_list(), _hashes(sample_ids), samples[schemas.TEXT_ID].to_numpy()], schema=schemas.SAMPLES_SCHEMA
+    )
+    sample_table = fixed
+    for name in samples.columns[2:]:
+        sample_table = sample_table.append_column(name, samples[name].to_arrow())
+    receipts = {}
+    for folder, made in ((schemas.TEXTS, text_table), (schemas.COUNTS, count_table), (schemas.SAMPLES, sample_table)):
+        for shard in shard_ranges(made.num_rows, shard_size):
+            part = made.slice(shard.start, len(shard)).combine_chunks()
+            receipt = write_parquet(graph_dir, schemas.part_name(folder, shard.index), part, key=key)
+            receipts[receipt.path] = receipt
+    return receipts
+
+
+def _hashes(values: pl.Series) -> np.ndarray[Any, Any]:
+    """xxh3 of the strings: there is no encoder, so a text's hash is that of its characters and not of tokens."""
+    return np.fromiter((xxhash.xxh3_64_intdigest(value.encode()) for value in values), np.uint64, len(values))

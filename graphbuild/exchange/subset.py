@@ -1,0 +1,321 @@
+"""The graph of some of a graph's samples, such as those whose images could be downloaded, without embedding again.
+
+Shape letters: N texts of the origin, n texts of the subset, D vector width.
+Texts are numbered anew, by first appearance among the samples kept; strings, hashes and vectors are copied. Memory: the
+strings of the texts kept, and some forty bytes for each text and sample.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from graphbuild.embed.index import build_index
+from graphbuild.errors import OptionError, SourceError
+from graphbuild.store import schemas
+from graphbuild.store.embeddings import embedding_blocks
+from graphbuild.store.files import (
+    Receipt,
+    ShardRange,
+    digest_file,
+    digest_json,
+    finished,
+    remove_strays,
+    require_intact,
+    scratch_name,
+    shard_ranges,
+    write_parquet,
+)
+from graphbuild.store.lookup import SampleLookup, build_lookup
+from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
+from graphbuild.system.progress import progress
+
+_ID_COLUMNS = (schemas.SAMPLE_ID, "url", "id")
+_EXAMPLES = 3
+_REMEDY = "Run `graphbuild embed` again with the same options: it rebuilds what is damaged."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SubsetConfig:
+    """Which samples are kept."""
+
+    keep: Path
+    """A file of sample ids: text, one a line; CSV; or Parquet."""
+    id_column: str | None = None
+    """Of a CSV or Parquet file; None: sample_id, url or id, or the only column."""
+    overwrite: bool = False
+    """Replace a subset of other samples."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SubsetResult:
+    """What was kept."""
+
+    graph_dir: Path
+    origin: Path
+    counts: dict[str, int]
+    asked: int
+    """Different ids in the file."""
+    unknown: int
+    """Of these, ids that the graph does not have."""
+    examples: tuple[str, ...]
+    already_done: bool
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        done = ": already done, nothing to do" if self.already_done else ""
+        lines = [
+            f"{self.graph_dir}: {self.counts['samples']:,} samples and {self.counts['texts']:,} texts of {self.origin}{done}",
+        ]
+        if self.unknown:
+            shown = ", ".join(repr(one) for one in self.examples)
+            lines.append(f"{self.unknown:,} of {self.asked:,} ids are not in the graph, such as {shown}")
+        return "\n".join([*lines, f"next: graphbuild knn --graph-dir {self.graph_dir}"])
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for scripts."""
+        return {**asdict(self), "graph_dir": str(self.graph_dir), "origin": str(self.origin)}
+
+
+def subset_graph(graph_dir: Path, out: Path, config: SubsetConfig) -> SubsetResult:
+    """Write the graph of the samples kept, up to index.faiss.
+
+    Args:
+        graph_dir: The origin, whose embed stage is done.
+        out: Where the subset goes.
+        config: Which samples.
+
+    Raises:
+        ArtifactError: If the origin is not finished, or a file of it is missing or damaged.
+        OptionError: If `out` holds another graph, and `overwrite` is not given.
+        SourceError: If the ids cannot be read, or none is in the graph.
+    """
+    if out.resolve() == graph_dir.resolve():
+        raise OptionError(f"--out {out}: is the graph itself. Choose another folder.")
+    origin = Manifest.load(graph_dir)
+    for stage in ("text", "lookup", "embed"):
+        origin.require(stage, graph_dir)
+    ids = pa.chunked_array([_read_ids(config.keep, config.id_column)]).unique()
+    found = SampleLookup(graph_dir, origin).find(ids)
+    if not len(found.sample_rows):
+        raise SourceError(f"{config.keep}: none of its {len(ids):,} ids is in {graph_dir}. Is --id-column the right one?")
+    unknown = np.flatnonzero(~found.known)
+    built = _Work(graph_dir, origin, out, config, found.sample_rows).run()
+    return SubsetResult(
+        graph_dir=out,
+        origin=graph_dir,
+        counts=Manifest.load(out).counts,
+        asked=len(ids),
+        unknown=len(unknown),
+        examples=tuple(ids[int(row)].as_py() for row in unknown[:_EXAMPLES]),
+        already_done=not built,
+    )
+
+
+def _read_ids(path: Path, column: str | None) -> pa.Array:
+    try:
+        if path.suffix in (".parquet", ".pq"):
+            schema = pq.read_schema(path)
+            table = pq.read_table(path, columns=[_id_column(path, schema.names, column)])
+        elif path.suffix in (".csv", ".tsv"):
+            with path.open("rb") as stream:
+                header = pyarrow.csv.open_csv(stream, parse_options=_delimiter(path)).schema.names
+            name = _id_column(path, header, column)
+            # As text: an id such as 0012 is not a number, and NA is not a missing one.
+            convert = pyarrow.csv.ConvertOptions(
+                include_columns=[name], column_types={name: pa.string()}, strings_can_be_null=False
+            )
+            table = pyarrow.csv.read_csv(path, parse_options=_delimiter(path), convert_options=convert)
+        else:
+            lines = path.read_bytes().decode("utf-8").splitlines()
+            return pa.array([line for line in lines if line], pa.string())
+        return table.column(0).cast(pa.string()).combine_chunks().drop_null()
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            f"{path}: holds invalid UTF-8 ({error.reason} at byte {error.start:,}). Give text, CSV or Parquet."
+        ) from None
+    except (pa.ArrowException, FileNotFoundError) as error:
+        raise SourceError(
+            f"{path}: sample ids cannot be read ({error}). Give one id a line, CSV with a header, or Parquet."
+        ) from error
+
+
+def _delimiter(path: Path) -> pyarrow.csv.ParseOptions:
+    return pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
+
+
+def _id_column(path: Path, names: Sequence[str], wanted: str | None) -> str:
+    found = [wanted] if wanted is not None else [name for name in _ID_COLUMNS if name in names][:1] or list(names)
+    if len(found) != 1 or found[0] not in names:
+        raise SourceError(f"{path}: which column holds the sample ids? Choose one with --id-column; there are: {', '.join(names)}.")
+    return found[0]
+
+
+class _Work:
+    """One subset: what is kept, how texts are numbered anew, and the stages."""
+
+    def __init__(self, graph_dir: Path, origin: Manifest, out: Path, config: SubsetConfig, rows: NDArray[np.int64]) -> None:
+        self._graph_dir, self._origin, self._out, self._config = graph_dir, origin, out, config
+        self._kept = np.zeros(origin.ranges("text", schemas.SAMPLES)[-1].stop, np.bool_)
+        self._kept[rows] = True
+        files = {name: receipt.digest for stage in ("text", "embed") for name, receipt in origin.stages[stage].files.items()}
+        # Of the rows kept, and not of the file: ids that are unknown or come twice change nothing.
+        self._inputs = {"origin": digest_json(files), "rows": digest_json(np.packbits(self._kept).tobytes().hex())}
+        self._manifest = Manifest.load_or_new(out)
+        self.new_ids, self.old_ids = self._number()
+
+    def _number(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The new id of each old text, -1 where it is left out; and the old id of each new one."""
+        new_N = np.full(self._origin.ranges("text", schemas.TEXTS)[-1].stop, -1, np.int32)
+        olds: list[NDArray[np.int32]] = []
+        count = 0
+        for _, table in self._samples([schemas.TEXT_ID]):
+            texts, first = np.unique(table[schemas.TEXT_ID].to_numpy(), return_index=True)
+            fresh = texts[np.argsort(first)]
+            fresh = fresh[new_N[fresh] < 0]
+            new_N[fresh] = np.arange(count, count + len(fresh))
+            olds.append(fresh)
+            count += len(fresh)
+        return new_N, np.concatenate(olds)
+
+    def _samples(self, columns: Sequence[str] | None = None) -> Iterator[tuple[ShardRange, pa.Table]]:
+        """The rows kept of each shard of the origin's samples."""
+        for shard in self._origin.ranges("text", schemas.SAMPLES):
+            kept = self._kept[shard.start : shard.stop]
+            yield shard, self._read(schemas.SAMPLES, shard, columns).filter(pa.array(kept))
+
+    def _read(self, folder: str, shard: ShardRange, columns: Sequence[str] | None = None) -> pa.Table:
+        name = schemas.part_name(folder, shard.index)
+        require_intact(self._graph_dir, {name: self._origin.stages["text"].files[name]}, remedy=_REMEDY)
+        return pq.read_table(self._graph_dir / name, columns=list(columns) if columns else None)
+
+    def run(self) -> bool:
+        """Do what is missing; returns whether anything was."""
+        built = [self._text(), build_lookup(self._out, self._manifest), self._embed()]
+        return any([*built, build_index(self._out, self._manifest, overwrite=True)])
+
+    def _enter(self, name: str, config: dict[str, Any], inputs: dict[str, str], write: Callable[[str], list[Receipt]]) -> bool:
+        """Do a stage, unless it is there; the shards that a killed run finished are kept."""
+        if up_to_date(self._manifest, self._out, name, config, inputs, overwrite=self._config.overwrite):
+            return False
+        started = time.monotonic()
+        self._manifest.drop(name)
+        self._out.mkdir(parents=True, exist_ok=True)
+        receipts = write(stage_key(config, inputs))
+        files = {receipt.path: receipt for receipt in receipts}
+        for folder in {path.split("/")[0] for path in files}:
+            remove_strays(self._out, folder, files)
+        self._manifest.stages[name] = Stage(config=config, inputs=inputs, seconds=time.monotonic() - started, files=files)
+        self._manifest.save(self._out)
+        return True
+
+    def _text(self) -> bool:
+        return self._enter("text", {"method": "subset"}, self._inputs, self._write_texts)
+
+    def _write_texts(self, key: str) -> list[Receipt]:
+        samples, hashes = self._write_samples(key)
+        counts = np.zeros(len(self.old_ids), np.int32)
+        for _, table in self._samples([schemas.TEXT_ID]):
+            np.add.at(counts, self.new_ids[table[schemas.TEXT_ID].to_numpy()], 1)
+        texts = self._kept_texts()
+        receipts = list(samples)
+        for shard in shard_ranges(len(counts), self._origin.shard_size):
+            ids = pa.array(np.arange(shard.start, shard.stop, dtype=np.int32))
+            part = texts.slice(shard.start, len(shard)).combine_chunks()
+            columns = [ids, part[schemas.TEXT].cast(pa.string()), part[schemas.TEXT_HASH]]
+            receipts.append(self._write(schemas.TEXTS, shard.index, pa.table(columns, schema=schemas.TEXTS_SCHEMA), key))
+            columns = [ids, pa.array(counts[shard.start : shard.stop])]
+            receipts.append(self._write(schemas.COUNTS, shard.index, pa.table(columns, schema=schemas.COUNTS_SCHEMA), key))
+        self._manifest.dataset, self._manifest.encoder = self._dataset(), dict(self._origin.encoder)
+        self._manifest.shard_size = self._origin.shard_size
+        captions = sum(receipt.rows for receipt in samples)
+        self._manifest.counts = {
+            "samples": hashes,
+            "captions": captions,
+            "texts": len(counts),
+            "duplicate_captions": captions - len(counts),
+        }
+        shutil.copytree(self._graph_dir / schemas.TOKENIZER, self._out / schemas.TOKENIZER, dirs_exist_ok=True)
+        return receipts
+
+    def _write_samples(self, key: str) -> tuple[list[Receipt], int]:
+        """Receipts, and the number of different sample ids."""
+        size = self._origin.shard_size
+        receipts: list[Receipt] = []
+        hashes: list[NDArray[np.uint64]] = []
+        pending: pa.Table | None = None
+        for shard, table in self._samples():
+            hashes.append(table[schemas.SAMPLE_HASH].to_numpy())
+            texts = pa.array(self.new_ids[table[schemas.TEXT_ID].to_numpy()])
+            at = table.column_names.index(schemas.TEXT_ID)
+            table = table.set_column(at, table.schema.field(at), texts)
+            pending = table if pending is None else pa.concat_tables([pending, table])
+            last = shard.stop == len(self._kept)
+            while pending.num_rows >= size or (last and pending.num_rows):
+                receipts.append(self._write(schemas.SAMPLES, len(receipts), pending.slice(0, size).combine_chunks(), key))
+                pending = pending.slice(size)
+        return receipts, len(np.unique(np.concatenate(hashes)))
+
+    def _kept_texts(self) -> pa.Table:
+        """Strings and hashes of the texts kept, in their new order."""
+        parts = []
+        for shard in self._origin.ranges("text", schemas.TEXTS):
+            table = self._read(schemas.TEXTS, shard, [schemas.TEXT, schemas.TEXT_HASH])
+            # large_string, for all strings together may exceed 2 GB.
+            table = table.set_column(0, schemas.TEXT, table[schemas.TEXT].cast(pa.large_string()))
+            parts.append(table.filter(pa.array(self.new_ids[shard.start : shard.stop] >= 0)))
+        # They stand in their old order: sorting the old ids tells which is which.
+        place = np.empty(len(self.old_ids), np.int64)
+        place[np.argsort(self.old_ids)] = np.arange(len(self.old_ids))
+        return pa.concat_tables(parts).combine_chunks().take(pa.array(place))
+
+    def _embed(self) -> bool:
+        columns = self._manifest.column_digests("text", (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH))
+        inputs = {name: digest for name, digest in columns.items() if name.startswith(f"{schemas.TEXTS}/")}
+        return self._enter("embed", self._origin.stages["embed"].config, inputs, self._write_embeddings)
+
+    def _write_embeddings(self, key: str) -> list[Receipt]:
+        count, dim = len(self.old_ids), int(self._origin.encoder["dim"])
+        schema = schemas.embeddings_schema(dim)
+        receipts = []
+        with scratch_name(self._out, "vectors") as path:
+            vectors_nD = np.memmap(path, np.float16, "w+", shape=(count, dim))
+            start = 0
+            with progress("copying embeddings", len(self.new_ids), unit="texts") as meter:
+                for block_BD in embedding_blocks(self._graph_dir):
+                    new_B = self.new_ids[start : start + len(block_BD)]
+                    vectors_nD[new_B[new_B >= 0]] = block_BD[new_B >= 0]
+                    start += len(block_BD)
+                    meter.advance(len(block_BD))
+            for shard in shard_ranges(count, self._origin.shard_size):
+                texts = pq.read_table(self._out / schemas.part_name(schemas.TEXTS, shard.index))
+                flat = pa.array(np.array(vectors_nD[shard.start : shard.stop]).reshape(-1))
+                embedding = pa.FixedSizeListArray.from_arrays(flat, type=schema.field(schemas.EMBEDDING).type)
+                table = pa.table([texts[schemas.TEXT_ID], texts[schemas.TEXT_HASH], embedding], schema=schema)
+                receipts.append(self._write(schemas.EMBEDDINGS, shard.index, table, key))
+            del vectors_nD
+        return receipts
+
+    def _write(self, folder: str, index: int, table: pa.Table, key: str) -> Receipt:
+        name = schemas.part_name(folder, index)
+        return finished(self._out, name, key=key) or write_parquet(self._out, name, table, key=key)
+
+    def _dataset(self) -> dict[str, Any]:
+        held = self._origin.dataset
+        images = dict(held["images"]) if held.get("images") else None
+        if images is not None and not Path(images["path"]).is_absolute():
+            # Pictures that were drawn into the origin stay there.
+            images["path"] = str((self._graph_dir / images["path"]).absolute())
+        kept = {"file": str(self._config.keep), "digest": digest_file(self._config.keep), "rows": int(self._kept.sum())}
+        origin = {"graph_dir": str(self._graph_dir.absolute()), "digest": self._inputs["origin"], "counts": self._origin.counts}
+        return {**held, "images": images, "origin": origin, "keep": kept}

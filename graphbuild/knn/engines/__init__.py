@@ -1,0 +1,1 @@
+"""Exact searches, one a file, and the choice among them."""

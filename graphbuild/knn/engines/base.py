@@ -1,0 +1,51 @@
+"""What a search for exact neighbours offers.
+
+Shape letters: N texts, n rows asked for, K neighbours kept, D vector width.
+Ids are text ids, which are row numbers of the vectors. Nothing here reads or writes files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphbuild.store.files import ShardRange
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbors:
+    """The neighbours of some texts, best first."""
+
+    ids_nK: NDArray[np.int32]
+    similarities_nK: NDArray[np.float16]
+    recomputed: int
+    """Rows that the certificate did not settle, and that were computed again in another way."""
+
+
+Advance = Callable[[int], None]
+"""Told, from any thread, of work that was finished, in pairs of texts."""
+
+
+def unheard(_pairs: int) -> None:
+    """Nobody wants to know."""
+
+
+class Engine(Protocol):
+    """Finds exact neighbours among the vectors it was made for; what it finds does not depend on which engine it is."""
+
+    @property
+    def precision(self) -> str:
+        """Number format of the scoring pass."""
+
+    def pairs(self, ranges: Sequence[ShardRange]) -> int:
+        """Pairs of texts that a search scores."""
+
+    def work(self, ranges: Sequence[ShardRange]) -> int:
+        """All that a search tells `advance`: pairs scored, and re-ranking as the pairs that could be scored meanwhile."""
+
+    def search(self, ranges: Sequence[ShardRange], advance: Advance = unheard) -> Iterator[Neighbors]:
+        """Neighbours of each range of texts, in turn."""

@@ -1,0 +1,193 @@
+"""Tile search: scores in the fastest number format, a limit per row to select by, each tile serving rows and columns.
+
+Shape letters: N texts, S rows of the state, B rows of a block, D vector width, K neighbours kept, W candidates a row has
+room for.
+
+Rows are taken in groups as large as memory allows. Within a group every pair is scored once, and serves both texts; the
+rest of the texts serve the group's rows only. Limits start from a random sample of the texts. Candidates are re-ranked
+exactly; rows that their certificate does not settle are searched by `rowblocks`. So the result is a function of the
+vectors alone: of no format, group, number of threads, or order of tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from graphbuild.errors import ResourceError
+from graphbuild.knn.engines.base import Advance, Neighbors, unheard
+from graphbuild.knn.engines.group import BAND, BLOCK, STRIPE, TILE_ROWS, GroupSearch, chunk_pairs, chunks
+from graphbuild.knn.engines.rowblocks import RowBlockEngine
+from graphbuild.knn.engines.scores import FORMATS, Bounds, Format, casting_error, fastest_format, limits_of, make_bounds
+from graphbuild.knn.engines.threads import threads
+from graphbuild.knn.kernels import selection
+from graphbuild.store.files import ShardRange
+
+_SAMPLE = 8192
+_SAMPLE_SHARE = 16
+"""The sample is at most a sixteenth of the texts."""
+_ROOM = 2.0
+"""Candidates that a row has room for, to each of the band: with less, rows are thinned more often."""
+_FALLBACK_SHARE = 4
+"""Of the memory, a quarter is for searching unsettled rows again."""
+_LONGEST = 1.01
+"""Length of a vector, at most; the stage refuses longer ones."""
+
+
+class TileEngine:
+    """The fast engine for many texts."""
+
+    def __init__(self, vectors_ND: NDArray[np.float16], *, k: int, memory_limit: int, precision: str = "auto") -> None:
+        """Prepare for searches; `auto` precision measures the machine, which takes a tenth of a second.
+
+        Raises:
+            ResourceError: If the limit leaves no room for a group of rows.
+        """
+        count, dim = vectors_ND.shape
+        self._vectors_ND = vectors_ND
+        self._k = k
+        self._format: Format = fastest_format(dim) if precision == "auto" else FORMATS[precision]
+        self._sample = _sample_size(count)
+        self._width = _width(k)
+        fixed, per_row = _footprint(count, dim, k, self._format)
+        self._group_rows = (memory_limit - memory_limit // _FALLBACK_SHARE - fixed) // per_row // BLOCK * BLOCK
+        if self._group_rows < BLOCK:
+            needed = self.required_memory(count, dim, k, self._format.name)
+            raise ResourceError(
+                f"the search needs at least {needed / 1e6:,.0f} MB, and the memory limit leaves "
+                f"{max(memory_limit, 0) / 1e6:,.0f} MB. Raise --memory-limit, or lower --k."
+            )
+        self._fallback = RowBlockEngine(vectors_ND, k=k, memory_limit=memory_limit // _FALLBACK_SHARE)
+
+    @staticmethod
+    def required_memory(count: int, dim: int, k: int, precision: str = "auto") -> int:
+        """The least memory limit, in bytes."""
+        fixed, per_row = _footprint(count, dim, k, fastest_format(dim) if precision == "auto" else FORMATS[precision])
+        scoring = (fixed + per_row * BLOCK) * _FALLBACK_SHARE // (_FALLBACK_SHARE - 1) + _FALLBACK_SHARE
+        return max(scoring, RowBlockEngine.required_memory(count, dim, k) * _FALLBACK_SHARE)
+
+    @property
+    def precision(self) -> str:
+        """Number format of the scoring pass."""
+        return self._format.name
+
+    def pairs(self, ranges: Sequence[ShardRange]) -> int:
+        """Pairs of texts that a search scores, in whole tiles: those within a group serve both of their sides."""
+        tiles = 0
+        for group in self._groups(ranges):
+            rows = sum(map(len, group))
+            own, others = -(-rows // BLOCK), -(-(len(self._vectors_ND) - rows) // BLOCK)
+            tiles += own * (own + 1) // 2 + own * others
+        return tiles * BLOCK**2
+
+    def work(self, ranges: Sequence[ShardRange]) -> int:
+        """All that a search tells `advance`: pairs scored, and re-ranking as the pairs that could be scored meanwhile."""
+        pieces = [piece for group in self._groups(ranges) for piece in group]
+        return self.pairs(ranges) + sum(chunks(piece) * chunk_pairs(piece) for piece in pieces)
+
+    def search(self, ranges: Sequence[ShardRange], advance: Advance = unheard) -> Iterator[Neighbors]:
+        """Neighbours of each range of texts, in turn; as many texts as fit the memory limit are scored together."""
+        bounds = self._make_bounds()
+        parts: list[Neighbors] = []
+        with threads() as pool:
+            for group in self._groups(ranges):
+                search = GroupSearch(self._vectors_ND, group, self._k, self._width, self._format, bounds)
+                search.score(pool, self._sample_ids(), advance)
+                for piece in group:
+                    parts.append(self._settle(piece, *search.finish(pool, piece, advance)))
+                    if piece.stop == ranges[piece.index].stop:
+                        yield _join(parts)
+                        parts = []
+                # Before the next group's state is made.
+                del search
+
+    def extend(self, one: ShardRange, stored: Neighbors, first_new: int, advance: Advance = unheard) -> Neighbors:
+        """Neighbours of a range of texts, from those among the texts before `first_new`, where the range lies.
+
+        Args:
+            one: The range.
+            stored: Its neighbours among the older texts, K each, as a search found them.
+            first_new: The first text that they were not compared with.
+            advance: Told of pairs that were scored.
+        """
+        bounds = self._make_bounds()
+        parts: list[Neighbors] = []
+        with threads() as pool:
+            for (piece,) in self._groups([one]):
+                rows = slice(piece.start - one.start, piece.stop - one.start)
+                held = Neighbors(stored.ids_nK[rows], stored.similarities_nK[rows], 0)
+                search = GroupSearch(self._vectors_ND, [piece], self._k, self._width, self._format, bounds)
+                search.score_new(pool, limits_of(held.similarities_nK[:, -1], self._format, bounds), first_new, advance)
+                parts.append(self._settle(piece, *search.finish_new(pool, held)))
+                del search
+        return _join(parts)
+
+    def extension_pairs(self, ranges: Sequence[ShardRange], first_new: int) -> int:
+        """Pairs of texts that extending these ranges scores, in whole tiles."""
+        columns = -(-(len(self._vectors_ND) - first_new) // BLOCK)
+        return sum(-(-len(one) // BLOCK) * columns for one in ranges) * BLOCK**2
+
+    def _groups(self, ranges: Sequence[ShardRange]) -> Iterator[list[ShardRange]]:
+        """Pieces of ranges, as many as fit at a time; `index` is that of the range among `ranges`."""
+        group: list[ShardRange] = []
+        room = self._group_rows
+        for index, one in enumerate(ranges):
+            start = one.start
+            while start < one.stop:
+                # A range is cut only where it does not fit a whole group.
+                if group and one.stop - start > room:
+                    yield group
+                    group, room = [], self._group_rows
+                stop = min(one.stop, start + room)
+                group.append(ShardRange(index, start, stop))
+                room -= stop - start
+                start = stop
+        yield group
+
+    def _make_bounds(self) -> Bounds:
+        step = STRIPE * BLOCK
+        starts = range(0, len(self._vectors_ND), step)
+        cast = max(casting_error(self._vectors_ND[start : start + step], self._format) for start in starts)
+        return make_bounds(self._format, dim=self._vectors_ND.shape[1], longest=_LONGEST, cast=cast)
+
+    def _sample_ids(self) -> NDArray[np.int64]:
+        # Random rather than evenly spaced: captions of one picture follow one another at a fixed period.
+        return np.sort(np.random.default_rng(0).choice(len(self._vectors_ND), self._sample, replace=False))
+
+    def _settle(self, piece: ShardRange, found: Neighbors, failed_n: NDArray[np.bool_]) -> Neighbors:
+        """Search the rows again that their certificate did not settle."""
+        failed = np.flatnonzero(failed_n)
+        if len(failed):
+            again = self._fallback.search_rows(piece.start + failed)
+            found.ids_nK[failed], found.similarities_nK[failed] = again.ids_nK, again.similarities_nK
+        return Neighbors(found.ids_nK, found.similarities_nK, len(failed))
+
+
+def _sample_size(count: int) -> int:
+    return min(_SAMPLE, count // _SAMPLE_SHARE) // selection.LANES * selection.LANES
+
+
+def _width(k: int) -> int:
+    return int(BAND * _ROOM * (k + 1)) + 64
+
+
+def _footprint(count: int, dim: int, k: int, form: Format) -> tuple[int, int]:
+    """Bytes that are taken whatever the group of rows, and bytes a row of the group."""
+    item, sample = form.dtype.itemsize, _sample_size(count)
+    scratch = torch.get_num_threads() * item * max(TILE_ROWS * BLOCK, BLOCK // 4 * sample)
+    stripe = STRIPE * BLOCK * dim * (item + 4)
+    # Nine bytes a text to tell those outside the group.
+    return scratch + sample * dim * item + stripe + 9 * count, _width(k) * (4 + 2) + dim * item + 32
+
+
+def _join(parts: Sequence[Neighbors]) -> Neighbors:
+    if len(parts) == 1:
+        return parts[0]
+    return Neighbors(
+        np.concatenate([part.ids_nK for part in parts]),
+        np.concatenate([part.similarities_nK for part in parts]),
+        sum(part.recomputed for part in parts),
+    )

@@ -1,0 +1,1 @@
+"""What a graph is worth: looked at, verified, measured, compared and reported."""

@@ -1,0 +1,174 @@
+"""Two graphs of the same texts: how far their neighbours agree, and which texts changed most.
+
+Texts are matched by the xxh3 of the text itself, not by text_hash: another encoder has other tokens. Neighbours that the
+other graph does not hold are left out before ranks are counted.
+Shape letters: C texts in both graphs, n texts of a block, K neighbours stored, T ranks compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+from numba import njit
+
+from graphbuild.errors import ArtifactMismatch
+from graphbuild.quality.view import GraphView
+from graphbuild.store import schemas
+from graphbuild.store.graph import Graph
+from graphbuild.system.answers import plain, render, show, table
+from graphbuild.system.progress import progress
+
+_RANKS = (1, 2, 5, 10, 20, 50, 100, 256, 1000)
+_BLOCK = 4096
+_SHOWN_NEIGHBORS = 3
+Ids = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """How far two graphs agree."""
+
+    first: Path
+    second: Path
+    texts: int
+    """Held by both."""
+    only_first: int
+    only_second: int
+    overlap_by_rank: list[dict[str, float]]
+    """rank, overlap: the mean share of the first `rank` neighbours that both rows hold; random: what chance gives."""
+    changed: list[dict[str, Any]]
+    """The texts that agree least at `changed_rank`: text, overlap, and the nearest neighbours in either graph."""
+    changed_rank: int
+
+    def summary(self) -> str:
+        """Tables for people."""
+        overlap = table(("rank", "overlap", "random"), right=("rank", "overlap", "random"))
+        for entry in self.overlap_by_rank:
+            overlap.add_row(f"{entry['rank']:,.0f}", f"{entry['overlap']:.1%}", f"{entry['random']:.1%}")
+        changed = table(("overlap", "text", "nearest in the first", "nearest in the second"), right=("overlap",))
+        for text in self.changed:
+            sides = ("; ".join(text["first"]), "; ".join(text["second"]))
+            changed.add_row(f"{text['overlap']:.0%}", plain(show(text["text"])), *(plain(show(side)) for side in sides))
+        head = f"{self.first} and {self.second}: {self.texts:,} texts in both, {self.only_first:,} and {self.only_second:,} in one"
+        title = f"texts that changed most (first {self.changed_rank:,} neighbours)"
+        return render(head, {"neighbours in both, by rank": overlap, title: changed})
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for scripts."""
+        return {**asdict(self), "first": str(self.first), "second": str(self.second)}
+
+
+def compare_graphs(first: Path, second: Path, *, count: int = 10) -> Comparison:
+    """Compare the neighbours of every text that both graphs hold.
+
+    Args:
+        first: A graph with neighbours.
+        second: Another, of the same texts or some of them.
+        count: Texts to list that changed most.
+
+    Raises:
+        ArtifactError: If a graph is not finished, or damaged.
+        ArtifactMismatch: If they share fewer than two texts.
+    """
+    views = (GraphView(first), GraphView(second))
+    hashes = [_text_hashes(view) for view in views]
+    _, ours, theirs = np.intersect1d(hashes[0], hashes[1], assume_unique=True, return_indices=True)
+    if len(ours) < 2:
+        raise ArtifactMismatch(
+            f"{first} and {second} share {len(ours)} of their texts ({len(hashes[0]):,} and {len(hashes[1]):,}). "
+            "Compare graphs of the same captions or classes."
+        )
+    graphs = (views[0].graph, views[1].graph)
+    places = (_places(ours, graphs[0].n_texts), _places(theirs, graphs[1].n_texts))
+    most = min(graphs[0].k, graphs[1].k)
+    ranks = np.array(sorted({rank for rank in (*_RANKS, most) if 1 <= rank <= most}), np.int32)
+    overlap_CT = _overlaps(graphs, (ours, theirs), places, ranks)
+    listed = int(np.searchsorted(ranks, min(10, most)))
+    worst = np.lexsort((np.arange(len(ours)), overlap_CT[:, -1], overlap_CT[:, listed]))[:count]
+    return Comparison(
+        first=first,
+        second=second,
+        texts=len(ours),
+        only_first=graphs[0].n_texts - len(ours),
+        only_second=graphs[1].n_texts - len(ours),
+        overlap_by_rank=[
+            {"rank": rank, "overlap": mean, "random": min(1.0, rank / (len(ours) - 1))}
+            for rank, mean in zip(ranks.tolist(), overlap_CT.mean(axis=0).tolist(), strict=True)
+        ],
+        changed=[_describe(views, (int(ours[i]), int(theirs[i])), float(overlap_CT[i, listed])) for i in worst],
+        changed_rank=int(ranks[listed]),
+    )
+
+
+def _text_hashes(view: GraphView) -> npt.NDArray[np.uint64]:
+    texts = view.texts.select(schemas.TEXT).collect(engine="streaming").to_series()
+    return np.fromiter((xxhash.xxh3_64_intdigest(text.encode()) for text in texts), np.uint64, len(texts))
+
+
+def _places(shared: npt.NDArray[Any], n_texts: int) -> Ids:
+    """Number among the shared texts of every text id; -1 for the rest."""
+    places = np.full(n_texts, -1, np.int32)
+    places[shared] = np.arange(len(shared))
+    return places
+
+
+def _overlaps(
+    graphs: tuple[Graph, Graph], ids: tuple[npt.NDArray[Any], npt.NDArray[Any]], places: tuple[Ids, Ids], ranks: Ids
+) -> npt.NDArray[np.float32]:
+    """Share of the first r shared neighbours that are in both rows; (C, T)."""
+    out = np.empty((len(ids[0]), len(ranks)), np.float32)
+    seen = np.zeros(len(ids[0]), np.int64)
+    with progress("compare", len(out), unit="texts") as meter:
+        for start in range(0, len(out), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            rows = [place[graph.rows(own[part]).neighbor_ids] for graph, own, place in zip(graphs, ids, places, strict=True)]
+            _count_shared(rows[0], rows[1], ranks, seen, 4 * start + 2, out[part])
+            meter.advance(len(rows[0]))
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _count_shared(
+    one_nK: Ids, other_nK: Ids, ranks: Ids, seen: npt.NDArray[np.int64], stamp: int, out_nT: npt.NDArray[np.float32]
+) -> None:
+    """Walk both rows rank by rank; a text counts when its second row reaches it. `seen` holds stamps, so it is never cleared.
+
+    A row that has fewer shared neighbours than a rank asks for is compared on those that it has.
+    """
+    for i in range(len(one_nK)):
+        # Each row has two stamps of its own: one for either graph.
+        mine = stamp + 4 * i
+        a = b = found = taken = t = 0
+        while t < len(ranks):
+            while a < one_nK.shape[1] and one_nK[i, a] < 0:
+                a += 1
+            while b < other_nK.shape[1] and other_nK[i, b] < 0:
+                b += 1
+            moved = False
+            if a < one_nK.shape[1]:
+                found += seen[one_nK[i, a]] == mine + 1
+                seen[one_nK[i, a]] = mine
+                a += 1
+                moved = True
+            if b < other_nK.shape[1]:
+                found += seen[other_nK[i, b]] == mine
+                seen[other_nK[i, b]] = mine + 1
+                b += 1
+                moved = True
+            taken += moved
+            while t < len(ranks) and (ranks[t] == taken or not moved):
+                out_nT[i, t] = found / max(taken, 1)
+                t += 1
+
+
+def _describe(views: tuple[GraphView, GraphView], ids: tuple[int, int], overlap: float) -> dict[str, Any]:
+    nearest = [
+        view.neighbors(text_id, count=_SHOWN_NEIGHBORS)[schemas.TEXT].to_list() for view, text_id in zip(views, ids, strict=True)
+    ]
+    text = views[0].texts_of([ids[0]])[schemas.TEXT][0]
+    return {"text": text, "overlap": overlap, "first": nearest[0], "second": nearest[1]}

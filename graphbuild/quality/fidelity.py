@@ -1,0 +1,289 @@
+"""How near the assembled targets come to the dense ones, by what is stored of a text; and what the dense ones look like.
+
+Shape letters: B samples in a batch, K neighbours stored, R sketch width, D embedding width.
+Everything is measured on a few batches, random ones and ones of neighbour chunks, against the dense target of the stored
+embeddings. Sketches of other widths are computed anew; fewer neighbours are a part of those stored. Divergences are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from graphbuild.errors import OptionError
+from graphbuild.knn.sketch import encode, second_moments, sketch_basis
+from graphbuild.store.embeddings import iterate_embeddings
+from graphbuild.store.graph import Graph
+from graphbuild.store.neighbors import Rows
+from graphbuild.system.memory import resolve_limit
+from graphbuild.system.progress import progress
+from graphbuild.targets import assemble as targets
+from graphbuild.targets.partition import PartitionConfig, load_partition, samples_of
+
+Int32 = npt.NDArray[np.int32]
+Vectors = npt.NDArray[np.float16]
+Similarity = npt.NDArray[np.float32]
+Codes = tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]
+
+_NEIGHBORS = (16, 32, 64, 128, 256)
+_SKETCHES = (0, 32, 64, 128)
+_BASIS_TEXTS = 65_536
+"""Texts that the sketches' basis is computed from; the knn stage takes all."""
+_ONE_HOT, _FLAT = 0.95, 0.5
+"""Mass on the own view, and effective positives as a share of the columns, from which a target is called so."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FidelityConfig:
+    """What is measured."""
+
+    batch_size: int = 1024
+    """B."""
+    fidelity_taus: tuple[float, ...] = (0.05, 0.1, 0.2)
+    """Temperatures that divergences are measured at."""
+    sharpness_taus: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.5)
+    """Temperatures that the dense target is described at."""
+    batches: int = 4
+    """Batches of either kind."""
+    chunk: int = 32
+    """Samples a chunk of the neighbour batches."""
+    seed: int = 0
+    """Of the batches."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Storage:
+    """One choice of what is stored of a text, and what it costs in bytes and in nats."""
+
+    tau_s: float
+    k: int
+    sketch_dim: int
+    """0: absent pairs take the constant."""
+    bytes_a_row: int
+    kl_random: float
+    """KL(dense || assembled) in random batches."""
+    kl_neighbors: float
+    """The same in batches of neighbour chunks."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sharpness:
+    """What the dense target of a temperature looks like."""
+
+    tau_s: float
+    positives_random: float
+    """Effective number of positives: the exponential of the mean entropy."""
+    positives_neighbors: float
+    own_view_random: float
+    """Mean share of the target on the own view."""
+    own_view_neighbors: float
+    verdict: str
+    """`one-hot`, `flat` or `soft`, in random batches; both kinds are named where they differ."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fidelity:
+    """What was measured."""
+
+    hit_rate_random: float
+    """Stored neighbours per anchor."""
+    hit_rate_neighbors: float
+    absent: float
+    """The constant where there is no sketch: the mean similarity of pairs in random batches."""
+    storage: tuple[Storage, ...]
+    sharpness: tuple[Sharpness, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """One batch and its exact similarities."""
+
+    texts: Int32
+    vectors: Vectors
+    rows: Rows
+    dense: Similarity
+
+
+def measure_fidelity(graph_dir: Path, config: FidelityConfig) -> Fidelity:
+    """Measure a graph's targets on a few batches. A partition into chunks is made where it is missing.
+
+    Raises:
+        ArtifactError: If the graph is not finished, or damaged.
+        OptionError: If there are fewer samples than a batch holds, or a value is out of its range.
+    """
+    for tau_s in (*config.fidelity_taus, *config.sharpness_taus):
+        if tau_s <= 0:
+            raise OptionError(f"--tau-s is a positive temperature, not {tau_s:g}. The paper's is 0.1.")
+    graph = Graph.open(graph_dir)
+    drawn = _draw(graph, config)
+    basis = _BasisSample.draw(graph, config.seed)
+    vectors = _read_vectors(graph_dir, graph, np.concatenate([*drawn["random"], *drawn["neighbors"], basis.texts]))
+    batches = {kind: [_open_batch(graph, vectors, texts) for texts in some] for kind, some in drawn.items()}
+    absent = round(float(np.mean([_off_diagonal_mean(batch.dense) for batch in batches["random"]])), 2)
+    return Fidelity(
+        hit_rate_random=_hit_rate(batches["random"]),
+        hit_rate_neighbors=_hit_rate(batches["neighbors"]),
+        absent=absent,
+        storage=tuple(_storage(graph, batches, basis.moments(vectors), absent, config.fidelity_taus)),
+        sharpness=tuple(_sharpness(batches, tau_s) for tau_s in config.sharpness_taus),
+    )
+
+
+def _draw(graph: Graph, config: FidelityConfig) -> dict[str, list[Int32]]:
+    """Texts of random batches and of batches of chunks; every sample shows one of its texts."""
+    rows, offsets, text_ids = samples_of(graph, resolve_limit(None))
+    if not 2 <= config.batch_size <= len(rows):
+        raise OptionError(f"--batch-size {config.batch_size:,}: the graph has {len(rows):,} samples. Take 2 to {len(rows):,}.")
+    chunks = load_partition(graph, PartitionConfig(chunk=min(config.chunk, config.batch_size))).of_rows(rows)
+    by_chunk = np.argsort(chunks, kind="stable")
+    starts = np.searchsorted(chunks[by_chunk], np.arange(chunks.max() + 2))
+    rng = np.random.Generator(np.random.Philox(config.seed))
+
+    def show(samples: npt.NDArray[np.int64]) -> Int32:
+        counts = offsets[samples + 1] - offsets[samples]
+        shown: Int32 = text_ids[offsets[samples] + rng.integers(0, counts)]
+        return shown
+
+    drawn: dict[str, list[Int32]] = {"random": [], "neighbors": []}
+    for _ in range(config.batches):
+        drawn["random"].append(show(rng.choice(len(rows), config.batch_size, replace=False)))
+        order = rng.permutation(len(starts) - 1)
+        # The short chunk may be among them, so one more than fills the batch is taken.
+        some = order[: -(-config.batch_size // config.chunk) + 1]
+        members = np.concatenate([by_chunk[starts[chunk] : starts[chunk + 1]] for chunk in some])
+        drawn["neighbors"].append(show(members[: config.batch_size]))
+    return drawn
+
+
+@dataclass(frozen=True, slots=True)
+class _BasisSample:
+    """Texts that stand for all when the sketches' basis is computed."""
+
+    texts: Int32
+
+    @classmethod
+    def draw(cls, graph: Graph, seed: int) -> _BasisSample:
+        """A text comes as often as samples show it, as the basis weighs it."""
+        _, texts = graph.sample_rows()
+        if len(texts) <= _BASIS_TEXTS:
+            return cls(texts)
+        places = np.random.Generator(np.random.Philox(seed)).integers(0, len(texts), _BASIS_TEXTS)
+        return cls(texts[places])
+
+    def moments(self, vectors: _Vectors) -> npt.NDArray[np.float64]:
+        """Their second moments; (D, D)."""
+        found = vectors.of(self.texts)
+        return second_moments([(found, np.ones(len(found), np.int32))], found.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Vectors:
+    """The stored embeddings of some texts."""
+
+    ids: Int32
+    values: Vectors
+
+    def of(self, texts: Int32) -> Vectors:
+        """One row a text; (B, D)."""
+        return self.values[np.searchsorted(self.ids, texts)]
+
+
+def _read_vectors(graph_dir: Path, graph: Graph, texts: Int32) -> _Vectors:
+    ids = np.unique(texts)
+    found = []
+    with progress("embeddings", graph.n_texts, unit="texts") as meter:
+        for shard in iterate_embeddings(graph_dir, check=False):
+            wanted = ids[np.searchsorted(ids, shard.ids_n[0]) : np.searchsorted(ids, shard.ids_n[-1], side="right")]
+            found.append(shard.vectors_nD[wanted - shard.ids_n[0]])
+            meter.advance(len(shard.ids_n))
+    return _Vectors(ids, np.concatenate(found))
+
+
+def _open_batch(graph: Graph, vectors: _Vectors, texts: Int32) -> _Batch:
+    found = vectors.of(texts)
+    return _Batch(texts, found, graph.rows(texts), targets.dense(found, texts))
+
+
+def _storage(
+    graph: Graph, batches: dict[str, list[_Batch]], moments: npt.NDArray[np.float64], absent: float, taus: tuple[float, ...]
+) -> Iterator[Storage]:
+    widths = [k for k in sorted({0, *_NEIGHBORS, graph.k}) if k <= graph.k]
+    for sketch_dim in (width for width in _SKETCHES if width <= len(moments)):
+        basis = sketch_basis(moments, sketch_dim)
+        # Codes are made once for every batch, whatever k is.
+        codes = {kind: [encode(batch.vectors, basis) if sketch_dim else None for batch in some] for kind, some in batches.items()}
+        for k in (width for width in widths if width or sketch_dim):
+            divergence = {
+                kind: np.mean([_kl(batch, code, k, absent, taus) for batch, code in zip(some, codes[kind], strict=True)], axis=0)
+                for kind, some in batches.items()
+            }
+            for at, tau_s in enumerate(taus):
+                yield Storage(
+                    tau_s=tau_s,
+                    k=k,
+                    sketch_dim=sketch_dim,
+                    bytes_a_row=6 * k + (sketch_dim + 4 if sketch_dim else 0),
+                    kl_random=float(divergence["random"][at]),
+                    kl_neighbors=float(divergence["neighbors"][at]),
+                )
+
+
+def _kl(batch: _Batch, code: Codes | None, k: int, absent: float, taus: tuple[float, ...]) -> list[float]:
+    """KL(dense || assembled) of one batch at each temperature, from its k nearest stored neighbours and a sketch or a constant."""
+    sketch, scale = code or (np.empty((len(batch.texts), 0), np.int8), np.zeros(len(batch.texts), np.float32))
+    nearest = np.ascontiguousarray(batch.rows.neighbor_ids[:, :k]), np.ascontiguousarray(batch.rows.similarities[:, :k])
+    assembled = targets.assemble(Rows(*nearest, sketch, scale), batch.texts, absent=None if code else absent).similarity_BB
+    found = []
+    for tau_s in taus:
+        weights, logs = _weights(batch.dense, tau_s)
+        found.append(float(_over_columns(weights * (logs - _weights(assembled, tau_s)[1])).mean()))
+    return found
+
+
+def _sharpness(batches: dict[str, list[_Batch]], tau_s: float) -> Sharpness:
+    entropies, masses = {}, {}
+    for kind, some in batches.items():
+        parts = [_weights(batch.dense, tau_s) for batch in some]
+        entropies[kind] = float(np.mean([_over_columns(-weights * logs).mean() for weights, logs in parts]))
+        masses[kind] = float(np.mean([weights.diagonal().mean() for weights, _ in parts]))
+    columns = 2 * len(batches["random"][0].texts) - 1
+    verdicts = [_verdict(masses[kind], np.exp(entropies[kind]) / columns) for kind in ("random", "neighbors")]
+    return Sharpness(
+        tau_s=tau_s,
+        positives_random=float(np.exp(entropies["random"])),
+        positives_neighbors=float(np.exp(entropies["neighbors"])),
+        own_view_random=masses["random"],
+        own_view_neighbors=masses["neighbors"],
+        verdict=verdicts[0] if verdicts[0] == verdicts[1] else f"{verdicts[0]} at random, {verdicts[1]} among neighbors",
+    )
+
+
+def _verdict(own_view: float, share: float) -> str:
+    return "one-hot" if own_view >= _ONE_HOT else "flat" if share >= _FLAT else "soft"
+
+
+def _weights(similarity: Similarity, tau_s: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The B x B block of the two-view target (docs/definitions.md, Target), and its logarithm."""
+    logits = (similarity.astype(np.float64) - similarity.max(axis=1, keepdims=True)) / tau_s
+    shares = np.exp(logits)
+    total = 2 * shares.sum(axis=1) - shares.diagonal()
+    return shares / total[:, None], logits - np.log(total)[:, None]
+
+
+def _over_columns(terms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Sums over the 2B - 1 columns of a row: twice every sample, but once the own view; (B,)."""
+    sums: npt.NDArray[np.float64] = 2 * terms.sum(axis=1) - terms.diagonal()
+    return sums
+
+
+def _off_diagonal_mean(similarity: Similarity) -> float:
+    count = len(similarity)
+    return float((similarity.sum(dtype=np.float64) - np.trace(similarity, dtype=np.float64)) / (count * (count - 1)))
+
+
+def _hit_rate(batches: list[_Batch]) -> float:
+    return float(np.mean([targets.hit_rate(targets.assemble(batch.rows, batch.texts, absent=0.0)) for batch in batches]))

@@ -1,0 +1,1 @@
+"""How good a graph is, measured: `measure` is the way in."""

@@ -1,0 +1,202 @@
+"""A graph at a glance, and SQL over it. The tables are those of `graphbuild.open`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+
+from graphbuild.embed.text.policy import COUNTS, NOTES
+from graphbuild.errors import UserError, one_line
+from graphbuild.quality.health.measure import similarity_by_rank
+from graphbuild.quality.health.result import Health, health_tables, similarity_table
+from graphbuild.quality.view import GraphView
+from graphbuild.store import schemas
+from graphbuild.store.manifest import Manifest
+from graphbuild.system.answers import WIDTH, Form, encode, pair_table, plain, render, show, table
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_SAMPLE_ROWS = 2000
+_EXAMPLES = 3
+_REPEATED = 5
+_TABLE_ROWS = 50
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphSummary:
+    """What `graphbuild inspect` shows."""
+
+    graph_dir: Path
+    dataset: dict[str, Any]
+    encoder: dict[str, Any]
+    counts: dict[str, int]
+    stages: dict[str, dict[str, Any]]
+    """For each finished stage: seconds, bytes, files, facts."""
+    similarity_by_rank: list[dict[str, float]]
+    """Quantiles over a sample of texts, one entry a rank; empty where there are no neighbours."""
+    health: Health | None
+    """None where there are no neighbours, or it was not asked for."""
+
+    def summary(self) -> str:
+        """Tables for people."""
+        tables = {
+            "data set": pair_table({key: value for key, value in self.dataset.items() if key != "files"}),
+            "encoder": pair_table(self.encoder),
+            "counts": pair_table(self.counts),
+            "unusual captions": self._unusual_table(),
+            "captions that repeat most": self._repeated_table(),
+            "stages": self._stage_table(),
+        }
+        if self.health is None:
+            tables["similarity to the neighbour of each rank"] = similarity_table(self.similarity_by_rank)
+            return render(str(self.graph_dir), tables)
+        return render(str(self.graph_dir), {**tables, **health_tables(self.health)})
+
+    def _text_facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = self.stages.get("text", {}).get("facts", {})
+        return facts
+
+    def _unusual_table(self) -> Table:
+        made = table(("what", "count", "examples"), right=("count",))
+        facts = self._text_facts()
+        listed = {COUNTS.get(name, name): examples for name, examples in facts.get("listed", {}).items()}
+        if ids := facts.get("truncated_text_ids"):
+            listed["truncated_texts"] = [f"text_id {text_id}" for text_id in ids]
+        for counted, examples in listed.items():
+            heads = (NOTES.get(counted, counted.replace("_", " ")), f"{self.counts.get(counted, len(examples)):,}")
+            for example in examples[:_EXAMPLES]:
+                made.add_row(*heads, plain(example))
+                heads = ("", "")
+        return made
+
+    def _repeated_table(self) -> Table:
+        made = table(("captions", "text_id", "text"), right=("captions", "text_id"))
+        for one in self._text_facts().get("most_repeated", ())[:_REPEATED]:
+            made.add_row(f"{one['captions']:,}", f"{one['text_id']:,}", plain(show(one["text"])))
+        return made
+
+    def _stage_table(self) -> Table:
+        made = table(("stage", "files", "MB", "seconds", "facts"), right=("files", "MB", "seconds"))
+        for name, stage in self.stages.items():
+            facts = ", ".join(f"{key} {show(value)}" for key, value in stage["facts"].items() if not isinstance(value, dict | list))
+            numbers = (f"{stage['files']:,}", f"{stage['bytes'] / 1e6:,.1f}", f"{stage['seconds']:,.1f}")
+            made.add_row(name, *numbers, plain(facts))
+        return made
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for scripts."""
+        return {
+            "graph_dir": str(self.graph_dir),
+            "dataset": self.dataset,
+            "encoder": self.encoder,
+            "counts": self.counts,
+            "stages": self.stages,
+            "similarity_by_rank": self.similarity_by_rank,
+            "health": self.health.to_json() if self.health else None,
+        }
+
+    def to_frame(self) -> pl.DataFrame:
+        """Counts and figures as one table: section, name, value, shuffled, verdict."""
+        import polars as pl
+
+        rows: list[tuple[str, str, float, float | None, str | None]] = [
+            ("counts", key, float(value), None, None) for key, value in self.counts.items()
+        ]
+        if self.health:
+            rows += [("health", one.key, one.value, one.shuffled, one.verdict) for one in self.health.measures]
+        for entry in self.similarity_by_rank:
+            rows += [(f"similarity at rank {entry['rank']:.0f}", key, entry[key], None, None) for key in entry if key != "rank"]
+        kinds = {"section": pl.String, "name": pl.String, "value": pl.Float64, "shuffled": pl.Float64, "verdict": pl.String}
+        return pl.DataFrame(rows, schema=kinds, orient="row")
+
+
+def summarize(graph_dir: Path, *, health: bool = True, **options: Any) -> GraphSummary:
+    """Read a graph's counts, stages and, where it has neighbours, its health.
+
+    Args:
+        graph_dir: The graph, finished or not.
+        health: Whether to measure it: a pass over all edges.
+        options: Fields of `graphbuild.quality.health.result.HealthConfig`.
+
+    Raises:
+        ArtifactError: If there is no graph, or a neighbour shard is missing or cut short.
+        SourceError: If a column or file named in the options is not there.
+    """
+    view = GraphView(graph_dir)
+    manifest = view.manifest
+    stages = {
+        name: {
+            "seconds": stage.seconds,
+            "bytes": sum(receipt.bytes for receipt in stage.files.values()),
+            "files": len(stage.files),
+            "facts": stage.facts,
+        }
+        for name, stage in manifest.stages.items()
+    }
+    measurable = "knn" in manifest.stages and view.graph.k > 0
+    measured = view.health(**options) if health and measurable else None
+    return GraphSummary(
+        graph_dir=graph_dir,
+        dataset=manifest.dataset,
+        encoder=manifest.encoder,
+        counts=_counts(manifest),
+        stages=stages,
+        similarity_by_rank=measured.similarity_by_rank if measured else _quick_similarity(view) if measurable else [],
+        health=measured,
+    )
+
+
+def run_sql(graph_dir: Path, sql: str, *, limit: int | None = None, form: Form = "table") -> bytes:
+    """Run one SELECT over texts, samples, edges and embeddings.
+
+    Args:
+        graph_dir: The graph.
+        sql: The query, in the SQL of Polars.
+        limit: Rows to give at most; None: 50 in a table, all in the other forms.
+        form: A table for people (UTF-8), CSV, a JSON list of rows, or Parquet.
+
+    Raises:
+        UserError: If the query cannot be run; it names the tables and their columns.
+        ArtifactError: If a table's file is missing or damaged.
+        OptionError: If the rows cannot be written in this form.
+    """
+    import polars as pl
+
+    tables = GraphView(graph_dir).tables()
+    most = limit if limit is not None else _TABLE_ROWS if form == "table" else None
+    try:
+        plan = pl.SQLContext(frames=tables, eager=False).execute(sql)
+        frame = (plan if most is None else plan.limit(most + 1)).collect(engine="streaming")
+    except (pl.exceptions.PolarsError, ValueError, TypeError) as error:
+        # The first line says what; a plan of many lines follows it.
+        reason = str(error).split("\n", 1)[0]
+        listed = "; ".join(f"{name}({', '.join(made.collect_schema().names())})" for name, made in tables.items())
+        raise UserError(f"--sql: {one_line(reason)}. Tables: {listed}") from error
+    cut = most is not None and len(frame) > most
+    frame = frame.head(most) if most is not None else frame
+    if form != "table":
+        return encode(frame, form)
+    with pl.Config(tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=100, tbl_width_chars=WIDTH, tbl_hide_dataframe_shape=True):
+        note = f"\nthe first {most:,} rows; raise --limit for more" if cut else f"\n{len(frame):,} rows"
+        return f"{frame}{note}".encode()
+
+
+def _counts(manifest: Manifest) -> dict[str, int]:
+    counts = dict(manifest.counts)
+    if "text" in manifest.stages:
+        files = manifest.stages["text"].files
+        counts.setdefault("texts", sum(r.rows for name, r in files.items() if name.startswith(f"{schemas.TEXTS}/")))
+        rows = sum(receipt.rows for name, receipt in files.items() if name.startswith(f"{schemas.SAMPLES}/"))
+        counts["sample rows"] = rows
+        counts["duplicates collapsed"] = rows - counts["texts"]
+    return counts
+
+
+def _quick_similarity(view: GraphView) -> list[dict[str, float]]:
+    step = max(1, view.graph.n_texts // _SAMPLE_ROWS)
+    return similarity_by_rank(view.graph.rows(np.arange(0, view.graph.n_texts, step)), view.graph.k)

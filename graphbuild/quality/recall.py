@@ -1,0 +1,148 @@
+"""What the stored neighbours are worth: some rows against a float64 brute force over all stored embeddings.
+
+Shape letters: N texts, s rows of the sample, b texts of a block, K neighbours stored, D vector width, R sketch width.
+Independent of the search: it shares no code with `graphbuild.knn`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphbuild.store.embeddings import iterate_embeddings
+from graphbuild.store.graph import Graph
+from graphbuild.system.progress import progress
+
+EXCHANGE = 1e-6
+"""Pairs whose similarities differ by less count as exchangeable (the definition of exact)."""
+_GROUP = 1024
+_BLOCK = 4096
+_QUANTILES = {"50%": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quality:
+    """Measured on a random sample of rows."""
+
+    rows: int
+    recall: float
+    """Share of stored neighbours whose exact similarity reaches the exact K-th, less `EXCHANGE`; over all rows."""
+    worst_row: int | None
+    """The first text with the lowest recall, if that is below 1."""
+    inexact: int
+    """Stored similarities further than one float16 ulp from the exact one."""
+    worst_inexact_row: int | None
+    sketch_error: dict[str, float] | None
+    """Quantiles of |estimate - exact| over pairs of sampled texts; None where there is no sketch."""
+    sketch_error_edges: dict[str, float] | None
+    """The same over the stored edges of the sampled texts."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """The exact side of some sampled rows."""
+
+    kth_s: NDArray[np.float64]
+    stored_sK: NDArray[np.float64]
+    """Exact similarity of each stored neighbour."""
+    queries_sD: NDArray[np.float64]
+
+
+def measure(graph_dir: Path, graph: Graph, *, rows: int, seed: int) -> Quality:
+    """Compare a random sample of rows with a brute force.
+
+    Args:
+        graph_dir: Files must have been checked; they are not checked again.
+        graph: The same graph, open.
+        rows: How many texts to sample; all if there are no more.
+        seed: Of the sample.
+    """
+    rng = np.random.default_rng(seed)
+    sample = np.sort(rng.choice(graph.n_texts, min(rows, graph.n_texts), replace=False))
+    recalls, inexact, pair_errors, edge_errors = [], [], [], []
+    with progress("brute force", len(sample) * graph.n_texts, unit="pairs") as meter:
+        for first in range(0, len(sample), _GROUP):
+            ids_s = sample[first : first + _GROUP]
+            stored = graph.rows(ids_s)
+            group = _brute_force(graph_dir, ids_s, stored.neighbor_ids, meter.advance)
+            recalls.append((group.stored_sK >= group.kth_s[:, None] - EXCHANGE).mean(axis=1))
+            ulp_sK = np.spacing(np.abs(group.stored_sK).astype(np.float16)).astype(np.float64)
+            inexact.append((np.abs(stored.similarities - group.stored_sK) > ulp_sK).sum(axis=1))
+            if graph.sketch_dim:
+                pairs, edges = _sketch_errors(graph, ids_s, stored.neighbor_ids, group)
+                pair_errors.append(pairs)
+                edge_errors.append(edges)
+    recall_s, inexact_s = np.concatenate(recalls), np.concatenate(inexact)
+    return Quality(
+        rows=len(sample),
+        recall=float(recall_s.mean()),
+        worst_row=int(sample[recall_s.argmin()]) if recall_s.min() < 1 else None,
+        inexact=int(inexact_s.sum()),
+        worst_inexact_row=int(sample[inexact_s.argmax()]) if inexact_s.any() else None,
+        sketch_error=_quantiles(pair_errors),
+        sketch_error_edges=_quantiles(edge_errors),
+    )
+
+
+def asymmetric_pairs(graph: Graph, text_ids: NDArray[np.integer]) -> list[tuple[int, int]]:
+    """Pairs (text, neighbour) that both rows store, with different similarities; only rows of `text_ids` are looked at."""
+    found = []
+    for text_id in text_ids:
+        own = graph.rows([text_id])
+        others = graph.rows(own.neighbor_ids[0])
+        back, place = np.nonzero(others.neighbor_ids == text_id)
+        differs = others.similarities[back, place] != own.similarities[0, back]
+        found += [(int(text_id), int(own.neighbor_ids[0, q])) for q in back[differs]]
+    return found
+
+
+def _brute_force(
+    graph_dir: Path, ids_s: NDArray[np.integer], neighbors_sK: NDArray[np.int32], advance: Callable[[int], None]
+) -> _Group:
+    queries_sD = np.concatenate([v[ids_s[(ids_s >= f) & (ids_s < f + len(v))] - f] for f, v in _blocks(graph_dir)]).astype(
+        np.float64
+    )
+    count, k = neighbors_sK.shape
+    best_sK = np.full((count, k), -np.inf)
+    stored_sK = np.full((count, k), np.nan)
+    for first, vectors_bD in _blocks(graph_dir):
+        scores_sb = queries_sD @ vectors_bD.astype(np.float64).T
+        row, place = np.nonzero((neighbors_sK >= first) & (neighbors_sK < first + len(vectors_bD)))
+        stored_sK[row, place] = scores_sb[row, neighbors_sK[row, place] - first]
+        own = np.flatnonzero((ids_s >= first) & (ids_s < first + len(vectors_bD)))
+        scores_sb[own, ids_s[own] - first] = -np.inf
+        best_sK = np.partition(np.concatenate([best_sK, scores_sb], axis=1), len(vectors_bD), axis=1)[:, len(vectors_bD) :]
+        advance(count * len(vectors_bD))
+    return _Group(best_sK.min(axis=1), stored_sK, queries_sD)
+
+
+def _blocks(graph_dir: Path) -> Iterator[tuple[int, NDArray[np.float16]]]:
+    """First text id and vectors of blocks of at most 4,096 texts."""
+    for shard in iterate_embeddings(graph_dir, check=False):
+        for start in range(0, len(shard.ids_n), _BLOCK):
+            yield int(shard.ids_n[start]), shard.vectors_nD[start : start + _BLOCK]
+
+
+def _sketch_errors(
+    graph: Graph, ids_s: NDArray[np.integer], neighbors_sK: NDArray[np.int32], group: _Group
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    own = graph.rows(ids_s)
+    codes_sR = own.sketch.astype(np.float32) * own.sketch_scale[:, None]
+    pairs_ss = np.abs(codes_sR @ codes_sR.T - group.queries_sD @ group.queries_sD.T)
+    edges_sK = np.empty(neighbors_sK.shape, np.float32)
+    for i, neighbors_K in enumerate(neighbors_sK):
+        others = graph.rows(neighbors_K)
+        estimates_K = others.sketch.astype(np.float32) @ codes_sR[i] * others.sketch_scale
+        edges_sK[i] = np.abs(estimates_K - group.stored_sK[i])
+    return pairs_ss[~np.eye(len(ids_s), dtype=bool)].astype(np.float32), edges_sK.reshape(-1)
+
+
+def _quantiles(parts: list[NDArray[np.float32]]) -> dict[str, float] | None:
+    values = np.concatenate(parts) if parts else np.empty(0, np.float32)
+    if not len(values):
+        return None
+    return {name: round(float(np.quantile(values, q)), 5) for name, q in _QUANTILES.items()}

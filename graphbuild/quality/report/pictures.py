@@ -1,0 +1,79 @@
+"""Small pictures of samples, as data URIs, where the manifest says where pictures are. None is never an error: it is said."""
+
+from __future__ import annotations
+
+import base64
+import glob
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from graphbuild.store.manifest import Manifest
+
+_PIXELS = 160
+
+
+def pictures(graph_dir: Path, manifest: Manifest, sample_ids: Sequence[str]) -> tuple[dict[str, str], str]:
+    """A JPEG of each sample that has a picture, and what to say about the rest (empty if there is nothing to say)."""
+    images = manifest.dataset.get("images")
+    if not images:
+        return {}, "The manifest names no pictures, so neighbourhoods are shown as text."
+    readers = {"parquet": _from_parquet, "imagefolder": _from_folder}
+    if images["kind"] not in readers:
+        return {}, f"Pictures of kind {images['kind']} are not shown here; neighbourhoods are text."
+    found: dict[str, str] = {}
+    try:
+        for sample_id, data in readers[images["kind"]](graph_dir, manifest.dataset, sorted(set(sample_ids))):
+            if (picture := _shrink(data)) is not None:
+                found[sample_id] = picture
+    # Whatever the pictures' files hold: a report without them is better than none.
+    except Exception as error:
+        return found, f"Pictures could not be read ({type(error).__name__}); neighbourhoods are text where they are missing."
+    missing = len(set(sample_ids) - found.keys())
+    return found, f"{missing} of {len(set(sample_ids))} pictures could not be read." if missing else ""
+
+
+def _from_parquet(graph_dir: Path, dataset: dict[str, Any], sample_ids: list[str]) -> Iterator[tuple[str, bytes]]:
+    import polars as pl
+
+    images = dataset["images"]
+    path, column = str(graph_dir / images["path"]), images["image_column"]
+    files = sorted(Path(path).glob("*.parquet")) if Path(path).is_dir() else [Path(name) for name in sorted(glob.glob(path))]  # noqa: PTH207
+    id_column = images.get("id_column") or dataset.get("id_column")
+    for file in files:
+        frame = pl.scan_parquet(file)
+        if id_column:
+            rows = frame.filter(pl.col(id_column).cast(pl.String).is_in(sample_ids)).select(
+                pl.col(id_column).cast(pl.String), column
+            )
+        else:
+            named = pl.format("{}:{}", pl.lit(file.name), pl.col("row"))
+            rows = frame.with_row_index("row").select(named.alias("id"), column).filter(pl.col("id").is_in(sample_ids))
+        for sample_id, value in rows.collect(engine="streaming").iter_rows():
+            yield sample_id, value["bytes"] if isinstance(value, dict) else value
+
+
+def _from_folder(graph_dir: Path, dataset: dict[str, Any], sample_ids: list[str]) -> Iterator[tuple[str, bytes]]:
+    root = (graph_dir / dataset["images"]["path"]).resolve()
+    for sample_id in sample_ids:
+        path = (root / sample_id).resolve()
+        # An id from outside must not reach files beside the pictures.
+        if path.is_relative_to(root) and path.is_file():
+            yield sample_id, path.read_bytes()
+
+
+def _shrink(data: bytes | None) -> str | None:
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        return None
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            small = image.convert("RGB")
+            small.thumbnail((_PIXELS, _PIXELS))
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError):
+        return None
+    buffer = io.BytesIO()
+    small.save(buffer, format="JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,240 @@
+"""Putting the report together. Captions, labels, ids and paths come from outside: the template escapes every one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphbuild.quality.fidelity import Fidelity, FidelityConfig, measure_fidelity
+from graphbuild.quality.health.result import Health
+from graphbuild.quality.report.figures import Figure, figures
+from graphbuild.quality.report.pictures import pictures
+from graphbuild.quality.view import GraphView
+from graphbuild.store import schemas
+from graphbuild.store.files import write_json, write_text
+
+_NEIGHBORHOODS, _NEIGHBORS = 8, 6
+_LEAST_BATCH = 16
+"""Samples below which a batch tells nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportResult:
+    """The report that was written."""
+
+    out: Path
+    metrics: Path
+    warnings: tuple[str, ...]
+    bytes: int
+
+    def summary(self) -> str:
+        """A few lines for people: warnings first."""
+        lines = [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join([*lines, f"{self.out}: {self.bytes / 1e3:,.0f} kB, one file, no network needed; {self.metrics}"])
+
+    def to_json(self) -> dict[str, Any]:
+        """The same, for scripts."""
+        return {**asdict(self), "out": str(self.out), "metrics": str(self.metrics), "warnings": list(self.warnings)}
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A text, and its picture where there is one."""
+
+    text: str
+    image: str | None
+    similarity: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Neighborhood:
+    """A text and its nearest neighbours."""
+
+    center: Shown
+    neighbors: tuple[Shown, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FidelityTable:
+    """KL(dense || assembled): a row for each choice of what is stored, two columns for each temperature."""
+
+    taus: tuple[float, ...]
+    rows: tuple[tuple[int, int, int, tuple[float, ...]], ...]
+    """k, sketch bytes, bytes a row, and nats in random and neighbour batches for each temperature in turn."""
+    absent: float
+    hit_rate_random: float
+    hit_rate_neighbors: float
+
+    @classmethod
+    def of(cls, found: Fidelity) -> FidelityTable:
+        """Lay out what was measured."""
+        nats: dict[tuple[int, int, int], list[float]] = {}
+        for choice in found.storage:
+            key = (choice.k, choice.sketch_dim, choice.bytes_a_row)
+            nats.setdefault(key, []).extend((choice.kl_random, choice.kl_neighbors))
+        taus = tuple(dict.fromkeys(choice.tau_s for choice in found.storage))
+        rows = tuple((*key, tuple(values)) for key, values in nats.items())
+        return cls(taus, rows, found.absent, found.hit_rate_random, found.hit_rate_neighbors)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """What the template shows."""
+
+    title: str
+    subtitle: str
+    warnings: tuple[tuple[str, str], ...]
+    """Headline, and what to do."""
+    verdict: str
+    health: Health
+    figures: tuple[Figure, ...]
+    fidelity: FidelityTable | None
+    neighborhoods: tuple[Neighborhood, ...]
+    pictures_note: str
+    made_of: tuple[tuple[str, str], ...]
+
+
+def write_report(graph_dir: Path, out: Path | None = None, *, fidelity: bool = True, **options: Any) -> ReportResult:
+    """Measure a graph and write report.html, and metrics.json beside it.
+
+    Args:
+        graph_dir: A graph with neighbours.
+        out: The HTML file; None: report/report.html in the graph directory.
+        fidelity: Whether to measure what the stored rows lose of the target, in random batches and in batches of neighbours;
+            a partition into chunks is made where it is missing.
+        options: Fields of `HealthConfig`.
+
+    Raises:
+        ArtifactError: If the graph is not finished, or damaged.
+        OptionError: If there is nothing to measure.
+        SourceError: If a column or file named in the options is not there.
+    """
+    view = GraphView(graph_dir)
+    health = view.health(**options)
+    found = _fidelity(view, health) if fidelity else None
+    neighborhoods, note = _neighborhoods(view, np.random.default_rng(health.config["seed"]))
+    warnings = _warnings(view, health)
+    name = str(view.manifest.dataset.get("name", "graph"))
+    page = Page(
+        title=f"Graph report: {graph_dir.absolute().name}",
+        subtitle=f"{health.texts:,} texts of the data set {name}, "
+        + ("every pair stored." if health.complete else f"{health.k:,} neighbours each."),
+        warnings=warnings,
+        verdict=_verdict(health),
+        health=health,
+        figures=figures(health, found),
+        fidelity=FidelityTable.of(found) if found else None,
+        neighborhoods=neighborhoods,
+        pictures_note=note,
+        made_of=_made_of(view),
+    )
+    out = out or graph_dir / schemas.REPORT / "report.html"
+    metrics = out.with_name("metrics.json")
+    write_text(out, render(page))
+    write_json(metrics, health.to_json() | ({"fidelity": asdict(found)} if found else {}))
+    return ReportResult(out=out, metrics=metrics, warnings=tuple(head for head, _ in warnings), bytes=out.stat().st_size)
+
+
+def _fidelity(view: GraphView, health: Health) -> Fidelity | None:
+    """Measured on two batches of either kind; None for a graph without embeddings, such as an imported one."""
+    samples = view.manifest.counts.get("samples", 0)
+    if "embed" not in view.manifest.stages or samples < _LEAST_BATCH:
+        return None
+    batch_size = min(health.config["batch_size"], samples)
+    return measure_fidelity(view.path, FidelityConfig(batch_size=batch_size, batches=2, seed=health.config["seed"]))
+
+
+def render(page: Page) -> str:
+    """The page as HTML, with every string escaped."""
+    html: str = _template().render(page=page)
+    return html
+
+
+@cache
+def _template() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("graphbuild.quality.report", "templates")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("graph_report.html")
+
+
+def _warnings(view: GraphView, health: Health) -> tuple[tuple[str, str], ...]:
+    """Poor figures, and what was left out or cut while reading the captions."""
+    found = [(f"{one.title}: {one.show(one.value)} (good is {one.good})", one.why) for one in health.warnings]
+    counts = view.manifest.counts
+    told = {
+        "null_captions": ("captions are null and were left out", "Their samples are not in the graph, unless they have others."),
+        "blank_captions": ("captions are blank and were left out", "Their samples are not in the graph, unless they have others."),
+        "invalid_utf8_rows": (
+            "rows held invalid UTF-8",
+            "Each bad sequence became a replacement character; graph.json lists rows.",
+        ),
+        "truncated_texts": ("texts are longer than the encoder reads", "Only their beginnings count: shorten them, or split them."),
+    }
+    found += [(f"{counts[key]:,} {what}", remedy) for key, (what, remedy) in told.items() if counts.get(key)]
+    return tuple(found)
+
+
+def _verdict(health: Health) -> str:
+    """One sentence: how many figures are good, fair, poor."""
+    count = {verdict: sum(one.verdict == verdict for one in health.measures) for verdict in ("good", "fair", "poor")}
+    if count["poor"]:
+        advice = "Look at the warnings before you train on this graph."
+    elif count["fair"]:
+        advice = "Nothing speaks against training on this graph; the fair figures show where it could be better."
+    else:
+        advice = "Nothing speaks against training on this graph."
+    return f"{count['good']} figures are good, {count['fair']} fair, {count['poor']} poor. {advice}"
+
+
+def _neighborhoods(view: GraphView, rng: np.random.Generator) -> tuple[tuple[Neighborhood, ...], str]:
+    """Random texts with their nearest neighbours, and the picture of each one's first sample."""
+    graph = view.graph
+    ids = np.sort(rng.choice(graph.n_texts, min(_NEIGHBORHOODS, graph.n_texts), replace=False))
+    rows = graph.rows(ids)
+    near, values = rows.neighbor_ids[:, :_NEIGHBORS], rows.similarities[:, :_NEIGHBORS].astype(float)
+    wanted = np.unique(np.concatenate([ids, near.reshape(-1)])).tolist()
+    texts = dict(view.texts_of(wanted).iter_rows())
+    samples = _first_samples(view, wanted)
+    found, note = pictures(view.path, view.manifest, list(samples.values()))
+
+    def shown(text_id: int, similarity: float | None = None) -> Shown:
+        return Shown(texts[text_id], found.get(samples.get(text_id, "")), similarity)
+
+    made = [
+        Neighborhood(shown(text_id), tuple(shown(other, value) for other, value in zip(others, similarities, strict=True)))
+        for text_id, others, similarities in zip(ids.tolist(), near.tolist(), values.tolist(), strict=True)
+    ]
+    return tuple(made), note
+
+
+def _first_samples(view: GraphView, text_ids: list[int]) -> dict[int, str]:
+    import polars as pl
+
+    mine = view.samples.filter(pl.col(schemas.TEXT_ID).is_in(pl.Series(text_ids, dtype=pl.Int32).implode()))
+    first = mine.group_by(schemas.TEXT_ID, maintain_order=True).agg(pl.col(schemas.SAMPLE_ID).first())
+    return dict(first.collect(engine="streaming").iter_rows())
+
+
+def _made_of(view: GraphView) -> tuple[tuple[str, str], ...]:
+    """Where the graph comes from, in names and values."""
+    manifest = view.manifest
+    stage = manifest.stages["knn"]
+    encoder = manifest.encoder
+    pairs = [
+        ("directory", str(view.path)),
+        ("data set", str(manifest.dataset.get("name", ""))),
+        ("files", ", ".join(Path(str(source)).name for source in manifest.dataset.get("sources", ()))),
+        ("templates", "; ".join(manifest.dataset.get("templates", ()))),
+        ("definitions", (manifest.dataset.get("definitions") or {}).get("name", "")),
+        ("encoder", ", ".join(str(encoder[key]) for key in ("name", "revision", "precision") if encoder.get(key))),
+        ("samples", f"{manifest.counts.get('samples', 0):,}"),
+        ("texts", f"{manifest.counts.get('texts', 0):,}"),
+        ("neighbours", f"{stage.config['k']:,} a text, {stage.config['method']}"),
+        ("sketch", f"{stage.config['sketch_dim']} bytes a text" if stage.config["sketch_dim"] else "none"),
+    ]
+    return tuple((name, value) for name, value in pairs if value)

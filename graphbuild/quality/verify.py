@@ -1,0 +1,299 @@
+"""Is a graph directory what its manifest says? Digests, invariants, and exactness on a sample.
+
+Shape letters: n texts of a shard, K neighbours stored. The first kind of fault found ends the check: what follows from a
+damaged file says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from graphbuild.errors import ArtifactError, ArtifactMismatch
+from graphbuild.quality.recall import Quality, asymmetric_pairs, measure
+from graphbuild.store import schemas
+from graphbuild.store.embeddings import read_embedding_shard, require_aligned
+from graphbuild.store.files import Receipt, damage
+from graphbuild.store.graph import Graph
+from graphbuild.store.manifest import Manifest
+from graphbuild.store.neighbors import Rows
+from graphbuild.system.progress import progress
+
+_LEAST_SAMPLE = 1000
+_SYMMETRY_SAMPLE = 200
+_LENGTH_TOLERANCE = 2.0**-10
+"""Rounding to float16 moves a length by up to 2^-11, and a little more where numbers are subnormal."""
+_ROW_BLOCK = 8192
+_NAMED = 3
+_EMBED_REMEDY = "Run `graphbuild embed` again with the same options: it rebuilds what is damaged."
+_PARTITION_REMEDY = "Run `graphbuild partition` again with the same options: it rebuilds what is damaged."
+_KNN_REMEDY = "Run `graphbuild knn` again with the same options: it rebuilds what is damaged."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifyResult:
+    """What was checked and found right."""
+
+    graph_dir: Path
+    files: int
+    bytes: int
+    texts: int
+    samples: int
+    k: int | None
+    """None where the knn stage is not there."""
+    complete: bool
+    method: str | None
+    recomputed_rows: int | None
+    quality: Quality | None
+    """None where there are no neighbours to measure."""
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        lines = [f"{self.graph_dir}: {self.files} files, {self.bytes / 1e6:,.1f} MB, digests are right"]
+        lines.append(f"{self.texts:,} texts, {self.samples:,} sample rows: ids, hashes, counts and lengths are right")
+        if self.k is None:
+            lines.append("neighbours: the knn stage is not there (`graphbuild knn` makes it)")
+        elif self.quality is None and self.method != "import":
+            lines.append("neighbours: none, for there is only one text")
+        else:
+            width = "all other texts" if self.complete else f"{self.k:,} a text"
+            lines.append(f"neighbours ({width}, {self.method}): order, range, self and symmetry are right")
+            lines += self._quality_lines(self.quality) if self.quality else []
+        return "\n".join(lines)
+
+    @staticmethod
+    def _quality_lines(quality: Quality) -> list[str]:
+        lines = [f"recall against a float64 brute force on {quality.rows:,} rows: {quality.recall:.6f}"]
+        for name, error in (("random pairs", quality.sketch_error), ("stored edges", quality.sketch_error_edges)):
+            if error is not None:
+                shown = ", ".join(f"{quantile} {value:.4f}" for quantile, value in error.items())
+                lines.append(f"sketch error on {name}: {shown}")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for scripts."""
+        return {**asdict(self), "graph_dir": str(self.graph_dir)}
+
+
+def verify_graph(graph_dir: Path, *, exact_sample: int = _LEAST_SAMPLE, seed: int = 0) -> VerifyResult:
+    """Check everything that a graph directory promises.
+
+    Args:
+        graph_dir: With or without the knn stage.
+        exact_sample: Rows compared with a float64 brute force; at least 1,000, or all if there are fewer.
+        seed: Of the sample.
+
+    Raises:
+        ArtifactError: If a file is missing or damaged, or breaks an invariant; the message names it.
+        ArtifactMismatch: If files do not belong together.
+    """
+    manifest = Manifest.load(graph_dir)
+    knn = manifest.stages.get("knn")
+    imported = bool(knn and knn.config["method"] == "import")
+    for stage in ("text",) if imported else ("text", "embed"):
+        manifest.require(stage, graph_dir)
+    receipts = [receipt for stage in manifest.stages.values() for receipt in stage.files.values()]
+    _check_digests(graph_dir, receipts)
+    texts = _check_text_ids(graph_dir, manifest) if imported else _check_texts(graph_dir, manifest)
+    samples = _check_samples(graph_dir, manifest, texts)
+    quality = _check_neighbors(graph_dir, manifest, max(exact_sample, _LEAST_SAMPLE), seed) if knn else None
+    return VerifyResult(
+        graph_dir=graph_dir,
+        files=len(receipts),
+        bytes=sum(receipt.bytes for receipt in receipts),
+        texts=texts,
+        samples=samples,
+        k=knn.config["k"] if knn else None,
+        complete=bool(knn and knn.facts.get("complete")),
+        method=knn.config["method"] if knn else None,
+        recomputed_rows=knn.facts.get("recomputed_rows") if knn else None,
+        quality=quality,
+    )
+
+
+def _check_digests(graph_dir: Path, receipts: list[Receipt]) -> None:
+    found: dict[str, str] = {}
+    with progress("digests", sum(receipt.bytes for receipt in receipts) >> 20, unit="MiB") as meter:
+        for receipt in receipts:
+            if problem := damage(graph_dir, receipt):
+                found[receipt.path] = f"{graph_dir / receipt.path} {problem}"
+            meter.advance(receipt.bytes >> 20)
+    if found:
+        more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        remedies = {f"{schemas.KNN}/": _KNN_REMEDY, f"{schemas.PARTITION}/": _PARTITION_REMEDY}
+        remedy = next((text for folder, text in remedies.items() if all(path.startswith(folder) for path in found)), _EMBED_REMEDY)
+        raise ArtifactError(f"{'; '.join(list(found.values())[:_NAMED])}{more}. {remedy}")
+
+
+def _check_texts(graph_dir: Path, manifest: Manifest) -> int:
+    """Texts, their counts and their embeddings hold the same ids, 0 to N-1, and the same hashes; returns N."""
+    start = 0
+    embeddings = _stage_files(manifest, "embed", schemas.EMBEDDINGS)
+    for index, receipt in enumerate(embeddings):
+        path = graph_dir / receipt.path
+        shard = read_embedding_shard(path)
+        text_path = graph_dir / schemas.part_name(schemas.TEXTS, index)
+        texts = _read(text_path, [schemas.TEXT_ID])
+        _require_ids(path, shard.ids_n, start, receipt.rows)
+        _require_ids(text_path, texts[schemas.TEXT_ID].to_numpy(), start, receipt.rows)
+        require_aligned(graph_dir, receipt.path, shard.ids_n, shard.hashes_n)
+        _require_unit_length(path, shard.vectors_nD, start)
+        start += receipt.rows
+    listed = sum(receipt.rows for receipt in _stage_files(manifest, "text", schemas.TEXTS))
+    said = manifest.counts.get("texts", start)
+    if not start == listed == said:
+        raise ArtifactMismatch(
+            f"{graph_dir}: {start:,} embeddings, {listed:,} texts, and the manifest says {said:,}. {_EMBED_REMEDY}"
+        )
+    return start
+
+
+def _check_text_ids(graph_dir: Path, manifest: Manifest) -> int:
+    """Texts of an imported graph, which has no embeddings, hold the ids 0 to N-1; returns N."""
+    start = 0
+    for receipt in _stage_files(manifest, "text", schemas.TEXTS):
+        path = graph_dir / receipt.path
+        _require_ids(path, _read(path, [schemas.TEXT_ID])[schemas.TEXT_ID].to_numpy(), start, receipt.rows)
+        start += receipt.rows
+    return start
+
+
+def _check_samples(graph_dir: Path, manifest: Manifest, texts: int) -> int:
+    """Samples map onto known texts, as often as the counts say; returns the number of sample rows."""
+    per_text = np.zeros(texts, np.int64)
+    rows = 0
+    for receipt in _stage_files(manifest, "text", schemas.SAMPLES):
+        path = graph_dir / receipt.path
+        ids = _read(path, [schemas.TEXT_ID])[schemas.TEXT_ID].to_numpy()
+        if len(outside := np.flatnonzero((ids < 0) | (ids >= texts))):
+            raise ArtifactError(f"{path}: row {outside[0]} has text_id {ids[outside[0]]}, but there are {texts:,}. {_EMBED_REMEDY}")
+        per_text += np.bincount(ids, minlength=texts)
+        rows += len(ids)
+    start = 0
+    for receipt in _stage_files(manifest, "text", schemas.COUNTS):
+        path = graph_dir / receipt.path
+        table = _read(path, [schemas.TEXT_ID, schemas.SAMPLE_COUNT])
+        _require_ids(path, table[schemas.TEXT_ID].to_numpy(), start, receipt.rows)
+        counts = table[schemas.SAMPLE_COUNT].to_numpy()
+        differ = np.flatnonzero(counts != per_text[start : start + len(counts)])
+        if len(differ):
+            first = int(differ[0])
+            raise ArtifactMismatch(
+                f"{path}: row {first} counts {counts[first]:,} samples of text_id {start + first}, but {per_text[start + first]:,} "
+                f"sample rows have it. {_EMBED_REMEDY}"
+            )
+        start += len(counts)
+    if start != texts:
+        raise ArtifactMismatch(f"{graph_dir}: sample counts of {start:,} texts, but there are {texts:,}. {_EMBED_REMEDY}")
+    return rows
+
+
+def _check_neighbors(graph_dir: Path, manifest: Manifest, rows: int, seed: int) -> Quality | None:
+    graph = Graph.open(graph_dir)
+    with progress("rows", graph.n_texts, unit="texts") as meter:
+        for path, first, block in _row_blocks(graph_dir, manifest, graph):
+            _check_rows(path, first, block, graph.n_texts)
+            meter.advance(len(block.sketch_scale))
+    if graph.k == 0:
+        return None
+    sample = np.random.default_rng(seed).permutation(graph.n_texts)[:_SYMMETRY_SAMPLE]
+    if unequal := asymmetric_pairs(graph, sample):
+        one, other = unequal[0]
+        raise ArtifactError(
+            f"{graph_dir / schemas.KNN}: texts {one} and {other} store different similarities of each other. {_KNN_REMEDY}"
+        )
+    if "embed" not in manifest.stages:
+        # Edges that were imported are not the nearest of anything that is stored.
+        return None
+    quality = measure(graph_dir, graph, rows=rows, seed=seed)
+    if quality.inexact:
+        raise ArtifactError(
+            f"{_file_of(graph_dir, manifest, quality.worst_inexact_row)}: {quality.inexact:,} similarities of {quality.rows:,} "
+            f"sampled rows are over one float16 step off (text_id {quality.worst_inexact_row} among them). {_KNN_REMEDY}"
+        )
+    if quality.recall < 1 and manifest.stages["knn"].config["method"] == "exact":
+        raise ArtifactError(
+            f"{_file_of(graph_dir, manifest, quality.worst_row)}: the neighbours of text_id {quality.worst_row} are not "
+            f"the nearest (recall {quality.recall:.6f} on {quality.rows:,} rows, and exact means 1). {_KNN_REMEDY}"
+        )
+    return quality
+
+
+def _row_blocks(graph_dir: Path, manifest: Manifest, graph: Graph) -> Iterator[tuple[Path, int, Rows]]:
+    """Path, first text id and rows of blocks of the neighbour shards."""
+    start = 0
+    for receipt in _stage_files(manifest, "knn", schemas.KNN):
+        for first in range(start, start + receipt.rows, _ROW_BLOCK):
+            last = min(first + _ROW_BLOCK, start + receipt.rows)
+            yield graph_dir / receipt.path, first, graph.rows(np.arange(first, last))
+        start += receipt.rows
+
+
+def _check_rows(path: Path, first: int, rows: Rows, texts: int) -> None:
+    """Every row: ids in range, not the text itself, none twice, ordered; a sketch no longer than a unit vector."""
+    ids_nK, values_nK = rows.neighbor_ids, rows.similarities
+    own_n1 = np.arange(first, first + len(ids_nK))[:, None]
+    sorted_nK = np.sort(ids_nK, axis=1)
+    falls = values_nK[:, 1:] < values_nK[:, :-1]
+    ties_up = (values_nK[:, 1:] == values_nK[:, :-1]) & (ids_nK[:, 1:] > ids_nK[:, :-1])
+    lengths_n = np.sqrt(np.square(rows.sketch.astype(np.float32)).sum(axis=1)) * rows.sketch_scale
+    faults = {
+        "holds a neighbour that is no text id": ((ids_nK < 0) | (ids_nK >= texts)).any(axis=1),
+        "holds itself": (ids_nK == own_n1).any(axis=1),
+        "holds a neighbour twice": (sorted_nK[:, 1:] == sorted_nK[:, :-1]).any(axis=1),
+        "is not ordered by similarity, then id": ~(falls | ties_up).all(axis=1),
+        # The sketch is a projection of a unit vector, quantised.
+        "has a sketch longer than its vector, or not finite": ~(lengths_n <= 1 + 1 / 32),
+    }
+    for what, bad_n in faults.items():
+        if bad_n.any():
+            raise ArtifactError(f"{path}: the row of text_id {first + int(bad_n.argmax())} {what}. {_KNN_REMEDY}")
+
+
+def _require_ids(path: Path, ids_n: NDArray[np.int32], start: int, rows: int) -> None:
+    if len(ids_n) != rows:
+        raise ArtifactError(f"{path}: {len(ids_n):,} rows, but the manifest says {rows:,}. {_EMBED_REMEDY}")
+    wrong = np.flatnonzero(ids_n != np.arange(start, start + rows))
+    if len(wrong):
+        row = int(wrong[0])
+        raise ArtifactError(f"{path}: row {row} has text_id {ids_n[row]}, not {start + row}. {_EMBED_REMEDY}")
+
+
+def _require_unit_length(path: Path, vectors_nD: NDArray[np.float16], start: int) -> None:
+    for first in range(0, len(vectors_nD), _ROW_BLOCK):
+        block_nD = vectors_nD[first : first + _ROW_BLOCK].astype(np.float32)
+        lengths_n = np.sqrt(np.einsum("nd,nd->n", block_nD, block_nD))
+        bad = np.flatnonzero(~(np.abs(lengths_n - 1) <= _LENGTH_TOLERANCE))
+        if len(bad):
+            row = first + int(bad[0])
+            raise ArtifactError(
+                f"{path}: row {row} (text_id {start + row}) has length {lengths_n[bad[0]]:.4g}, not 1 within rounding. "
+                f"{_EMBED_REMEDY}"
+            )
+
+
+def _stage_files(manifest: Manifest, stage: str, folder: str) -> list[Receipt]:
+    return [receipt for name, receipt in sorted(manifest.stages[stage].files.items()) if name.startswith(f"{folder}/")]
+
+
+def _file_of(graph_dir: Path, manifest: Manifest, text_id: int | None) -> Path:
+    start = 0
+    for receipt in _stage_files(manifest, "knn", schemas.KNN):
+        start += receipt.rows
+        if text_id is not None and text_id < start:
+            return graph_dir / receipt.path
+    return graph_dir / schemas.KNN
+
+
+def _read(path: Path, columns: list[str]) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}). {_EMBED_REMEDY}") from error

@@ -1,0 +1,68 @@
+"""A graph directory to look at: what `graphbuild.open` gives. Its tables, the neighbours of any text, and its health."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import polars as pl
+
+from graphbuild.embed.nearest import NearestTexts
+from graphbuild.errors import OptionError
+from graphbuild.quality.health.measure import check_health
+from graphbuild.quality.health.result import Health
+from graphbuild.store import schemas
+from graphbuild.store.frames import RANK, SIMILARITY, Frames
+from graphbuild.store.neighbors import Rows
+
+
+class GraphView(Frames):
+    """A graph directory, to look at. Made by `graphbuild.open`."""
+
+    @cached_property
+    def _nearest(self) -> NearestTexts:
+        return NearestTexts.open(self.path)
+
+    def neighbors(self, text: str | int, *, count: int = 10) -> pl.DataFrame:
+        """The nearest texts of a text.
+
+        Args:
+            text: A text id, or a text. One that the graph holds is looked up; any other is embedded by the graph's encoder.
+            count: How many; no more than are stored of a text in the graph.
+
+        Returns:
+            rank, text_id, similarity, text; nearest first.
+
+        Raises:
+            OptionError: If there is no such text id, or the text is blank.
+            ArtifactMismatch: If a text must be embedded and the encoder at hand is not the graph's.
+        """
+        text_id = text if isinstance(text, int) else self._find(text)
+        if text_id is None:
+            found = self._nearest.find(str(text), count=count).found
+            ids, values = [near.text_id for near in found], [near.similarity for near in found]
+            return _ranked(ids, values).with_columns(pl.Series(schemas.TEXT, [near.text for near in found], dtype=pl.String))
+        row = self._row(text_id)
+        ids, values = row.neighbor_ids[0, :count].tolist(), row.similarities[0, :count].astype(float).tolist()
+        frame = _ranked(ids, values)
+        return frame.join(self.texts_of(ids), on=schemas.TEXT_ID, how="left", maintain_order="left")
+
+    def health(self, **options: Any) -> Health:
+        """How good the graph is, measured; see `graphbuild.quality.health.measure.check_health` for the options."""
+        return check_health(self, **options)
+
+    def _find(self, text: str) -> int | None:
+        same = self.parquet("text", schemas.TEXTS).filter(pl.col(schemas.TEXT) == text).select(schemas.TEXT_ID)
+        ids = same.head(1).collect(engine="streaming").to_series().to_list()
+        return ids[0] if ids else None
+
+    def _row(self, text_id: int) -> Rows:
+        if not 0 <= text_id < self.graph.n_texts:
+            raise OptionError(f"{self.path}: no text_id {text_id}; they run from 0 to {self.graph.n_texts - 1:,}.")
+        return self.graph.rows([text_id])
+
+
+def _ranked(ids: list[int], similarities: list[float]) -> pl.DataFrame:
+    """rank, text_id and similarity, nearest first."""
+    schema = {RANK: pl.Int32, schemas.TEXT_ID: pl.Int32, SIMILARITY: pl.Float32}
+    return pl.DataFrame([range(1, len(ids) + 1), ids, similarities], schema=schema)

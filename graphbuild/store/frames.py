@@ -1,0 +1,173 @@
+"""A graph directory as lazy Polars tables.
+
+Tables: texts, samples, edges (src, dst, rank, similarity; one row per stored neighbour, rank 1 the nearest) and embeddings.
+Nothing is read before a query is collected, and then only the columns that it names. Edges are made from the mapped
+neighbour shards a few thousand rows at a time, so that `collect(engine="streaming")` counts billions of them in little
+memory. Fixed-size lists are Array columns: use `.arr`, not `.list`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphbuild.errors import ArtifactError
+from graphbuild.store import schemas
+from graphbuild.store.files import Receipt, damage
+from graphbuild.store.graph import Graph
+from graphbuild.store.manifest import Manifest
+from graphbuild.store.neighbors import Rows
+
+if TYPE_CHECKING:
+    import polars as pl
+
+EDGES = "edges"
+SRC, DST, RANK, SIMILARITY = "src", "dst", "rank", "similarity"
+_EDGES_A_BATCH = 1 << 19
+_COMMANDS = {"text": "embed", "embed": "embed", "knn": "knn"}
+
+
+class Frames:
+    """The tables of a graph directory."""
+
+    def __init__(self, graph_dir: Path) -> None:
+        self.path = graph_dir
+        self.manifest = Manifest.load(graph_dir)
+
+    def __repr__(self) -> str:
+        done = ", ".join(self.manifest.stages)
+        return f"{type(self).__name__}({str(self.path)!r}: {self.manifest.counts.get('texts', 0):,} texts, {done})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What was opened is opened again where it is needed.
+        return type(self), (self.path,)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The reader of neighbour rows, as arrays.
+
+        Raises:
+            ArtifactError: If the knn stage is not done, or a shard is missing or damaged.
+        """
+        return Graph.open(self.path)
+
+    @property
+    def texts(self) -> pl.LazyFrame:
+        """text_id int32, text, text_hash uint64, sample_count int32; in order of text_id.
+
+        Raises:
+            ArtifactError: If the stage is not done, or a file is missing or cut short; also for the tables below.
+        """
+        counts = self.parquet("text", schemas.COUNTS)
+        return self.parquet("text", schemas.TEXTS).join(counts, on=schemas.TEXT_ID, maintain_order="left")
+
+    @property
+    def samples(self) -> pl.LazyFrame:
+        """sample_id, sample_hash uint64, text_id int32, and the kept columns; in order of the source."""
+        return self.parquet("text", schemas.SAMPLES)
+
+    @property
+    def embeddings(self) -> pl.LazyFrame:
+        """text_id int32, text_hash uint64, embedding Array(Float16, D): unit vectors."""
+        return self.parquet("embed", schemas.EMBEDDINGS)
+
+    @property
+    def edges(self) -> pl.LazyFrame:
+        """src int32, dst int32, rank int32 (1 the nearest), similarity float32; by src, then rank."""
+        import polars as pl
+        from polars.io.plugins import register_io_source
+
+        self._intact("knn", schemas.KNN)
+        # float32, for averages of float16 would be float16: too coarse for millions of rows.
+        schema = {SRC: pl.Int32(), DST: pl.Int32(), RANK: pl.Int32(), SIMILARITY: pl.Float32()}
+        return register_io_source(_EdgeSource(self.path), schema=schema, is_pure=True)
+
+    def tables(self) -> dict[str, pl.LazyFrame]:
+        """The tables that are there, by name: texts, samples, embeddings, edges."""
+        stages = {schemas.TEXTS: "text", schemas.SAMPLES: "text", schemas.EMBEDDINGS: "embed", EDGES: "knn"}
+        return {name: getattr(self, name) for name, stage in stages.items() if stage in self.manifest.stages}
+
+    def texts_of(self, ids: list[int]) -> pl.DataFrame:
+        """text_id and text of some texts; in order of text_id."""
+        import polars as pl
+
+        wanted = pl.col(schemas.TEXT_ID).is_in(pl.Series(sorted(set(ids)), dtype=pl.Int32).implode())
+        return self.parquet("text", schemas.TEXTS).select(schemas.TEXT_ID, schemas.TEXT).filter(wanted).collect(engine="streaming")
+
+    def parquet(self, stage: str, folder: str) -> pl.LazyFrame:
+        """The Parquet files of a folder of a stage, as one table."""
+        import polars as pl
+
+        return pl.scan_parquet(self._intact(stage, folder))
+
+    def _intact(self, stage: str, folder: str) -> list[Path]:
+        """The files of a table; by size, for `verify` compares digests."""
+        receipts = stage_files(self.manifest, stage, folder, self.path)
+        for receipt in receipts:
+            if problem := damage(self.path, receipt, digest=False):
+                remedy = f"Run `graphbuild {_COMMANDS[stage]}` again: it rebuilds only what is damaged."
+                raise ArtifactError(f"{self.path / receipt.path} {problem}. {remedy}")
+        return [self.path / receipt.path for receipt in receipts]
+
+
+def stage_files(manifest: Manifest, stage: str, folder: str, graph_dir: Path) -> list[Receipt]:
+    """Receipts of the files that one folder of a stage holds, in order.
+
+    Raises:
+        ArtifactError: If the stage is not done.
+    """
+    files = manifest.require(stage, graph_dir).files
+    return [receipt for name, receipt in sorted(files.items()) if name.startswith(f"{folder}/")]
+
+
+class _EdgeSource:
+    """Makes batches of edges from the mapped shards. Opens the graph when it runs, so that plans can be pickled."""
+
+    def __init__(self, graph_dir: Path) -> None:
+        self._graph_dir = graph_dir
+
+    def __call__(
+        self, with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None
+    ) -> Iterator[pl.DataFrame]:
+        import polars as pl
+
+        graph = Graph.open(self._graph_dir)
+        wanted = with_columns if with_columns is not None else [SRC, DST, RANK, SIMILARITY]
+        left = n_rows
+        for first, rows in graph_blocks(graph, _EDGES_A_BATCH):
+            frame = pl.DataFrame({name: _COLUMNS[name](first, rows) for name in wanted})
+            if predicate is not None:
+                frame = frame.filter(predicate)
+            if left is not None:
+                frame = frame.head(left)
+                left -= len(frame)
+            yield frame
+            if left == 0:
+                return
+
+
+def graph_blocks(graph: Graph, edges_a_block: int) -> Iterator[tuple[int, Rows]]:
+    """First text id and stored rows of consecutive blocks of about so many edges; views of the mapped files."""
+    size = max(1, edges_a_block // max(graph.k, 1))
+    for start, rows in graph.shard_rows():
+        count = len(rows.sketch_scale)
+        for first in range(0, count, size):
+            part = slice(first, min(first + size, count))
+            yield (
+                start + first,
+                Rows(rows.neighbor_ids[part], rows.similarities[part], rows.sketch[part], rows.sketch_scale[part]),
+            )
+
+
+_COLUMNS: dict[str, Callable[[int, Rows], np.ndarray[Any, Any]]] = {
+    SRC: lambda first, rows: np.repeat(
+        np.arange(first, first + len(rows.neighbor_ids), dtype=np.int32), rows.neighbor_ids.shape[1]
+    ),
+    DST: lambda first, rows: rows.neighbor_ids.reshape(-1),
+    RANK: lambda first, rows: np.tile(np.arange(1, rows.neighbor_ids.shape[1] + 1, dtype=np.int32), len(rows.neighbor_ids)),
+    SIMILARITY: lambda first, rows: rows.similarities.reshape(-1).astype(np.float32),
+}

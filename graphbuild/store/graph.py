@@ -1,0 +1,249 @@
+"""Reader of a finished graph: mapped neighbour shards in, rows of any texts and the texts of any samples out.
+
+Shape letters: N texts, B texts asked for, K neighbours stored, R sketch width, D embedding width, S samples asked for.
+Shards are mapped, never copied: every process that reads a graph shares one copy in the page cache.
+Nothing here imports torch, faiss, dask or polars, or writes a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from graphbuild.errors import ArtifactError, ArtifactMismatch, SourceError
+from graphbuild.store import schemas
+from graphbuild.store.embeddings import require_aligned
+from graphbuild.store.files import Receipt
+from graphbuild.store.lookup import SampleLookup, SampleTexts
+from graphbuild.store.manifest import Manifest
+from graphbuild.store.neighbors import Ids, Rows, Shard, flat_values, gather, map_shard, row_addresses
+
+
+class Graph:
+    """A graph directory, open for reading. Pickles by its path, so that spawned processes map the files themselves."""
+
+    def __init__(self, graph_dir: Path, manifest: Manifest, shards: Sequence[Shard]) -> None:
+        self.path = graph_dir
+        self.manifest = manifest
+        self._shards = list(shards)
+        self._starts = np.array([shard.first_id for shard in shards], np.int64)
+        sizes = np.array([len(shard.rows.sketch_scale) for shard in shards], np.int64)
+        self.n_texts = int(sizes.sum())
+        self.k = int(shards[0].rows.neighbor_ids.shape[1])
+        self.sketch_dim = int(shards[0].rows.sketch.shape[1])
+        self._lookup: SampleLookup | None = None
+        self._addresses = {column: row_addresses(shards, column) for column in Rows.__slots__}
+
+    @classmethod
+    def open(cls, graph_dir: Path | str) -> Graph:
+        """Map a graph's neighbour shards.
+
+        Raises:
+            ArtifactError: If a stage is not finished, or a shard is missing, cut short or not of one piece with the rest.
+            ArtifactMismatch: If the neighbours were computed from other embeddings than the directory now holds.
+        """
+        graph_dir = Path(graph_dir)
+        manifest = Manifest.load(graph_dir)
+        files = manifest.require("knn", graph_dir).files
+        _require_current_inputs(graph_dir, manifest)
+        shards = [map_shard(graph_dir, receipt) for _, receipt in sorted(files.items())]
+        if not shards or not sum(receipt.rows for receipt in files.values()):
+            raise ArtifactError(f"{graph_dir}: the graph holds no text. Run `graphbuild embed` on a data set with captions.")
+        _require_one_piece(graph_dir, manifest, shards)
+        return cls(graph_dir, manifest, shards)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Graph.open, (str(self.path),)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every pair of texts is stored."""
+        return self.k >= self.n_texts - 1
+
+    def rows(self, text_ids_B: npt.ArrayLike, *, out: Rows | None = None) -> Rows:
+        """Copy the stored rows of some texts.
+
+        Args:
+            text_ids_B: Text ids, in any order, repeated or not; (B,).
+            out: Arrays to fill, from `Rows.empty`; new ones if None.
+
+        Raises:
+            ValueError: If an id lies outside 0..N-1, or an array of `out` is of another kind than in `Rows.empty`.
+        """
+        ids = np.asarray(text_ids_B, np.int64)
+        if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= self.n_texts)):
+            raise ValueError(f"text ids are one row of numbers from 0 to {self.n_texts - 1}; got shape {ids.shape}")
+        if out is None:
+            out = Rows.empty(len(ids), self.k, self.sketch_dim)
+        else:
+            self._require_room(out, len(ids))
+        if not len(ids):
+            return out
+        shard_B = np.searchsorted(self._starts, ids, side="right") - 1
+        local_B = ids - self._starts[shard_B]
+        for column, addresses in self._addresses.items():
+            target = getattr(out, column)
+            # A column of no width, as of a graph without sketches, has no memory to copy from.
+            if width := target.nbytes // len(ids):
+                gather(addresses, width, shard_B, local_B, target.reshape(len(ids), -1).view(np.uint8))
+        return out
+
+    def _require_room(self, out: Rows, count: int) -> None:
+        # Bytes are copied to where these arrays are: one that is smaller, or of another kind, would be overrun.
+        for column, like in ((name, getattr(Rows.empty(0, self.k, self.sketch_dim), name)) for name in Rows.__slots__):
+            array, shape = getattr(out, column), (count, *like.shape[1:])
+            if array.shape != shape or array.dtype != like.dtype:
+                raise ValueError(f"`out.{column}` is {array.dtype} of shape {array.shape}, not {like.dtype} of shape {shape}")
+            if not (array.flags.c_contiguous and array.flags.writeable):
+                raise ValueError(f"`out.{column}` is not contiguous or not writeable; those of `Rows.empty` are both")
+
+    @property
+    def neighbor_addresses(self) -> tuple[npt.NDArray[np.uintp], npt.NDArray[np.int64]]:
+        """Where each shard's neighbour ids begin in memory, and its first text: for `mapped.mapped_row`, row by row.
+
+        They hold as long as the graph is open.
+        """
+        return self._addresses[schemas.NEIGHBOR_IDS], self._starts
+
+    def sample_rows(self) -> tuple[npt.NDArray[np.uint64], Ids]:
+        """The hash of each row's sample id, and its text, in the order of the samples table: 12 bytes a row."""
+        parts = [part for _, part in self._sample_parts([schemas.SAMPLE_HASH, schemas.TEXT_ID])]
+        hashes, texts = ([part.column(index).to_numpy() for part in parts] for index in range(2))
+        return np.concatenate(hashes), np.concatenate(texts)
+
+    def shard_rows(self) -> Iterator[tuple[int, Rows]]:
+        """First text id and all rows of each shard, as views of the mapped files; for one pass over the whole graph."""
+        for shard in self._shards:
+            yield shard.first_id, shard.rows
+
+    def sample_texts(
+        self, sample_ids: Sequence[str] | pa.Array | pa.ChunkedArray, *, hashes: npt.NDArray[np.uint64] | None = None
+    ) -> SampleTexts:
+        """Look up which texts belong to samples.
+
+        Samples are found by the xxh3 of their id in a sorted, mapped file, and accepted only if the string is the same:
+        microseconds each, and 48 bytes.
+
+        Args:
+            sample_ids: Any ids, in any order, known or not; (S,).
+            hashes: Their xxh3, where it is known already; (S,).
+
+        Raises:
+            ArtifactError: If the look-up is not there, or damaged.
+            ArtifactMismatch: If it was made from another samples table.
+        """
+        if self._lookup is None:
+            self._lookup = SampleLookup(self.path, self.manifest)
+        return self._lookup.find(sample_ids, hashes)
+
+    def sample_column(self, name: str) -> pa.ChunkedArray:
+        """One column of the samples table, such as a kept `label`, one value a sample row.
+
+        Raises:
+            SourceError: If there is no such column; the message names those that exist.
+        """
+        if name not in self.sample_columns:
+            raise SourceError(
+                f"{self.path}: samples have no column {name!r}; there are {', '.join(self.sample_columns)}. "
+                "Add it with `graphbuild embed --keep-columns`."
+            )
+        return pa.chunked_array([part.column(0) for _, part in self._sample_parts([name])])
+
+    @property
+    def sample_columns(self) -> list[str]:
+        """Names of the columns of the samples table."""
+        first = min(receipt.path for receipt in self._files("text", schemas.SAMPLES))
+        names: list[str] = pq.read_schema(self.path / first).names
+        return names
+
+    def texts(self) -> pa.ChunkedArray:
+        """All texts, as strings, in the order of their ids.
+
+        Raises:
+            ArtifactError: If a shard cannot be read.
+        """
+        files = self._files("text", schemas.TEXTS)
+        return pa.chunked_array([_read_parquet(self.path / item.path, [schemas.TEXT]).column(0).combine_chunks() for item in files])
+
+    def embeddings(self) -> npt.NDArray[np.float16]:
+        """All embeddings, as stored; (N, D) float16, 2 N D bytes of memory. The source of the dense target.
+
+        Raises:
+            ArtifactError: If a shard cannot be read.
+            ArtifactMismatch: If one holds embeddings of other texts than the graph has.
+        """
+        files = self._files("embed", schemas.EMBEDDINGS)
+        dim = pq.read_schema(self.path / files[0].path).field(schemas.EMBEDDING).type.list_size
+        out = np.empty((self.n_texts, dim), np.float16)
+        for receipt in files:
+            table = _read_parquet(self.path / receipt.path, [schemas.TEXT_ID, schemas.TEXT_HASH, schemas.EMBEDDING])
+            require_aligned(
+                self.path, receipt.path, *(table.column(name).to_numpy() for name in (schemas.TEXT_ID, schemas.TEXT_HASH))
+            )
+            vectors = table.column(schemas.EMBEDDING).combine_chunks()
+            out[table.column(schemas.TEXT_ID).to_numpy()] = flat_values(vectors, np.dtype(np.float16)).reshape(-1, dim)
+        return out
+
+    def _files(self, stage: str, folder: str) -> list[Receipt]:
+        files = self.manifest.require(stage, self.path).files
+        return [receipt for name, receipt in sorted(files.items()) if name.startswith(f"{folder}/")]
+
+    def _sample_parts(self, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
+        """Each shard of the samples table, with the number of its first row."""
+        first_row = 0
+        for receipt in self._files("text", schemas.SAMPLES):
+            yield first_row, _read_parquet(self.path / receipt.path, columns).combine_chunks()
+            first_row += receipt.rows
+
+
+def _require_current_inputs(graph_dir: Path, manifest: Manifest) -> None:
+    """Compare what the knn stage read, column by column, with what the directory now holds."""
+    current = {
+        f"{name}:{column}": digest
+        for stage, entry in manifest.stages.items()
+        if stage != "knn"
+        for name, receipt in entry.files.items()
+        for column, digest in receipt.columns.items()
+    }
+    for name, digest in manifest.stages["knn"].inputs.items():
+        if ":" in name and current.get(name) != digest:
+            raise ArtifactMismatch(
+                f"{graph_dir}: the neighbours were computed from another {name} (digest {digest[:12]}) than the graph now "
+                f"holds ({current.get(name, 'none')[:12]}). Run `graphbuild knn --overwrite` again."
+            )
+
+
+def _require_one_piece(graph_dir: Path, manifest: Manifest, shards: Sequence[Shard]) -> None:
+    """Shards must follow one another, be of one shape, and cover the embedded texts."""
+    expected = 0
+    first = shards[0].rows
+    for number, shard in enumerate(shards):
+        shape = (shard.rows.neighbor_ids.shape[1], shard.rows.sketch.shape[1])
+        if shard.first_id != expected or shape != (first.neighbor_ids.shape[1], first.sketch.shape[1]):
+            raise ArtifactError(
+                f"{graph_dir / schemas.part_name(schemas.KNN, number)} starts at text {shard.first_id} with (k, sketch) {shape}; "
+                f"expected text {expected}, as wide as the first shard. Run `graphbuild knn --overwrite` again."
+            )
+        expected += len(shard.rows.sketch_scale)
+    # An imported graph has texts, but no embeddings.
+    embedded = "embed" in manifest.stages
+    stage, folder = ("embed", schemas.EMBEDDINGS) if embedded else ("text", schemas.TEXTS)
+    listed = sum(r.rows for name, r in manifest.require(stage, graph_dir).files.items() if name.startswith(f"{folder}/"))
+    if listed != expected:
+        raise ArtifactMismatch(
+            f"{graph_dir}: neighbours of {expected:,} texts, but {listed:,} are {'embedded' if embedded else 'listed'}. "
+            "Run `graphbuild knn --overwrite` again."
+        )
+
+
+def _read_parquet(path: Path, columns: list[str]) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns, memory_map=True)
+    except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}). Run `graphbuild embed` again: it rebuilds it.") from error

@@ -1,0 +1,254 @@
+"""Samples by id, in any number and order: two mapped files, sorted hashes that point and the ids themselves that decide.
+
+Shape letters: N rows of the samples table, S samples asked for, M matches.
+Both are made from the samples table in one pass, and are mapped when read: a look-up touches a few pages of each, and all
+processes share them. Nothing here loads torch, faiss, dask or polars.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from numba import njit
+from numpy.typing import NDArray
+
+from graphbuild.errors import ArtifactError, ArtifactMismatch
+from graphbuild.store import schemas
+from graphbuild.store.files import Receipt, atomic_path, finish, remove_stale_temporaries, scratch_name
+from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
+
+HASHES = f"{schemas.LOOKUP}/hashes.arrow"
+IDS = f"{schemas.LOOKUP}/ids.arrow"
+_READ = (schemas.SAMPLE_ID, schemas.SAMPLE_HASH, schemas.TEXT_ID)
+_REMEDY = "Run `graphbuild embed` again: it rebuilds it."
+
+Ids = NDArray[np.int32]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTexts:
+    """The texts of S samples, as ranges: sample i has `text_ids[offsets[i]:offsets[i + 1]]`."""
+
+    offsets: Rows
+    """(S + 1,); a sample unknown to the graph has an empty range."""
+    text_ids: Ids
+    """In the order of the graph's sample rows."""
+    sample_rows: Rows
+    """The row of the samples table that each text came from: the position in `Graph.sample_column`."""
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Whether the graph knows each sample; (S,)."""
+        return np.diff(self.offsets) > 0
+
+
+def build_lookup(graph_dir: Path, manifest: Manifest) -> bool:
+    """Write both files and enter the `lookup` stage, unless it is there; returns whether it was built.
+
+    Memory: 36 bytes a row of the samples table, and one shard of it.
+    """
+    inputs = _inputs(manifest)
+    if up_to_date(manifest, graph_dir, "lookup", {}, inputs, overwrite=True):
+        return False
+    started = time.monotonic()
+    key = stage_key({}, inputs)
+    remove_stale_temporaries(graph_dir / schemas.LOOKUP)
+    receipts = [
+        receipt for name, receipt in sorted(manifest.stages["text"].files.items()) if name.startswith(f"{schemas.SAMPLES}/")
+    ]
+    # The ids' bytes together may be larger than memory.
+    with scratch_name(graph_dir / schemas.LOOKUP, "ids") as spool:
+        hashes_N, offsets_N, texts_N = _read_samples(graph_dir, receipts, spool)
+        order_N = np.argsort(hashes_N, kind="stable")
+        hashes = pa.RecordBatch.from_arrays([pa.array(hashes_N[order_N]), pa.array(order_N)], schema=schemas.LOOKUP_HASHES_SCHEMA)
+        files = [_write(graph_dir, HASHES, hashes, key)]
+        strings = pa.LargeStringArray.from_buffers(len(texts_N), pa.py_buffer(offsets_N), _mapped_bytes(spool))
+        ids = pa.RecordBatch.from_arrays([strings, pa.array(texts_N)], schema=schemas.LOOKUP_IDS_SCHEMA)
+        files.append(_write(graph_dir, IDS, ids, key))
+    seconds = time.monotonic() - started
+    manifest.stages["lookup"] = Stage(config={}, inputs=inputs, seconds=seconds, files={file.path: file for file in files})
+    manifest.save(graph_dir)
+    return True
+
+
+def _inputs(manifest: Manifest) -> dict[str, str]:
+    columns = manifest.column_digests("text", _READ)
+    return {name: digest for name, digest in columns.items() if name.startswith(f"{schemas.SAMPLES}/")}
+
+
+def _read_samples(graph_dir: Path, receipts: Sequence[Receipt], spool: Path) -> tuple[NDArray[np.uint64], Rows, Ids]:
+    """Hashes, ends of ids in the spool (after a leading 0), and texts of all rows."""
+    count = sum(receipt.rows for receipt in receipts)
+    hashes_N, offsets_N, texts_N = np.empty(count, np.uint64), np.zeros(count + 1, np.int64), np.empty(count, np.int32)
+    row = 0
+    with spool.open("wb") as stream:
+        for receipt in receipts:
+            table = _read(graph_dir / receipt.path)
+            ids_n, rows = _string_array(table[schemas.SAMPLE_ID]), slice(row, row + table.num_rows)
+            ends_n, data = _string_views(ids_n)
+            stream.write(data[ends_n[0] : ends_n[-1]].data)
+            offsets_N[row + 1 : row + 1 + table.num_rows] = offsets_N[row] + (ends_n[1:] - ends_n[0])
+            hashes_N[rows] = table[schemas.SAMPLE_HASH].to_numpy()
+            texts_N[rows] = table[schemas.TEXT_ID].to_numpy()
+            row += table.num_rows
+    return hashes_N, offsets_N, texts_N
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=list(_READ))
+    except (OSError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}). {_REMEDY}") from error
+
+
+def _mapped_bytes(path: Path) -> pa.Buffer:
+    # Nothing can be mapped of an empty file, as of samples whose only id is "".
+    return pa.memory_map(str(path)).read_buffer() if path.stat().st_size else pa.py_buffer(b"")
+
+
+def _write(graph_dir: Path, name: str, batch: pa.RecordBatch, key: str) -> Receipt:
+    path = graph_dir / name
+    with atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return finish(graph_dir, path, rows=batch.num_rows, key=key)
+
+
+class SampleLookup:
+    """The look-up of one graph, mapped."""
+
+    def __init__(self, graph_dir: Path, manifest: Manifest) -> None:
+        """Map both files.
+
+        Raises:
+            ArtifactError: If they are not there, or one is cut short.
+            ArtifactMismatch: If they were made from another samples table.
+        """
+        stage = manifest.require("lookup", graph_dir)
+        if stage.inputs != _inputs(manifest):
+            raise ArtifactMismatch(f"{graph_dir / schemas.LOOKUP}: made from other samples than the graph now holds. {_REMEDY}")
+        hashes, ids = (_map(graph_dir, stage.files[name]) for name in (HASHES, IDS))
+        self._hashes_N = hashes.column(schemas.SAMPLE_HASH).to_numpy()
+        self._rows_N = hashes.column(schemas.SAMPLE_ROW).to_numpy()
+        self._offsets_N, self._bytes = _string_views(ids.column(schemas.SAMPLE_ID))
+        self._texts_N = ids.column(schemas.TEXT_ID).to_numpy()
+
+    def find(
+        self, sample_ids: Sequence[str] | pa.Array | pa.ChunkedArray, hashes_S: NDArray[np.uint64] | None = None
+    ) -> SampleTexts:
+        """Which texts belong to samples, known or not, in any order; 48 bytes a sample, beside the answer.
+
+        Args:
+            sample_ids: The ids; (S,).
+            hashes_S: Their xxh3, where it is known already.
+        """
+        asked = _string_array(sample_ids)
+        hashes_S = _hash_strings(asked) if hashes_S is None else hashes_S
+        valid_S = asked.is_valid().to_numpy(zero_copy_only=False)
+        # In order, so that searches close by read the same pages.
+        order_S = np.argsort(hashes_S)
+        low_S = np.empty(len(asked), np.int64)
+        low_S[order_S] = np.searchsorted(self._hashes_N, hashes_S[order_S], side="left")
+        offsets_S, data = _string_views(asked)
+        counts_S = np.zeros(len(asked), np.int64)
+        rows_M = np.empty(0, np.int64)
+        for counting in (True, False):
+            if not counting:
+                rows_M = np.empty(int(counts_S.sum()), np.int64)
+            _match(
+                self._hashes_N,
+                self._rows_N,
+                self._offsets_N,
+                self._bytes,
+                hashes_S,
+                low_S,
+                offsets_S,
+                data,
+                valid_S,
+                counting,
+                counts_S,
+                rows_M,
+            )
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts_S)])
+        return SampleTexts(offsets, self._texts_N[rows_M], rows_M)
+
+
+@njit(cache=True, nogil=True)
+def _match(
+    hashes_N: NDArray[np.uint64],
+    rows_N: Rows,
+    stored_offsets_N: Rows,
+    stored: NDArray[np.uint8],
+    hashes_S: NDArray[np.uint64],
+    low_S: Rows,
+    asked_offsets_S: Rows,
+    asked: NDArray[np.uint8],
+    valid_S: NDArray[np.bool_],
+    counting: bool,
+    counts_S: Rows,
+    rows_M: Rows,
+) -> None:
+    """Count the rows whose id is the one asked for, or, in a second pass, enter them; ascending for each sample."""
+    filled = 0
+    for i in range(len(hashes_S)):
+        # A second pass reads again only where the first one found something.
+        if not valid_S[i] or not (counting or counts_S[i]):
+            continue
+        length = asked_offsets_S[i + 1] - asked_offsets_S[i]
+        at = low_S[i]
+        while at < len(hashes_N) and hashes_N[at] == hashes_S[i]:
+            row = rows_N[at]
+            at += 1
+            start = stored_offsets_N[row]
+            # Hashes only point: two ids may share one, so the bytes decide.
+            same = stored_offsets_N[row + 1] - start == length
+            for c in range(length if same else 0):
+                same = same and stored[start + c] == asked[asked_offsets_S[i] + c]
+            if same and counting:
+                counts_S[i] += 1
+            elif same:
+                rows_M[filled] = row
+                filled += 1
+
+
+def _map(graph_dir: Path, receipt: Receipt) -> pa.RecordBatch:
+    path = graph_dir / receipt.path
+    try:
+        if path.stat().st_size != receipt.bytes:
+            raise ArtifactError(f"{path} has {path.stat().st_size:,} bytes, not {receipt.bytes:,}. {_REMEDY}")
+        return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    except (OSError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}). {_REMEDY}") from error
+
+
+def _string_array(values: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.Array:
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    return (values if isinstance(values, pa.Array) else pa.array(values, pa.string())).cast(pa.large_string())
+
+
+def _string_views(strings: pa.Array) -> tuple[Rows, NDArray[np.uint8]]:
+    """Offsets and bytes of a large_string array, uncopied."""
+    _, offsets, data = strings.buffers()
+    views = (
+        np.frombuffer(offsets, np.int64)[strings.offset : strings.offset + len(strings) + 1]
+        if len(strings)
+        else np.zeros(1, np.int64)
+    )
+    return views, np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
+
+
+def _hash_strings(values: pa.Array) -> NDArray[np.uint64]:
+    hashes = np.empty(len(values), np.uint64)
+    for start in range(0, len(values), schemas.SHARD_SIZE):
+        # As Python strings only a slice at a time: 12 M of them would take gigabytes.
+        part = values.slice(start, schemas.SHARD_SIZE).to_pylist()
+        hashes[start : start + len(part)] = [xxhash.xxh3_64_intdigest((value or "").encode()) for value in part]
+    return hashes

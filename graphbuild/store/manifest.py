@@ -1,0 +1,199 @@
+"""`graph.json`: what a graph directory holds, from what it was made, and which stages are done.
+
+Only the client writes it, from receipts, and a stage enters itself last. A stage that is not in the manifest is not
+done, whatever files lie about.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError, UserError
+from graphbuild.store import schemas
+from graphbuild.store.files import Receipt, ShardRange, damage, digest_json, write_json
+
+STAGES = ("text", "lookup", "embed", "index", "knn", "partition")
+"""In the order in which each reads the ones before it."""
+
+_COMMAND = {"text": "embed", "lookup": "embed", "embed": "embed", "index": "embed", "knn": "knn", "partition": "partition"}
+
+
+@dataclass(kw_only=True, slots=True)
+class Stage:
+    """One finished stage."""
+
+    config: dict[str, Any]
+    """The options that decide its bytes."""
+    inputs: dict[str, str]
+    """Digest of everything it read: source files, or the columns of earlier stages."""
+    seconds: float
+    files: dict[str, Receipt]
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What it counted and measured."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Manifest:
+    """The content of `graph.json`."""
+
+    dataset: dict[str, Any] = field(default_factory=dict)
+    """Name, source, columns, templates, and the image source where there is one."""
+    encoder: dict[str, Any] = field(default_factory=dict)
+    """Name, revision, weight sha256, dim, precision."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Samples, texts, and everything left out."""
+    shard_size: int = schemas.SHARD_SIZE
+    stages: dict[str, Stage] = field(default_factory=dict)
+    superseded: dict[str, Stage] = field(default_factory=dict)
+    """The knn stage as it was before texts were appended, until it is done again: its rows need only be compared with the rest."""
+
+    @classmethod
+    def load(cls, graph_dir: Path) -> Manifest:
+        """Read `graph.json`.
+
+        Raises:
+            ArtifactError: If it is missing or not JSON.
+            ArtifactMismatch: If another version of this program wrote it.
+        """
+        path = graph_dir / schemas.MANIFEST_FILE
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            version = raw.pop("format")
+            if version != schemas.FORMAT_VERSION:
+                raise ArtifactMismatch(
+                    f"{path}: written in format {version}, but this program reads format {schemas.FORMAT_VERSION}. "
+                    "Build the graph again with `graphbuild embed`, or use the version that made it."
+                )
+            return cls(**{**raw, "stages": _stages(raw["stages"]), "superseded": _stages(raw.get("superseded", {}))})
+        except FileNotFoundError:
+            raise ArtifactError(f"{graph_dir}: no graph here (graph.json is missing). Run `graphbuild embed` first.") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{path}: not a graph manifest ({error}). Run `graphbuild embed` again.") from error
+
+    @classmethod
+    def load_or_new(cls, graph_dir: Path) -> Manifest:
+        """The manifest, or an empty one where the directory holds none yet."""
+        return cls.load(graph_dir) if (graph_dir / schemas.MANIFEST_FILE).exists() else cls()
+
+    def save(self, graph_dir: Path) -> None:
+        """Write `graph.json` atomically."""
+        write_json(graph_dir / schemas.MANIFEST_FILE, {"format": schemas.FORMAT_VERSION, **asdict(self)})
+
+    def require(self, stage: str, graph_dir: Path) -> Stage:
+        """A finished stage.
+
+        Raises:
+            ArtifactError: If it is not done, with the command that does it.
+        """
+        if stage not in self.stages:
+            raise ArtifactError(f"{graph_dir}: the {stage} stage is not finished. Run `graphbuild {_COMMAND[stage]}` first.")
+        return self.stages[stage]
+
+    def column_digests(self, stage: str, columns: Iterable[str]) -> dict[str, str]:
+        """Digests of some columns of every file of a stage: the inputs of a stage that reads only these."""
+        wanted = set(columns)
+        return {
+            f"{name}:{column}": digest
+            for name, receipt in sorted(self.stages[stage].files.items())
+            for column, digest in sorted(receipt.columns.items())
+            if column in wanted
+        }
+
+    def ranges(self, stage: str, folder: str) -> list[ShardRange]:
+        """Ids of each shard of a finished stage's folder: of `shard_size`, but for the last one, and the last before an append."""
+        files = self.stages[stage].files
+        rows = [receipt.rows for name, receipt in sorted(files.items()) if name.startswith(f"{folder}/")]
+        stops = list(itertools.accumulate(rows))
+        return [ShardRange(index, stop - count, stop) for index, (stop, count) in enumerate(zip(stops, rows, strict=True))]
+
+    def drop(self, stage: str) -> None:
+        """Forget a stage and every later one, before its files change."""
+        if stage == "text":
+            self.superseded.clear()
+        for name in STAGES[STAGES.index(stage) :]:
+            self.stages.pop(name, None)
+
+
+def _stages(raw: dict[str, Any]) -> dict[str, Stage]:
+    return {
+        name: Stage(**{**stage, "files": {path: Receipt(**receipt) for path, receipt in stage["files"].items()}})
+        for name, stage in raw.items()
+    }
+
+
+def up_to_date(
+    manifest: Manifest,
+    graph_dir: Path,
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    *,
+    overwrite: bool,
+    remedy: str = "",
+) -> bool:
+    """Whether a stage is done with these options and inputs, and all its files are intact.
+
+    False means: do it (what is intact need not be made again). `remedy` is what else may help where the input is another.
+
+    Raises:
+        OptionError: If it is done with other options, and `overwrite` is not given.
+        ArtifactMismatch: If it is done from other inputs, and `overwrite` is not given.
+    """
+    done = manifest.stages.get(stage)
+    if done is None:
+        return False
+    if (changed := differences(done.config, config)) and not overwrite:
+        raise OptionError(
+            f"{graph_dir}: the {stage} stage was built with other options ({changed}). "
+            "Add --overwrite to build it again, or choose another --graph-dir."
+        )
+    if (moved := differences(done.inputs, inputs)) and not overwrite:
+        raise ArtifactMismatch(
+            f"{graph_dir}: the {stage} stage was built from other input ({moved}). "
+            f"Add --overwrite to build it again, {remedy}or choose another --graph-dir."
+        )
+    return not changed and not moved and not any(damage(graph_dir, receipt) for receipt in done.files.values())
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, limit: int = 3) -> str:
+    """`k: 256 -> 128, ...` for the entries that differ; empty where none does."""
+    # Through JSON, for what was read back holds lists where tuples were written.
+    before, after = json.loads(json.dumps(old)), json.loads(json.dumps(new))
+    keys = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+    shown = [f"{key}: {_short(before.get(key))} -> {_short(after.get(key))}" for key in keys[:limit]]
+    return ", ".join(shown) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def stage_key(config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Digest of all that a stage's bytes depend on; the `key` of its receipts."""
+    return digest_json({"format": schemas.FORMAT_VERSION, "config": config, "inputs": inputs})
+
+
+def find_graph_dir(given: Path | None) -> Path:
+    """The graph directory: as given, else `$GRAPHBUILD_DIR`, else the only graph under `graphs/`.
+
+    Raises:
+        UserError: If there is none, or more than one to choose from (they are listed).
+    """
+    if given is not None:
+        return given
+    if variable := os.environ.get("GRAPHBUILD_DIR"):
+        return Path(variable)
+    found = sorted(path.parent for path in Path("graphs").glob(f"*/{schemas.MANIFEST_FILE}"))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UserError("no graph under graphs/. Run `graphbuild embed` first, or name one with --graph-dir.")
+    listed = ", ".join(str(path) for path in found)
+    raise UserError(f"several graphs under graphs/ ({listed}). Choose one with --graph-dir.")

@@ -1,0 +1,304 @@
+"""Runs independent tasks: in this process, on worker processes of this machine, or on a running Dask cluster.
+
+The only file that knows dask. Tasks write files and return receipts, so that nothing large travels, and a task that is
+run twice (because its worker died) does no harm.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import platform
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from graphbuild.errors import ResourceError, UserError
+
+_PROGRESS_TOPIC = "graphbuild-progress"
+_LOGGERS = (
+    "distributed",
+    "distributed.client",
+    "distributed.worker",
+    "distributed.nanny",
+    "distributed.scheduler",
+    "distributed.core",
+    "tornado",
+    "asyncio",
+)
+_CONNECT_SECONDS = 20
+_RETRIES = 2
+_PASSING = frozenset({errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.ECONNRESET, errno.EAGAIN, errno.EBUSY})
+"""Troubles of a shared file system that may be over when a task is run again, perhaps elsewhere."""
+_GPUS_VARIABLE = "GRAPHBUILD_GPUS"
+_VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
+_ONE_AT_A_TIME = threading.Lock()
+"""A task uses all cores of its process; a worker started with several threads would run as many side by side."""
+
+_SHARE = "It must lie on a file system that all workers share, under the same absolute path."
+
+Report = Callable[[int], None]
+Check = Callable[[], str | None]
+"""Says what is wrong on a worker, in words that follow its name, or None; it travels there."""
+Task = Callable[..., Any]
+"""Called as task(*arguments, report=report) with a function that is told of finished work."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workers:
+    """Where tasks run."""
+
+    count: int = 0
+    """Worker processes on this machine; 0 is this process."""
+    scheduler: str | None = None
+    """Address of a running Dask scheduler, which takes precedence."""
+    gpus: int = 0
+    """GPUs that the processes on this machine share out, each seeing one alone; 0 leaves that as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """An error that is the task's own, and not its worker's: running it again elsewhere would not help."""
+
+    error: Exception
+
+
+def run_tasks(
+    task: Task,
+    calls: Sequence[tuple[Any, ...]],
+    *,
+    workers: Workers,
+    shared: Sequence[Path],
+    report: Report,
+    check: Check | None = None,
+) -> Iterator[Any]:
+    """Run `task(*arguments, report=...)` for each tuple of arguments; results come as they are ready.
+
+    Args:
+        task: A function of a module, which the workers can import.
+        calls: Arguments of each call; they must be small, for they travel.
+        workers: Where to run. One call alone runs here, unless a scheduler is named: more processes cannot help.
+        shared: Folders that every worker must see; checked on a running cluster. The first one must be writable.
+        report: Told how much work was finished, from any thread.
+        check: Run on every worker of a running cluster before work starts.
+
+    Raises:
+        UserError: What a task raised.
+        ResourceError: If a scheduler or its workers cannot be reached, lack what is needed, or die repeatedly.
+    """
+    count = min(workers.count, len(calls))
+    if workers.scheduler is None and count <= 1:
+        for arguments in calls:
+            yield task(*arguments, report=report)
+        return
+    with _client(count, workers) as client:
+        if workers.scheduler is not None:
+            _check_cluster(client, workers.scheduler, shared, check)
+        client.subscribe_topic(_PROGRESS_TOPIC, lambda event: report(int(event[1])))
+        yield from _gather(client, task, calls)
+
+
+def _gather(client: Any, task: Task, calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    import distributed
+
+    # Dask annotates parts of its interface only.
+    dask: Any = distributed
+
+    futures = [client.submit(_run_one, task, arguments, pure=False, retries=_RETRIES) for arguments in calls]
+    try:
+        for future in dask.as_completed(futures):
+            result = future.result()
+            if isinstance(result, _Failure):
+                raise result.error
+            yield result
+    except (dask.CancelledError, dask.comm.CommClosedError) as error:
+        # The scheduler was killed or restarted: it knows nothing of this work any more.
+        raise ResourceError(
+            f"the Dask scheduler went away ({type(error).__name__}). What was finished is kept: start it and its workers, and run "
+            "the same command again."
+        ) from None
+    except dask.KilledWorker:
+        raise ResourceError(
+            "worker processes died again and again at the same work, most likely for lack of memory. What was finished is kept: "
+            "run the same command again with fewer --workers."
+        ) from None
+    finally:
+        # Where the scheduler is gone there is nothing to take back.
+        with suppress(OSError, TimeoutError):
+            client.cancel(futures)
+
+
+def _run_one(task: Task, arguments: tuple[Any, ...]) -> Any:
+    from distributed import get_worker
+
+    worker = get_worker()
+    _take_own_gpu(worker.name)
+    try:
+        with _ONE_AT_A_TIME:
+            return task(*arguments, report=lambda amount: worker.log_event(_PROGRESS_TOPIC, amount))
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            raise
+        return _Failure(error)
+
+
+@contextmanager
+def _client(count: int, workers: Workers) -> Iterator[Any]:
+    import dask
+    import distributed
+
+    dask_distributed: Any = distributed
+
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    quiet = {"logging": dict.fromkeys(_LOGGERS, "critical"), "distributed.scheduler.allowed-failures": 3}
+    with dask.config.set(quiet):
+        if workers.scheduler is not None:
+            with _connect(dask_distributed.Client, workers.scheduler) as client:
+                yield client
+            return
+        try:
+            cluster = dask_distributed.LocalCluster(
+                n_workers=count,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                # Some free port: a second command on this machine would otherwise warn of the first one's.
+                dashboard_address="127.0.0.1:0",
+                memory_limit=0,
+                silence_logs=logging.CRITICAL,
+                env=_worker_environment(count, workers.gpus),
+            )
+        # A worker that dies while it starts is a RuntimeError of Dask's.
+        except (OSError, RuntimeError) as error:
+            raise ResourceError(
+                f"worker processes could not be started ({error}). Run the same command again, or with --workers 0."
+            ) from error
+        with cluster, dask_distributed.Client(cluster) as client:
+            yield client
+
+
+def _connect(client_class: Any, scheduler: str) -> Any:
+    try:
+        return client_class(scheduler, timeout=_CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise ResourceError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error}). Check the address.") from None
+
+
+def _worker_environment(count: int, gpus: int) -> dict[str, str]:
+    """Each worker's share of the cores, for every library that starts threads; dask itself sets only some of them."""
+    quiet = {"DASK_LOGGING__DISTRIBUTED": "critical", "PYTHONWARNINGS": "ignore"}
+    return {**thread_shares(count), **quiet, _GPUS_VARIABLE: str(gpus)}
+
+
+def thread_shares(count: int) -> dict[str, str]:
+    """The environment by which each of several processes starts its share of threads, whichever library does."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS")
+    return dict.fromkeys(names, str(max(1, available_cores() // count)))
+
+
+def available_cores() -> int:
+    """Cores that this process may use, fewer where OMP_NUM_THREADS says so."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(limit)) if limit.isdecimal() and int(limit) else cores
+
+
+def _take_own_gpu(name: Any) -> None:
+    """Show a local worker its GPU alone, before torch looks; workers are numbered."""
+    if gpus := int(os.environ.get(_GPUS_VARIABLE, "0")):
+        visible = (os.environ.get(_VISIBLE_VARIABLE) or ",".join(map(str, range(gpus)))).split(",")
+        if len(visible) > 1:
+            os.environ[_VISIBLE_VARIABLE] = visible[int(name) % len(visible)]
+
+
+def _check_cluster(client: Any, scheduler: str, shared: Sequence[Path], check: Check | None) -> None:
+    """Before work starts: every worker runs the same versions, sees and may write the same folders, and passes the check.
+
+    Raises:
+        ResourceError: Naming a worker, how many others are like it, and what to do.
+    """
+    token = uuid.uuid4().hex
+    probe = shared[0] / f".probe-{token}.tmp"
+    try:
+        probe.write_text(token, encoding="utf-8")
+        expected = _Expected(_versions(), str(probe), token, tuple(str(path) for path in shared), check)
+        found = client.run(_look_around, expected, on_error="return")
+        answers = {address: _judge(answer) for address, answer in found.items()}
+    finally:
+        for path in shared[0].glob(f".probe-{token}*.tmp"):
+            path.unlink(missing_ok=True)
+    if not answers:
+        raise ResourceError(
+            f"--scheduler {scheduler}: this cluster has no workers. Start some with `dask worker --nthreads 1 {scheduler}`."
+        )
+    problems = {address: problem for address, problem in answers.items() if problem}
+    if problems:
+        address, problem = next(iter(problems.items()))
+        others = f" ({len(problems)} of {len(answers)} workers have a problem.)" if len(problems) > 1 else ""
+        raise ResourceError(f"worker {address} {problem}{others}")
+
+
+def _judge(answer: Any) -> str | None:
+    """What is wrong with a worker, by what `_look_around` gave there."""
+    if isinstance(answer, Exception):
+        # Most likely graphbuild itself is missing there, or what it needs.
+        return f"cannot do this work ({type(answer).__name__}: {answer}). Install the same environment there as here."
+    problem, written = answer
+    return problem or (None if Path(written).exists() else f"writes {written}, which does not arrive here. {_SHARE}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """What every worker must find."""
+
+    versions: dict[str, str]
+    probe: str
+    token: str
+    """What the probe file holds."""
+    shared: tuple[str, ...]
+    check: Check | None
+
+
+def _look_around(expected: _Expected) -> tuple[str | None, str]:
+    """What is wrong on a worker, in words that follow its name, and the file that it wrote; runs there."""
+    written = expected.probe.removesuffix(".tmp") + f"-{uuid.uuid4().hex}.tmp"
+    return _problem(expected, Path(written)), written
+
+
+def _problem(expected: _Expected, written: Path) -> str | None:
+    found = _versions()
+    differing = [name for name, version in expected.versions.items() if found.get(name) != version]
+    if differing:
+        what = ", ".join(f"{name} {found.get(name)} (here {expected.versions[name]})" for name in differing)
+        return f"runs {what}. Install the same on both."
+    if missing := [path for path in expected.shared if not Path(path).exists()]:
+        return f"does not see {missing[0]}. {_SHARE}"
+    try:
+        if Path(expected.probe).read_text(encoding="utf-8") != expected.token:
+            return f"sees another {Path(expected.probe).parent}. {_SHARE}"
+        written.touch()
+    except FileNotFoundError:
+        return f"sees another {Path(expected.probe).parent}. {_SHARE}"
+    except OSError as error:
+        return f"cannot write to {written.parent} ({error.strerror}). Let its user write there."
+    return expected.check() if expected.check is not None else None
+
+
+def _versions() -> dict[str, str]:
+    """Of what decides the bytes."""
+    packages = {package: _version(package) for package in ("torch", "sentence-transformers", "numpy", "pyarrow")}
+    return {"graphbuild": version("xclr-graph"), "python": ".".join(platform.python_version_tuple()[:2]), **packages}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"

@@ -1,0 +1,1 @@
+"""A batch's similarities, soft targets and losses in torch."""

@@ -1,0 +1,186 @@
+"""The tile engine: every number format, grouping and odd shape gives what a float64 brute force gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers_graph import clustered_vectors, unit_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from graphbuild.errors import ResourceError
+from graphbuild.knn.engines import scores
+from graphbuild.knn.engines.choose import make_engine
+from graphbuild.knn.engines.group import disjoint_pairs
+from graphbuild.knn.engines.rowblocks import RowBlockEngine
+from graphbuild.knn.engines.threads import threads
+from graphbuild.knn.engines.tiles import TileEngine
+from graphbuild.knn.kernels import selection
+from graphbuild.store.files import shard_ranges
+
+FORMATS = sorted(scores.FORMATS)
+
+
+def brute_force(vectors: NDArray[np.float16], k: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+    wide = vectors.astype(np.float64)
+    exact = wide @ wide.T
+    np.fill_diagonal(exact, -np.inf)
+    ids = np.lexsort((np.broadcast_to(np.arange(len(wide)), exact.shape), -exact))[:, :k]
+    rounded = np.take_along_axis(exact, ids, 1).astype(np.float16)
+    order = np.lexsort((ids, -rounded.astype(np.float64)))
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(rounded, order, 1)
+
+
+def search(engine: TileEngine | RowBlockEngine, count: int, size: int = 700) -> tuple[NDArray[np.int32], NDArray[np.float16], int]:
+    found = list(engine.search(shard_ranges(count, size)))
+    ids, similarities = (np.concatenate([getattr(one, name) for one in found]) for name in ("ids_nK", "similarities_nK"))
+    return ids, similarities, sum(one.recomputed for one in found)
+
+
+def assert_same(engine: TileEngine, vectors: NDArray[np.float16], k: int) -> None:
+    ids, similarities, _ = search(engine, len(vectors))
+    expected_ids, expected_similarities = brute_force(vectors, k)
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_array_equal(similarities, expected_similarities)
+
+
+@pytest.mark.parametrize("precision", FORMATS)
+@pytest.mark.parametrize(("dim", "spread"), [(63, 0.6), (384, 1.0)])
+def test_every_format_matches_float64_brute_force(precision: str, dim: int, spread: float) -> None:
+    vectors = clustered_vectors(2200, dim, clusters=15, spread=spread)
+    assert_same(TileEngine(vectors, k=40, memory_limit=10**9, precision=precision), vectors, 40)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_shape_with_duplicates_and_ties_matches_brute_force(data: st.DataObject) -> None:
+    count = data.draw(st.integers(2, 1100))
+    dim = data.draw(st.sampled_from([1, 2, 16, 63, 65]))
+    k = data.draw(st.integers(1, min(count - 1, 30)))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    distinct = rng.integers(-2, 3, (data.draw(st.integers(1, count)), dim)) + 1e-3
+    vectors = unit_rows(distinct[rng.integers(len(distinct), size=count)])
+    precision = data.draw(st.sampled_from(FORMATS))
+    assert_same(TileEngine(vectors, k=k, memory_limit=10**9, precision=precision), vectors, k)
+
+
+@pytest.mark.parametrize("precision", FORMATS)
+def test_similarities_closer_than_a_format_can_tell_apart_are_put_in_exact_order(precision: str) -> None:
+    rng = np.random.default_rng(0)
+    # All within a thousandth of one another: thousands of scores share a few half-precision values.
+    vectors = unit_rows(rng.standard_normal(48) + 0.02 * rng.standard_normal((1500, 48)))
+    assert_same(TileEngine(vectors, k=30, memory_limit=10**9, precision=precision), vectors, 30)
+
+
+@pytest.mark.parametrize(("count", "dim", "k"), [(2000, 64, 1024), (1500, 1536, 20), (1025, 63, 1024), (1024, 63, 1)])
+def test_widest_rows_and_vectors_match_brute_force(count: int, dim: int, k: int) -> None:
+    vectors = clustered_vectors(count, dim)
+    assert_same(TileEngine(vectors, k=k, memory_limit=2 * 10**9), vectors, k)
+
+
+@pytest.mark.parametrize("precision", FORMATS)
+def test_groups_of_few_rows_give_the_same_as_one_group(precision: str) -> None:
+    vectors = clustered_vectors(5000, 32)
+    whole = TileEngine(vectors, k=30, memory_limit=10**9, precision=precision)
+    cut = TileEngine(vectors, k=30, memory_limit=10**9, precision=precision)
+    # 2,048 rows hold two ranges of 700, and a range of 3,000 in pieces.
+    cut._group_rows = 2048
+    for size in (700, 3000):
+        for one, other in zip(search(whole, 5000, size)[:2], search(cut, 5000, size)[:2], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_some_ranges_alone_give_the_same_rows_as_all() -> None:
+    vectors = clustered_vectors(4000, 32)
+    engine = TileEngine(vectors, k=30, memory_limit=10**9)
+    ranges = shard_ranges(4000, 700)
+    every = list(engine.search(ranges))
+    for index, found in zip((1, 4), engine.search([ranges[1], ranges[4]]), strict=True):
+        np.testing.assert_array_equal(found.ids_nK, every[index].ids_nK)
+
+
+def test_clustered_vectors_need_no_second_search() -> None:
+    vectors = clustered_vectors(4000, 64, clusters=200)
+    assert search(TileEngine(vectors, k=40, memory_limit=10**9, precision="bfloat16"), 4000)[2] == 0
+
+
+def test_rows_with_more_ties_than_room_are_searched_again_and_counted() -> None:
+    vectors = np.repeat(clustered_vectors(3, 16), 500, axis=0)
+    ids, _, recomputed = search(TileEngine(vectors, k=20, memory_limit=10**9), 1500)
+    assert recomputed == 1500
+    np.testing.assert_array_equal(ids, brute_force(vectors, 20)[0])
+
+
+def test_rows_whose_neighbours_are_dissimilar_are_searched_again() -> None:
+    # Opposite pairs: most similarities are negative, and negative scores are no candidates.
+    axes = np.concatenate([np.eye(40), -np.eye(40)])
+    vectors = unit_rows(axes - 0.2)
+    assert_same(TileEngine(vectors, k=60, memory_limit=10**9), vectors, 60)
+
+
+def test_engine_says_what_a_too_small_memory_limit_needs() -> None:
+    with pytest.raises(ResourceError, match=r"needs at least [\d,]+ MB.*Raise --memory-limit"):
+        TileEngine(clustered_vectors(2000, 16), k=5, memory_limit=8_000_000)
+
+
+def test_small_sets_and_nearly_complete_graphs_are_searched_in_row_blocks() -> None:
+    small = make_engine(clustered_vectors(1000, 8), k=5, memory_limit=10**9)
+    dense = make_engine(clustered_vectors(13_000, 8), k=2000, memory_limit=2 * 10**9)
+    large = make_engine(clustered_vectors(13_000, 8), k=5, memory_limit=10**9)
+    assert [type(engine) for engine in (small, dense, large)] == [RowBlockEngine, RowBlockEngine, TileEngine]
+
+
+@pytest.mark.parametrize("precision", FORMATS)
+@pytest.mark.parametrize("dim", [64, 384, 1536])
+def test_scores_stay_within_their_error_bound(precision: str, dim: int) -> None:
+    form = scores.FORMATS[precision]
+    vectors = clustered_vectors(600, dim, clusters=5, spread=0.3)
+    cast = torch.from_numpy(vectors).to(form.dtype)
+    found = (cast @ cast.T).double().numpy()
+    exact = vectors.astype(np.float64) @ vectors.astype(np.float64).T
+    allowed = scores.score_error(np.abs(found), form, dim=dim, longest=1.01, cast=scores.casting_error(vectors, form))
+    assert (np.abs(found - exact) <= allowed).all()
+
+
+@pytest.mark.parametrize("precision", FORMATS)
+def test_lowered_score_cannot_stand_for_as_much_as_the_score_itself(precision: str) -> None:
+    form = scores.FORMATS[precision]
+    bounds = scores.make_bounds(form, dim=384, longest=1.01, cast=0.002)
+    codes = np.arange(1, 1 << 15, dtype=np.int16)
+    values = torch.from_numpy(codes).view(form.table).double().numpy()
+    sound = values <= 1.5
+    least = values[sound] - scores.score_error(values[sound], form, dim=384, longest=1.01, cast=0.002)
+    lowered = bounds.lowered[codes[sound]]
+    assert (bounds.ceiling[lowered][lowered > 0] < least[lowered > 0]).all()
+
+
+@pytest.mark.parametrize("precision", FORMATS)
+def test_seed_limit_lets_at_least_that_many_scores_through(precision: str) -> None:
+    form = scores.FORMATS[precision]
+    tile = torch.rand(50, 640, generator=torch.Generator().manual_seed(0)).to(form.dtype)
+    integers = tile.view(form.integer).numpy()
+    limits = np.zeros(50, integers.dtype)
+    selection.seed_limits(integers.reshape(-1), 640, limits, 7, form.shift)
+    hits = (integers > limits[:, None]).sum(axis=1)
+    assert ((hits >= 7) & (hits <= 60)).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+def testdisjoint_pairs_are_all_pairs_once(count: int) -> None:
+    pairs = list(disjoint_pairs(count))
+    assert sorted(pairs) == [(one, other) for one in range(count) for other in range(one, count)]
+
+
+def test_failure_in_a_thread_ends_the_work_and_is_raised() -> None:
+    started = []
+
+    def work(_thread: int, task: int) -> None:
+        started.append(task)
+        if task == 3:
+            raise ValueError("task three")
+
+    with threads(2) as pool, pytest.raises(ValueError, match="task three"):
+        pool.run(range(10**6), work)
+    assert len(started) < 10**6

@@ -1,0 +1,52 @@
+"""How far assembled targets are from dense ones, on real captions with the real encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from graphbuild.embed.build import build_embeddings
+from graphbuild.embed.config import EmbedConfig
+from graphbuild.knn.config import KnnConfig
+from graphbuild.knn.stage import build_knn
+from graphbuild.store.graph import Graph
+from graphbuild.targets import assemble as targets
+
+CAPTIONS = 1200
+BATCH = 1024
+TAU_S = 0.1
+K = 10
+"""Of 1,200 captions: about as many stored neighbours an anchor as k = 256 gives among Flickr8k's 40,000."""
+
+
+@pytest.fixture(scope="session")
+def flickr_graph(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    folder = tmp_path_factory.mktemp("flickr8k")
+    captions = pq.read_table(shared_data / "flickr8k/flickr8k_96.parquet", columns=["captions"])["captions"]
+    # One caption a picture, so that the batch is as varied as one of the whole set.
+    firsts = [captions[row].as_py()[0] for row in range(CAPTIONS)]
+    pq.write_table(pa.table({"caption": firsts}), folder / "captions.parquet")
+    source = str(folder / "captions.parquet")
+    build_embeddings(folder / "graph", EmbedConfig(dataset="parquet", sources=(source,), caption_column="caption", workers=0))
+    build_knn(folder / "graph", KnnConfig(k=K))
+    return Graph.open(folder / "graph")
+
+
+def divergence(graph: Graph, *, absent: float | None) -> float:
+    """KL(dense || assembled) in nats of one random batch."""
+    ids = np.random.default_rng(0).choice(graph.n_texts, BATCH, replace=False)
+    exact = targets.two_view_target(targets.dense(graph.embeddings()[ids], ids), TAU_S)
+    return targets.kl(exact, targets.two_view_target(targets.assemble(graph.rows(ids), ids, absent=absent).similarity_BB, TAU_S))
+
+
+def test_sketch_keeps_the_target_within_002_nats_of_the_dense_one(flickr_graph: Graph) -> None:
+    assert flickr_graph.sketch_dim == 64
+    assert divergence(flickr_graph, absent=None) <= 0.02
+
+
+def test_a_constant_for_absent_pairs_is_ten_times_further_off_than_the_sketch(flickr_graph: Graph) -> None:
+    assert divergence(flickr_graph, absent=0.0) > 10 * divergence(flickr_graph, absent=None)

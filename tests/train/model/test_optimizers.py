@@ -1,0 +1,141 @@
+"""LARS by its formula, the two rules of SimCLR, weights to start from, and the dense teacher in a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_train import tiny_config, write_images, write_tiny_graph
+from safetensors.torch import save_file
+from torch import nn
+from torchvision import models
+
+from graphbuild.errors import ArtifactError, OptionError, ResourceError
+from train.config import TrainConfig
+from train.model.encoders import Encoder
+from train.model.optimizers import build_optimizer, peak_lr
+from train.model.pretrained import load_backbone
+from train.run.loop import settle, train
+from train.run.metrics import read_metrics
+
+
+def settled(**changes: Any) -> TrainConfig:
+    return settle(tiny_config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("scaling", "batch", "lr", "expected"),
+    [("none", 4096, 0.3, 0.3), ("linear", 4096, 0.3, 4.8), ("sqrt", 4096, 0.075, 4.8), ("sqrt", 1024, 0.075, 2.4)],
+)
+def test_learning_rate_rules_are_those_of_simclr(scaling: str, batch: int, lr: float, expected: float) -> None:
+    assert peak_lr(settled(lr_scaling=scaling, batch_size=batch, lr=lr)) == pytest.approx(expected)
+
+
+def test_scaling_without_a_learning_rate_is_refused() -> None:
+    with pytest.raises(OptionError, match="--lr-scaling sqrt scales a learning rate that is named: add --lr"):
+        TrainConfig(lr_scaling="sqrt")
+
+
+def test_lars_step_equals_its_formula() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 4)
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    gradient, bias_gradient = torch.randn(4, 6), torch.randn(4)
+    layer.weight.grad, layer.bias.grad = gradient.clone(), bias_gradient.clone()
+    config = settled(optimizer="lars", lr=0.3, weight_decay=0.01, momentum=0.9)
+    build_optimizer(config, layer, torch.device("cpu")).step()
+    # You et al. (arXiv 1708.03888): a local rate of 0.001 |w| / (|g| + decay |w|); none for biases.
+    local = 0.001 * weight.norm() / (gradient.norm() + 0.01 * weight.norm())
+    torch.testing.assert_close(layer.weight.detach(), weight - 0.3 * local * (gradient + 0.01 * weight))
+    torch.testing.assert_close(layer.bias.detach(), bias - 0.3 * bias_gradient)
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> dict[str, torch.Tensor]:
+    torch.manual_seed(7)
+    return models.resnet18(weights=None).state_dict()
+
+
+def resnet(size: int = 96, name: str = "resnet18") -> Encoder:
+    return Encoder(name, image_size=size, projector_hidden=8, projector_dim=4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_weights_from_a_file_give_the_features_of_torchvision(
+    pretrained: dict[str, torch.Tensor], tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"weights.{suffix}"
+    torch.save(pretrained, path) if suffix == "pth" else save_file(pretrained, path)
+    encoder = resnet().eval()
+    load_backbone(encoder, f"torchvision:{path}")
+    whole = models.resnet18(weights=None)
+    whole.load_state_dict(pretrained)
+    whole.fc = nn.Identity()
+    views = torch.randn(2, 3, 96, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder.features(views), whole.eval()(views))
+
+
+@pytest.mark.parametrize(
+    ("init", "error", "message"),
+    [
+        ("resnet", OptionError, "is not torchvision:NAME or torchvision:PATH"),
+        ("torchvision:IMAGENET9", OptionError, "torchvision has no weights 'IMAGENET9' for resnet18. It has IMAGENET1K_V1"),
+        ("torchvision:none.pth", OptionError, "none.pth is missing"),
+        ("torchvision:{folder}/damaged.pth", ArtifactError, "is not a readable state dict"),
+        ("torchvision:{folder}/list.pth", ArtifactError, "does not hold a state dict"),
+        ("torchvision:{folder}/other.pth", ArtifactError, r"not the weights of a resnet18 \(.* tensors differ: .*Check --model"),
+    ],
+)
+def test_wrong_init_is_one_error(tmp_path: Path, init: str, error: type[Exception], message: str) -> None:
+    (tmp_path / "damaged.pth").write_bytes(b"PK damaged")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(error, match=message):
+        load_backbone(resnet(), init.format(folder=tmp_path))
+
+
+def test_hub_that_cannot_be_reached_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    from urllib.error import URLError
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    with pytest.raises(ResourceError, match=r"cannot be downloaded \(.*no route.*Download it elsewhere, and give its path"):
+        load_backbone(resnet(), "torchvision:IMAGENET1K_V1")
+
+
+def test_small_views_have_a_stem_that_no_weights_fit(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="Use an --image-size over 64"):
+        load_backbone(resnet(64), "torchvision:IMAGENET1K_V1")
+    with pytest.raises(OptionError, match="--init is for the ResNets"):
+        TrainConfig(init="torchvision:IMAGENET1K_V1")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher")
+    write_images(folder / "images.parquet", 24)
+    write_tiny_graph(folder / "graph", 24)
+    return folder
+
+
+@pytest.mark.parametrize("changes", [{"optimizer": "lars"}, {"teacher": "embeddings"}, {"teacher": "embeddings", "loss_tile": 3}])
+def test_options_train(place: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = tiny_config(graph_dir=str(place / "graph"), data=str(place / "images.parquet"), steps=2, **changes)
+    train(config, tmp_path / "run")
+    graph = train(tiny_config(graph_dir=config.graph_dir, data=config.data, steps=2), tmp_path / "graph").last
+    last = read_metrics(tmp_path / "run")[-1]
+    if "teacher" in changes:
+        # The dense target knows nothing of edges, and is what the assembled one is close to.
+        assert last["hit_rate"] is None
+        assert last["target_entropy"] == pytest.approx(graph["target_entropy"], abs=0.2)
+        assert last["target_entropy"] != graph["target_entropy"]
+
+
+def test_teacher_is_for_xclr_alone() -> None:
+    with pytest.raises(OptionError, match="--teacher embeddings is for --objective xclr, not simclr"):
+        TrainConfig(teacher="embeddings", objective="simclr")

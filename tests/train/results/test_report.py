@@ -1,0 +1,156 @@
+"""`write_report` on real runs over hostile captions: what it shows, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers_train import draw, encode, tiny_config
+
+from graphbuild.embed.build import build_embeddings
+from graphbuild.embed.config import EmbedConfig
+from graphbuild.errors import ArtifactError, OptionError
+from graphbuild.knn.config import KnnConfig
+from graphbuild.knn.stage import build_knn
+from train.evaluate.options import EvalOptions
+from train.evaluate.run import evaluate_run
+from train.results.report.runs import read_runs, results
+from train.results.report.write import write_report
+from train.run.loop import train
+
+HOSTILE = "<script>alert('x')</script> & {{ 7 * 7 }} <img src=http://evil.example/a.png>"
+
+
+class _Reader(HTMLParser):
+    """Collects tags and text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += f"{data} "
+
+
+def _write_pictures(path: Path, first: int, count: int, *, broken: int | None = None) -> Path:
+    indices = range(first, first + count)
+    columns = {
+        "image": pa.array([b"no image" if i == broken else encode(draw(i)) for i in indices], pa.binary()),
+        "id": [f"img-{i}" for i in indices],
+        "caption": [f"{HOSTILE} number {i} of class {i % 5}" for i in indices],
+        "label": [f"<b>class {i % 5}</b>" for i in indices],
+    }
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph, two runs (one evaluated), and held-out pictures; one picture of each side cannot be read."""
+    root = tmp_path_factory.mktemp("report")
+    data = _write_pictures(root / "train.parquet", 0, 48, broken=7)
+    val = _write_pictures(root / "val.parquet", 48, 24, broken=50)
+    config = EmbedConfig(dataset="parquet", sources=(str(data),), id_column="id", encoder="hashing:32", workers=0)
+    build_embeddings(root / "graph", config)
+    build_knn(root / "graph", KnnConfig())
+    for objective in ("simclr", "xclr"):
+        settings = tiny_config(objective=objective, graph_dir=str(root / "graph"), data=str(data), steps=3)
+        train(settings, root / objective)
+    evaluate_run(root / "simclr", EvalOptions(data=str(val), label_columns=("label",), device="cpu"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def html(folder: Path) -> str:
+    write_report([folder / "simclr", folder / "xclr"], folder / "out/report.html", data=str(folder / "val.parquet"))
+    return (folder / "out/report.html").read_text(encoding="utf-8")
+
+
+def test_hostile_captions_are_text_and_make_no_tag(html: str) -> None:
+    page = _Reader(html)
+    assert "<script>alert('x')</script>" in page.text
+    assert not [tag for tag, _ in page.tags if tag == "script"]
+    assert all(str(attributes["src"]).startswith("data:image/png;base64,") for tag, attributes in page.tags if tag == "img")
+
+
+def test_report_refers_to_nothing_outside_but_in_quoted_captions(html: str) -> None:
+    addresses = set(re.findall(r"https?://[^\s\"<&]+", html))
+    assert addresses <= {"http://evil.example/a.png"}
+    assert not [tag for tag, _ in _Reader(html).tags if tag in ("link", "iframe", "object", "script")]
+
+
+def test_report_shows_every_section_and_run(html: str) -> None:
+    text = _Reader(html).text
+    for words in ("Conditions", "Excess loss", "Hit rate", "Own-view mass", "correlation with the captions", "held-out images"):
+        assert words in text, words
+    assert {"simclr", "xclr", "untrained", "chance"} <= set(text.split())
+
+
+def test_report_holds_no_path_of_this_machine(html: str, folder: Path) -> None:
+    assert str(folder.parent) not in html
+
+
+def test_queries_have_neighbours_of_each_run_and_marks(html: str) -> None:
+    page = _Reader(html)
+    assert sum(attributes.get("class") == "query" for _, attributes in page.tags) == 6
+    assert sum(attributes.get("class") == "strip" for _, attributes in page.tags) == 12
+    assert sum(attributes.get("class") == "marks" for _, attributes in page.tags) == 6 * 2 * 8
+
+
+def test_best_score_of_each_column_is_marked(folder: Path) -> None:
+    options = EvalOptions(data=str(folder / "val.parquet"), label_columns=("label",), device="cpu", untrained=False)
+    evaluate_run(folder / "xclr", options)
+    table = results(read_runs([folder / "simclr", folder / "xclr"]))
+    trained = [row for row in table.rows if not row.reference]
+    for column in range(2):
+        numbers = np.array([float(row.cells[column].text) for row in trained])
+        assert [row.cells[column].best for row in trained] == (numbers == numbers.max()).tolist()
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(folder: Path, tmp_path: Path) -> None:
+    for parent in ("first", "second"):
+        shutil.copytree(folder / "xclr", tmp_path / parent / "xclr")
+    names = [run.name for run in read_runs([tmp_path / "first/xclr", tmp_path / "second/xclr"])]
+    assert names == ["first/xclr", "second/xclr"]
+
+
+def test_report_without_evaluation_or_held_out_pictures_uses_training_ones(folder: Path, tmp_path: Path) -> None:
+    settings = tiny_config(objective="simclr", data=str(folder / "train.parquet"), steps=1)
+    train(settings, tmp_path / "run")
+    write_report([tmp_path / "run"], tmp_path / "report.html")
+    assert "training images" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_error_without_a_run_says_what_to_name(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="no run to report on"):
+        write_report([], tmp_path / "report.html")
+
+
+def test_error_for_a_folder_without_a_run_names_it(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="nothing-here"):
+        write_report([tmp_path / "nothing-here"], tmp_path / "report.html")
+
+
+def test_error_for_an_unfinished_run_says_how_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.toml").write_text(tiny_config().to_toml())
+    with pytest.raises(ArtifactError, match=r"not finished.*train run --config"):
+        write_report([tmp_path / "run"], tmp_path / "report.html")
+
+
+def test_error_for_a_damaged_eval_file_says_what_to_run(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "simclr", tmp_path / "run")
+    (tmp_path / "run/eval.json").write_text("{")
+    with pytest.raises(ArtifactError, match="train eval"):
+        write_report([tmp_path / "run"], tmp_path / "report.html")

@@ -1,0 +1,101 @@
+"""What a protocol on labelled images is given: one encoder's features of them and their classes.
+
+Shape letters: N rows of one side, F feature width, C classes. A protocol is a function from a `Case` to scores by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from graphbuild.errors import SourceError
+from train.evaluate.protocols.hierarchy import Hierarchy
+from train.evaluate.protocols.linear import LinearProbe, fit_probe
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Features with their classes, every row of which has one."""
+
+    features: Tensor
+    """(N, F)."""
+    labels: Tensor
+    """Codes into the case's `names`; (N,)."""
+    groups: Tensor | None = None
+    """Superclass of each row, -1 where it has none; (N,)."""
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def where(self, mask: Tensor) -> Labelled:
+        """Some of the rows."""
+        return Labelled(self.features[mask], self.labels[mask], None if self.groups is None else self.groups[mask])
+
+
+@dataclass(frozen=True)
+class Case:
+    """One encoder on one label column; both sides number the classes alike."""
+
+    learned: Labelled
+    """What may be learned from, held-out classes excepted."""
+    asked: Labelled
+    """What is to be classified, held-out classes excepted."""
+    names: tuple[str, ...]
+    """Of the classes, by code."""
+    unlabelled: int = 0
+    """Rows of both sides that were left out for want of a class."""
+    held_learned: Labelled | None = None
+    held_asked: Labelled | None = None
+    """Rows of the held-out classes; None where no class is held out."""
+    wnids: dict[int, str] = field(default_factory=dict)
+    """WordNet id by code, where the images' source knows it."""
+    hierarchy: Hierarchy | None = None
+
+    @cached_property
+    def classes(self) -> tuple[Tensor, Tensor]:
+        """Codes of the classes that can be learned, and the learned rows' places among them; (C,) and (N,)."""
+        if not len(self.learned) or not len(self.asked):
+            raise SourceError(
+                f"nothing to evaluate: {len(self.learned):,} labelled images to learn from, {len(self.asked):,} to classify."
+            )
+        seen, places = torch.unique(self.learned.labels, return_inverse=True)
+        return seen, places
+
+    @cached_property
+    def probe(self) -> LinearProbe:
+        """The linear probe on all that may be learned from; fitted once for all protocols."""
+        seen, places = self.classes
+        return fit_probe(self.learned.features, places, classes=len(seen))
+
+    def predict(self, features: Tensor) -> Tensor:
+        """The linear probe's answer; codes."""
+        return self.classes[0][self.probe.predict(features)]
+
+    @cached_property
+    def answers(self) -> Tensor:
+        """The linear probe's answer to each asked row; codes."""
+        return self.predict(self.asked.features)
+
+
+def accuracy(guess: Tensor, truth: Tensor) -> float:
+    """Share of equal entries."""
+    return float((guess == truth).double().mean())
+
+
+def draw_per_class(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Rows of `count` random samples of every class, of all where a class has fewer; equal for equal labels and seed.
+
+    Args:
+        labels: Classes on the CPU or a device; (N,).
+        count: Samples a class.
+        seed: Decides which.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(labels.device)
+    # A stable sort by class keeps the random order within each class; the first `count` of each are taken.
+    by_class = order[torch.sort(labels[order], stable=True).indices]
+    ordered = labels[by_class]
+    starts = torch.searchsorted(ordered, ordered)
+    return by_class[torch.arange(len(labels), device=labels.device) - starts < count]

@@ -1,0 +1,74 @@
+"""MIT-States: which attribute, and which object, a picture shows; probes on frozen features.
+
+Isola et al. 2015; used by X-CLR (arXiv 2407.18134). FOLDER/images/<attribute object>/*.jpg; folders of the attribute "adj"
+have none and are left out. With FOLDER/compositional-split/{train,test}_pairs.txt, pairs that are asked about were never
+learned from; without, a fifth of every pair's images is asked about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from graphbuild.errors import SourceError
+from train.data.base import Bool, ImageSource, encode_labels
+from train.data.imagefolder import FolderImages
+from train.evaluate.protocols.case import Case, Labelled
+from train.evaluate.protocols.imagenet import Answer, Chosen, Found
+from train.evaluate.protocols.scores import describe, knn_scores, linear_scores
+
+_NO_ATTRIBUTE = "adj"
+_SPLIT = "compositional-split"
+_ASKED_EVERY = 5
+
+
+class MitStates:
+    """The protocol over the pictures' folders."""
+
+    def __init__(self, folder: Path) -> None:
+        """Find the pictures and split them.
+
+        Raises:
+            SourceError: If folders are not named by attribute and object, or the split leaves a side empty.
+        """
+        images = FolderImages(folder / "images")
+        names = [name.rsplit("/", 1)[0] for name in images.sample_ids]
+        pairs = [tuple(name.split(" ", 1)) for name in names]
+        if odd := [name for name, pair in zip(names, pairs, strict=True) if len(pair) != 2]:
+            raise SourceError(f"{images.name}: the folder {odd[0]!r} is not named by attribute and object, as 'ripe apple' is.")
+        kept = np.array([place for place, pair in enumerate(pairs) if pair[0] != _NO_ATTRIBUTE], dtype=np.int64)
+        self.sources: Mapping[str, ImageSource] = {"mit-states": Chosen(images, kept)}
+        known = [pairs[place] for place in kept]
+        self._asked = _split(folder / _SPLIT, known)
+        if self._asked.all() or not self._asked.any():
+            raise SourceError(f"{folder}: the split leaves no picture to learn from, or none to ask about.")
+        self._labels = {"attribute": encode_labels([pair[0] for pair in known]), "object": encode_labels([p[1] for p in known])}
+
+    def scores(self, found: Mapping[str, Found], answer: Answer) -> dict[str, dict[str, float]]:
+        """kNN and linear probe under `mit-states attribute` and `mit-states object`; `answer` is not needed."""
+        side = found["mit-states"]
+        device = side.features.device
+        asked = torch.from_numpy(self._asked[side.rows]).to(device)
+        scores = {}
+        for name, labels in self._labels.items():
+            pictures = Labelled(side.features, torch.from_numpy(labels.codes[side.rows]).to(device))
+            case = Case(pictures.where(~asked), pictures.where(asked), labels.names)
+            scores[f"mit-states {name}"] = {**describe(case), **knn_scores(case), **linear_scores(case)}
+        return scores
+
+
+def _split(folder: Path, pairs: list[tuple[str, ...]]) -> Bool:
+    """Whether each picture is asked about."""
+    if (folder / "test_pairs.txt").exists():
+        lines = (folder / "test_pairs.txt").read_text(encoding="utf-8").splitlines()
+        asked = {tuple(line.split()) for line in lines if line.strip()}
+        return np.array([pair in asked for pair in pairs])
+    counts: dict[tuple[str, ...], int] = {}
+    chosen = []
+    for pair in pairs:
+        counts[pair] = counts.get(pair, 0) + 1
+        chosen.append(counts[pair] % _ASKED_EVERY == 0)
+    return np.array(chosen)

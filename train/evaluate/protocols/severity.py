@@ -1,0 +1,35 @@
+"""Severity of mistakes: how far in WordNet the linear probe's answer lies from the truth.
+
+Bertinetto et al. 2020, "Making better mistakes" (arXiv 1912.09393), with the length of the path between the two classes as
+the distance.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from graphbuild.errors import SourceError
+from train.evaluate.protocols.case import Case
+
+
+def severity_scores(case: Case) -> dict[str, float]:
+    """`severity` (mean distance of the mistakes), `severity_all` (right answers count 0), `severity_chance` (a wrong class
+    at random); edges.
+
+    Raises:
+        SourceError: If there is no hierarchy, or it lacks a class.
+    """
+    if case.hierarchy is None:
+        raise SourceError("severity: distances between classes are needed. Name them with --hierarchy.")
+    seen, _ = case.classes
+    codes = torch.unique(torch.cat([seen, case.asked.labels]))
+    known = [[*([case.wnids[code]] if code in case.wnids else []), case.names[code]] for code in codes.tolist()]
+    matrix = torch.from_numpy(case.hierarchy.matrix(known))
+    truth, guess = (torch.searchsorted(codes, side).cpu() for side in (case.asked.labels, case.answers))
+    distances, wrong = matrix[truth, guess], truth != guess
+    answers = torch.searchsorted(codes, seen).cpu()
+    # The truth itself adds no distance, and is no wrong answer.
+    others = len(answers) - torch.isin(truth, answers).double()
+    random = (matrix[truth][:, answers].sum(dim=1) / others.clamp_min(1)).mean()
+    scores = {"severity_all": float(distances.mean()), "severity_chance": float(random)}
+    return {"severity": float(distances[wrong].mean()), **scores} if wrong.any() else scores

@@ -1,0 +1,1 @@
+"""What is trained: image encoders, the text tower, optimisers and schedules."""

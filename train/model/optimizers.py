@@ -1,0 +1,42 @@
+"""Optimisers, and the learning rate that they begin with."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from train.config import TrainConfig
+from train.model.encoders import weight_groups
+
+DEFAULT_LR = {"sgd": 0.12, "lars": 0.3, "adamw": 1e-3}
+_LINEAR_UNIT = 256
+
+
+def peak_lr(config: TrainConfig) -> float:
+    """The highest learning rate of a settled configuration.
+
+    SimCLR (arXiv 2002.05709) states both rules: 0.3 times batch size / 256, and 0.075 times its square root.
+    """
+    assert config.lr is not None, "a settled configuration has a learning rate"
+    if config.lr_scaling == "linear":
+        return config.lr * config.batch_size / _LINEAR_UNIT
+    return config.lr * math.sqrt(config.batch_size) if config.lr_scaling == "sqrt" else config.lr
+
+
+def build_optimizer(config: TrainConfig, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    """The optimiser of a settled configuration, in one kernel where the device has it.
+
+    LARS (arXiv 1708.03888) adapts kernels and matrices, and leaves biases and normalisation alone, as SimCLR has it.
+    """
+    groups, lr = weight_groups(model, config.weight_decay), peak_lr(config)
+    # On a CPU the fused kernels round otherwise, and gain nothing.
+    fused = device.type == "cuda" or None
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, fused=fused)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=(config.momentum, 0.999), fused=fused)
+    from timm.optim.lars import Lars
+
+    return Lars(groups, lr=lr, momentum=config.momentum)

@@ -1,0 +1,1 @@
+"""What finished runs are made into: exports, comparisons and reports."""

@@ -1,0 +1,88 @@
+"""Runs that differ in nothing but the seed are one arm; its scores, a value a seed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from graphbuild.errors import ArtifactError, OptionError
+from train.config import TrainConfig
+from train.run.folder import read_run_config
+
+EVAL_FILE, TRAINED = "eval.json", "trained"
+_SEED_FOLDER = re.compile(r"seed-\d+")
+_NUMBER = re.compile(r"[-_](seed[-_]?)?\d+$")
+
+Measure = tuple[str, str]
+"""Label column or data set, and the name of the score."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """Runs of one configuration, the seed apart."""
+
+    name: str
+    first: Path
+    """The folder of its first run."""
+    config: TrainConfig
+    """Of that run."""
+    scores: Mapping[int, Mapping[Measure, float]]
+    """By seed."""
+
+    def values(self, measure: Measure) -> dict[int, float]:
+        """A score by seed, for the seeds that have it."""
+        return {seed: found[measure] for seed, found in self.scores.items() if measure in found}
+
+
+def read_arms(paths: Sequence[Path]) -> list[Arm]:
+    """Read evaluated runs and put those together that differ in their seed alone, in the order given.
+
+    Raises:
+        OptionError: If a folder is not that of a run, or two runs are of one configuration and seed.
+        ArtifactError: If a run was not evaluated, or its eval.json cannot be read.
+    """
+    groups: dict[tuple[object, ...], list[tuple[Path, TrainConfig]]] = {}
+    for path in dict.fromkeys(path.resolve() for path in paths):
+        config = read_run_config(path)
+        groups.setdefault(_identity(config), []).append((path, config))
+    names = _distinct([_name(members[0][0]) for members in groups.values()])
+    return [_read_arm(name, members) for name, members in zip(names, groups.values(), strict=True)]
+
+
+def _identity(config: TrainConfig) -> tuple[object, ...]:
+    """Everything that decides the outcome but the seed; the graph and the images, too."""
+    strict = [item.name for item in fields(config) if not item.metadata.get("loose") and item.name != "seed"]
+    return tuple(getattr(config, name) for name in (*strict, "graph_dir", "data"))
+
+
+def _name(path: Path) -> str:
+    """`xclr` of both `xclr/seed-0` and `xclr-1`."""
+    return path.parent.name if _SEED_FOLDER.fullmatch(path.name) else _NUMBER.sub("", path.name) or path.name
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names, numbered where several arms would share one."""
+    return [f"{name} ({names[:place].count(name) + 1})" if names.count(name) > 1 else name for place, name in enumerate(names)]
+
+
+def _read_arm(name: str, members: Sequence[tuple[Path, TrainConfig]]) -> Arm:
+    scores: dict[int, Mapping[Measure, float]] = {}
+    for path, config in members:
+        if config.seed in scores:
+            raise OptionError(f"{path}: is a second run of {name} with seed {config.seed}. Compare runs of different seeds.")
+        scores[config.seed] = _read_scores(path)
+    return Arm(name, *members[0], scores)
+
+
+def _read_scores(path: Path) -> dict[Measure, float]:
+    file = path / EVAL_FILE
+    try:
+        trained = json.loads(file.read_text(encoding="utf-8"))["scores"][TRAINED]
+        return {(column, name): float(value) for column, found in trained.items() for name, value in found.items()}
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: was not evaluated. Run `train eval {path}`.") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{file}: cannot be read ({error}). Run `train eval {path}` again.") from None

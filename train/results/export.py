@@ -1,0 +1,185 @@
+"""`train export`: the backbone of a run as other libraries load it, a model card, and features of images as Parquet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save as save_safetensors
+
+from graphbuild.errors import ArtifactError, OptionError
+from graphbuild.store.graph import Graph
+from train.config import TrainConfig
+from train.data.prepare import absolute, is_parquet
+from train.data.sources import open_images
+from train.data.store import CorruptImages, ImageStore
+from train.evaluate.features import feature_batches
+from train.model.encoders import Encoder, has_fast_bfloat16
+from train.results.model_card import model_card
+from train.run.checkpoint import WEIGHTS, checkpoints, load_encoder, read_checkpoint
+from train.run.folder import read_run_config
+from train.run.loop import settle
+from train.run.metrics import read_metrics
+
+BACKBONE, CARD = "backbone.safetensors", "README.md"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportResult:
+    """What `export_run` wrote."""
+
+    weights: Path
+    sha256: str
+    card: Path
+    features: Path | None = None
+    images: int = 0
+    """Images whose features were written."""
+    corrupt_images: int = 0
+
+    def summary(self) -> str:
+        """For people."""
+        written = f"{self.weights} (sha256 {self.sha256[:16]}...) and {self.card}"
+        if self.features is None:
+            return written
+        corrupt = f"; {self.corrupt_images:,} cannot be read and were left out" if self.corrupt_images else ""
+        return f"{written}; features of {self.images:,} images in {self.features}{corrupt}"
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts."""
+        paths = {"weights": str(self.weights), "card": str(self.card), "features": str(self.features) if self.features else None}
+        return {**paths, "sha256": self.sha256, "images": self.images, "corrupt_images": self.corrupt_images}
+
+
+def export_run(run_dir: Path, out: Path, *, features: Path | None = None, data: str | None = None) -> ExportResult:
+    """Write a finished run's backbone and its card, and features of images where they are asked for.
+
+    Args:
+        run_dir: The run's folder.
+        out: Folder of the two files.
+        features: Parquet file of `sample_id` and `feature`, a fixed-size list of float32; images that cannot be read are left out.
+        data: Images of the features; None: those of the run.
+
+    Raises:
+        OptionError: If the folder is not that of a run, or --data comes without --features.
+        ArtifactError: If the run is not finished, or its files are damaged.
+        SourceError: If the images are missing or none can be read.
+    """
+    if data is not None and features is None:
+        raise OptionError("--data names the images of --features: give the file to write with --features, too.")
+    config = read_run_config(run_dir)
+    encoder = load_encoder(run_dir)
+    state = {name: tensor.contiguous() for name, tensor in encoder.backbone.state_dict().items()}
+    content = save_safetensors(state, metadata={"format": "pt", "model": config.model, "image_size": str(config.image_size)})
+    sha256 = hashlib.sha256(content).hexdigest()
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / BACKBONE, content)
+    card = model_card(config, weights=BACKBONE, facts=_facts(run_dir, config, encoder, sha256), scores=_scores(run_dir))
+    _write(out / CARD, card.encode())
+    result = ExportResult(weights=out / BACKBONE, sha256=sha256, card=out / CARD)
+    if features is None:
+        return result
+    images, corrupt = write_features(features, encoder, config, data, sha256)
+    return replace(result, features=features, images=images, corrupt_images=corrupt)
+
+
+def write_features(path: Path, encoder: Encoder, config: TrainConfig, data: str | None, sha256: str) -> tuple[int, int]:
+    """Features of the centre view of every image, batch by batch; how many were written, and how many cannot be read."""
+    config = settle(replace(config, device="auto"))
+    device, chosen = torch.device(config.device), data or config.data
+    if chosen is None:
+        raise OptionError("the run does not record its images. Name them with --data.")
+    parquet = is_parquet(chosen)
+    id_column = config.id_column if parquet or data is None else None
+    source = open_images(absolute(chosen), image_column=config.image_column if parquet else None, id_column=id_column)
+    corrupt = CorruptImages(source.name, config.max_corrupt)
+    store = ImageStore(source, size=config.load_size, corrupt=corrupt, workers=config.workers, cache_bytes=0)
+    half = config.precision == "bfloat16" and has_fast_bfloat16(device)
+    kind = pa.list_(pa.field("item", pa.float32(), nullable=False), encoder.feature_dim)
+    schema = pa.schema([pa.field("sample_id", pa.string(), nullable=False), pa.field("feature", kind, nullable=False)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, written = path.with_name(f".{path.name}.tmp"), 0
+    try:
+        with pq.ParquetWriter(temporary, schema.with_metadata({"weights_sha256": sha256}), compression="zstd") as writer:
+            for rows, (found,) in feature_batches([encoder], store, device=device, bfloat16=half, label="features"):
+                values = pa.FixedSizeListArray.from_arrays(pa.array(np.ravel(found.numpy())), type=kind)
+                writer.write_batch(pa.record_batch([pa.array(store.sample_ids(rows.tolist())), values], schema=writer.schema))
+                written += len(rows)
+        temporary.replace(path)
+    finally:
+        store.close()
+        temporary.unlink(missing_ok=True)
+    return written, len(corrupt)
+
+
+def _facts(run_dir: Path, config: TrainConfig, encoder: Encoder, sha256: str) -> dict[str, dict[str, Any]]:
+    """Tables of the card."""
+    last = (read_metrics(run_dir) or [{}])[-1]
+    return {
+        "Weights": {"file": BACKBONE, "sha256": sha256, "feature width": encoder.feature_dim, "of the run": run_dir.name},
+        "Training": {
+            "objective": config.objective,
+            "tau": config.tau,
+            "tau_s": config.tau_s if config.objective == "xclr" else None,
+            "batch size": config.batch_size,
+            "batches": config.batches,
+            "steps": last.get("step"),
+            "images seen": last.get("images_seen"),
+            "last loss": last.get("loss"),
+        },
+        "Data": {"images": config.data, "digest of samples and graph": _fingerprint(run_dir)},
+        **_graph_facts(config),
+    }
+
+
+def _graph_facts(config: TrainConfig) -> dict[str, dict[str, Any]]:
+    if config.graph_dir is None:
+        return {}
+    try:
+        graph = Graph.open(config.graph_dir)
+    except ArtifactError:
+        return {"Graph": {"directory": config.graph_dir, "note": "was not there any more when this card was written"}}
+    manifest = graph.manifest
+    files = {name: receipt.digest for name, receipt in sorted(manifest.stages["knn"].files.items())}
+    text = manifest.encoder
+    return {
+        "Graph": {
+            "directory": config.graph_dir,
+            "data set": manifest.dataset.get("name"),
+            "texts": graph.n_texts,
+            "neighbours a text": graph.k,
+            "digest of its neighbour files": hashlib.blake2b(json.dumps(files).encode(), digest_size=16).hexdigest(),
+        },
+        "Text encoder": {name: text.get(name) for name in ("name", "revision", "sha256", "dim")},
+    }
+
+
+def _fingerprint(run_dir: Path) -> str | None:
+    """What the run's checkpoints say of its data; None where they were removed."""
+    for path in checkpoints(run_dir):
+        try:
+            return read_checkpoint(path).position.fingerprint
+        except ArtifactError:
+            continue
+    return None
+
+
+def _scores(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "eval.json"
+    if not path.exists() or path.stat().st_mtime < (run_dir / WEIGHTS).stat().st_mtime:
+        return {}
+    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    rows = (stored.get("scores") or {}).get("trained") or {}
+    return {column: row for column, row in rows.items() if {"knn_top1", "linear_top1"} <= set(row)}
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)

@@ -1,0 +1,69 @@
+"""The model card of an exported backbone, in Markdown: what it is, how to load it, and from what it was made, by digest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from train.config import TrainConfig
+from train.data.augment import MEAN, STD
+from train.model.encoders import SMALL_IMAGE
+
+
+def model_card(config: TrainConfig, *, weights: str, facts: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Any]) -> str:
+    """The card.
+
+    Args:
+        config: Of the run.
+        weights: File name of the state dict.
+        facts: Tables by heading: rows of name and value; what is None is left out.
+        scores: By label column, what eval.json holds of the trained encoder; empty if the run was not evaluated.
+    """
+    parts = [
+        f"# {config.model}, trained with {_OBJECTIVES.get(config.objective, config.objective)}",
+        f"An image encoder without a head. Input: RGB, {config.image_size} x {config.image_size}, in [0, 1], less the mean {MEAN}, "
+        f"over the deviation {STD}. Evaluated on the largest centred square, resized with antialiasing.",
+        f"## Load it\n\n```python\n{loading_code(config, weights)}```",
+    ]
+    for heading, rows in facts.items():
+        shown = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items() if value is not None)
+        parts.append(f"## {heading}\n\n| | |\n|---|---|\n{shown}")
+    if scores:
+        lines = [f"| {_cell(column)} | {row['knn_top1']:.1%} | {row['linear_top1']:.1%} |" for column, row in scores.items()]
+        heading = "## Scores on held-out images\n\n| label | kNN top-1 | linear probe top-1 |\n|---|---:|---:|\n"
+        parts.append(heading + "\n".join(lines))
+    parts.append(f"## Configuration\n\n```toml\n{config.to_toml()}```")
+    return "\n\n".join(parts) + "\n"
+
+
+_OBJECTIVES = {"xclr": "X-CLR (arXiv 2407.18134)", "simclr": "SimCLR", "supcon": "SupCon", "clip": "CLIP"}
+
+
+def loading_code(config: TrainConfig, weights: str) -> str:
+    """Python that loads the weights; a test runs it."""
+    if not config.model.startswith("resnet"):
+        return (
+            "from safetensors.torch import load_file\nfrom train.model.encoders import build_backbone\n\n"
+            f"model, _ = build_backbone({config.model!r}, {config.image_size})\n"
+            f"model.load_state_dict(load_file({weights!r}), strict=True)\n"
+        )
+    stem = (
+        "# Views of up to 64 pixels: a stem that does not shrink them.\n"
+        "model.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)\n"
+        "model.maxpool = nn.Identity()\n"
+        if config.image_size <= SMALL_IMAGE
+        else ""
+    )
+    return (
+        "from safetensors.torch import load_file\nfrom torch import nn\nfrom torchvision.models import "
+        f"{config.model}\n\nmodel = {config.model}()\nmodel.fc = nn.Identity()\n{stem}"
+        f"model.load_state_dict(load_file({weights!r}), strict=True)\n\n"
+        f'# timm takes the same file: timm.create_model("{config.model}", num_classes=0)'
+        + (", with the same stem.\n" if stem else ".\n")
+    )
+
+
+def _cell(value: object) -> str:
+    """One cell: what came from a data set may hold anything."""
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())

@@ -1,0 +1,1 @@
+"""`train report`: run folders in, one self-contained HTML file out."""

@@ -1,0 +1,199 @@
+"""What run folders say of themselves: conditions, scores and curves, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from graphbuild.errors import ArtifactError
+from train.config import TrainConfig
+from train.evaluate.run import EVAL_FILE, TRAINED, UNTRAINED, Scores
+from train.results.report.figures import Curve, line_chart
+from train.results.report.page import Cell, CurveFigure, ResultRow, Results, same_for_all
+from train.run.checkpoint import WEIGHTS
+from train.run.folder import read_run_config
+from train.run.metrics import EVENTS_FILE, read_lines, read_metrics
+
+_SCORES = (("knn_top1", "kNN"), ("linear_top1", "linear"))
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A finished run."""
+
+    path: Path
+    name: str
+    config: TrainConfig
+    metrics: list[dict[str, Any]]
+    seconds: float | None
+    """Spent training."""
+    scores: Scores = field(default_factory=dict)
+    """From eval.json; empty where the run was not evaluated."""
+    evaluated: dict[str, Any] = field(default_factory=dict)
+    """The rest of eval.json."""
+
+    @property
+    def columns(self) -> list[str]:
+        """The label columns that were evaluated."""
+        return [name for name, scores in next(iter(self.scores.values()), {}).items() if "n_train" in scores]
+
+
+def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
+    """Read run folders.
+
+    Raises:
+        OptionError: If a folder is not that of a run.
+        ArtifactError: If a run is not finished, or its eval.json cannot be read.
+    """
+    names = [path.resolve().name for path in paths]
+    # Folders of one name in different places are told apart by their parents.
+    shown = [
+        str(Path(*path.resolve().parts[-2:])) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)
+    ]
+    return [_read_run(path, name) for path, name in zip(paths, shown, strict=True)]
+
+
+def _read_run(path: Path, name: str) -> RunRecord:
+    config = read_run_config(path)
+    if not (path / WEIGHTS).exists():
+        raise ArtifactError(
+            f"{path}: the run is not finished. Go on with `train run --config {path}/config.toml --run-dir {path}`."
+        )
+    finishes = [line["seconds"] for line in read_lines(path / EVENTS_FILE) if line.get("event") == "finish"]
+    evaluated = _read_eval(path / EVAL_FILE)
+    scores = evaluated.pop("scores", {})
+    return RunRecord(path, name, config, read_metrics(path), finishes[-1] if finishes else None, scores, evaluated)
+
+
+def _read_eval(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return values
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not JSON ({error}). Run `train eval {path.parent}` again.") from None
+
+
+def conditions(runs: Sequence[RunRecord], graphs: Sequence[str]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Name and values of everything that a comparison should know; one value where all runs agree."""
+    rows: list[tuple[str, Callable[[RunRecord], str]]] = [
+        ("objective", lambda run: run.config.objective),
+        ("images", lambda run: short_path(run.config.data or "none")),
+        ("images seen", lambda run: f"{_last(run, 'images_seen', 0):,}, two views each"),
+        ("steps", lambda run: f"{_last(run, 'step', 0):,} of {run.config.batch_size:,} images"),
+        ("network", lambda run: f"{run.config.model} at {run.config.image_size} px, projection {run.config.projector_dim} wide"),
+        ("views", lambda run: f"{run.config.augment}, crops of at least {run.config.crop_min:.0%} of the area"),
+        ("optimizer", lambda run: f"{run.config.optimizer}, learning rate {_number(run.config.lr)}"),
+        ("temperature", lambda run: f"{run.config.tau:g}"),
+        ("target temperature", lambda run: f"{run.config.tau_s:g}" if run.config.objective == "xclr" else "none"),
+        ("arithmetic", lambda run: run.config.precision),
+        ("training time", lambda run: "unknown" if run.seconds is None else f"{run.seconds:,.0f} s"),
+        ("hit rate", lambda run: _mean(run, "hit_rate")),
+        ("own-view mass", lambda run: _mean(run, "own_view_mass")),
+        ("KL to the dense target", lambda run: _mean(run, "kl_to_dense", " nats")),
+    ]
+    found = [(name, same_for_all([value(run) for run in runs])) for name, value in rows]
+    return (*found[:2], ("graph", same_for_all(list(graphs))), *found[2:])
+
+
+def short_path(path: str) -> str:
+    """A path below the working directory as it is; of any other the last three parts: reports are read on other machines."""
+    given = Path(path)
+    if not given.is_absolute():
+        return path
+    if given.is_relative_to(Path.cwd()):
+        return str(given.relative_to(Path.cwd()))
+    return str(Path(*given.parts[-3:]))
+
+
+def _last(run: RunRecord, name: str, missing: int) -> int:
+    return int(run.metrics[-1].get(name, missing)) if run.metrics else missing
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:g}"
+
+
+def _mean(run: RunRecord, name: str, unit: str = "") -> str:
+    """Mean over all logged steps."""
+    values = [line[name] for line in run.metrics if line.get(name) is not None]
+    return f"{sum(values) / len(values):.3g}{unit}" if values else "none"
+
+
+def results(runs: Sequence[RunRecord]) -> Results:
+    """The table of scores: chance, untrained nets, then the runs; the best trained one of each column is marked."""
+    scored = [(number, run) for number, run in enumerate(runs) if run.scores]
+    if not scored:
+        return Results()
+    columns = list(dict.fromkeys(column for _, run in scored for column in run.columns))
+    first = scored[0][1]
+    trained = [_values(run.scores.get(TRAINED, {}), columns) for _, run in scored]
+    best = [max((value for value in values if value is not None), default=None) for values in zip(*trained, strict=True)]
+    rows = [ResultRow("chance", tuple(Cell(_percent(value)) for value in _chance(scored, columns)), reference=True)]
+    rows += [
+        ResultRow(name, tuple(Cell(_percent(value)) for value in _values(run.scores[UNTRAINED], columns)), reference=True)
+        for name, run in _untrained(scored)
+    ]
+    rows += [
+        ResultRow(
+            run.name, tuple(Cell(_percent(v), v is not None and v == top) for v, top in zip(values, best, strict=True)), number
+        )
+        for (number, run), values in zip(scored, trained, strict=True)
+    ]
+    images = f"{first.evaluated.get('images', 0):,} held-out images, {first.evaluated.get('train_images', 0):,} to learn from"
+    how = f"Top-1 accuracy in percent on {images}: a vote of the 20 nearest neighbours, and a linear probe. The best is bold."
+    return Results(how, tuple((column, tuple(name for _, name in _SCORES)) for column in columns), tuple(rows))
+
+
+def _values(by_column: Mapping[str, Mapping[str, float]], columns: Sequence[str]) -> list[float | None]:
+    return [by_column.get(column, {}).get(name) for column in columns for name, _ in _SCORES]
+
+
+def _chance(scored: Sequence[tuple[int, RunRecord]], columns: Sequence[str]) -> list[float | None]:
+    found: dict[str, float] = {}
+    for _, run in scored:
+        by_column = next(iter(run.scores.values()))
+        for column in run.columns:
+            found.setdefault(column, by_column[column]["chance"])
+    return [found.get(column) for column in columns for _ in _SCORES]
+
+
+def _untrained(scored: Sequence[tuple[int, RunRecord]]) -> list[tuple[str, RunRecord]]:
+    """One untrained net of each kind: runs of one seed and network begin with the same."""
+    kinds: dict[tuple[Any, ...], RunRecord] = {}
+    for _, run in scored:
+        if UNTRAINED in run.scores:
+            config = run.config
+            kinds.setdefault((config.model, config.image_size, config.seed, config.precision), run)
+    return [("untrained" if len(kinds) == 1 else f"untrained, of {run.name}", run) for run in kinds.values()]
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+_CURVES = (
+    ("kl", "Excess loss", "nats", "Loss minus the target's entropy: comparable between targets; zero is a perfect fit."),
+    ("loss", "Loss", "nats", "Cross-entropy against the target; a softer target has a higher floor."),
+    ("hit_rate", "Hit rate", "stored neighbours an anchor", "Neighbours from the graph that meet in a batch."),
+    ("own_view_mass", "Own-view mass", "share of the target", "What the target leaves to the other view of the same image."),
+)
+
+
+def curves(runs: Sequence[RunRecord]) -> tuple[CurveFigure, ...]:
+    """Charts over steps, of all runs that logged the figure."""
+    figures = []
+    for key, title, unit, caption in _CURVES:
+        drawn = [
+            Curve(run.name, number, [line["step"] for line in found], [line[key] for line in found])
+            for number, run in enumerate(runs)
+            if (found := [line for line in run.metrics if line.get(key) is not None])
+        ]
+        svg = line_chart(drawn, x_label="step", y_label=unit)
+        if svg is not None:
+            figures.append(CurveFigure(title, svg, caption))
+    return tuple(figures)

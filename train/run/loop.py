@@ -1,0 +1,333 @@
+"""One training loop for every objective: images and a graph in, a run folder with an encoder out.
+
+`train` is the whole of it; `measure_step_seconds` times steps without a folder. A run is a pure function of its
+configuration and data: batches, captions and augmentations follow from (seed, epoch, step), so a resumed run goes on
+with what an undisturbed one would have done, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import statistics
+import time
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graphbuild.errors import ArtifactMismatch, OptionError
+from graphbuild.system.progress import Meter, progress, say
+from train.config import TrainConfig
+from train.data.prepare import DATA_FIELDS, OpenData, TrainingData, event, load_data, open_data, prepare
+from train.model.encoders import has_fast_bfloat16
+from train.model.optimizers import DEFAULT_LR
+from train.model.pretrained import absolute_init
+from train.run.checkpoint import (
+    WEIGHTS,
+    Checkpoint,
+    newest_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+    save_encoder,
+    save_text_tower,
+)
+from train.run.distributed import Ranks, ranks_of_job
+from train.run.folder import Interrupted, RunFolder, open_run
+from train.run.learners import Clip
+from train.run.metrics import EVENTS_FILE, METRICS_FILE, append_line, cut_metrics, read_metrics
+from train.run.result import RunResult, finished_result
+from train.run.signals import stop_signal
+from train.run.trainer import StepReport, Trainer
+from train.run.watch import COLLAPSED, Scalars
+
+_WARM_UP_STEPS = 2
+_MOST_WAIT = 0.1
+"""Share of the time that steps may wait for images before the data are called the bottleneck."""
+
+
+def settle(config: TrainConfig) -> TrainConfig:
+    """A configuration without `auto`, except for what the data decide.
+
+    Raises:
+        OptionError: If the device does not exist, or lacks what is asked of it.
+    """
+    device = _choose_device(config.device)
+    precision = config.precision
+    if precision == "auto":
+        precision = "bfloat16" if has_fast_bfloat16(device) else "float32"
+    lr, init = config.lr or DEFAULT_LR[config.optimizer], absolute_init(config.init)
+    return replace(config, device=str(device), precision=precision, lr=lr, init=init)
+
+
+def train(
+    config: TrainConfig,
+    run_dir: Path | None = None,
+    *,
+    overwrite: bool = False,
+    data: TrainingData | None = None,
+    label: str | None = None,
+) -> RunResult:
+    """Train an encoder, or go on with a run that was stopped.
+
+    Args:
+        config: How; what is `auto` or None is settled first.
+        run_dir: The run's folder; None: the newest unfinished `runs/<objective>-<n>` of this configuration, else a new one.
+        overwrite: Start again where the folder holds a run.
+        data: Images that were prepared before, for a run of the same images and graph; they stay open.
+        label: What the progress bar says.
+
+    Raises:
+        OptionError: If the folder holds a run of another configuration.
+        ArtifactMismatch: If a checkpoint was made with other images or another graph.
+        Interrupted: If SIGTERM or SIGINT came; a checkpoint was written.
+        UserError: If the data do not fit, or a loss is not finite.
+    """
+    with ranks_of_job(config.device) as ranks:
+        folder, opened = _enter(config, run_dir, overwrite, data, ranks)
+        try:
+            if ranks.told_by_main(lambda: folder.finished):
+                return finished_result(folder)
+            loaded = data or load_data(opened)
+            try:
+                with ranks.main_first():
+                    session = _Session(folder, loaded, ranks)
+                return session.run(label or f"train {folder.config.objective}")
+            finally:
+                if data is None:
+                    loaded.close()
+        finally:
+            folder.close()
+
+
+def _enter(
+    config: TrainConfig, run_dir: Path | None, overwrite: bool, data: TrainingData | None, ranks: Ranks
+) -> tuple[RunFolder, OpenData]:
+    """Find the images and enter the folder: the first process writes, locks and settles, the others are told."""
+    mine: list[tuple[RunFolder, OpenData]] = []
+
+    def enter() -> tuple[Path, TrainConfig, bool]:
+        ranks.require_divisible(config.batch_size)
+        opened = data.opened if data else open_data(config)
+        folder = open_run(run_dir, config, settle(replace(config, **_data_fields(opened))), overwrite=overwrite)
+        folder.config = replace(folder.config, device=ranks.device(folder.config.device))
+        mine.append((folder, opened))
+        return folder.path, folder.config, folder.resumed
+
+    path, settled, resumed = ranks.told_by_main(enter)
+    if not mine:
+        settled = replace(settled, device=ranks.device(settled.device))
+        mine.append((RunFolder(path, settled, resumed), data.opened if data else open_data(settled)))
+    return mine[0]
+
+
+def measure_step_seconds(config: TrainConfig, *, steps: int = 5, data: TrainingData | None = None) -> float:
+    """Median seconds of a training step, after two that warm up; writes nothing.
+
+    Args:
+        config: As for `train`.
+        steps: How many are timed.
+        data: Images that were prepared before.
+
+    Raises:
+        UserError: As `train`.
+    """
+    loaded = data or prepare(config)
+    settled = settle(replace(config, **_data_fields(loaded.opened)))
+    total = _WARM_UP_STEPS + steps
+    trainer = Trainer(replace(settled, steps=total, epochs=max(settled.epochs, total)), loaded)
+    ends = []
+    for _ in trainer.steps():
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize(trainer.device)
+        ends.append(time.perf_counter())
+    if data is None:
+        loaded.close()
+    timed = ends[_WARM_UP_STEPS - 1 :]
+    return statistics.median(after - before for before, after in pairwise(timed))
+
+
+class _Session:
+    """One process's part of a run: the trainer, and what the first process writes."""
+
+    def __init__(self, folder: RunFolder, data: TrainingData, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.folder, self.path, self.config, self.data = folder, folder.path, folder.config, data
+        self.trainer = Trainer(folder.config, data, ranks)
+        self.fingerprint = data.fingerprint()
+        self._scalars: Scalars | None = None
+        self._flat_lines = 0
+        self._saved_at = time.monotonic()
+        self._events_read = 0
+        self._events_written: set[str] = set()
+
+    def run(self, label: str) -> RunResult:
+        """Go on from the newest checkpoint, to the end or to a signal."""
+        self._restore()
+        self._write_data_events()
+        trainer, first = self.trainer, self.trainer.step
+        if self.config.tensorboard and self.ranks.is_main:
+            self._scalars = Scalars(self.path, first)
+        self._event("resume" if first else "start", step=first, objective=self.config.objective, note=trainer.learner.note)
+        with (
+            stop_signal(deaf=self.ranks.count > 1) as stop,
+            progress(label, int(trainer.total_steps), unit="steps", done=first) as meter,
+        ):
+            images = 0
+            for report in trainer.steps():
+                images += report.images
+                if self._is_logged(trainer.step):
+                    self._log(report, images, meter)
+                    images = 0
+                meter.advance()
+                # One exchange for both: all processes stop, or save, at the same step.
+                told = self.ranks.largest(2 * stop() + self._is_due())
+                if number := told // 2:
+                    self._interrupt(number)
+                if trainer.step % self.config.checkpoint_every == 0 or told:
+                    self._checkpoint()
+        self._checkpoint()
+        if self.ranks.is_main:
+            if isinstance(trainer.learner, Clip):
+                save_text_tower(self.path, trainer.learner.text)
+            save_encoder(self.path / WEIGHTS, trainer.learner.encoder)
+        self.ranks.wait()
+        if self._scalars is not None:
+            self._scalars.close()
+        self._event("finish", step=trainer.step, seconds=round(trainer.clock.total(), 3))
+        return RunResult(
+            run_dir=self.path,
+            objective=self.config.objective,
+            steps=trainer.step,
+            images_seen=trainer.images_seen,
+            seconds=trainer.clock.total(),
+            first_step=first,
+            last=read_metrics(self.path)[-1] if self.ranks.is_main else {},
+        )
+
+    def _restore(self) -> None:
+        found: Checkpoint | None = None
+
+        def find() -> Path | None:
+            nonlocal found
+            found = newest_checkpoint(self.path, self._warn)
+            return found.path if found else None
+
+        path = self.ranks.told_by_main(find)
+        if path is not None and found is None:
+            found = read_checkpoint(path)
+        if found is not None:
+            if found.position.fingerprint != self.fingerprint:
+                self.ranks.stop(
+                    ArtifactMismatch(
+                        f"{found.path}: was made with other images or another graph than {self.config.data} and "
+                        f"{self.config.graph_dir} now hold. Restore them, choose another --run-dir, or start again with "
+                        "--overwrite."
+                    )
+                )
+            self.trainer.restore(found.position, found.weights, found.optimizer)
+            say(f"{self.path}: going on from step {found.position.step:,}.")
+        if self.ranks.is_main:
+            cut_metrics(self.path, self.trainer.step)
+
+    def _is_logged(self, step: int) -> bool:
+        return step == 1 or step % self.config.log_every == 0 or step == self.trainer.total_steps
+
+    def _log(self, report: StepReport, images: int, meter: Meter) -> None:
+        step, every = self.trainer.step, self.config.kl_every
+        # A logged step measures KL if it is the first one at or after a multiple of `kl_every`.
+        with_kl = bool(every) and (step == 1 or step // every > max(step - self.config.log_every, 0) // every)
+        line = {**report.metrics(with_kl=with_kl), **self.trainer.clock.lap(images)}
+        if self.ranks.is_main:
+            append_line(self.path / METRICS_FILE, line)
+        if self._scalars is not None:
+            self._scalars.add(line)
+        self._watch(line)
+        self._write_data_events()
+        hits = "" if line["hit_rate"] is None else f", hit rate {line['hit_rate']:.3g}"
+        meter.advance(
+            0,
+            f"loss {line['loss']:.3f}{hits}, {line['images_per_s']:,.0f} images/s, {_bottleneck(line['data_wait_share'])}",
+        )
+
+    def _watch(self, line: dict[str, Any]) -> None:
+        """Say once that the embeddings have collapsed: on two lines, for a net may begin so."""
+        self._flat_lines = self._flat_lines + 1 if line["spread"] < COLLAPSED else 0
+        if self._flat_lines == 2:
+            self._event("collapse", step=line["step"], spread=line["spread"])
+            say(
+                f"warning: step {line['step']:,}: the embeddings are nearly the same for all images (spread {line['spread']:.3g}, "
+                "where 1 is even). Lower --lr, raise --warmup-epochs or --batch-size, or lower --tau-s."
+            )
+
+    def _is_due(self) -> bool:
+        """Whether a checkpoint is due by the clock of the first process."""
+        minutes = self.config.checkpoint_minutes
+        return self.ranks.is_main and minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
+
+    def _checkpoint(self) -> None:
+        trainer = self.trainer
+        self._saved_at = time.monotonic()
+        trainer.check()
+        if self.ranks.is_main:
+            position = trainer.position(self.fingerprint)
+            save_checkpoint(self.path, position, trainer.model.state_dict(), trainer.optimizer.state_dict())
+        self._write_data_events()
+
+    def _interrupt(self, number: int) -> None:
+        self._checkpoint()
+        name = signal.Signals(number).name
+        self._event("interrupt", step=self.trainer.step, signal=name)
+        # None of the processes may end while the first one is writing.
+        self.ranks.wait()
+        self.ranks.stop(
+            Interrupted(
+                f"stopped by {name} after step {self.trainer.step:,} of {self.trainer.total_steps:,}; a checkpoint was written. "
+                f"Go on with: train run --config {self.path}/config.toml --run-dir {self.path}",
+                number,
+            )
+        )
+
+    def _warn(self, message: str) -> None:
+        say(f"warning: {message}")
+        self._event("damaged_checkpoint", message=message)
+
+    def _event(self, kind: str, **facts: Any) -> None:
+        if self.ranks.is_main:
+            append_line(self.path / EVENTS_FILE, event(kind, **facts))
+
+    def _write_data_events(self) -> None:
+        # Decoding threads may add to the list meanwhile; what is new then is written next time.
+        events = self.data.events[self._events_read :]
+        self._events_read += len(events)
+        for line in (line for lines in self.ranks.gather_objects(events) for line in lines):
+            facts = json.dumps({name: value for name, value in line.items() if name != "time"})
+            # Where the processes hold all images, each of them has met what there is.
+            if self.ranks.is_main and facts not in self._events_written:
+                append_line(self.path / EVENTS_FILE, line)
+            self._events_written.add(facts)
+
+
+def _bottleneck(wait_share: float) -> str:
+    """What a run would be faster with more of: steps that never wait for images are bound by the device."""
+    return f"bound by {'data' if wait_share > _MOST_WAIT else 'compute'} ({wait_share:.0%} waiting for data)"
+
+
+def _data_fields(opened: OpenData) -> dict[str, Any]:
+    return {name: getattr(opened.config, name) for name in DATA_FIELDS}
+
+
+def _choose_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise OptionError(f"--device {name!r} is no device. Use auto, cpu, cuda or cuda:INDEX.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise OptionError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices. Use --device auto or cpu.")
+    if device.type not in ("cpu", "cuda"):
+        raise OptionError(f"--device {name!r} is not supported. Use auto, cpu, cuda or cuda:INDEX.")
+    return device
