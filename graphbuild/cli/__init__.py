@@ -1,0 +1,41 @@
+"""The `graphbuild` command line: parse, one call, print. Heavy modules are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import click
+
+from graphbuild.cli import build, exchange, quality
+from graphbuild.errors import run_cli
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="xclr-graph")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Exact nearest-neighbour graphs of captions and class prompts.
+
+    captions -> texts + samples -> embeddings -> index -> knn. Start with `graphbuild embed`, then `graphbuild knn`.
+    """
+
+
+for command in (
+    build.embed,
+    build.knn,
+    build.partition,
+    quality.advise,
+    quality.inspect,
+    quality.neighbors,
+    quality.verify,
+    quality.report,
+    exchange.export,
+    exchange.import_,
+    exchange.subset,
+    quality.compare,
+    exchange.datasets,
+):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the console script."""
+    run_cli(cli)

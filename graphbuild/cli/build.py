@@ -1,0 +1,152 @@
+"""Commands that build a graph directory: embed, knn, partition."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graphbuild.cli.options import (
+    NeighborCount,
+    answer,
+    graph_dir_option,
+    json_option,
+    overwrite_option,
+    scheduler_option,
+    workers_option,
+)
+from graphbuild.store import schemas
+from graphbuild.store.manifest import find_graph_dir
+
+
+@click.command()
+@click.option("--dataset", required=True, metavar="NAME", help="What to read; `graphbuild datasets` lists the names.")
+@click.option("--source", "sources", multiple=True, metavar="PATH", help="A file, folder, glob or URL; may be repeated.")
+@graph_dir_option
+@click.option("--caption-column", default=None, help="Column of the captions (default: a usual name, if there is just one).")
+@click.option("--id-column", default=None, help="Column of the sample ids (default: <file>:<row>).")
+@click.option("--keep-columns", default=None, metavar="A,B", help="Columns copied into samples, separated by commas.")
+@click.option(
+    "--template",
+    "templates",
+    multiple=True,
+    metavar="TEXT",
+    help="The captions are class names: put each into this prompt, as in 'a photo of a {}'. Several are averaged; a .json file "
+    "holds a list of them, clip80 stands for CLIP's 80.",
+)
+@click.option(
+    "--definitions",
+    default=None,
+    metavar="PATH",
+    help="WordNet 3.0's data.noun, or its folder: imagenet's classes, and imagefolder's wnid folders, become 'NAME: DEFINITION', "
+    "without a template unless one is given.",
+)
+@click.option("--replace", "replacements", multiple=True, metavar="OLD=NEW", help="Replace a string in every caption; recorded.")
+@click.option("--multi-caption", is_flag=True, help="Rows that share a sample id are several captions of one sample.")
+@click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="A Sentence Transformer: a name, or a folder.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Arithmetic of the encoder; auto takes half precision where the hardware is made for it.",
+)
+@click.option("--shard-size", type=click.IntRange(min=1), default=schemas.SHARD_SIZE, show_default=True, help="Texts a shard.")
+@click.option("--append", is_flag=True, help="Add the sources to a graph that is there: only new texts are embedded, ids stay.")
+@workers_option
+@scheduler_option
+@overwrite_option
+@json_option
+def embed(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
+    """Embed every caption or class prompt: everything up to index.faiss."""
+    from graphbuild.embed.build import build_embeddings, default_graph_dir
+    from graphbuild.embed.config import EmbedConfig
+
+    keep = options.pop("keep_columns")
+    config = EmbedConfig(keep_columns=tuple(keep.split(",")) if keep else (), **options)
+    answer(build_embeddings(graph_dir or default_graph_dir(config), config), as_json)
+
+
+@click.command()
+@graph_dir_option
+@click.option(
+    "--k",
+    type=NeighborCount(),
+    default="auto",
+    show_default=True,
+    help="Neighbours a text; auto is all up to 4,096 texts, else 256.",
+)
+@click.option(
+    "--sketch-dim",
+    type=click.IntRange(min=0, max=1024),
+    default=schemas.DEFAULT_SKETCH_DIM,
+    show_default=True,
+    help="Bytes of sketch a text; 0 leaves it out.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["exact", "ivf"]),
+    default="exact",
+    show_default=True,
+    help="ivf searches through index.faiss: faster for many millions of texts, and misses some neighbours.",
+)
+@click.option(
+    "--recall",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.99,
+    show_default=True,
+    help="Share of the neighbours that ivf must find, measured on 2,000 random texts.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where the exact search computes; auto takes a GPU where there is one.",
+)
+@click.option(
+    "--memory-limit",
+    default=None,
+    metavar="SIZE",
+    help="Memory for data to stay within, such as 4GB (default: half of what is free); of each worker where there is a scheduler.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Dask worker processes on this machine, a shard each; 0 works in this process, which is faster on one machine.",
+)
+@scheduler_option
+@click.option("--dry-run", is_flag=True, help="Only say what it would take: time, by a short calibration, memory and disk.")
+@overwrite_option
+@json_option
+def knn(graph_dir: Path | None, as_json: bool, dry_run: bool, **options: Any) -> None:
+    """Find the k nearest texts of every text: exactly, unless told otherwise."""
+    from graphbuild.knn.config import KnnConfig
+    from graphbuild.knn.stage import build_knn, estimate_knn
+
+    answer((estimate_knn if dry_run else build_knn)(find_graph_dir(graph_dir), KnnConfig(**options)), as_json)
+
+
+@click.command()
+@graph_dir_option
+@click.option("--chunk", type=click.IntRange(min=1, max=128), default=32, show_default=True, help="Samples a chunk.")
+@click.option(
+    "--neighbor-ranks",
+    default=None,
+    metavar="FIRST:LAST",
+    help="Grow chunks along the neighbours of these ranks only, such as 1:64 (default: all).",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Orders seeds that are linked alike.")
+@click.option("--memory-limit", default=None, metavar="SIZE", help="Memory to stay within (default: half of what is free).")
+@json_option
+def partition(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
+    """Cut the samples into chunks of neighbours, for `train run --batches neighbors`.
+
+    The trainer makes what is missing; partitions of several options lie side by side.
+    """
+    from graphbuild.targets.partition import PartitionConfig, build_partition
+
+    answer(build_partition(find_graph_dir(graph_dir), PartitionConfig(**options)), as_json)

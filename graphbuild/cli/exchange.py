@@ -1,0 +1,99 @@
+"""Commands that take graphs out and in: export, import, subset; and the list of data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graphbuild.cli.options import (
+    answer,
+    graph_dir_option,
+    json_option,
+    overwrite_option,
+)
+from graphbuild.store.manifest import find_graph_dir
+
+
+@click.command()
+@graph_dir_option
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file: .parquet or .npz.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["parquet", "csr"]),
+    default=None,
+    help="parquet: src, dst, rank, similarity; csr: for scipy.sparse.load_npz (default: by the file's name).",
+)
+@json_option
+def export(graph_dir: Path | None, out: Path, form: Any, as_json: bool) -> None:
+    """Write all edges to one file, for other programs."""
+    from graphbuild.exchange.export import export_edges
+
+    answer(export_edges(find_graph_dir(graph_dir), out, form), as_json)
+
+
+@click.command("import")
+@click.option("--graph-dir", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where the graph goes.")
+@click.option(
+    "--texts",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="Parquet, CSV, TSV or JSON lines: text, and id (default: the row number); other columns are kept.",
+)
+@click.option(
+    "--edges",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="Likewise: src, dst (ids), similarity in [-1, 1].",
+)
+@click.option(
+    "--samples",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="Likewise: sample_id, id of its text (default: one sample a text, named by its id).",
+)
+@click.option("--k", type=click.IntRange(min=1), default=None, help="Neighbours kept (default: as many as every text has).")
+@click.option("--symmetric", is_flag=True, help="Every edge counts both ways.")
+@overwrite_option
+@json_option
+def import_(graph_dir: Path, as_json: bool, **options: Any) -> None:
+    """Make a graph of edges from elsewhere: metadata, WordNet, human judgement.
+
+    It has neither embeddings nor a sketch: `train run` needs --absent, the similarity of pairs that are not stored.
+    """
+    from graphbuild.exchange.imported import ImportConfig, import_graph
+
+    answer(import_graph(graph_dir, ImportConfig(**options)), as_json)
+
+
+@click.command()
+@graph_dir_option
+@click.option(
+    "--keep",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="Sample ids to keep: text, one a line; CSV with a header; or Parquet.",
+)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where the new graph goes.")
+@click.option("--id-column", default=None, help="Of the CSV or Parquet file (default: sample_id, url, id, or the only column).")
+@overwrite_option
+@json_option
+def subset(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) -> None:
+    """Make the graph of some samples, such as those that could be downloaded, without embedding again.
+
+    Texts are numbered anew, by first appearance. Neighbours are found by `graphbuild knn`, as usual.
+    """
+    from graphbuild.exchange.subset import SubsetConfig, subset_graph
+
+    answer(subset_graph(find_graph_dir(graph_dir), out, SubsetConfig(**options)), as_json)
+
+
+@click.command()
+@json_option
+def datasets(as_json: bool) -> None:
+    """What --dataset takes: size, licence note, and where it comes from."""
+    from graphbuild.datasets.registry import describe_all
+
+    answer(describe_all(), as_json)

@@ -1,0 +1,83 @@
+"""Options that several commands share, and how commands answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graphbuild.errors import OptionError
+from graphbuild.system.answers import Form
+
+graph_dir_option = click.option(
+    "--graph-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="The graph directory (default: $GRAPHBUILD_DIR, else the only graph under graphs/).",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=None,
+    help="Dask worker processes on this machine; 0 works in this process (default: what is fastest, by a short calibration).",
+)
+scheduler_option = click.option(
+    "--scheduler", default=None, metavar="ADDRESS", help="A running Dask scheduler, such as tcp://10.0.0.1:8786."
+)
+overwrite_option = click.option("--overwrite", is_flag=True, help="Build again what was built with other options.")
+
+_HEALTH_OPTIONS: tuple[Callable[..., Any], ...] = (
+    click.option("--batch-size", type=click.IntRange(min=2), default=1024, show_default=True, help="For the hit rate and target."),
+    click.option("--tau-s", type=click.FloatRange(min=0, min_open=True), default=0.1, show_default=True, help="Of the target."),
+    click.option(
+        "--label-column", "label_columns", multiple=True, help="A sample column whose agreement is measured; may be repeated."
+    ),
+    click.option("--group-column", default=None, help="A sample column of what belongs together, such as captions of a picture."),
+    click.option(
+        "--wordnet",
+        type=click.Path(dir_okay=False, path_type=Path),
+        default=None,
+        help="TSV of wnid and hypernym_path, or NPZ of wnids and dist; for samples with a wnid.",
+    ),
+    click.option("--absent", type=float, default=None, help="Similarity of pairs not stored, for a graph without a sketch."),
+)
+
+
+def health_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of measuring a graph to a command."""
+    for option in reversed(_HEALTH_OPTIONS):
+        command = option(command)
+    return command
+
+
+class NeighborCount(click.ParamType[int | str]):
+    """A positive number, `all`, or `auto`."""
+
+    name = "INT|all|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Return the number, or the word."""
+        if isinstance(value, int):
+            return value
+        if value in ("all", "auto"):
+            return str(value)
+        if isinstance(value, str) and value.isdecimal() and int(value) > 0:
+            return int(value)
+        raise click.BadParameter(f"{value!r} is not a positive number, 'all' or 'auto'.", ctx, param)
+
+
+def answer(result: Any, as_json: bool) -> None:
+    """Print a result: its `summary()` for people, its `to_json()` for scripts."""
+    click.echo(json.dumps(result.to_json(), ensure_ascii=False) if as_json else result.summary())
+
+
+def print_bytes(data: bytes, form: Form) -> None:
+    """Print an encoded answer; binary ones only where they are redirected."""
+    if form == "parquet" and sys.stdout.isatty():
+        raise OptionError("--format parquet is binary. Send it to a file: add `> answer.parquet`.")
+    sys.stdout.buffer.write(data if form == "parquet" else data.rstrip(b"\n") + b"\n")

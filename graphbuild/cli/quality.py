@@ -1,0 +1,132 @@
+"""Commands that look at a graph: inspect, neighbors, verify, advise, report, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graphbuild.cli.options import (
+    answer,
+    graph_dir_option,
+    health_options,
+    json_option,
+    print_bytes,
+)
+from graphbuild.store.manifest import find_graph_dir
+from graphbuild.system.answers import FORMS, Form
+
+
+@click.command()
+@graph_dir_option
+@click.option("--sql", default=None, metavar="QUERY", help="A SELECT over the tables texts, samples, edges and embeddings.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=None, help="Rows of a --sql answer (default: 50 in a table, else all)."
+)
+@click.option("--health/--no-health", default=True, show_default=True, help="Measure the graph: a pass over all edges.")
+@health_options
+@click.option(
+    "--format", "form", type=click.Choice(FORMS), default="table", show_default=True, help="Of the answer; parquet is binary."
+)
+@json_option
+def inspect(
+    graph_dir: Path | None, sql: str | None, limit: int | None, health: bool, form: Form, as_json: bool, **options: Any
+) -> None:
+    """Counts and quality at a glance, or SQL over the graph.
+
+    Every figure stands beside what a good value is, and beside that of a shuffled graph. Tables of --sql: texts, samples,
+    edges (src, dst, rank, similarity) and embeddings. In Polars, the fixed-size lists of the files are Array columns: use
+    `.arr`, not `.list`. The same tables in Python: `graphbuild.open(directory)`.
+    """
+    from graphbuild.quality.inspect import run_sql, summarize
+    from graphbuild.system.answers import encode
+
+    directory, form = find_graph_dir(graph_dir), "json" if as_json else form
+    if sql is not None:
+        print_bytes(run_sql(directory, sql, limit=limit, form=form), form)
+        return
+    summary = summarize(directory, health=health, **options)
+    if form in ("csv", "parquet"):
+        print_bytes(encode(summary.to_frame(), form), form)
+    else:
+        answer(summary, form == "json")
+
+
+@click.command()
+@click.argument("text", help="Any text.")
+@graph_dir_option
+@click.option("-n", "--count", type=click.IntRange(min=1), default=10, show_default=True, help="How many.")
+@json_option
+def neighbors(text: str, graph_dir: Path | None, count: int, as_json: bool) -> None:
+    """Nearest stored texts of any TEXT, by the graph's encoder."""
+    from graphbuild.embed.nearest import nearest_texts
+
+    answer(nearest_texts(find_graph_dir(graph_dir), text, count=count), as_json)
+
+
+@click.command()
+@graph_dir_option
+@click.option(
+    "--exact-sample", type=click.IntRange(min=1), default=1000, show_default=True, help="Rows compared with a float64 brute force."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the sample of rows.")
+@json_option
+def verify(graph_dir: Path | None, exact_sample: int, seed: int, as_json: bool) -> None:
+    """Check digests, invariants and recall; exit 1 and name the file if something is wrong."""
+    from graphbuild.quality.verify import verify_graph
+
+    answer(verify_graph(find_graph_dir(graph_dir), exact_sample=exact_sample, seed=seed), as_json)
+
+
+@click.command()
+@graph_dir_option
+@click.option("--batch-size", type=click.IntRange(min=2), default=1024, show_default=True, help="Samples a batch.")
+@click.option("--tau-s", type=float, default=0.1, show_default=True, help="Temperature of the target.")
+@click.option("--batches", type=click.IntRange(min=1), default=4, show_default=True, help="Batches of either kind to measure on.")
+@click.option("--chunk", type=click.IntRange(min=1, max=128), default=32, show_default=True, help="Samples a chunk of neighbours.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the batches.")
+@json_option
+def advise(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
+    """Which k, sketch and tau_s suit this graph: bytes a row against KL to the dense target, and its effective positives."""
+    from graphbuild.quality.advise import advise as measure
+
+    answer(measure(find_graph_dir(graph_dir), **options), as_json)
+
+
+@click.command()
+@graph_dir_option
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="The page (default: report/report.html in the graph).",
+)
+@click.option(
+    "--fidelity/--no-fidelity",
+    default=True,
+    show_default=True,
+    help="Measure the targets, which makes a partition if there is none.",
+)
+@health_options
+@json_option
+def report(graph_dir: Path | None, out: Path | None, fidelity: bool, as_json: bool, **options: Any) -> None:
+    """Measure a graph, and write one HTML page and metrics.json.
+
+    Warnings come first. The page needs no network; its captions and pictures are those of the graph.
+    """
+    from graphbuild.quality.report.write import write_report
+
+    answer(write_report(find_graph_dir(graph_dir), out, fidelity=fidelity, **options), as_json)
+
+
+@click.command()
+@click.argument("first", type=click.Path(file_okay=False, path_type=Path), help="A graph directory.")
+@click.argument("second", type=click.Path(file_okay=False, path_type=Path), help="Another, of the same texts.")
+@click.option("-n", "--count", type=click.IntRange(min=0), default=10, show_default=True, help="Texts to list that changed most.")
+@json_option
+def compare(first: Path, second: Path, count: int, as_json: bool) -> None:
+    """How far two graphs of the same texts agree, rank by rank, and which texts changed most."""
+    from graphbuild.quality.compare import compare_graphs
+
+    answer(compare_graphs(first, second, count=count), as_json)
