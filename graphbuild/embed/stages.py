@@ -163,8 +163,8 @@ class EmbedRun:
     def embed(self) -> bool:
         """One vector per text."""
         config = {**self._spec.identity(), "templates": list(self._prompts.templates), "shard_size": self._config.shard_size}
-        inputs = self._manifest.column_digests("text", (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH))
-        inputs = {name: digest for name, digest in inputs.items() if name.startswith(f"{schemas.TEXTS}/")}
+        columns = (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH)
+        inputs = self._manifest.column_digests("text", columns, folder=schemas.TEXTS)
         if up_to_date(self._manifest, self._graph_dir, "embed", config, inputs, overwrite=self._config.overwrite):
             return False
         self._forget_if_changed("embed", config, inputs)

@@ -280,8 +280,8 @@ class _Work:
         return pa.concat_tables(parts).combine_chunks().take(pa.array(place))
 
     def _embed(self) -> bool:
-        columns = self._manifest.column_digests("text", (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH))
-        inputs = {name: digest for name, digest in columns.items() if name.startswith(f"{schemas.TEXTS}/")}
+        columns = (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH)
+        inputs = self._manifest.column_digests("text", columns, folder=schemas.TEXTS)
         return self._enter("embed", self._origin.stages["embed"].config, inputs, self._write_embeddings)
 
     def _write_embeddings(self, key: str) -> list[Receipt]:

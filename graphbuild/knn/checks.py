@@ -46,8 +46,7 @@ def read_sample_counts(graph_dir: Path, manifest: Manifest, count: int) -> NDArr
     Raises:
         ArtifactError: If a counts file is missing or damaged, or the counts are not those of `count` texts.
     """
-    files = manifest.require("text", graph_dir).files
-    mine = {name: files[name] for name in sorted(files) if name.startswith(f"{schemas.COUNTS}/")}
+    mine = {receipt.path: receipt for receipt in manifest.require("text", graph_dir).in_folder(schemas.COUNTS)}
     remedy = "Run `graphbuild embed` again with the same options."
     require_intact(graph_dir, mine, remedy=remedy)
     parts = [pq.read_table(graph_dir / name, columns=[schemas.SAMPLE_COUNT])[schemas.SAMPLE_COUNT].to_numpy() for name in mine]

@@ -189,9 +189,10 @@ def run_sql(graph_dir: Path, sql: str, *, limit: int | None = None, form: Form =
 def _counts(manifest: Manifest) -> dict[str, int]:
     counts = dict(manifest.counts)
     if "text" in manifest.stages:
-        files = manifest.stages["text"].files
-        counts.setdefault("texts", sum(r.rows for name, r in files.items() if name.startswith(f"{schemas.TEXTS}/")))
-        rows = sum(receipt.rows for name, receipt in files.items() if name.startswith(f"{schemas.SAMPLES}/"))
+        texts, rows = (
+            sum(receipt.rows for receipt in manifest.files("text", folder)) for folder in (schemas.TEXTS, schemas.SAMPLES)
+        )
+        counts.setdefault("texts", texts)
         counts["sample rows"] = rows
         counts["duplicates collapsed"] = rows - counts["texts"]
     return counts

@@ -135,7 +135,7 @@ def _check_digests(graph_dir: Path, receipts: list[Receipt]) -> None:
 def _check_texts(graph_dir: Path, manifest: Manifest) -> int:
     """Texts, their counts and their embeddings hold the same ids, 0 to N-1, and the same hashes; returns N."""
     start = 0
-    embeddings = _stage_files(manifest, "embed", schemas.EMBEDDINGS)
+    embeddings = manifest.files("embed", schemas.EMBEDDINGS)
     for index, receipt in enumerate(embeddings):
         path = graph_dir / receipt.path
         shard = read_embedding_shard(path)
@@ -146,7 +146,7 @@ def _check_texts(graph_dir: Path, manifest: Manifest) -> int:
         require_aligned(graph_dir, receipt.path, shard.ids_n, shard.hashes_n)
         _require_unit_length(path, shard.vectors_nD, start)
         start += receipt.rows
-    listed = sum(receipt.rows for receipt in _stage_files(manifest, "text", schemas.TEXTS))
+    listed = sum(receipt.rows for receipt in manifest.files("text", schemas.TEXTS))
     said = manifest.counts.get("texts", start)
     if not start == listed == said:
         raise ArtifactMismatch(
@@ -158,7 +158,7 @@ def _check_texts(graph_dir: Path, manifest: Manifest) -> int:
 def _check_text_ids(graph_dir: Path, manifest: Manifest) -> int:
     """Texts of an imported graph, which has no embeddings, hold the ids 0 to N-1; returns N."""
     start = 0
-    for receipt in _stage_files(manifest, "text", schemas.TEXTS):
+    for receipt in manifest.files("text", schemas.TEXTS):
         path = graph_dir / receipt.path
         _require_ids(path, _read(path, [schemas.TEXT_ID])[schemas.TEXT_ID].to_numpy(), start, receipt.rows)
         start += receipt.rows
@@ -169,7 +169,7 @@ def _check_samples(graph_dir: Path, manifest: Manifest, texts: int) -> int:
     """Samples map onto known texts, as often as the counts say; returns the number of sample rows."""
     per_text = np.zeros(texts, np.int64)
     rows = 0
-    for receipt in _stage_files(manifest, "text", schemas.SAMPLES):
+    for receipt in manifest.files("text", schemas.SAMPLES):
         path = graph_dir / receipt.path
         ids = _read(path, [schemas.TEXT_ID])[schemas.TEXT_ID].to_numpy()
         if len(outside := np.flatnonzero((ids < 0) | (ids >= texts))):
@@ -177,7 +177,7 @@ def _check_samples(graph_dir: Path, manifest: Manifest, texts: int) -> int:
         per_text += np.bincount(ids, minlength=texts)
         rows += len(ids)
     start = 0
-    for receipt in _stage_files(manifest, "text", schemas.COUNTS):
+    for receipt in manifest.files("text", schemas.COUNTS):
         path = graph_dir / receipt.path
         table = _read(path, [schemas.TEXT_ID, schemas.SAMPLE_COUNT])
         _require_ids(path, table[schemas.TEXT_ID].to_numpy(), start, receipt.rows)
@@ -229,7 +229,7 @@ def _check_neighbors(graph_dir: Path, manifest: Manifest, rows: int, seed: int) 
 def _row_blocks(graph_dir: Path, manifest: Manifest, graph: Graph) -> Iterator[tuple[Path, int, Rows]]:
     """Path, first text id and rows of blocks of the neighbour shards."""
     start = 0
-    for receipt in _stage_files(manifest, "knn", schemas.KNN):
+    for receipt in manifest.files("knn", schemas.KNN):
         for first in range(start, start + receipt.rows, _ROW_BLOCK):
             last = min(first + _ROW_BLOCK, start + receipt.rows)
             yield graph_dir / receipt.path, first, graph.rows(np.arange(first, last))
@@ -279,13 +279,9 @@ def _require_unit_length(path: Path, vectors_nD: NDArray[np.float16], start: int
             )
 
 
-def _stage_files(manifest: Manifest, stage: str, folder: str) -> list[Receipt]:
-    return [receipt for name, receipt in sorted(manifest.stages[stage].files.items()) if name.startswith(f"{folder}/")]
-
-
 def _file_of(graph_dir: Path, manifest: Manifest, text_id: int | None) -> Path:
     start = 0
-    for receipt in _stage_files(manifest, "knn", schemas.KNN):
+    for receipt in manifest.files("knn", schemas.KNN):
         start += receipt.rows
         if text_id is not None and text_id < start:
             return graph_dir / receipt.path

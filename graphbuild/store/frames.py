@@ -17,7 +17,7 @@ import numpy as np
 
 from graphbuild.errors import ArtifactError
 from graphbuild.store import schemas
-from graphbuild.store.files import Receipt, damage
+from graphbuild.store.files import damage
 from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.neighbors import Rows
@@ -106,22 +106,12 @@ class Frames:
 
     def _intact(self, stage: str, folder: str) -> list[Path]:
         """The files of a table; by size, for `verify` compares digests."""
-        receipts = stage_files(self.manifest, stage, folder, self.path)
+        receipts = self.manifest.require(stage, self.path).in_folder(folder)
         for receipt in receipts:
             if problem := damage(self.path, receipt, digest=False):
                 remedy = f"Run `graphbuild {_COMMANDS[stage]}` again: it rebuilds only what is damaged."
                 raise ArtifactError(f"{self.path / receipt.path} {problem}. {remedy}")
         return [self.path / receipt.path for receipt in receipts]
-
-
-def stage_files(manifest: Manifest, stage: str, folder: str, graph_dir: Path) -> list[Receipt]:
-    """Receipts of the files that one folder of a stage holds, in order.
-
-    Raises:
-        ArtifactError: If the stage is not done.
-    """
-    files = manifest.require(stage, graph_dir).files
-    return [receipt for name, receipt in sorted(files.items()) if name.startswith(f"{folder}/")]
 
 
 class _EdgeSource:

@@ -191,8 +191,7 @@ class Graph:
         return out
 
     def _files(self, stage: str, folder: str) -> list[Receipt]:
-        files = self.manifest.require(stage, self.path).files
-        return [receipt for name, receipt in sorted(files.items()) if name.startswith(f"{folder}/")]
+        return self.manifest.require(stage, self.path).in_folder(folder)
 
     def _sample_parts(self, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
         """Each shard of the samples table, with the number of its first row."""
@@ -234,7 +233,7 @@ def _require_one_piece(graph_dir: Path, manifest: Manifest, shards: Sequence[Sha
     # An imported graph has texts, but no embeddings.
     embedded = "embed" in manifest.stages
     stage, folder = ("embed", schemas.EMBEDDINGS) if embedded else ("text", schemas.TEXTS)
-    listed = sum(r.rows for name, r in manifest.require(stage, graph_dir).files.items() if name.startswith(f"{folder}/"))
+    listed = sum(receipt.rows for receipt in manifest.require(stage, graph_dir).in_folder(folder))
     if listed != expected:
         raise ArtifactMismatch(
             f"{graph_dir}: neighbours of {expected:,} texts, but {listed:,} are {'embedded' if embedded else 'listed'}. "

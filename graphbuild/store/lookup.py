@@ -61,9 +61,7 @@ def build_lookup(graph_dir: Path, manifest: Manifest) -> bool:
     started = time.monotonic()
     key = stage_key({}, inputs)
     remove_stale_temporaries(graph_dir / schemas.LOOKUP)
-    receipts = [
-        receipt for name, receipt in sorted(manifest.stages["text"].files.items()) if name.startswith(f"{schemas.SAMPLES}/")
-    ]
+    receipts = manifest.files("text", schemas.SAMPLES)
     # The ids' bytes together may be larger than memory.
     with scratch_name(graph_dir / schemas.LOOKUP, "ids") as spool:
         hashes_N, offsets_N, texts_N = _read_samples(graph_dir, receipts, spool)
@@ -80,8 +78,7 @@ def build_lookup(graph_dir: Path, manifest: Manifest) -> bool:
 
 
 def _inputs(manifest: Manifest) -> dict[str, str]:
-    columns = manifest.column_digests("text", _READ)
-    return {name: digest for name, digest in columns.items() if name.startswith(f"{schemas.SAMPLES}/")}
+    return manifest.column_digests("text", _READ, folder=schemas.SAMPLES)
 
 
 def _read_samples(graph_dir: Path, receipts: Sequence[Receipt], spool: Path) -> tuple[NDArray[np.uint64], Rows, Ids]:

@@ -37,6 +37,10 @@ class Stage:
     facts: dict[str, Any] = field(default_factory=dict)
     """What it counted and measured."""
 
+    def in_folder(self, folder: str | None) -> list[Receipt]:
+        """Receipts of its files in one folder, or of all where None, in order of their names."""
+        return [receipt for name, receipt in sorted(self.files.items()) if folder is None or name.startswith(f"{folder}/")]
+
 
 @dataclass(kw_only=True, slots=True)
 class Manifest:
@@ -95,20 +99,33 @@ class Manifest:
             raise ArtifactError(f"{graph_dir}: the {stage} stage is not finished. Run `graphbuild {_COMMAND[stage]}` first.")
         return self.stages[stage]
 
-    def column_digests(self, stage: str, columns: Iterable[str]) -> dict[str, str]:
-        """Digests of some columns of every file of a stage: the inputs of a stage that reads only these."""
+    def files(self, stage: str, folder: str) -> list[Receipt]:
+        """Receipts of the files that a finished stage has in one folder, in order of their names."""
+        return self.stages[stage].in_folder(folder)
+
+    def column_digests(self, stage: str, columns: Iterable[str], *, folder: str | None = None) -> dict[str, str]:
+        """Digests of some columns of a stage's files: the inputs of a stage that reads only these.
+
+        Args:
+            stage: A finished stage.
+            columns: Which columns.
+            folder: Only files of this folder; None: of all.
+
+        Returns:
+            Digest of each `file:column`.
+        """
         wanted = set(columns)
+        receipts = self.stages[stage].in_folder(folder)
         return {
-            f"{name}:{column}": digest
-            for name, receipt in sorted(self.stages[stage].files.items())
+            f"{receipt.path}:{column}": digest
+            for receipt in receipts
             for column, digest in sorted(receipt.columns.items())
             if column in wanted
         }
 
     def ranges(self, stage: str, folder: str) -> list[ShardRange]:
         """Ids of each shard of a finished stage's folder: of `shard_size`, but for the last one, and the last before an append."""
-        files = self.stages[stage].files
-        rows = [receipt.rows for name, receipt in sorted(files.items()) if name.startswith(f"{folder}/")]
+        rows = [receipt.rows for receipt in self.files(stage, folder)]
         stops = list(itertools.accumulate(rows))
         return [ShardRange(index, stop - count, stop) for index, (stop, count) in enumerate(zip(stops, rows, strict=True))]
 

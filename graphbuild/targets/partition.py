@@ -201,7 +201,7 @@ def _build(graph: Graph, config: PartitionConfig) -> PartitionResult:
     name = config.file_name(graph.k)
     inputs = graph.manifest.column_digests("knn", [schemas.TEXT_ID, schemas.NEIGHBOR_IDS])
     inputs |= graph.manifest.column_digests("text", [schemas.SAMPLE_HASH])
-    inputs |= {key: value for key, value in graph.manifest.column_digests("text", [schemas.TEXT_ID]).items() if _of_samples(key)}
+    inputs |= graph.manifest.column_digests("text", [schemas.TEXT_ID], folder=schemas.SAMPLES)
     key = stage_key(fields, inputs)
     # What is there needs no lock, so that a graph on a read-only disk can be trained on.
     receipt, already_done = finished(graph_dir, name, key=key), True
@@ -214,10 +214,6 @@ def _build(graph: Graph, config: PartitionConfig) -> PartitionResult:
     return PartitionResult(
         path=graph_dir / name, samples=receipt.rows, chunk=config.chunk, facts=receipt.facts, already_done=already_done
     )
-
-
-def _of_samples(name: str) -> bool:
-    return name.startswith(f"{schemas.SAMPLES}/")
 
 
 def _write(graph: Graph, config: PartitionConfig, name: str, key: str) -> Receipt:

@@ -65,7 +65,7 @@ class Held:
 
     def receipts(self, folder: str) -> dict[str, Receipt]:
         """Of its shards in one folder, in order."""
-        return {name: receipt for name, receipt in sorted(self.stage.files.items()) if name.startswith(f"{folder}/")}
+        return {receipt.path: receipt for receipt in self.stage.in_folder(folder)}
 
     def tables(self, folder: str, columns: Sequence[str]) -> Iterator[tuple[Path, pa.Table]]:
         """Path and columns of each shard of a folder.

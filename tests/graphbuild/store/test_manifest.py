@@ -92,3 +92,14 @@ def test_graph_dir_is_the_given_one_then_the_variable_then_the_only_one(tmp_path
     monkeypatch.setenv("GRAPHBUILD_DIR", "elsewhere")
     assert find_graph_dir(None) == Path("elsewhere")
     assert find_graph_dir(Path("given")) == Path("given")
+
+
+def test_files_and_column_digests_of_a_folder_leave_out_folders_that_only_begin_alike() -> None:
+    def receipt(path: str) -> shards.Receipt:
+        return shards.Receipt(path=path, digest="d", rows=1, bytes=1, key="k", columns={"a": path, "b": "other"})
+
+    names = ("texts/part-00001.parquet", "texts/part-00000.parquet", "texts-old/part-00000.parquet", "samples/part-00000.parquet")
+    manifest = Manifest(stages={"text": Stage(config={}, inputs={}, seconds=0, files={name: receipt(name) for name in names})})
+    assert [one.path for one in manifest.files("text", "texts")] == [names[1], names[0]]
+    assert manifest.column_digests("text", ["a"], folder="samples") == {f"{names[3]}:a": names[3]}
+    assert len(manifest.column_digests("text", ["a"])) == len(names)
