@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from graphbuild.cli import build, exchange, quality
+from graphbuild.cli import build, curate, exchange, quality
 from graphbuild.errors import run_cli
 
 
@@ -27,6 +27,9 @@ for command in (
     quality.neighbors,
     quality.verify,
     quality.report,
+    curate.dedup,
+    curate.sample,
+    curate.outliers,
     exchange.export,
     exchange.import_,
     exchange.subset,

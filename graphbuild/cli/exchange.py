@@ -74,7 +74,7 @@ def import_(graph_dir: Path, as_json: bool, **options: Any) -> None:
     "--keep",
     type=click.Path(dir_okay=False, path_type=Path),
     required=True,
-    help="Sample ids to keep: text, one a line; CSV with a header; or Parquet.",
+    help="Sample ids to keep: text, one a line; CSV with a header; or Parquet, such as dedup, sample and outliers write.",
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where the new graph goes.")
 @click.option("--id-column", default=None, help="Of the CSV or Parquet file (default: sample_id, url, id, or the only column).")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -41,6 +42,7 @@ from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
 from graphbuild.system.progress import progress
 
 _ID_COLUMNS = (schemas.SAMPLE_ID, "url", "id")
+KEEP = "keep"
 _EXAMPLES = 3
 _REMEDY = "Run `graphbuild embed` again with the same options: it rebuilds what is damaged."
 
@@ -50,7 +52,7 @@ class SubsetConfig:
     """Which samples are kept."""
 
     keep: Path
-    """A file of sample ids: text, one a line; CSV; or Parquet."""
+    """A file of sample ids: text, one a line; CSV; or Parquet, whose boolean column `keep`, if it has one, chooses the rows."""
     id_column: str | None = None
     """Of a CSV or Parquet file; None: sample_id, url or id, or the only column."""
     overwrite: bool = False
@@ -126,7 +128,9 @@ def _read_ids(path: Path, column: str | None) -> pa.Array:
     try:
         if path.suffix in (".parquet", ".pq"):
             schema = pq.read_schema(path)
-            table = pq.read_table(path, columns=[_id_column(path, schema.names, column)])
+            # A curation lists every sample, with its decision.
+            kept = pc.field(KEEP) if KEEP in schema.names and pa.types.is_boolean(schema.field(KEEP).type) else None
+            table = pq.read_table(path, columns=[_id_column(path, schema.names, column)], filters=kept)
         elif path.suffix in (".csv", ".tsv"):
             with path.open("rb") as stream:
                 header = pyarrow.csv.open_csv(stream, parse_options=_delimiter(path)).schema.names

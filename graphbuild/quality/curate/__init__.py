@@ -1,0 +1,1 @@
+"""Curation by the stored graph, without embedding again: near-duplicates, representative samples, outliers."""
