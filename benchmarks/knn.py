@@ -224,7 +224,7 @@ def _recall(exact_rN: NDArray[np.float64], ids: Ids) -> float:
         others = np.delete(exact_N, row)
         kth = np.partition(others, len(others) - _K)[len(others) - _K]
         kept = found[(found != row) & (found >= 0)][:_K]
-        hits.append((exact_N[kept] >= kth - 1e-6).sum() / _K)
+        hits.append((exact_N[kept] >= kth - schemas.EXCHANGEABLE).sum() / _K)
     return float(np.mean(hits))
 
 

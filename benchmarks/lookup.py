@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from benchmarks.memory import reset_peak, status
 from graphbuild.store import schemas
 from graphbuild.store.files import shard_ranges, write_parquet
+from graphbuild.store.hashes import hash_strings
 from graphbuild.store.lookup import SampleLookup, build_lookup
 from graphbuild.store.manifest import Manifest, Stage
 
@@ -27,9 +27,8 @@ def run(rows: int, folder: Path | None = None) -> str:
         manifest = Manifest(stages={"text": Stage(config={}, inputs={}, seconds=0, files={})})
         for shard in shard_ranges(rows, schemas.SHARD_SIZE):
             ids = [_url(row) for row in range(shard.start, shard.stop)]
-            hashes = [xxhash.xxh3_64_intdigest(one.encode()) for one in ids]
             texts = np.arange(shard.start, shard.stop, dtype=np.int32)
-            table = pa.table([pa.array(ids), pa.array(hashes, pa.uint64()), pa.array(texts)], schema=schemas.SAMPLES_SCHEMA)
+            table = pa.table([pa.array(ids), pa.array(hash_strings(ids)), pa.array(texts)], schema=schemas.SAMPLES_SCHEMA)
             receipt = write_parquet(graph_dir, schemas.part_name(schemas.SAMPLES, shard.index), table, key="")
             manifest.stages["text"].files[receipt.path] = receipt
         before = reset_peak()

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from graphbuild.errors import OptionError, SourceError, one_line
 from graphbuild.store import schemas
 from graphbuild.store.files import ShardRange, digest_file, shard_ranges, write_arrow, write_parquet
 from graphbuild.store.frames import DST, SIMILARITY, SRC
+from graphbuild.store.hashes import hash_strings
 from graphbuild.store.lookup import build_lookup
 from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
 
@@ -292,13 +292,14 @@ class _Edges:
 
 def _write_texts(graph_dir: Path, texts: pl.DataFrame, samples: pl.DataFrame, shard_size: int, key: str) -> dict[str, Any]:
     """Shards of texts, counts and samples; their receipts by path."""
-    hashes = _hashes(texts[schemas.TEXT])
+    # There is no encoder, so a text's hash is that of its characters and not of tokens.
+    hashes = hash_strings(texts[schemas.TEXT])
     counts = np.bincount(samples[schemas.TEXT_ID].to_numpy(), minlength=len(texts)).astype(np.int32)
     text_table = pa.table([texts[schemas.TEXT_ID].to_numpy(), texts[schemas.TEXT].to_list(), hashes], schema=schemas.TEXTS_SCHEMA)
     count_table = pa.table([texts[schemas.TEXT_ID].to_numpy(), counts], schema=schemas.COUNTS_SCHEMA)
     sample_ids = samples[schemas.SAMPLE_ID]
     fixed = pa.table(
-        [sample_ids.to_list(), _hashes(sample_ids), samples[schemas.TEXT_ID].to_numpy()], schema=schemas.SAMPLES_SCHEMA
+        [sample_ids.to_list(), hash_strings(sample_ids), samples[schemas.TEXT_ID].to_numpy()], schema=schemas.SAMPLES_SCHEMA
     )
     sample_table = fixed
     for name in samples.columns[2:]:
@@ -310,8 +311,3 @@ def _write_texts(graph_dir: Path, texts: pl.DataFrame, samples: pl.DataFrame, sh
             receipt = write_parquet(graph_dir, schemas.part_name(folder, shard.index), part, key=key)
             receipts[receipt.path] = receipt
     return receipts
-
-
-def _hashes(values: pl.Series) -> np.ndarray[Any, Any]:
-    """xxh3 of the strings: there is no encoder, so a text's hash is that of its characters and not of tokens."""
-    return np.fromiter((xxhash.xxh3_64_intdigest(value.encode()) for value in values), np.uint64, len(values))

@@ -21,6 +21,7 @@ from graphbuild.knn.engines.base import Advance, Neighbors, unheard
 from graphbuild.knn.engines.rowblocks import RowBlockEngine
 from graphbuild.knn.engines.threads import threads
 from graphbuild.knn.kernels import exact
+from graphbuild.store import schemas
 from graphbuild.store.files import ShardRange
 from graphbuild.system.progress import progress
 
@@ -29,8 +30,6 @@ _MARGIN = 32
 _SAMPLE = 2000
 _BLOCK = 4096
 _CHUNK = 256
-_EXCHANGE = 1e-6
-"""Pairs whose similarities differ by less count as exchangeable (the definition of exact)."""
 _NORMAL_95 = 1.959964
 _ESTIMATE_PAIRS = 400_000_000
 """Pairs that an estimate may score to know the truth: a second or two."""
@@ -46,7 +45,7 @@ class Recall:
     target: float
     rows: int
     by_similarity: float
-    """Share of the neighbours found whose exact similarity reaches the exact K-th, less 1e-6."""
+    """Share of the neighbours found whose exact similarity reaches the exact K-th, less `schemas.EXCHANGEABLE`."""
     by_id: float
     """Share of the exact neighbours that were found."""
     interval: tuple[float, float]
@@ -193,7 +192,7 @@ class IvfEngine:
             ids_M = candidates_M[(candidates_M >= 0) & (candidates_M != row)]
             similarities_M = self._vectors_ND[ids_M].astype(np.float64) @ own_D
             best = np.lexsort((ids_M, -similarities_M))[: self._k]
-            by_similarity[i] = (similarities_M[best] >= kth - _EXCHANGE).sum() / self._k
+            by_similarity[i] = (similarities_M[best] >= kth - schemas.EXCHANGEABLE).sum() / self._k
             by_id[i] = np.isin(truth_sK[i], ids_M[best]).mean()
         return Recall(
             nprobe=nprobe,

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 from numba import njit
 
 from graphbuild.errors import ArtifactMismatch
 from graphbuild.quality.view import GraphView
 from graphbuild.store import schemas
 from graphbuild.store.graph import Graph
+from graphbuild.store.hashes import hash_strings
 from graphbuild.system.answers import plain, render, show, table
 from graphbuild.system.progress import progress
 
@@ -107,7 +107,7 @@ def compare_graphs(first: Path, second: Path, *, count: int = 10) -> Comparison:
 
 def _text_hashes(view: GraphView) -> npt.NDArray[np.uint64]:
     texts = view.texts.select(schemas.TEXT).collect(engine="streaming").to_series()
-    return np.fromiter((xxhash.xxh3_64_intdigest(text.encode()) for text in texts), np.uint64, len(texts))
+    return hash_strings(texts)
 
 
 def _places(shared: npt.NDArray[Any], n_texts: int) -> Ids:

@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from graphbuild.store import schemas
 from graphbuild.store.embeddings import iterate_embeddings
 from graphbuild.store.graph import Graph
 from graphbuild.system.progress import progress
 
-EXCHANGE = 1e-6
-"""Pairs whose similarities differ by less count as exchangeable (the definition of exact)."""
 _GROUP = 1024
 _BLOCK = 4096
 _QUANTILES = {"50%": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
@@ -30,7 +29,7 @@ class Quality:
 
     rows: int
     recall: float
-    """Share of stored neighbours whose exact similarity reaches the exact K-th, less `EXCHANGE`; over all rows."""
+    """Share of stored neighbours whose exact similarity reaches the exact K-th, less `schemas.EXCHANGEABLE`; over all rows."""
     worst_row: int | None
     """The first text with the lowest recall, if that is below 1."""
     inexact: int
@@ -69,7 +68,7 @@ def measure(graph_dir: Path, graph: Graph, *, rows: int, seed: int) -> Quality:
             ids_s = sample[first : first + _GROUP]
             stored = graph.rows(ids_s)
             group = _brute_force(graph_dir, ids_s, stored.neighbor_ids, meter.advance)
-            recalls.append((group.stored_sK >= group.kth_s[:, None] - EXCHANGE).mean(axis=1))
+            recalls.append((group.stored_sK >= group.kth_s[:, None] - schemas.EXCHANGEABLE).mean(axis=1))
             ulp_sK = np.spacing(np.abs(group.stored_sK).astype(np.float16)).astype(np.float64)
             inexact.append((np.abs(stored.similarities - group.stored_sK) > ulp_sK).sum(axis=1))
             if graph.sketch_dim:

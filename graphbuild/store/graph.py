@@ -128,7 +128,7 @@ class Graph:
         """Look up which texts belong to samples.
 
         Samples are found by the xxh3 of their id in a sorted, mapped file, and accepted only if the string is the same:
-        microseconds each, and 48 bytes.
+        microseconds each, and 72 bytes.
 
         Args:
             sample_ids: Any ids, in any order, known or not; (S,).

@@ -11,17 +11,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 from numba import njit
 from numpy.typing import NDArray
 
 from graphbuild.errors import ArtifactError, ArtifactMismatch
 from graphbuild.store import schemas
 from graphbuild.store.files import Receipt, atomic_path, finish, remove_stale_temporaries, scratch_name
+from graphbuild.store.hashes import hash_column
 from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
 
 HASHES = f"{schemas.LOOKUP}/hashes.arrow"
@@ -90,7 +91,7 @@ def _read_samples(graph_dir: Path, receipts: Sequence[Receipt], spool: Path) -> 
         for receipt in receipts:
             table = _read(graph_dir / receipt.path)
             ids_n, rows = _string_array(table[schemas.SAMPLE_ID]), slice(row, row + table.num_rows)
-            ends_n, data = _string_views(ids_n)
+            ends_n, data = _strings(ids_n)
             stream.write(data[ends_n[0] : ends_n[-1]].data)
             offsets_N[row + 1 : row + 1 + table.num_rows] = offsets_N[row] + (ends_n[1:] - ends_n[0])
             hashes_N[rows] = table[schemas.SAMPLE_HASH].to_numpy()
@@ -118,6 +119,13 @@ def _write(graph_dir: Path, name: str, batch: pa.RecordBatch, key: str) -> Recei
     return finish(graph_dir, path, rows=batch.num_rows, key=key)
 
 
+class _Strings(NamedTuple):
+    """Strings of an Arrow array, uncopied: string i is `data[offsets[i]:offsets[i + 1]]`."""
+
+    offsets: Rows
+    data: NDArray[np.uint8]
+
+
 class SampleLookup:
     """The look-up of one graph, mapped."""
 
@@ -134,85 +142,59 @@ class SampleLookup:
         hashes, ids = (_map(graph_dir, stage.files[name]) for name in (HASHES, IDS))
         self._hashes_N = hashes.column(schemas.SAMPLE_HASH).to_numpy()
         self._rows_N = hashes.column(schemas.SAMPLE_ROW).to_numpy()
-        self._offsets_N, self._bytes = _string_views(ids.column(schemas.SAMPLE_ID))
+        self._ids = _strings(ids.column(schemas.SAMPLE_ID))
         self._texts_N = ids.column(schemas.TEXT_ID).to_numpy()
 
     def find(
         self, sample_ids: Sequence[str] | pa.Array | pa.ChunkedArray, hashes_S: NDArray[np.uint64] | None = None
     ) -> SampleTexts:
-        """Which texts belong to samples, known or not, in any order; 48 bytes a sample, beside the answer.
+        """Which texts belong to samples, known or not, in any order; 72 bytes a sample, beside the answer.
 
         Args:
             sample_ids: The ids; (S,).
             hashes_S: Their xxh3, where it is known already.
         """
         asked = _string_array(sample_ids)
-        hashes_S = _hash_strings(asked) if hashes_S is None else hashes_S
-        valid_S = asked.is_valid().to_numpy(zero_copy_only=False)
+        hashes_S = hash_column(asked) if hashes_S is None else hashes_S
         # In order, so that searches close by read the same pages.
         order_S = np.argsort(hashes_S)
         low_S = np.empty(len(asked), np.int64)
         low_S[order_S] = np.searchsorted(self._hashes_N, hashes_S[order_S], side="left")
-        offsets_S, data = _string_views(asked)
-        counts_S = np.zeros(len(asked), np.int64)
-        rows_M = np.empty(0, np.int64)
-        for counting in (True, False):
-            if not counting:
-                rows_M = np.empty(int(counts_S.sum()), np.int64)
-            _match(
-                self._hashes_N,
-                self._rows_N,
-                self._offsets_N,
-                self._bytes,
-                hashes_S,
-                low_S,
-                offsets_S,
-                data,
-                valid_S,
-                counting,
-                counts_S,
-                rows_M,
-            )
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts_S)])
-        return SampleTexts(offsets, self._texts_N[rows_M], rows_M)
+        counts_S = _run_lengths(self._hashes_N, low_S, hashes_S)
+        counts_S[~asked.is_valid().to_numpy(zero_copy_only=False)] = 0
+        samples_M = np.repeat(np.arange(len(asked)), counts_S)
+        ends_S = np.cumsum(counts_S)
+        rows_M = self._rows_N[np.arange(len(samples_M)) + (low_S - ends_S + counts_S)[samples_M]]
+        # Hashes only point: two ids may share one, so the bytes decide.
+        same_M = _same_strings(self._ids, rows_M, _strings(asked), samples_M)
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(same_M)])[np.concatenate([np.zeros(1, np.int64), ends_S])]
+        return SampleTexts(offsets, self._texts_N[rows_M[same_M]], rows_M[same_M])
 
 
 @njit(cache=True, nogil=True)
-def _match(
-    hashes_N: NDArray[np.uint64],
-    rows_N: Rows,
-    stored_offsets_N: Rows,
-    stored: NDArray[np.uint8],
-    hashes_S: NDArray[np.uint64],
-    low_S: Rows,
-    asked_offsets_S: Rows,
-    asked: NDArray[np.uint8],
-    valid_S: NDArray[np.bool_],
-    counting: bool,
-    counts_S: Rows,
-    rows_M: Rows,
-) -> None:
-    """Count the rows whose id is the one asked for, or, in a second pass, enter them; ascending for each sample."""
-    filled = 0
+def _run_lengths(hashes_N: NDArray[np.uint64], low_S: Rows, hashes_S: NDArray[np.uint64]) -> Rows:
+    """How many of the sorted stored hashes, from place `low_S[i]` on, equal `hashes_S[i]`; (S,)."""
+    counts_S = np.zeros(len(hashes_S), np.int64)
     for i in range(len(hashes_S)):
-        # A second pass reads again only where the first one found something.
-        if not valid_S[i] or not (counting or counts_S[i]):
-            continue
-        length = asked_offsets_S[i + 1] - asked_offsets_S[i]
         at = low_S[i]
         while at < len(hashes_N) and hashes_N[at] == hashes_S[i]:
-            row = rows_N[at]
             at += 1
-            start = stored_offsets_N[row]
-            # Hashes only point: two ids may share one, so the bytes decide.
-            same = stored_offsets_N[row + 1] - start == length
-            for c in range(length if same else 0):
-                same = same and stored[start + c] == asked[asked_offsets_S[i] + c]
-            if same and counting:
-                counts_S[i] += 1
-            elif same:
-                rows_M[filled] = row
-                filled += 1
+        counts_S[i] = at - low_S[i]
+    return counts_S
+
+
+@njit(cache=True, nogil=True)
+def _same_strings(ours: _Strings, ours_M: Rows, theirs: _Strings, theirs_M: Rows) -> NDArray[np.bool_]:
+    """Whether string `ours_M[i]` of one array equals string `theirs_M[i]` of another, byte for byte; (M,)."""
+    same_M = np.empty(len(ours_M), np.bool_)
+    for i in range(len(ours_M)):
+        one, other = ours.offsets[ours_M[i]], theirs.offsets[theirs_M[i]]
+        length = ours.offsets[ours_M[i] + 1] - one
+        same = theirs.offsets[theirs_M[i] + 1] - other == length
+        for c in range(length if same else 0):
+            same = same and ours.data[one + c] == theirs.data[other + c]
+        same_M[i] = same
+    return same_M
 
 
 def _map(graph_dir: Path, receipt: Receipt) -> pa.RecordBatch:
@@ -231,21 +213,12 @@ def _string_array(values: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.Arra
     return (values if isinstance(values, pa.Array) else pa.array(values, pa.string())).cast(pa.large_string())
 
 
-def _string_views(strings: pa.Array) -> tuple[Rows, NDArray[np.uint8]]:
-    """Offsets and bytes of a large_string array, uncopied."""
+def _strings(strings: pa.Array) -> _Strings:
+    """Return offsets and bytes of a large_string array."""
     _, offsets, data = strings.buffers()
     views = (
         np.frombuffer(offsets, np.int64)[strings.offset : strings.offset + len(strings) + 1]
         if len(strings)
         else np.zeros(1, np.int64)
     )
-    return views, np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
-
-
-def _hash_strings(values: pa.Array) -> NDArray[np.uint64]:
-    hashes = np.empty(len(values), np.uint64)
-    for start in range(0, len(values), schemas.SHARD_SIZE):
-        # As Python strings only a slice at a time: 12 M of them would take gigabytes.
-        part = values.slice(start, schemas.SHARD_SIZE).to_pylist()
-        hashes[start : start + len(part)] = [xxhash.xxh3_64_intdigest((value or "").encode()) for value in part]
-    return hashes
+    return _Strings(views, np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8))

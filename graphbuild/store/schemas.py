@@ -11,6 +11,8 @@ FORMAT_VERSION = 1
 SHARD_SIZE = 65_536
 """Texts a shard, unless the user says otherwise."""
 DEFAULT_SKETCH_DIM = 64
+EXCHANGEABLE = 1e-6
+"""Pairs whose similarities differ by less count as equal: the definition of exact."""
 
 # Folders of the graph directory, one per stage.
 TEXTS = "texts"

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from graphbuild.store.hashes import hash_strings
 from graphbuild.system.progress import progress
 from train.data.base import Int64
 from train.data.tar_scan import ScannedShard, scan_shard
@@ -125,9 +126,12 @@ def _build(path: Path, paths: Sequence[Path], id_field: str | None, key: bytes) 
 
 
 def _batch(scanned: ScannedShard, schema: pa.Schema) -> pa.RecordBatch:
-    hashes = [xxhash.xxh3_64_intdigest(sample_id.encode()) for sample_id in scanned.sample_ids]
     places = np.array([(*image, *meta) for image, meta in zip(scanned.images, scanned.metas, strict=True)], np.int64).reshape(-1, 4)
-    columns = [pa.array(scanned.sample_ids, pa.large_string()), pa.array(hashes, pa.uint64()), *map(pa.array, places.T)]
+    columns = [
+        pa.array(scanned.sample_ids, pa.large_string()),
+        pa.array(hash_strings(scanned.sample_ids)),
+        *map(pa.array, places.T),
+    ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 

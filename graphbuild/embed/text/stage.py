@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from graphbuild.datasets.base import CaptionBatch, OpenSource
 from graphbuild.embed.text.append import Held, Segment, segment_facts
 from graphbuild.embed.text.policy import LISTED, Cleaner, collapse_facts
-from graphbuild.embed.text.table import NewText, Prompts, TextPolicy, TextTable, Tokenizer, hash_sample_id
+from graphbuild.embed.text.table import NewText, Prompts, TextPolicy, TextTable, Tokenizer
 from graphbuild.errors import SourceError
 from graphbuild.store import schemas
 from graphbuild.store.files import Receipt, finished, write_parquet
+from graphbuild.store.hashes import hash_string, hash_strings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,7 +178,7 @@ class RepeatedIds:
 
     def add(self, sample_ids: Sequence[str]) -> None:
         """Note some ids; now and then look for repeated ones, so that a mistake shows early."""
-        hashes = (hash_sample_id(sample_id) for sample_id in sample_ids)
+        hashes = (hash_string(sample_id) for sample_id in sample_ids)
         self._parts.append(np.fromiter(hashes, dtype=np.uint64, count=len(sample_ids)))
         self._total += len(sample_ids)
         if self._total >= self._next:
@@ -210,10 +211,10 @@ class RepeatedIds:
         held = hashes & set(self._held[np.isin(self._held, np.array(list(hashes), np.uint64))].tolist())
         for batch in self._source.read():
             for row, sample_id in enumerate(batch.sample_ids if batch.file not in self._known else ()):
-                if hash_sample_id(sample_id) not in hashes:
+                if hash_string(sample_id) not in hashes:
                     continue
                 place = batch.place(row)
-                if hash_sample_id(sample_id) in held:
+                if hash_string(sample_id) in held:
                     raise SourceError(
                         f"sample id {sample_id!r}, at {place}, is in the graph already. Choose another --id-column, leave the row "
                         "out, or give --multi-caption if rows that share an id are captions of one sample."
@@ -310,7 +311,7 @@ class _SampleWriter:
 
     def add(self, batch: CaptionBatch, rows: Sequence[int], text_ids: NDArray[np.int32]) -> None:
         ids = [batch.sample_ids[row] for row in rows]
-        hashes = np.fromiter((hash_sample_id(sample_id) for sample_id in ids), dtype=np.uint64, count=len(ids))
+        hashes = hash_strings(ids)
         kept = batch.kept.take(pa.array(rows, pa.int64())) if batch.kept.num_columns else batch.kept
         columns = [pa.array(ids, pa.string()), pa.array(hashes), pa.array(text_ids), *kept.columns]
         table = pa.table(dict(zip(self._schema.names, columns, strict=True))).cast(self._schema)

@@ -105,11 +105,6 @@ def hash_tokens(prompts: Sequence[Tokens]) -> tuple[int, int]:
     return xxhash.xxh3_64_intdigest(joined), xxhash.xxh64_intdigest(joined)
 
 
-def hash_sample_id(sample_id: str) -> int:
-    """`sample_hash`: xxh3_64 of the id's UTF-8 bytes."""
-    return xxhash.xxh3_64_intdigest(sample_id.encode())
-
-
 class NewText(NamedTuple):
     """A row of the texts table."""
 
