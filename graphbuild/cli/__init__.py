@@ -34,6 +34,8 @@ for command in (
     exchange.import_,
     exchange.subset,
     quality.compare,
+    quality.status,
+    quality.doctor,
     exchange.datasets,
 ):
     cli.add_command(command)

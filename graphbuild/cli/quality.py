@@ -1,4 +1,4 @@
-"""Commands that look at a graph: inspect, neighbors, verify, advise, report, compare."""
+"""Commands that look at a graph: inspect, neighbors, verify, advise, report, compare, status; and at the machine: doctor."""
 
 from __future__ import annotations
 
@@ -130,3 +130,28 @@ def compare(first: Path, second: Path, count: int, as_json: bool) -> None:
     from graphbuild.quality.compare import compare_graphs
 
     answer(compare_graphs(first, second, count=count), as_json)
+
+
+@click.command()
+@graph_dir_option
+@json_option
+def status(graph_dir: Path | None, as_json: bool) -> None:
+    """Show a graph's stages, what is missing, damaged or out of date, their sizes, and the next command."""
+    from graphbuild.quality.status import graph_status
+
+    answer(graph_status(find_graph_dir(graph_dir)), as_json)
+
+
+@click.command()
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Where graphs are to lie; what its file system can do is tried there (default: the working directory).",
+)
+@json_option
+def doctor(folder: Path | None, as_json: bool) -> None:
+    """Show versions, devices, number formats, threads and the file system: what a bug report needs."""
+    from graphbuild.quality.doctor import diagnose
+
+    answer(diagnose(folder), as_json)

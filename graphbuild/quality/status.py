@@ -1,0 +1,135 @@
+"""Where a graph stands: which stages are done, what is missing, damaged or out of date, and which command comes next.
+
+Only the manifest and the sizes of files are looked at: `graphbuild verify` reads the bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from graphbuild.store.files import damage
+from graphbuild.store.manifest import STAGES, Manifest, Stage
+from graphbuild.system.answers import plain, render, table
+
+State = Literal["done", "missing", "damaged", "out of date"]
+
+_COMMANDS = {"text": "embed", "lookup": "embed", "embed": "embed", "index": "embed", "knn": "knn"}
+"""What builds each stage. A partition is made when it is needed, so that none is missing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageStatus:
+    """One stage."""
+
+    stage: str
+    state: State
+    files: int = 0
+    rows: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    detail: str = ""
+    """What is damaged or out of date."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphStatus:
+    """All stages of a graph directory, and what to do next."""
+
+    graph_dir: Path
+    dataset: str
+    counts: dict[str, int]
+    stages: tuple[StageStatus, ...]
+    next: tuple[str, ...]
+    """Commands, the first of which is the next step."""
+
+    def summary(self) -> str:
+        """Return a table for people."""
+        made = table(("stage", "state", "files", "rows", "MB", "seconds", ""), right=("files", "rows", "MB", "seconds"))
+        for one in self.stages:
+            sizes = ("", "", "", "")
+            if one.files:
+                sizes = (f"{one.files:,}", f"{one.rows:,}", f"{one.bytes / 1e6:,.1f}", f"{one.seconds:,.1f}")
+            made.add_row(one.stage, one.state, *sizes, plain(one.detail))
+        counts = ", ".join(f"{self.counts[name]:,} {name}" for name in ("samples", "captions", "texts") if name in self.counts)
+        tables = render(f"{self.graph_dir}: data set {self.dataset}" + (f", {counts}" if counts else ""), {"stages": made})
+        return "\n".join([tables, "", *(f"next: {command}" for command in self.next)])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same for scripts."""
+        return {**asdict(self), "graph_dir": str(self.graph_dir)}
+
+
+def graph_status(graph_dir: Path) -> GraphStatus:
+    """Look at a graph directory without reading its data.
+
+    Raises:
+        ArtifactError: If there is no graph.
+    """
+    manifest = Manifest.load(graph_dir)
+    digests = _column_digests(manifest)
+    # Imported graphs have no embeddings: they are whole without.
+    expected = [name for name in STAGES if name in manifest.stages or name in _expected(manifest)]
+    stages = tuple(_look(graph_dir, manifest.stages.get(name), name, digests) for name in expected)
+    return GraphStatus(
+        graph_dir=graph_dir,
+        dataset=str(manifest.dataset.get("name", "unknown")),
+        counts=dict(manifest.counts),
+        stages=stages,
+        next=_next(graph_dir, stages),
+    )
+
+
+def _expected(manifest: Manifest) -> tuple[str, ...]:
+    knn = manifest.stages.get("knn")
+    imported = knn is not None and knn.config.get("method") == "import"
+    return ("text", "lookup", "knn") if imported else tuple(_COMMANDS)
+
+
+def _column_digests(manifest: Manifest) -> dict[str, str]:
+    """Return the digest of every column of every file, by the names that stages record as their inputs."""
+    return {
+        f"{receipt.path}:{column}": digest
+        for stage in manifest.stages.values()
+        for receipt in stage.files.values()
+        for column, digest in receipt.columns.items()
+    }
+
+
+def _look(graph_dir: Path, stage: Stage | None, name: str, digests: dict[str, str]) -> StageStatus:
+    if stage is None:
+        return StageStatus(stage=name, state="missing")
+    state: State = "done"
+    detail = ""
+    stale = [key for key, digest in stage.inputs.items() if ":" in key and key.split(":")[0] and digests.get(key, digest) != digest]
+    if stale:
+        state, detail = "out of date", f"{stale[0].partition(':')[0]} has changed since"
+    for receipt in stage.files.values():
+        if problem := damage(graph_dir, receipt, digest=False):
+            state, detail = "damaged", f"{receipt.path} {problem}"
+            break
+    receipts = stage.files.values()
+    return StageStatus(
+        stage=name,
+        state=state,
+        files=len(receipts),
+        rows=sum(receipt.rows for receipt in receipts),
+        bytes=sum(receipt.bytes for receipt in receipts),
+        seconds=round(stage.seconds, 3),
+        detail=detail,
+    )
+
+
+def _next(graph_dir: Path, stages: tuple[StageStatus, ...]) -> tuple[str, ...]:
+    to_do = next((one for one in stages if one.state != "done" and one.stage in _COMMANDS), None)
+    if to_do is None:
+        return tuple(
+            command.format(graph_dir)
+            for command in ("graphbuild verify --graph-dir {}", "graphbuild report --graph-dir {}", "train run --graph-dir {}")
+        )
+    command = _COMMANDS[to_do.stage]
+    if command == "embed":
+        return (f"graphbuild embed --graph-dir {graph_dir} with the options it was begun with: it goes on where it stopped",)
+    overwrite = " --overwrite" if to_do.state == "out of date" else ""
+    return (f"graphbuild {command} --graph-dir {graph_dir}{overwrite}",)
