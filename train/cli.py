@@ -160,6 +160,14 @@ def reshard(out: Path, shard_size: int, memory_gb: float, as_json: bool, **optio
     "--format", "form", type=click.Choice(["md", "csv", "json"]), default="md", show_default=True, help="How the table is written."
 )
 @click.option("--differences", is_flag=True, help="Differences from the baseline in place of means; csv and json hold both.")
+@click.option("--holm", is_flag=True, help="Correct p values for all differences of the table, by Holm's method.")
+@click.option(
+    "--equivalence",
+    metavar="POINTS",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="Mark differences whose 90 % interval lies within so many points: none above that.",
+)
 @click.option(
     "--figure",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -178,13 +186,15 @@ def compare(
     baseline: str | None,
     form: str,
     differences: bool,
+    holm: bool,
+    equivalence: float | None,
     figure: Path | None,
     matrices: Path | None,
 ) -> None:
     """Means and 95 % intervals over seeds, paired where seeds match, with differences that are not significant marked."""
     from train.results.compare.table import compare
 
-    found = compare(runs, measures=measures, baseline=baseline)
+    found = compare(runs, measures=measures, baseline=baseline, holm=holm, equivalence=equivalence)
     click.echo(found.write(form, differences=differences))
     if figure is not None:
         from train.results.compare.figure import write_figure

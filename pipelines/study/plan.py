@@ -102,7 +102,7 @@ ARMS: tuple[Arm, ...] = (*_core(), *_graphs(), *_temperatures(), *_flickr(), *_s
 
 
 def controls() -> list[tuple[Arm, Arm]]:
-    """Each arm on a shuffled graph, after the arm on the graph that was shuffled: what they differ by is the work of the texts."""
+    """Each arm on a shuffled graph, after the arm on the graph that was shuffled: what they differ by is not softness."""
     pairs = []
     for control in ARMS:
         if control.graph.endswith("shuffled"):

@@ -1,7 +1,7 @@
 """The study's tables, from the records of the runs that are evaluated by now.
 
 TABLES/GROUP.md and GROUP.csv; gaps.md and gaps.png: what each graph is ahead of its own control, which has its weights between
-other texts.
+other texts, with p values that are corrected over the measures of a row.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from train.results.compare.table import ALIKE, HEADLINES, UNKNOWN, Comparison, c
 
 _GAPS_NOTE = (
     "Less the same weights between other texts, in percent (severity in edges) ± 95 % interval, paired by seed. "
-    f"{ALIKE}: not told apart; {UNKNOWN}: too few runs to tell."
+    f"{ALIKE}: not told apart (p corrected over the measures of a row by Holm's method); {UNKNOWN}: too few runs to tell."
 )
 _CORE = "core"
 _BASELINE = "xclr-shuffled"
-"""The control: what differs from it is the work of the texts."""
+"""The control: what differs from it is not due to softness."""
 _SCENES_MEASURES = ("object_matched/linear_top1", "object_broken/linear_top1", "attribute/linear_top1")
 
 
@@ -83,7 +83,7 @@ def _gaps(records: Path) -> dict[str, Comparison]:
     both = {name: [*shuffled, *own] for name, (shuffled, own) in pairs.items() if shuffled and own}
     known = [{measure for _, measure in compare(runs).measures} for runs in both.values()]
     shared = [measure for measure in HEADLINES if all(measure in measures for measures in known)]
-    return {name: compare(runs, measures=shared) for name, runs in both.items()}
+    return {name: compare(runs, measures=shared, holm=True) for name, runs in both.items()}
 
 
 def _evaluated(folder: Path) -> list[Path]:

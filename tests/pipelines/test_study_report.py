@@ -62,7 +62,8 @@ def test_gaps_are_those_of_the_records(tmp_path: Path) -> None:
 
 
 def test_picture_of_gaps_tells_what_is_told_apart_from_what_is_not_and_from_single_runs(tmp_path: Path) -> None:
-    apart, alike, single = (Difference(0.01, half, True) for half in (0.005, 0.02, None))
+    errors = (0.005, 0.02, None)
+    apart, alike, single = (Difference(0.01, half and half / scipy.stats.t.ppf(0.975, 4), 4, True) for half in errors)
     figure = draw_gaps({name: {"linear_top1": one} for name, one in (("a", apart), ("b", alike), ("c", single))})
     (drawn,) = [axes for axes in figure.axes if axes.get_title() == "linear probe"]
     points, bars = zip(*((bar.lines[0], bar.lines[2][0]) for bar in drawn.containers), strict=True)

@@ -15,18 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from graphbuild.errors import SourceError
-from train.evaluate.intervals import mean_interval, t_quantile
+from train.evaluate.intervals import mean_interval
 from train.evaluate.protocols.case import Case, Labelled, draw_per_class
 from train.evaluate.protocols.few_shot import few_shot_scores
 from train.evaluate.protocols.hierarchy import read_hierarchy
 from train.evaluate.protocols.low_data import low_data_scores
 from train.evaluate.protocols.retrieval import retrieval_scores
 from train.evaluate.protocols.severity import severity_scores
-
-
-@pytest.mark.parametrize("degrees", [1, 2, 3, 9, 30, 500])
-def test_t_quantile_is_scipys(degrees: int) -> None:
-    assert t_quantile(degrees) == pytest.approx(scipy.stats.t.ppf(0.975, degrees), rel=1e-5)
 
 
 def test_interval_of_draws_is_scipys() -> None:

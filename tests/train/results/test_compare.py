@@ -18,9 +18,9 @@ from PIL import Image
 from graphbuild.errors import ArtifactError, OptionError
 from train.cli import cli
 from train.config import Objective, TrainConfig
-from train.results.compare.differences import difference
+from train.results.compare.differences import difference, holm_adjusted
 from train.results.compare.figure import accuracy_curve
-from train.results.compare.table import compare
+from train.results.compare.table import Cell, compare
 from train.run.loop import train
 
 KNN = {"simclr": (0.10, 0.12, 0.11), "xclr": (0.15, 0.17, 0.165), "twin": (0.102, 0.119, 0.112)}
@@ -59,14 +59,38 @@ def test_paired_difference_is_scipys() -> None:
     assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high), rel=1e-4)
 
 
-def test_unpaired_difference_is_at_least_as_wide_as_scipys_welch() -> None:
+def test_unpaired_difference_is_scipys_welch() -> None:
     one, other = {0: 0.1, 1: 0.14, 2: 0.2}, {5: 0.3, 6: 0.31, 7: 0.28, 8: 0.29}
     found = difference(one, other)
-    low, high = scipy.stats.ttest_ind(list(one.values()), list(other.values()), equal_var=False).confidence_interval(0.95)
+    test = scipy.stats.ttest_ind(list(one.values()), list(other.values()), equal_var=False)
+    low, high = test.confidence_interval(0.95)
     assert not found.paired
     assert found.half is not None
-    assert (high - low) / 2 <= found.half <= 2 * (high - low)
-    assert found.mean == pytest.approx((low + high) / 2)
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+    assert found.p == pytest.approx(test.pvalue)
+
+
+def test_p_value_of_pairs_is_scipys() -> None:
+    one, other = np.array(KNN["xclr"]), np.array(KNN["simclr"])
+    assert difference(dict(enumerate(one)), dict(enumerate(other))).p == pytest.approx(scipy.stats.ttest_rel(one, other).pvalue)
+
+
+def test_holm_gives_the_values_of_a_published_example() -> None:
+    # Aickin and Gensler 1996, American Journal of Public Health 86(5), and R's p.adjust(p, "holm").
+    assert holm_adjusted([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm_adjusted([0.9, 0.8]) == [1.0, 1.0]
+    assert holm_adjusted([]) == []
+
+
+def test_equivalence_is_two_one_sided_tests_at_5_percent() -> None:
+    gaps = np.array([0.0004, -0.0011, 0.0009, -0.0002, 0.0007])
+    found = difference(dict(enumerate(gaps)), dict.fromkeys(range(5), 0.0))
+    for bound in (0.0005, 0.0008, 0.001, 0.0015, 0.002):
+        lower = scipy.stats.ttest_1samp(gaps, -bound, alternative="greater").pvalue
+        upper = scipy.stats.ttest_1samp(gaps, bound, alternative="less").pvalue
+        assert found.equivalent(bound) == (max(lower, upper) < 0.05)
+    assert [found.equivalent(bound) for bound in (0.0005, 0.002)] == [False, True]
+    assert difference({0: 0.1}, {0: 0.1}).equivalent(1) is None
 
 
 def test_pairing_finds_what_the_spread_over_seeds_hides() -> None:
@@ -193,3 +217,42 @@ def test_differences_stand_in_place_of_means_but_for_the_baseline(runs: list[Pat
     assert rows["xclr"] == f"+{100 * gaps.mean():.2f} ± {50 * (high - low):.2f}"
     assert rows["twin"].endswith("≈")
     assert rows["simclr"].startswith("11.0 ± ")
+
+
+def test_holm_corrects_over_all_differences_of_the_table(runs: list[Path]) -> None:
+    found = compare(runs, measures=("knn_top1", "linear_n5"), holm=True)
+    tested = [cell for cell in found.cells if cell.versus is not None]
+    assert len(tested) == 4
+    plain = [cell.versus.p for cell in tested if cell.versus is not None]
+    assert [cell.holm_p for cell in tested] == holm_adjusted([p for p in plain if p is not None])
+    assert "over 4 differences by Holm's method" in found.to_markdown()
+
+
+def test_a_difference_can_lose_its_mark_of_significance_by_the_correction_alone(tmp_path: Path) -> None:
+    gaps = {"plain": (0, 0, 0), "near": (0.010, 0.012, 0.005), "noise": (0.01, -0.01, 0.001)}
+    bases = (0.1, 0.15, 0.2)
+    paths = [
+        write_run(tmp_path / name / f"seed-{seed}", seed, bases[seed] + gap, tau=0.1 + place / 10)
+        for place, (name, values) in enumerate(gaps.items())
+        for seed, gap in enumerate(values)
+    ]
+    near = {corrected: _cell(paths, "near", holm=corrected).significant for corrected in (False, True)}
+    assert near == {False: True, True: False}
+    assert not _cell(paths, "noise", holm=True).significant
+
+
+def _cell(paths: list[Path], arm: str, *, holm: bool) -> Cell:
+    found = compare(paths, measures=("knn_top1",), holm=holm)
+    return next(cell for cell in found.cells if cell.arm == arm)
+
+
+def test_command_marks_what_lies_within_the_bound_of_equivalence_but_not_severity(runs: list[Path]) -> None:
+    measures = ["--measure", "knn_top1", "--measure", "severity"]
+    arguments = ["compare", *map(str, runs), "--differences", "--holm", "--equivalence", "0.6", *measures]
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    rows = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[2:] for line in result.output.splitlines()[2:5]}
+    assert [cell.split()[3:] for cell in rows["twin"]] == [["≈", "="], ["≈"]]
+    assert "=" not in "".join(rows["xclr"])
+    assert "no difference above 0.6 points" in result.output
+    cells = json.loads(CliRunner().invoke(cli, [*arguments, "--format", "json"]).output)["cells"]
+    assert {cell["equivalent"] for cell in cells if cell["arm"] == "twin" and cell["measure"] == "knn_top1"} == {True}
