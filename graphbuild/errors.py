@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 import click
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class UserError(Exception):
@@ -61,6 +64,14 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def visible(text: str) -> str:
+    """Return text that a terminal shows instead of obeying: control characters and those that turn its direction, as escapes.
+
+    Line ends and tabs stay. Captions and names of files are anybody's, and a terminal runs what they say.
+    """
+    return _CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+
+
 def wait_without_spinning() -> None:
     """Let OpenMP threads sleep while they wait; has effect only before the first library that uses OpenMP is loaded.
 
@@ -95,7 +106,7 @@ def run_cli(command: Callable[..., Any], *, debug_variable: str = "GRAPHBUILD_DE
     except Exception as error:
         if debug:
             traceback.print_exc()
-        click.echo(f"error: {_message(error)}", err=True)
+        click.echo(f"error: {visible(_message(error))}", err=True)
         sys.exit(getattr(error, "exit_code", 1))
 
 

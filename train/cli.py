@@ -5,14 +5,14 @@ The options of `train run` are made from the fields of `TrainConfig`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from graphbuild.errors import run_cli
+from graphbuild.errors import run_cli, visible
+from graphbuild.system.answers import answer
 from train.config import FieldType, TrainConfig, field_docs, field_types, flag, load_config, split_type
 from train.evaluate.options import PROTOCOLS, EvalOptions
 
@@ -195,7 +195,7 @@ def compare(
     from train.results.compare.table import compare
 
     found = compare(runs, measures=measures, baseline=baseline, holm=holm, equivalence=equivalence)
-    click.echo(found.write(form, differences=differences))
+    click.echo(visible(found.write(form, differences=differences)))
     if figure is not None:
         from train.results.compare.figure import write_figure
 
@@ -230,12 +230,11 @@ def export(run: Path, out: Path | None, features: Path | None, data: str | None,
 
 
 def _answer(result: Any, as_json: bool) -> None:
-    """Print a result: its `summary()` for people, its `to_json()` for scripts. One process of a job speaks."""
+    """Print a result; one process of a job speaks."""
     from graphbuild.system.progress import is_main_process
 
-    if not is_main_process():
-        return
-    click.echo(json.dumps(result.to_json(), ensure_ascii=False) if as_json else result.summary())
+    if is_main_process():
+        answer(result, as_json)
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ import click
 
 from graphbuild.cli.options import (
     NeighborCount,
-    answer,
     graph_dir_option,
     json_option,
     overwrite_option,
@@ -18,6 +17,7 @@ from graphbuild.cli.options import (
 )
 from graphbuild.store import schemas
 from graphbuild.store.manifest import find_graph_dir
+from graphbuild.system.answers import answer
 
 
 @click.command()

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from graphbuild.cli.options import answer, graph_dir_option, json_option
+from graphbuild.cli.options import graph_dir_option, json_option
 from graphbuild.store.manifest import find_graph_dir
+from graphbuild.system.answers import answer
 
 out_option = click.option(
     "--out",

@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from graphbuild.cli.options import (
-    answer,
     graph_dir_option,
     json_option,
     overwrite_option,
 )
 from graphbuild.store.manifest import find_graph_dir
+from graphbuild.system.answers import answer
 
 
 @click.command()

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-
-from graphbuild.errors import OptionError
-from graphbuild.system.answers import Form
 
 graph_dir_option = click.option(
     "--graph-dir",
@@ -69,15 +64,3 @@ class NeighborCount(click.ParamType[int | str]):
         if isinstance(value, str) and value.isdecimal() and int(value) > 0:
             return int(value)
         raise click.BadParameter(f"{value!r} is not a positive number, 'all' or 'auto'.", ctx, param)
-
-
-def answer(result: Any, as_json: bool) -> None:
-    """Print a result: its `summary()` for people, its `to_json()` for scripts."""
-    click.echo(json.dumps(result.to_json(), ensure_ascii=False) if as_json else result.summary())
-
-
-def print_bytes(data: bytes, form: Form) -> None:
-    """Print an encoded answer; binary ones only where they are redirected."""
-    if form == "parquet" and sys.stdout.isatty():
-        raise OptionError("--format parquet is binary. Send it to a file: add `> answer.parquet`.")
-    sys.stdout.buffer.write(data if form == "parquet" else data.rstrip(b"\n") + b"\n")

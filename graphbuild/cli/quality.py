@@ -8,14 +8,12 @@ from typing import Any
 import click
 
 from graphbuild.cli.options import (
-    answer,
     graph_dir_option,
     health_options,
     json_option,
-    print_bytes,
 )
 from graphbuild.store.manifest import find_graph_dir
-from graphbuild.system.answers import FORMS, Form
+from graphbuild.system.answers import FORMS, Form, answer, print_bytes
 
 
 @click.command()
@@ -39,7 +37,8 @@ def inspect(
     edges (src, dst, rank, similarity) and embeddings. In Polars, the fixed-size lists of the files are Array columns: use
     `.arr`, not `.list`. The same tables in Python: `graphbuild.open(directory)`.
     """
-    from graphbuild.quality.inspect import run_sql, summarize
+    from graphbuild.quality.inspect import summarize
+    from graphbuild.quality.sql import run_sql
     from graphbuild.system.answers import encode
 
     directory, form = find_graph_dir(graph_dir), "json" if as_json else form

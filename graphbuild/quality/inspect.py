@@ -1,4 +1,4 @@
-"""A graph at a glance, and SQL over it. The tables are those of `graphbuild.open`."""
+"""A graph at a glance: counts, stages and health."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import numpy as np
 from rich.table import Table
 
 from graphbuild.embed.text.policy import COUNTS, NOTES
-from graphbuild.errors import UserError, one_line
 from graphbuild.quality.health.measure import similarity_by_rank
 from graphbuild.quality.health.result import Health, health_tables, similarity_table
 from graphbuild.quality.view import GraphView
 from graphbuild.store import schemas
 from graphbuild.store.manifest import Manifest
-from graphbuild.system.answers import WIDTH, Form, encode, pair_table, plain, render, show, table
+from graphbuild.system.answers import pair_table, plain, render, show, table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 _SAMPLE_ROWS = 2000
 _EXAMPLES = 3
 _REPEATED = 5
-_TABLE_ROWS = 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,41 +147,6 @@ def summarize(graph_dir: Path, *, health: bool = True, **options: Any) -> GraphS
         similarity_by_rank=measured.similarity_by_rank if measured else _quick_similarity(view) if measurable else [],
         health=measured,
     )
-
-
-def run_sql(graph_dir: Path, sql: str, *, limit: int | None = None, form: Form = "table") -> bytes:
-    """Run one SELECT over texts, samples, edges and embeddings.
-
-    Args:
-        graph_dir: The graph.
-        sql: The query, in the SQL of Polars.
-        limit: Rows to give at most; None: 50 in a table, all in the other forms.
-        form: A table for people (UTF-8), CSV, a JSON list of rows, or Parquet.
-
-    Raises:
-        UserError: If the query cannot be run; it names the tables and their columns.
-        ArtifactError: If a table's file is missing or damaged.
-        OptionError: If the rows cannot be written in this form.
-    """
-    import polars as pl
-
-    tables = GraphView(graph_dir).tables()
-    most = limit if limit is not None else _TABLE_ROWS if form == "table" else None
-    try:
-        plan = pl.SQLContext(frames=tables, eager=False).execute(sql)
-        frame = (plan if most is None else plan.limit(most + 1)).collect(engine="streaming")
-    except (pl.exceptions.PolarsError, ValueError, TypeError) as error:
-        # The first line says what; a plan of many lines follows it.
-        reason = str(error).split("\n", 1)[0]
-        listed = "; ".join(f"{name}({', '.join(made.collect_schema().names())})" for name, made in tables.items())
-        raise UserError(f"--sql: {one_line(reason)}. Tables: {listed}") from error
-    cut = most is not None and len(frame) > most
-    frame = frame.head(most) if most is not None else frame
-    if form != "table":
-        return encode(frame, form)
-    with pl.Config(tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=100, tbl_width_chars=WIDTH, tbl_hide_dataframe_shape=True):
-        note = f"\nthe first {most:,} rows; raise --limit for more" if cut else f"\n{len(frame):,} rows"
-        return f"{frame}{note}".encode()
 
 
 def _counts(manifest: Manifest) -> dict[str, int]:

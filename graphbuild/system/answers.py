@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from graphbuild.errors import OptionError, one_line
+import click
+
+from graphbuild.errors import OptionError, one_line, visible
 
 if TYPE_CHECKING:
     import polars as pl
@@ -91,3 +94,26 @@ def encode(frame: pl.DataFrame, form: Form) -> bytes:
         reason = one_line(str(error).split("\n", 1)[0])
         raise OptionError(f"--format {form}: {reason}. Leave the column out of the query, or choose --format parquet.") from error
     return buffer.getvalue()
+
+
+def answer(result: Any, as_json: bool) -> None:
+    """Print a result: its `summary()` for people, its `to_json()` for scripts; control characters as escapes in both."""
+    # In JSON the escapes are the characters themselves, to whoever parses it.
+    click.echo(visible(json.dumps(result.to_json(), ensure_ascii=False) if as_json else result.summary()))
+
+
+def print_bytes(data: bytes, form: Form) -> None:
+    """Print an encoded answer: Parquet only where it is redirected, CSV byte for byte unless a terminal shows it.
+
+    Raises:
+        OptionError: If Parquet would go to a terminal.
+    """
+    shown = sys.stdout.isatty()
+    if form == "parquet":
+        if shown:
+            raise OptionError("--format parquet is binary. Send it to a file: add `> answer.parquet`.")
+        sys.stdout.buffer.write(data)
+        return
+    if shown or form != "csv":
+        data = visible(data.decode()).encode()
+    sys.stdout.buffer.write(data.rstrip(b"\n") + b"\n")

@@ -14,7 +14,8 @@ from graphbuild.cli import cli
 from graphbuild.errors import ArtifactError, UserError
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
-from graphbuild.quality.inspect import run_sql, summarize
+from graphbuild.quality.inspect import summarize
+from graphbuild.quality.sql import run_sql
 
 
 @pytest.fixture
