@@ -29,8 +29,10 @@ from graphbuild.store import schemas
 from graphbuild.store.graph import Graph
 from graphbuild.system.allocator import keep_freed_memory
 from graphbuild.targets import assemble as targets
-from graphbuild.torch.rows import rows_to_device
-from graphbuild.torch.similarities import TargetAssembler, assemble, target_weights
+from graphbuild.torch.blocks import StoredTarget
+from graphbuild.torch.rows import GraphOnDevice, rows_to_device
+from graphbuild.torch.soft_targets import SoftTargets
+from graphbuild.torch.softmax import target_weights
 
 Ids = npt.NDArray[np.int64]
 Call = Callable[[Ids], object]
@@ -109,8 +111,8 @@ def _contenders(graph: Graph, size: Size, wanted: Ids) -> dict[str, Call]:
         "torch twin, cpu": lambda ids: _torch_cpu(graph, ids),
     }
     if torch.cuda.is_available():
-        found["torch twin, cuda, rows from files"] = _torch(TargetAssembler(graph, device="cuda", graph_on_device="no"))
-        found["torch twin, cuda, graph on device"] = _torch(TargetAssembler(graph, device="cuda", graph_on_device="yes"))
+        found["torch twin, cuda, rows from files"] = _cuda(graph, "no")
+        found["torch twin, cuda, graph on device"] = _cuda(graph, "yes")
     found["softmax alone"] = lambda ids: target_weights(torch.zeros(len(ids), len(ids)), 0.1)
     return found
 
@@ -141,18 +143,20 @@ def _dense(texts: int, dim: int, wanted: Ids) -> Call:
     return lambda ids: targets.dense(vectors[ids], ids)
 
 
-def _torch(assembler: TargetAssembler) -> Call:
+def _cuda(graph: Graph, graph_on_device: GraphOnDevice) -> Call:
+    targets_of = SoftTargets(graph.path, device="cuda", graph_on_device=graph_on_device)
+
     def assemble_and_wait(ids: Ids) -> object:
-        found = assembler.assemble(torch.from_numpy(ids))
-        if assembler.device.type == "cuda":
-            torch.cuda.synchronize()
+        found = targets_of.of_texts(torch.from_numpy(ids)).rows(0, len(ids))
+        torch.cuda.synchronize()
         return found
 
     return assemble_and_wait
 
 
 def _torch_cpu(graph: Graph, ids: Ids) -> object:
-    return assemble(*rows_to_device(graph.rows(ids), torch.device("cpu")), torch.from_numpy(ids), absent=None)
+    rows = rows_to_device(graph.rows(ids), torch.device("cpu"))
+    return StoredTarget(rows, torch.from_numpy(ids), absent=None).rows(0, len(ids))
 
 
 def _encoding(size: Size) -> list[str]:

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from graphbuild.store.graph import Graph
-from graphbuild.torch.blocks import OneHot, SameClass, Target
-from graphbuild.torch.losses import tiled_clip_loss, tiled_soft_cross_entropy
-from graphbuild.torch.similarities import TargetAssembler
-from train.run.distributed import Ranks, ranks_of_job
+from graphbuild.torch.blocks import OneHotTarget, SameClassTarget, Target
+from graphbuild.torch.gather import gather, gather_rows
+from graphbuild.torch.losses import clip_loss
+from graphbuild.torch.modules import two_view_loss
+from graphbuild.torch.soft_targets import SoftTargets
+from train.run.distributed import ranks_of_job
 
 BATCH, WIDTH, TILE = 24, 5, 4
 
@@ -26,7 +28,7 @@ BATCH, WIDTH, TILE = 24, 5, 4
 def run_ranks(count: int, work: Callable[..., None], *arguments: Any, folder: Path, timeout: float = 240) -> list[int]:
     """Exit codes of `work(*arguments)` in each of `count` connected processes; what they say is in `folder`/said-<rank>."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train.run.loop", "graphbuild.torch.similarities", "train.data.parquet", "train.cli"])
+    context.set_forkserver_preload(["train.run.loop", "graphbuild.torch", "train.data.parquet", "train.cli"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -98,16 +100,16 @@ def net(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Linear(2 * WIDTH, 16), nn.Tanh(), nn.Linear(16, WIDTH)).double()
 
 
-def target_of(kind: str, graph: Graph, ids: Tensor, anchors: range, ranks: Ranks) -> Target:
+def target_of(kind: str, graph: Graph, ids: Tensor, anchors: range) -> Target:
     """G of a batch as a process of a job makes it."""
     if kind in ("simclr", "clip"):
-        return OneHot(BATCH, "cpu")
+        return OneHotTarget(BATCH, "cpu")
     if kind == "supcon":
-        return SameClass(ids % 5)
+        return SameClassTarget(ids % 5)
     special: dict[str, dict[str, Any]] = {"mutual": {"symmetrize": "mutual"}, "mixed": {"own_weight": 0.3, "min_similarity": 0.1}}
     options = special.get(kind, {})
-    assembler = TargetAssembler(graph, graph_on_device="yes" if kind == "resident" else "no", **options)
-    return assembler.target(ids, anchors, gather=ranks.gather).target
+    targets = SoftTargets(graph.path, graph_on_device="yes" if kind == "resident" else "no", **options)
+    return targets.of_texts(ids, anchors, gather=gather)
 
 
 def loss_and_gradients(kinds: list[str], graph_dir: Path, texts: int, folder: Path) -> None:
@@ -121,13 +123,12 @@ def loss_and_gradients(kinds: list[str], graph_dir: Path, texts: int, folder: Pa
             anchors = ranks.part(BATCH)
             own = pictures.unflatten(0, (2, BATCH))[:, anchors.start : anchors.stop].flatten(0, 1)
             vectors = nn.functional.normalize(encode(own), dim=1)
-            target = target_of(kind, Graph.open(graph_dir), ids, anchors, ranks)
+            target = target_of(kind, Graph.open(graph_dir), ids, anchors)
             if kind == "clip":
-                images, texts = (ranks.gather_rows(half) for half in vectors.chunk(2))
-                loss = tiled_clip_loss(images, texts, torch.tensor(10.0), ids, anchors, tile=TILE).loss
+                images, texts = (gather_rows(half) for half in vectors.chunk(2))
+                loss = clip_loss(images, texts, torch.tensor(10.0), ids, anchors, tile=TILE).loss
             else:
-                z = ranks.gather_views(vectors)
-                loss = tiled_soft_cross_entropy(z, target, anchors, tile=TILE, tau=0.1, tau_s=0.1).loss
+                loss = two_view_loss(vectors, target, tau=0.1, tau_s=0.1, tile=TILE).loss
             loss.backward()  # type: ignore[no-untyped-call]
             ranks.average_gradients(model, torch.device("cpu"))
             gradients = [weight.grad for weight in model.parameters()]

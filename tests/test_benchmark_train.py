@@ -6,11 +6,10 @@ import torch
 from torch.nn import functional
 
 from benchmarks.train_peers import nt_xent
-from graphbuild.torch.losses import soft_cross_entropy
-from graphbuild.torch.similarities import one_hot
+from graphbuild.torch import SimCLRLoss
 
 
 def test_loss_of_the_plain_loop_is_that_of_simclr_here() -> None:
     z = functional.normalize(torch.randn(16, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=1)
-    ours = soft_cross_entropy(z, one_hot(8), tau=0.2, tau_s=0.1).loss
+    ours = SimCLRLoss(0.2)(z[:8], z[8:])
     torch.testing.assert_close(nt_xent(z[:8], z[8:], 0.2), ours)

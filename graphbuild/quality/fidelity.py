@@ -22,6 +22,7 @@ from graphbuild.store.neighbors import Rows
 from graphbuild.system.memory import resolve_limit
 from graphbuild.system.progress import progress
 from graphbuild.targets import assemble as targets
+from graphbuild.targets import softmax
 from graphbuild.targets.partition import PartitionConfig, load_partition, samples_of
 
 Int32 = npt.NDArray[np.int32]
@@ -116,8 +117,7 @@ def measure_fidelity(graph_dir: Path, config: FidelityConfig) -> Fidelity:
         OptionError: If there are fewer samples than a batch holds, or a value is out of its range.
     """
     for tau_s in (*config.fidelity_taus, *config.sharpness_taus):
-        if tau_s <= 0:
-            raise OptionError(f"--tau-s is a positive temperature, not {tau_s:g}. The paper's is 0.1.")
+        softmax.check_tau_s(tau_s)
     graph = Graph.open(graph_dir)
     drawn = _draw(graph, config)
     basis = _BasisSample.draw(graph, config.seed)
@@ -237,19 +237,15 @@ def _kl(batch: _Batch, code: Codes | None, k: int, absent: float, taus: tuple[fl
     sketch, scale = code or (np.empty((len(batch.texts), 0), np.int8), np.zeros(len(batch.texts), np.float32))
     nearest = np.ascontiguousarray(batch.rows.neighbor_ids[:, :k]), np.ascontiguousarray(batch.rows.similarities[:, :k])
     assembled = targets.assemble(Rows(*nearest, sketch, scale), batch.texts, absent=None if code else absent).similarity_BB
-    found = []
-    for tau_s in taus:
-        weights, logs = _weights(batch.dense, tau_s)
-        found.append(float(_over_columns(weights * (logs - _weights(assembled, tau_s)[1])).mean()))
-    return found
+    return [softmax.kl(batch.dense.astype(np.float64), assembled.astype(np.float64), tau_s) for tau_s in taus]
 
 
 def _sharpness(batches: dict[str, list[_Batch]], tau_s: float) -> Sharpness:
     entropies, masses = {}, {}
     for kind, some in batches.items():
-        parts = [_weights(batch.dense, tau_s) for batch in some]
-        entropies[kind] = float(np.mean([_over_columns(-weights * logs).mean() for weights, logs in parts]))
-        masses[kind] = float(np.mean([weights.diagonal().mean() for weights, _ in parts]))
+        exact = [batch.dense.astype(np.float64) for batch in some]
+        entropies[kind] = float(np.mean([softmax.entropy(similarity, tau_s) for similarity in exact]))
+        masses[kind] = float(np.mean([softmax.own_view_mass(similarity, tau_s) for similarity in exact]))
     columns = 2 * len(batches["random"][0].texts) - 1
     verdicts = [_verdict(masses[kind], np.exp(entropies[kind]) / columns) for kind in ("random", "neighbors")]
     return Sharpness(
@@ -264,20 +260,6 @@ def _sharpness(batches: dict[str, list[_Batch]], tau_s: float) -> Sharpness:
 
 def _verdict(own_view: float, share: float) -> str:
     return "one-hot" if own_view >= _ONE_HOT else "flat" if share >= _FLAT else "soft"
-
-
-def _weights(similarity: Similarity, tau_s: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The B x B block of the two-view target (docs/definitions.md, Target), and its logarithm."""
-    logits = (similarity.astype(np.float64) - similarity.max(axis=1, keepdims=True)) / tau_s
-    shares = np.exp(logits)
-    total = 2 * shares.sum(axis=1) - shares.diagonal()
-    return shares / total[:, None], logits - np.log(total)[:, None]
-
-
-def _over_columns(terms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Sums over the 2B - 1 columns of a row: twice every sample, but once the own view; (B,)."""
-    sums: npt.NDArray[np.float64] = 2 * terms.sum(axis=1) - terms.diagonal()
-    return sums
 
 
 def _off_diagonal_mean(similarity: Similarity) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +15,9 @@ from graphbuild.quality.health.result import Health
 from graphbuild.store import schemas
 from graphbuild.store.frames import RANK, SIMILARITY, Frames
 from graphbuild.store.neighbors import Rows
+from graphbuild.targets.assemble import Matrix, Symmetrize
+from graphbuild.targets.samples import Captions, batch_similarity
+from graphbuild.targets.softmax import Floats, apply_options, two_view_target
 
 
 class GraphView(Frames):
@@ -46,6 +50,72 @@ class GraphView(Frames):
         ids, values = row.neighbor_ids[0, :count].tolist(), row.similarities[0, :count].astype(float).tolist()
         frame = _ranked(ids, values)
         return frame.join(self.texts_of(ids), on=schemas.TEXT_ID, how="left", maintain_order="left")
+
+    def similarity(
+        self,
+        sample_ids: Sequence[str],
+        *,
+        absent: float | None = None,
+        symmetrize: Symmetrize = "union",
+        captions: Captions = "draw",
+        seed: int = 0,
+        epoch: int = 0,
+    ) -> Matrix:
+        """Compute the similarities among samples, as a training step takes them; in NumPy. `graphbuild.torch` is for loops.
+
+        >>> graph.similarity(["picture-0", "picture-1", "picture-2"]).shape
+        (3, 3)
+
+        Args:
+            sample_ids: The samples; (B,).
+            absent: What a pair counts as that the graph does not store; None takes the sketch.
+            symmetrize: Whether a pair counts as stored if either of its rows stores it (`union`), or only if both do (`mutual`).
+            captions: What a sample with several captions shows: one, drawn by (seed, epoch), or the `average` over all.
+            seed: Of the draw among captions.
+            epoch: Of the draw among captions.
+
+        Returns:
+            G, (B, B) float32: 1 on the diagonal and between samples of one text.
+
+        Raises:
+            SourceError: If the graph does not know all samples.
+            OptionError: If the graph has no sketch and no constant is given.
+        """
+        return batch_similarity(
+            self.graph, sample_ids, absent=absent, symmetrize=symmetrize, captions=captions, seed=seed, epoch=epoch
+        )
+
+    def soft_targets(
+        self,
+        sample_ids: Sequence[str],
+        *,
+        tau_s: float = 0.1,
+        min_similarity: float | None = None,
+        own_weight: float = 0.0,
+        **options: Any,
+    ) -> Floats:
+        """Compute the soft target of a batch with two views of each sample; in NumPy.
+
+        >>> graph.soft_targets(["picture-0", "picture-1", "picture-2"], tau_s=0.1).shape
+        (6, 6)
+
+        Args:
+            sample_ids: The samples; (B,).
+            tau_s: Temperature of the target.
+            min_similarity: Pairs below it are left out.
+            own_weight: Share that is given to the own view; the rest stays soft.
+            options: Those of `similarity`.
+
+        Returns:
+            (2B, 2B) float32; row i and row B + i are the views of sample i. Rows sum to 1, and the diagonal is 0.
+
+        Raises:
+            SourceError: If the graph does not know all samples.
+            OptionError: If a value is out of its range.
+        """
+        similarity = self.similarity(sample_ids, **options)
+        shaped = apply_options(similarity, min_similarity=min_similarity, own_weight=own_weight, tau_s=tau_s)
+        return two_view_target(shaped, tau_s)
 
     def health(self, **options: Any) -> Health:
         """How good the graph is, measured; see `graphbuild.quality.health.measure.check_health` for the options."""

@@ -8,6 +8,7 @@ Nothing here imports torch, faiss, dask or polars, or writes a file.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ class Graph:
         self.n_texts = int(sizes.sum())
         self.k = int(shards[0].rows.neighbor_ids.shape[1])
         self.sketch_dim = int(shards[0].rows.sketch.shape[1])
-        self._lookup: SampleLookup | None = None
         self._addresses = {column: row_addresses(shards, column) for column in Rows.__slots__}
 
     @classmethod
@@ -138,9 +138,23 @@ class Graph:
             ArtifactError: If the look-up is not there, or damaged.
             ArtifactMismatch: If it was made from another samples table.
         """
-        if self._lookup is None:
-            self._lookup = SampleLookup(self.path, self.manifest)
-        return self._lookup.find(sample_ids, hashes)
+        return self._samples.find(sample_ids, hashes)
+
+    def texts_of_rows(self, sample_rows: npt.NDArray[np.int64]) -> SampleTexts:
+        """Find all texts of the samples that have some rows of the samples table, as `sample_texts` does by their ids.
+
+        Args:
+            sample_rows: One row of each sample; (S,).
+
+        Raises:
+            ArtifactError: If the look-up is not there, or damaged.
+            ValueError: If there is no such row.
+        """
+        return self._samples.texts_of_rows(sample_rows)
+
+    @cached_property
+    def _samples(self) -> SampleLookup:
+        return SampleLookup(self.path, self.manifest)
 
     def sample_column(self, name: str) -> pa.ChunkedArray:
         """One column of the samples table, such as a kept `label`, one value a sample row.

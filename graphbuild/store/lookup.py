@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -142,7 +143,8 @@ class SampleLookup:
         hashes, ids = (_map(graph_dir, stage.files[name]) for name in (HASHES, IDS))
         self._hashes_N = hashes.column(schemas.SAMPLE_HASH).to_numpy()
         self._rows_N = hashes.column(schemas.SAMPLE_ROW).to_numpy()
-        self._ids = _strings(ids.column(schemas.SAMPLE_ID))
+        self._sample_ids_N = ids.column(schemas.SAMPLE_ID)
+        self._ids = _strings(self._sample_ids_N)
         self._texts_N = ids.column(schemas.TEXT_ID).to_numpy()
 
     def find(
@@ -169,6 +171,29 @@ class SampleLookup:
         same_M = _same_strings(self._ids, rows_M, _strings(asked), samples_M)
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(same_M)])[np.concatenate([np.zeros(1, np.int64), ends_S])]
         return SampleTexts(offsets, self._texts_N[rows_M[same_M]], rows_M[same_M])
+
+    def texts_of_rows(self, rows_S: Rows) -> SampleTexts:
+        """Find all texts of the samples that have some rows of the samples table, one row a sample; in the order of `rows_S`.
+
+        Where no sample has two rows, the texts are read off; else each sample is found by its id, microseconds each.
+
+        Raises:
+            ValueError: If there is no such row.
+        """
+        if len(rows_S) and not (rows_S.min() >= 0 and rows_S.max() < len(self._texts_N)):
+            raise ValueError(f"rows of the samples table run from 0 to {len(self._texts_N) - 1:,}, not to {rows_S.max():,}")
+        if self._hash_of_row is None:
+            return SampleTexts(np.arange(len(rows_S) + 1), self._texts_N[rows_S], rows_S)
+        return self.find(self._sample_ids_N.take(pa.array(rows_S)), self._hash_of_row[rows_S])
+
+    @cached_property
+    def _hash_of_row(self) -> NDArray[np.uint64] | None:
+        """The hash of each row's sample id, 8 bytes a row of memory; None where all of them differ."""
+        if not (self._hashes_N[1:] == self._hashes_N[:-1]).any():
+            return None
+        hashes_N = np.empty(len(self._hashes_N), np.uint64)
+        hashes_N[self._rows_N] = self._hashes_N
+        return hashes_N
 
 
 @njit(cache=True, nogil=True)

@@ -1,8 +1,7 @@
-"""Batch targets in NumPy and numba: stored rows of the batch's texts in, similarities and soft targets out. The reference.
+"""A batch's similarities in NumPy and numba: stored rows of its texts in, the matrix G out. The reference.
 
-Shape letters: B samples in a batch (2B rows with two views), K neighbours stored, R sketch width, D embedding width.
-Row i and row B + i of anything (2B, ...) are the two views of sample i. Entropies and divergences are in nats.
-Nothing here imports torch, faiss, dask or polars.
+Shape letters: B samples in a batch, K neighbours stored, R sketch width, D embedding width.
+What a softmax makes of G is in `graphbuild.targets.softmax`. Nothing here imports torch, faiss, dask or polars.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from numba import njit
 from threadpoolctl import ThreadpoolController
 
 from graphbuild.errors import OptionError
+from graphbuild.store.graph import Graph
 from graphbuild.store.neighbors import Ids, Rows
 
-Floats = npt.NDArray[np.floating]
 Matrix = npt.NDArray[np.float32]
 Pairs = tuple[Ids, Ids, Matrix]
 """Two samples, each the first one of its text, and the similarity that the first one's row stores; (P,) each."""
@@ -79,6 +78,18 @@ def _openblas() -> ThreadpoolController:
     return found
 
 
+def resolve_absent(graph: Graph, absent: float | None) -> float | None:
+    """Decide what the absent pairs of a graph count as: a constant, or, for None, the sketch's estimate.
+
+    Raises:
+        OptionError: If the graph has no sketch and no constant is given, or the constant is not a number.
+    """
+    # A complete graph has no absent pairs, so it needs neither sketch nor constant.
+    absent = 0.0 if absent is None and not graph.sketch_dim and graph.is_complete else absent
+    check_absent(graph.sketch_dim, absent)
+    return absent
+
+
 def check_absent(sketch_dim: int, absent: float | None) -> None:
     """Refuse a graph without sketches where no constant is given.
 
@@ -88,10 +99,10 @@ def check_absent(sketch_dim: int, absent: float | None) -> None:
     if absent is None and not sketch_dim:
         raise OptionError(
             "the graph has no sketch, so a pair that neither row stores has no similarity. "
-            "Name one with --absent, or run `graphbuild knn --sketch-dim 64 --overwrite`."
+            "Name one (absent=0.1, or --absent 0.1), or run `graphbuild knn --sketch-dim 64 --overwrite`."
         )
     if absent is not None and np.isnan(absent):
-        raise OptionError("--absent is not a number. Give a similarity, such as 0.1, or -inf to leave absent pairs out.")
+        raise OptionError("absent (--absent) is not a number. Give a similarity, such as 0.1, or -inf to leave absent pairs out.")
 
 
 def dense(embeddings_BD: npt.NDArray[np.floating], text_ids_B: npt.ArrayLike) -> Matrix:
@@ -106,65 +117,6 @@ def dense(embeddings_BD: npt.NDArray[np.floating], text_ids_B: npt.ArrayLike) ->
     similarity: Matrix = vectors @ vectors.T
     similarity[ids[:, None] == ids[None, :]] = 1.0
     return similarity
-
-
-def leave_out(similarity_BB: Floats, min_similarity: float) -> Floats:
-    """A copy of G in which pairs below a similarity have no part in the target (-inf); the own view stays; (B, B)."""
-    kept: Floats = np.where(similarity_BB < min_similarity, similarity_BB.dtype.type(-np.inf), similarity_BB)
-    np.fill_diagonal(kept, similarity_BB.diagonal())
-    return kept
-
-
-def mix_own(similarity_BB: Floats, own_weight: float, tau_s: float) -> Floats:
-    """A copy of G whose target is (1 - own_weight) s + own_weight times one-hot on the own view; (B, B).
-
-    The mixing of SCE (arXiv 2111.14585, section 3). It scales all other entries of a row alike, so a larger G_ii has the same
-    effect: G_ii + tau_s log(1 + own_weight / ((1 - own_weight) s_ii)).
-    """
-    mixed = similarity_BB.copy()
-    if own_weight >= 1:
-        mixed.fill(-np.inf)
-        np.fill_diagonal(mixed, 1.0)
-    elif own_weight > 0:
-        shares = np.exp((similarity_BB - similarity_BB.max(axis=1, keepdims=True)) / similarity_BB.dtype.type(tau_s))
-        own = shares.diagonal() / (2 * shares.sum(axis=1) - shares.diagonal())
-        np.fill_diagonal(mixed, mixed.diagonal() + tau_s * np.log1p(own_weight / ((1 - own_weight) * own)))
-    return mixed
-
-
-def two_view_target(similarity_BB: Floats, tau_s: float) -> Floats:
-    """Soft target of both views: s_i = softmax over j != i of G_ij / tau_s; (2B, 2B), of the dtype of the similarities.
-
-    Row-stochastic with a zero diagonal. Each sample's other view has similarity G_ii, which is 1.
-    """
-    if tau_s <= 0:
-        raise ValueError(f"tau_s is a positive temperature, not {tau_s}")
-    # The maximum is taken off before the division: at tau_s = 1e-5 float32 would lose it afterwards.
-    weights = np.exp((similarity_BB - similarity_BB.max(axis=1, keepdims=True)) / similarity_BB.dtype.type(tau_s))
-    target: Floats = np.tile(weights, (2, 2))
-    np.fill_diagonal(target, 0.0)
-    target /= target.sum(axis=1, keepdims=True)
-    return target
-
-
-def kl(reference_s: Floats, s: Floats) -> float:
-    """KL(reference || s), nats, mean over rows; infinite where `s` is 0 and the reference is not. Both (M, M)."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(reference_s > 0, reference_s * (np.log(reference_s) - np.log(s)), 0.0)
-    return float(terms.sum(axis=1, dtype=np.float64).mean())
-
-
-def entropy(s: Floats) -> float:
-    """Mean entropy of the rows of a target, nats; its exponential is the effective number of positives."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(s > 0, -s * np.log(s), 0.0)
-    return float(terms.sum(axis=1, dtype=np.float64).mean())
-
-
-def own_view_mass(s: Floats) -> float:
-    """Mean share of a two-view target, (2B, 2B), that lies on the other view of the same sample."""
-    rows = np.arange(len(s))
-    return float(s[rows, np.roll(rows, len(s) // 2)].mean(dtype=np.float64))
 
 
 def hit_rate(assembly: Assembly) -> float:

@@ -68,13 +68,17 @@ class RandomBatches:
         Raises:
             ValueError: If the epoch has no such step.
         """
-        self._require(epoch, step)
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
-        return shuffled(places, self.n_samples, _key(self.seed, epoch, _SHUFFLE))
-
-    def _require(self, epoch: int, step: int) -> None:
         if epoch < 0 or not 0 <= step < self.steps_per_epoch:
             raise ValueError(f"epoch {epoch} has steps 0 to {self.steps_per_epoch - 1}, not {step}")
+        return self._samples_at(epoch, step * self.batch_size, (step + 1) * self.batch_size)
+
+    def rest(self, epoch: int) -> Indices:
+        """Samples that the batches of an epoch leave out, in its order; (`dropped_per_epoch`,)."""
+        return self._samples_at(epoch, self.steps_per_epoch * self.batch_size, self.n_samples)
+
+    def _samples_at(self, epoch: int, start: int, stop: int) -> Indices:
+        """Samples of the places from `start` to `stop` - 1 of an epoch's order."""
+        return shuffled(np.arange(start, stop, dtype=np.int64), self.n_samples, _key(self.seed, epoch, _SHUFFLE))
 
     def instead(self, batch: Batch) -> Iterator[Indices]:
         """Samples to take where those of a batch cannot be used: those at the same places of the batches after it.
@@ -125,20 +129,16 @@ class NeighborBatches(RandomBatches):
         # The order of the epoch asked for last: 16 bytes a chunk. Replaced as one, for two threads may ask.
         self._order: tuple[int, Indices, Indices] = (-1, sizes, sizes)
 
-    def batch(self, epoch: int, step: int) -> Indices:
-        """Samples of a step of an epoch, both counted from 0, chunk after chunk; (B,).
-
-        Raises:
-            ValueError: If the epoch has no such step.
-        """
-        self._require(epoch, step)
+    def _samples_at(self, epoch: int, start: int, stop: int) -> Indices:
+        """Samples of the places from `start` to `stop` - 1 of an epoch's order, chunk after chunk."""
+        if start == stop:
+            return np.empty(0, np.int64)
         chunks, ends = self._chunks_of(epoch)
-        start, stop = step * self.batch_size, (step + 1) * self.batch_size
         first, last = np.searchsorted(ends, start, side="right"), np.searchsorted(ends, stop, side="left")
         some = chunks[first : last + 1]
         members = np.concatenate([self._members[self._starts[c] : self._starts[c] + self._sizes[c]] for c in some])
         skipped = start - (int(ends[first]) - int(self._sizes[some[0]]))
-        return members[skipped : skipped + self.batch_size]
+        return members[skipped : skipped + stop - start]
 
     def _chunks_of(self, epoch: int) -> tuple[Indices, Indices]:
         """The chunks of an epoch in their order, and where each ends in it; (M,) each."""

@@ -1,7 +1,8 @@
 """Rows of the similarity matrix G of a batch, for some of its anchors at a time: what the loss takes tile by tile.
 
-Shape letters: B samples in a batch, b of them this process's, T anchors of a tile, K neighbours stored, R sketch width,
-D embedding width. No B x B matrix is made here unless all anchors are asked for at once, and nothing waits for a device.
+SimCLR, SupCon and X-CLR are one loss; what differs is G. Shape letters: B samples in a batch, b of them this process's,
+C captions of a batch, T anchors of a tile, K neighbours stored, R sketch width, D embedding width.
+No B x B matrix is made here unless all anchors are asked for at once, and nothing waits for a device.
 """
 
 from __future__ import annotations
@@ -23,60 +24,60 @@ class Target(Protocol):
     """G of a batch, by rows."""
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Similarities of the anchors start to stop - 1 to all samples, -inf where left out; (T, B) float32."""
+        """Return similarities of the anchors start to stop - 1 to all samples, -inf where left out; (T, B) float32."""
 
 
-class Whole:
-    """G that is at hand as one matrix."""
+class MatrixTarget:
+    """G that is at hand as a matrix: of all anchors, or of those from `first` on."""
 
-    def __init__(self, similarity_BB: Tensor) -> None:
-        self._similarity_BB = similarity_BB
+    def __init__(self, similarity: Tensor, *, first: int = 0) -> None:
+        self._similarity, self._first = similarity, first
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows of the matrix."""
-        return self._similarity_BB[start:stop]
+        """Return rows of the matrix."""
+        return self._similarity[start - self._first : stop - self._first]
 
 
-class OneHot:
+class OneHotTarget:
     """SimCLR: the two views of one image, and nothing else."""
 
     def __init__(self, batch: int, device: torch.device | str) -> None:
         self._batch, self._device = batch, device
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """1 for the anchor, everything else left out."""
+        """Return 1 for the anchor, -inf for everything else."""
         similarity = torch.full((stop - start, self._batch), -torch.inf, device=self._device)
         similarity.diagonal(start).fill_(1.0)
         return similarity
 
 
-class SameClass:
+class SameClassTarget:
     """SupCon: samples of one class."""
 
     def __init__(self, labels_B: Tensor) -> None:
         self._labels_B = labels_B
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """1 for samples of the anchor's class, everything else left out."""
+        """Return 1 for samples of the anchor's class, -inf for everything else."""
         same = self._labels_B[start:stop, None] == self._labels_B[None, :]
         return torch.where(same, 1.0, -torch.inf)
 
 
-class Dense:
+class DenseTarget:
     """Similarities of stored embeddings, 1 where texts are equal."""
 
     def __init__(self, embeddings_BD: Tensor, text_ids_B: Tensor) -> None:
         self._vectors_BD, self._ids_B = embeddings_BD.float(), text_ids_B
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Inner products, in float32."""
+        """Return inner products, in float32."""
         with torch.autocast(self._vectors_BD.device.type, enabled=False):
             products = self._vectors_BD[start:stop] @ self._vectors_BD.T
             return products.masked_fill_(self._ids_B[start:stop, None] == self._ids_B[None, :], 1.0)
 
 
-class Found:
-    """What the rows of a batch's texts store of one another; the sketch's estimate, or a constant, elsewhere.
+class StoredTarget:
+    """Similarities that the rows of a batch's texts store of one another; the sketch's estimate, or a constant, elsewhere.
 
     Each process looks up the neighbours of its own samples among the texts of the batch. What was found, not what was
     stored, is exchanged, so that a pair counts whichever of its rows stores it. The results are those of
@@ -92,7 +93,7 @@ class Found:
         symmetrize: reference.Symmetrize = "union",
         gather: Gather = lambda own: own,
     ) -> None:
-        """Look up.
+        """Look up which neighbours are in the batch.
 
         Args:
             rows: Stored rows of this process's samples, b of them.
@@ -116,7 +117,7 @@ class Found:
             self._codes_BR, self._scale_B = gather(rows.sketch), gather(rows.sketch_scale)
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows of some anchors."""
+        """Return the similarities of some anchors."""
         batch = len(self._ids_B)
         own = _scatter(self._place_BK[start:stop], self._values_BK[start:stop], batch)[:, self._head_B]
         other = own.T if stop - start == batch else self._stored_by_others(start, stop)
@@ -128,7 +129,7 @@ class Found:
         return similarity.masked_fill_(same, 1.0)
 
     def stored(self, start: int, stop: int) -> Tensor:
-        """For each anchor, the other samples of the batch that its row stores; (T,) int32."""
+        """Count, for each anchor, the other samples of the batch that its row stores; (T,) int32."""
         samples_of = torch.zeros(len(self._ids_B) + 1, dtype=torch.int32, device=self._ids_B.device)
         samples_of.scatter_add_(0, self._head_B, torch.ones_like(self._ids_B))
         return samples_of[self._place_BK[start:stop]].sum(dim=1, dtype=torch.int32)
@@ -156,13 +157,28 @@ def _scatter(columns_MK: Tensor, values_MK: Tensor, width: int) -> Tensor:
     return spread.scatter_(1, columns_MK, values_MK)[:, :width]
 
 
-class Shaped:
-    """Another target's G with the options of the target applied."""
+class AveragedTarget:
+    """G of samples with several captions: the mean over the captions of both, and 1 for a sample with itself."""
 
-    def __init__(self, plain: Target, shape: Callable[[Tensor, int], Tensor]) -> None:
-        """Apply `shape` to the rows of `plain`, from the anchor on that it is told."""
-        self._plain, self._shape = plain, shape
+    def __init__(self, captions: Target, offsets: Tensor, positions_B: Tensor) -> None:
+        """Describe which captions are whose.
+
+        Args:
+            captions: G of all C captions of the batch.
+            offsets: Sample i has the captions from `offsets[i]` to `offsets[i + 1]` - 1; (B + 1,), on the CPU.
+            positions_B: What tells the samples apart, on the device of G; (B,).
+        """
+        self._captions, self._offsets, self._positions_B = captions, offsets.tolist(), positions_B
+        device = positions_B.device
+        counts = offsets.diff()
+        self._owner_C = torch.repeat_interleave(torch.arange(len(counts)), counts).to(device)
+        self._counts_B = counts.to(device)
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows with the options applied."""
-        return self._shape(self._plain.rows(start, stop), start)
+        """Return means over captions; (T, B) float32."""
+        first, last = self._offsets[start], self._offsets[stop]
+        block_cC = self._captions.rows(first, last)
+        sums = block_cC.new_zeros(last - first, len(self._counts_B)).index_add_(1, self._owner_C, block_cC)
+        sums = sums.new_zeros(stop - start, sums.shape[1]).index_add_(0, self._owner_C[first:last] - start, sums)
+        means = sums / (self._counts_B[start:stop, None] * self._counts_B[None, :])
+        return means.masked_fill_(self._positions_B[start:stop, None] == self._positions_B[None, :], 1.0)

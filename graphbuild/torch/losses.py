@@ -1,6 +1,6 @@
 """Contrastive losses: unit vectors and similarities in, nats out.
 
-SimCLR (NT-Xent), SupCon (L_out) and X-CLR are `soft_cross_entropy` with the three G of `similarities`; CLIP has its own.
+SimCLR (NT-Xent), SupCon (L_out) and X-CLR are `soft_cross_entropy` with three kinds of G (`blocks`); CLIP has its own.
 Shape letters: B samples in a batch (2B rows with two views), T anchors of a tile, D width.
 Row i and row B + i are the views of sample i.
 """
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from graphbuild.torch.blocks import Target, Whole
-from graphbuild.torch.similarities import entropy_of, target_weights
+from graphbuild.torch.blocks import MatrixTarget, Target
+from graphbuild.torch.softmax import entropy_of, target_weights
 
 _MOST_LOGITS = 1 << 26
 """Float32 numbers: 256 MiB. A batch of 4,096 is one tile, one of 32,768 is sixty-four."""
@@ -37,28 +37,48 @@ class SoftLoss(NamedTuple):
         return self.loss.detach() - self.target_entropy
 
 
-def soft_cross_entropy(z_2BD: Tensor, similarity_BB: Tensor, *, tau: float, tau_s: float) -> SoftLoss:
-    """Mean cross-entropy between the soft target of a batch and its learned similarities (X-CLR, arXiv 2407.18134, section 3).
+def soft_contrastive_loss(z_2BD: Tensor, similarity_BB: Tensor, *, tau: float, tau_s: float) -> Tensor:
+    """Compute the X-CLR loss of a batch: the cross-entropy between its soft target and its learned similarities.
+
+    >>> import torch
+    >>> from graphbuild.torch import soft_contrastive_loss
+    >>> z = torch.nn.functional.normalize(torch.randn(8, 16), dim=1)
+    >>> soft_contrastive_loss(z, torch.eye(4), tau=0.1, tau_s=0.1).shape
+    torch.Size([])
+
+    Args:
+        z_2BD: Projections, of unit length, first views before second ones; (2B, D).
+        similarity_BB: G of the batch, as `SoftTargets` gives it: 1 on the diagonal, -inf for pairs left out; (B, B).
+        tau: Temperature of the learned similarities.
+        tau_s: Temperature of the target.
+
+    Returns:
+        Nats, mean over the 2B rows; a scalar with a gradient. Beyond 4,096 samples it is computed tile by tile.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    batch = len(similarity_BB)
+    if similarity_BB.shape != (batch, batch) or len(z_2BD) != 2 * batch:
+        raise ValueError(
+            f"similarities are {tuple(similarity_BB.shape)} and projections {tuple(z_2BD.shape)}: of B samples they are (B, B) and "
+            "(2B, D), both views of all samples, first views before second ones"
+        )
+    target, tile = MatrixTarget(similarity_BB), tile_size(0, batch)
+    return soft_cross_entropy(z_2BD, target, range(batch), tile=tile, tau=tau, tau_s=tau_s).loss
+
+
+def soft_cross_entropy(z_2BD: Tensor, target: Target, anchors: range, *, tile: int, tau: float, tau_s: float) -> SoftLoss:
+    """Compute the mean cross-entropy of soft targets and learned similarities (X-CLR, arXiv 2407.18134, section 3).
 
     s_i = softmax over j != i of G_ij / tau_s; p_i = softmax over j != i of z_i . z_j / tau. The self pair is in neither.
     The target is never laid out as 2B x 2B: H(s_i, p_i) = log sum_j exp(z_i . z_j / tau) - z_i . m_i / tau, where
-    m_i = sum_j s_ij z_j is one product of the B x B weights with the sum of both views.
+    m_i = sum_j s_ij z_j is one product of the B x B weights with the sum of both views. A tile of anchors is taken at a
+    time: memory for 2T x 2B logits, not 2B x 2B.
 
     Args:
-        z_2BD: Projections, of unit length; (2B, D). Float64 is kept, all else is computed in float32, under autocast too.
-        similarity_BB: G of the batch, -inf for pairs left out of the target; (B, B).
-        tau: Temperature of the logits.
-        tau_s: Temperature of the target.
-    """
-    batch = len(similarity_BB)
-    return tiled_soft_cross_entropy(z_2BD, Whole(similarity_BB), range(batch), tile=batch, tau=tau, tau_s=tau_s)
-
-
-def tiled_soft_cross_entropy(z_2BD: Tensor, target: Target, anchors: range, *, tile: int, tau: float, tau_s: float) -> SoftLoss:
-    """`soft_cross_entropy` of some of a batch's samples, a tile of them at a time: memory for 2T x 2B logits, not 2B x 2B.
-
-    Args:
-        z_2BD: Projections of the whole batch; (2B, D).
+        z_2BD: Projections of the whole batch, of unit length; (2B, D). Float64 is kept, all else is computed in float32,
+            under autocast too.
         target: G of the batch, by rows.
         anchors: The samples whose rows the mean is over; their gradient is that of all projections.
         tile: T, how many of them are taken at a time.
@@ -70,7 +90,7 @@ def tiled_soft_cross_entropy(z_2BD: Tensor, target: Target, anchors: range, *, t
 
 
 def tile_size(asked: int, batch: int) -> int:
-    """Anchors a tile: as asked, or, for 0, as many as keep the logits of a tile within 256 MiB of float32."""
+    """Choose the anchors a tile: as asked, or, for 0, as many as keep the logits of a tile within 256 MiB of float32."""
     return asked or max(1, min(batch, _MOST_LOGITS // (4 * batch)))
 
 
@@ -145,25 +165,10 @@ class LogitScale(nn.Module):
         return self.log_scale.exp().clamp(max=100.0)
 
 
-def clip_loss(images_BD: Tensor, texts_BD: Tensor, scale: Tensor, text_ids_B: Tensor) -> Tensor:
-    """Mean of image-to-text and text-to-image cross-entropy, nats (CLIP, arXiv 2103.00020); a scalar.
+def clip_loss(images_BD: Tensor, texts_BD: Tensor, scale: Tensor, text_ids_B: Tensor, anchors: range, *, tile: int) -> SoftLoss:
+    """Compute the mean of image-to-text and text-to-image cross-entropy (CLIP, arXiv 2103.00020), a tile of anchors at a time.
 
     A text that occurs several times in the batch is a positive of each of its pictures, in equal parts.
-
-    Args:
-        images_BD: Image vectors, of unit length; (B, D).
-        texts_BD: Text vectors, of unit length; (B, D).
-        scale: What the cosine similarities are multiplied with; a scalar.
-        text_ids_B: The text of each sample; (B,).
-    """
-    batch = len(text_ids_B)
-    return tiled_clip_loss(images_BD, texts_BD, scale, text_ids_B, range(batch), tile=batch).loss
-
-
-def tiled_clip_loss(
-    images_BD: Tensor, texts_BD: Tensor, scale: Tensor, text_ids_B: Tensor, anchors: range, *, tile: int
-) -> SoftLoss:
-    """`clip_loss` of some of a batch's samples, a tile of them at a time: their images against all texts, and the reverse.
 
     Args:
         images_BD: Image vectors of the whole batch, of unit length; (B, D).

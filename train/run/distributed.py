@@ -1,7 +1,7 @@
 """Several processes as one trainer: `torchrun --nproc-per-node 8 -m train run ...`.
 
 Every process knows the whole batch by its sample numbers, decodes and encodes its own part, and takes the loss of its own
-anchors against the embeddings of all. Shape letters: B samples in a batch, b of them this process's, D width.
+anchors against the embeddings of all (`graphbuild.torch.gather`). Shape letters: B samples in a batch, b of them this process's.
 
 A process that dies takes the others with it: their next exchange fails, and torchrun ends what is left.
 """
@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from graphbuild.errors import OptionError, ResourceError, UserError
+from graphbuild.torch.gather import Place, gather
 from train.data.base import Int64
 
 Value = TypeVar("Value")
@@ -65,34 +66,12 @@ class Ranks:
         return f"{kind}:{self.local_rank}" if self.count > 1 and kind == "cuda" else device
 
     def part(self, batch: int) -> range:
-        """The places of a batch that are this process's."""
-        own = batch // self.count
-        return range(self.rank * own, (self.rank + 1) * own)
-
-    def gather(self, own: Tensor) -> Tensor:
-        """The rows of all processes, in the order of the batch, without a gradient; (b, ...) -> (B, ...)."""
-        if self.count == 1:
-            return own
-        every = own.new_empty((self.count * len(own), *own.shape[1:]))
-        dist.all_gather_into_tensor(every, own.contiguous())
-        return every
-
-    def gather_views(self, z_2bD: Tensor) -> Tensor:
-        """The embeddings of all processes, first views before second ones, with the gradient of all their losses; (2B, D)."""
-        # Views of one sample side by side, so that the parts of the processes follow one another.
-        paired = z_2bD.view(2, len(z_2bD) // 2, -1).transpose(0, 1)
-        return z_2bD if self.count == 1 else self.gather_rows(paired).transpose(0, 1).flatten(0, 1)
-
-    def gather_rows(self, own: Tensor) -> Tensor:
-        """The rows of all processes, in the order of the batch, with the gradient of all their losses; (b, ...) -> (B, ...)."""
-        if self.count == 1:
-            return own
-        every: Tensor = _Gather.apply(own, self)
-        return every
+        """Return the places of a batch that are this process's."""
+        return Place(self.rank, self.count).part(batch)
 
     def gather_numbers(self, own: Int64) -> Int64:
         """Numbers of all processes, exchanged on the host; (b,) -> (B,)."""
-        return own if self.count == 1 else self.gather(torch.from_numpy(own)).numpy()
+        return gather(torch.from_numpy(own)).numpy()
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over processes, elementwise."""
@@ -174,27 +153,6 @@ class Ranks:
     def wait(self) -> None:
         """Until all processes are here."""
         self.largest(0)
-
-
-class _Gather(torch.autograd.Function):
-    """Rows of all processes; the gradient of a row is the sum of those that the processes' losses give it."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, ranks: Ranks) -> Tensor:
-        ctx.ranks = ranks
-        return ranks.gather(own)
-
-    @staticmethod
-    def backward(ctx: Any, of_every: Tensor) -> tuple[Tensor, None]:
-        part = ctx.ranks.part(len(of_every))
-        if of_every.device.type == "cpu":
-            # With gloo's own reduce_scatter, four processes now and then end with a size that does not match.
-            total = of_every.clone(memory_format=torch.contiguous_format)
-            dist.all_reduce(total)
-            return total[part.start : part.stop], None
-        own = of_every.new_empty((len(part), *of_every.shape[1:]))
-        dist.reduce_scatter_tensor(own, of_every.contiguous())
-        return own, None
 
 
 @contextmanager

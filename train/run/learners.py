@@ -12,15 +12,27 @@ from torch import Tensor, nn
 
 from graphbuild.errors import OptionError
 from graphbuild.torch.blocks import Target
-from graphbuild.torch.losses import LogitScale, SoftLoss, tile_size, tiled_clip_loss, tiled_soft_cross_entropy
+from graphbuild.torch.gather import gather, gather_rows
+from graphbuild.torch.losses import LogitScale, SoftLoss, clip_loss, tile_size
+from graphbuild.torch.modules import two_view_loss
 from train.config import TrainConfig
 from train.data.base import Int64
 from train.data.prepare import TrainingData
 from train.model.encoders import Encoder
 from train.model.text_tower import TextTower, open_tokens
 from train.run.distributed import Ranks
-from train.run.objectives import Split, draw, make_objective
+from train.run.objectives import Split, draw, make_objective, measures
 from train.run.watch import sphere_figures
+
+
+class Outcome(NamedTuple):
+    """A loss, and the unit vectors that it was taken of, without their gradient."""
+
+    soft: SoftLoss
+    first_bD: Tensor
+    """One view of each of this process's samples."""
+    second_bD: Tensor
+    """The other view, or the text."""
 
 
 class Learner(Protocol):
@@ -38,14 +50,14 @@ class Learner(Protocol):
     def target(self, samples_B: Int64, epoch: int) -> Any:
         """What the loss of a batch needs besides its images: of all samples, whichever process has which."""
 
-    def loss(self, encode: nn.Module, views: Tensor, target: Any) -> SoftLoss:
-        """The loss of this process's anchors; `encode` is `module`, perhaps wrapped."""
+    def loss(self, encode: nn.Module, views: Tensor, target: Any) -> Outcome:
+        """Take the loss of this process's anchors; `encode` is `module`, perhaps wrapped."""
 
     def read_ahead(self, samples_B: Int64, epoch: int) -> None:
         """Begin to read what the next batch needs; only a hint."""
 
-    def measures(self, *, with_kl: bool) -> dict[str, Tensor | None]:
-        """Figures of the batch whose loss was taken last, over this process's samples; None where they have no meaning."""
+    def measures(self, target: Any, outcome: Outcome, *, with_kl: bool) -> dict[str, Tensor | None]:
+        """Measure a batch, over this process's samples; None where a figure has no meaning."""
 
 
 class Contrastive:
@@ -54,32 +66,29 @@ class Contrastive:
     views = 2
 
     def __init__(self, config: TrainConfig, data: TrainingData, encoder: Encoder, device: torch.device, ranks: Ranks) -> None:
-        self._config, self._ranks, self._split = config, ranks, split_of(config, ranks)
+        self._config, self._split = config, split_of(config, ranks)
         self._objective = make_objective(config, data, device, self._split)
         self.module: nn.Module = encoder
         self.encoder, self.note = encoder, self._objective.note
-        self._last = torch.zeros(0)
 
     def target(self, samples_B: Int64, epoch: int) -> Target:
         """G, by rows."""
         return self._objective.target(samples_B, epoch)
 
-    def loss(self, encode: nn.Module, views: Tensor, target: Target) -> SoftLoss:
-        """Of this process's views against those of all."""
+    def loss(self, encode: nn.Module, views: Tensor, target: Target) -> Outcome:
+        """Take the loss of this process's views against those of all."""
         with _autocast(self._config, views):
             own = encode(views)
-        self._last = own.detach()
-        z = self._ranks.gather_views(own)
-        temperatures = {"tau": self._config.tau, "tau_s": self._config.tau_s}
-        return tiled_soft_cross_entropy(z, target, self._split.anchors, tile=self._split.tile, **temperatures)
+        soft = two_view_loss(own, target, tau=self._config.tau, tau_s=self._config.tau_s, tile=self._split.tile)
+        return Outcome(soft, *own.detach().chunk(2))
 
     def read_ahead(self, samples_B: Int64, epoch: int) -> None:
         """Rows of the graph."""
         self._objective.read_ahead(samples_B, epoch)
 
-    def measures(self, *, with_kl: bool) -> dict[str, Tensor | None]:
-        """Stored neighbours per anchor, KL(dense || assembled), and how the two views lie on the sphere."""
-        return {**self._objective.measures(with_kl=with_kl), **sphere_figures(*self._last.chunk(2))}
+    def measures(self, target: Target, outcome: Outcome, *, with_kl: bool) -> dict[str, Tensor | None]:
+        """Measure stored neighbours per anchor, KL(dense || assembled), and how the two views lie on the sphere."""
+        return {**measures(target, self._split, with_kl=with_kl), **sphere_figures(outcome.first_bD, outcome.second_bD)}
 
 
 class ClipModel(nn.Module):
@@ -116,7 +125,7 @@ class Clip:
         """
         if data.graph is None or data.joined is None:
             raise OptionError("clip needs a graph, for its captions and its tokenizer: name it with --graph-dir.")
-        self._config, self._joined, self._device, self._ranks = config, data.joined, device, ranks
+        self._config, self._joined, self._device = config, data.joined, device
         self._split = split_of(config, ranks)
         self._tokens, vocabulary = open_tokens(data.graph, config.text_length)
         with torch.random.fork_rng(devices=[]):
@@ -130,7 +139,6 @@ class Clip:
             )
         self.encoder, self.text = encoder, tower.to(device)
         self.module: nn.Module = ClipModel(encoder, self.text).to(device)
-        self._last = torch.zeros(0), torch.zeros(0)
         cut = self._tokens.cut / data.graph.n_texts
         self.note = f"{data.graph.n_texts:,} texts of up to {config.text_length} tokens ({cut:.1%} were cut)"
 
@@ -141,20 +149,20 @@ class Clip:
         tokens = self._tokens.batch(texts[own.start : own.stop])
         return Captions(*(item.to(self._device, non_blocking=True) for item in (torch.from_numpy(texts), tokens)))
 
-    def loss(self, encode: nn.Module, views: Tensor, target: Captions) -> SoftLoss:
-        """Of this process's images against all texts, and the reverse."""
+    def loss(self, encode: nn.Module, views: Tensor, target: Captions) -> Outcome:
+        """Take the loss of this process's images against all texts, and the reverse."""
         with _autocast(self._config, views):
             images, texts, scale = encode(views, target.tokens_bL)
-        self._last = images.detach(), texts.detach()
-        images, texts = self._ranks.gather_rows(images), self._ranks.gather_rows(texts)
-        return tiled_clip_loss(images, texts, scale, target.ids_B, self._split.anchors, tile=self._split.tile)
+        all_images, all_texts = gather_rows(images), gather_rows(texts)
+        soft = clip_loss(all_images, all_texts, scale, target.ids_B, self._split.anchors, tile=self._split.tile)
+        return Outcome(soft, images.detach(), texts.detach())
 
     def read_ahead(self, samples_B: Int64, epoch: int) -> None:
         """Everything is in memory."""
 
-    def measures(self, *, with_kl: bool) -> dict[str, Tensor | None]:
-        """How images, and their captions, lie on the sphere."""
-        return {"hit_rate": None, "kl_to_dense": None, **sphere_figures(*self._last)}
+    def measures(self, target: Captions, outcome: Outcome, *, with_kl: bool) -> dict[str, Tensor | None]:
+        """Measure how images, and their captions, lie on the sphere."""
+        return {"hit_rate": None, "kl_to_dense": None, **sphere_figures(outcome.first_bD, outcome.second_bD)}
 
 
 def make_learner(config: TrainConfig, data: TrainingData, encoder: Encoder, device: torch.device, ranks: Ranks) -> Learner:
@@ -169,8 +177,8 @@ def make_learner(config: TrainConfig, data: TrainingData, encoder: Encoder, devi
 
 def split_of(config: TrainConfig, ranks: Ranks) -> Split:
     """Which anchors of a batch are this process's, and how many of them the loss takes at a time."""
-    gather = ranks.gather if ranks.count > 1 else None
-    return Split(ranks.part(config.batch_size), tile_size(config.loss_tile, config.batch_size), gather)
+    shared = gather if ranks.count > 1 else None
+    return Split(ranks.part(config.batch_size), tile_size(config.loss_tile, config.batch_size), shared)
 
 
 def _autocast(config: TrainConfig, views: Tensor) -> torch.autocast:

@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from graphbuild.errors import ArtifactMismatch, OptionError
+from graphbuild.errors import ArtifactMismatch
 from graphbuild.system.progress import Meter, progress, say
+from graphbuild.torch.devices import choose_device
 from train.config import TrainConfig
 from train.data.prepare import DATA_FIELDS, OpenData, TrainingData, event, load_data, open_data, prepare
 from train.model.encoders import has_fast_bfloat16
@@ -54,7 +55,7 @@ def settle(config: TrainConfig) -> TrainConfig:
     Raises:
         OptionError: If the device does not exist, or lacks what is asked of it.
     """
-    device = _choose_device(config.device)
+    device = choose_device(config.device, option="--device")
     precision = config.precision
     if precision == "auto":
         precision = "bfloat16" if has_fast_bfloat16(device) else "float32"
@@ -317,17 +318,3 @@ def _bottleneck(wait_share: float) -> str:
 
 def _data_fields(opened: OpenData) -> dict[str, Any]:
     return {name: getattr(opened.config, name) for name in DATA_FIELDS}
-
-
-def _choose_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise OptionError(f"--device {name!r} is no device. Use auto, cpu, cuda or cuda:INDEX.") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise OptionError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices. Use --device auto or cpu.")
-    if device.type not in ("cpu", "cuda"):
-        raise OptionError(f"--device {name!r} is not supported. Use auto, cpu, cuda or cuda:INDEX.")
-    return device

@@ -1,6 +1,6 @@
 """The three objectives as one interface: samples of a batch in, their similarity matrix G out, by rows.
 
-Shape letters: B samples in a batch. What G means for each objective is in `graphbuild.torch.similarities`.
+Shape letters: B samples in a batch. What G means for each objective is in `graphbuild.torch.blocks`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from torch import Tensor
 from graphbuild.errors import OptionError
 from graphbuild.store.graph import Graph
 from graphbuild.targets.batches import draw_texts
-from graphbuild.torch.blocks import Gather, OneHot, SameClass, Target
-from graphbuild.torch.similarities import GraphTarget, TargetAssembler, kl
+from graphbuild.torch.assembler import GraphTarget
+from graphbuild.torch.blocks import Gather, OneHotTarget, SameClassTarget, Target
+from graphbuild.torch.soft_targets import SoftTargets
 from train.config import TrainConfig
 from train.data.base import Int32, Int64
 from train.data.join import Joined
 from train.data.prepare import TrainingData
-
-MOST_EMBEDDING_BYTES = 4 << 30
-"""KL to the dense target is measured where the graph's embeddings are smaller than this."""
 
 
 class Objective(Protocol):
@@ -33,16 +31,10 @@ class Objective(Protocol):
     """What a user should know about it, in one line; empty if nothing."""
 
     def target(self, samples_B: Int64, epoch: int) -> Target:
-        """G of a batch; all of it, whichever process has which sample."""
+        """Make G of a batch; all of it, whichever process has which sample."""
 
     def read_ahead(self, samples_B: Int64, epoch: int) -> None:
         """Begin to read what the next batch needs; only a hint."""
-
-    def measures(self, *, with_kl: bool) -> dict[str, Tensor | None]:
-        """`hit_rate` and `kl_to_dense` of the batch whose G was made last, over the anchors of this process.
-
-        Scalars; None where they have no meaning.
-        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +53,6 @@ class Split:
         """Whether one process takes the batch at once."""
         return self.gather is None and self.tile >= len(self.anchors)
 
-    def tiles(self) -> list[range]:
-        """The anchors, a tile at a time."""
-        stop = self.anchors.stop
-        return [range(start, min(start + self.tile, stop)) for start in range(self.anchors.start, stop, self.tile)]
-
 
 class SimCLR:
     """Positives are the two views of one image."""
@@ -76,14 +63,10 @@ class SimCLR:
 
     def target(self, samples_B: Int64, epoch: int) -> Target:
         """1 on the diagonal, everything else left out."""
-        return OneHot(len(samples_B), self._device)
+        return OneHotTarget(len(samples_B), self._device)
 
     def read_ahead(self, samples_B: Int64, epoch: int) -> None:
         """Nothing is read from files."""
-
-    def measures(self, *, with_kl: bool) -> dict[str, Tensor | None]:
-        """There is nothing to measure."""
-        return {"hit_rate": None, "kl_to_dense": None}
 
 
 class SupCon:
@@ -118,14 +101,10 @@ class SupCon:
             classes = torch.from_numpy(self._codes[samples_B])
         else:
             classes = torch.from_numpy(draw(self._joined, samples_B, self._config.seed, epoch))
-        return SameClass(classes.to(self._device, non_blocking=True))
+        return SameClassTarget(classes.to(self._device, non_blocking=True))
 
     def read_ahead(self, samples_B: Int64, epoch: int) -> None:
         """Nothing is read from files."""
-
-    def measures(self, *, with_kl: bool) -> dict[str, Tensor | None]:
-        """There is nothing to measure."""
-        return {"hit_rate": None, "kl_to_dense": None}
 
 
 class XCLR:
@@ -138,64 +117,51 @@ class XCLR:
             OptionError: If absent pairs have no similarity.
         """
         self._config, self._joined, self._split = config, joined, split
-        bytes_needed = 2 * graph.n_texts * int(graph.manifest.encoder.get("dim") or 0)
-        measured = bool(config.kl_every) and 0 < bytes_needed <= MOST_EMBEDDING_BYTES
-        self._assembler = TargetAssembler(
-            graph,
+        self._targets = SoftTargets(
+            graph.path,
+            device=device,
             tau_s=config.tau_s,
             absent=config.absent,
             symmetrize=config.symmetrize,
             min_similarity=config.min_similarity,
             own_weight=config.own_weight,
             teacher=config.teacher,
-            device=device,
             graph_on_device=config.graph_on_device,
-            measure_fidelity=measured,
         )
-        self._measured = measured
-        self._texts = torch.zeros(0, dtype=torch.int32)
-        self._made: GraphTarget | None = None
-        source = f"{graph.k} neighbours each" if config.teacher == "graph" else f"dense target ({bytes_needed / 1e9:.1f} GB)"
+        assembler = self._targets.assembler
+        measured = bool(config.kl_every) and assembler.load_embeddings()
+        gigabytes = assembler.embedding_bytes / 1e9
+        source = f"{graph.k} neighbours each" if config.teacher == "graph" else f"dense target ({gigabytes:.1f} GB)"
         self.note = f"{len(joined.indices):,} images of {graph.n_texts:,} texts, {source}"
-        self.note += f"; the graph is held on {device}" if self._assembler.graph_on_device else ""
+        self.note += f"; the graph is held on {device}" if assembler.graph_on_device else ""
         if config.kl_every and not measured and config.teacher == "graph":
-            self.note += f"; KL to the dense target is not measured (the embeddings take {bytes_needed / 1e9:.1f} GB)"
+            self.note += f"; KL to the dense target is not measured (the embeddings take {gigabytes:.1f} GB)"
 
     def target(self, samples_B: Int64, epoch: int) -> Target:
-        """Stored similarities, the sketch's estimate elsewhere; one caption an image and epoch."""
-        self._texts = torch.from_numpy(draw(self._joined, samples_B, self._config.seed, epoch))
+        """Take stored similarities, the sketch's estimate elsewhere; one caption an image and epoch."""
+        texts = torch.from_numpy(draw(self._joined, samples_B, self._config.seed, epoch))
         anchors = None if self._split.whole else self._split.anchors
-        self._made = self._assembler.target(self._texts, anchors, gather=self._split.gather)
-        return self._made.target
+        return self._targets.of_texts(texts, anchors, gather=self._split.gather)
 
     def read_ahead(self, samples_B: Int64, epoch: int) -> None:
         """Begin to read the rows of the next batch."""
         own = samples_B[self._split.anchors.start : self._split.anchors.stop]
-        self._assembler.read_ahead(torch.from_numpy(draw(self._joined, own, self._config.seed, epoch)))
+        self._targets.assembler.read_ahead(torch.from_numpy(draw(self._joined, own, self._config.seed, epoch)))
 
-    def measures(self, *, with_kl: bool) -> dict[str, Tensor | None]:
-        """Stored neighbours per anchor, and KL(dense || assembled) in nats.
 
-        The KL is of the assembly, before pairs are left out and the own view is given its share.
-        """
-        assert self._made is not None, "a batch comes before its measures"
-        anchors = self._split.anchors
-        stored = self._made.stored(anchors.start, anchors.stop)
-        # The dense target has neither stored pairs nor a distance to itself.
-        from_graph = self._config.teacher == "graph"
-        return {
-            "hit_rate": stored.float().mean() if from_graph else None,
-            "kl_to_dense": self._divergence() if from_graph and with_kl and self._measured else None,
-        }
+def measures(target: Target, split: Split, *, with_kl: bool) -> dict[str, Tensor | None]:
+    """Measure a batch's target, over the anchors of this process.
 
-    def _divergence(self) -> Tensor:
-        assert self._made is not None
-        exact, plain, tau_s = self._assembler.dense_target(self._texts), self._made.plain, self._config.tau_s
-        parts = [
-            kl(exact.rows(tile.start, tile.stop), plain.rows(tile.start, tile.stop), tau_s, start=tile.start) * len(tile)
-            for tile in self._split.tiles()
-        ]
-        return torch.stack(parts).sum() / len(self._split.anchors)
+    Returns:
+        `hit_rate`, stored neighbours per anchor, and `kl_to_dense`, KL(dense || assembled) in nats; None where they have no
+        meaning: without a graph, and, of the dense target, for it has neither stored pairs nor a distance to itself.
+    """
+    if not isinstance(target, GraphTarget):
+        return {"hit_rate": None, "kl_to_dense": None}
+    return {
+        "hit_rate": target.hit_rate(split.anchors),
+        "kl_to_dense": target.kl_to_dense(split.anchors, split.tile) if with_kl else None,
+    }
 
 
 def make_objective(config: TrainConfig, data: TrainingData, device: torch.device, split: Split) -> Objective:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from graphbuild.errors import UserError
 from graphbuild.system.allocator import keep_freed_memory
 from graphbuild.targets.batches import Batch
-from graphbuild.torch.losses import SoftLoss
 from train.config import TrainConfig
 from train.data.augment import Augmenter
 from train.data.base import Int64
@@ -35,7 +34,7 @@ from train.model.pretrained import load_backbone
 from train.model.schedule import Schedule
 from train.run.checkpoint import Position
 from train.run.distributed import Ranks
-from train.run.learners import make_learner
+from train.run.learners import Outcome, make_learner
 
 
 class Trainer:
@@ -151,14 +150,14 @@ class Trainer:
         lr = self.schedule.at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        soft = self.learner.loss(encode, views, target)
-        self._losses += soft.loss.detach()
+        outcome = self.learner.loss(encode, views, target)
+        self._losses += outcome.soft.loss.detach()
         if self.device.type == "cpu":
             self.check()
         self.optimizer.zero_grad(set_to_none=True)
-        soft.loss.backward()  # type: ignore[no-untyped-call]
+        outcome.soft.loss.backward()  # type: ignore[no-untyped-call]
         self.ranks.average_gradients(self.model, self.device)
-        report = StepReport(self, batch.epoch, lr, soft, len(samples))
+        report = StepReport(self, batch.epoch, lr, target, outcome, len(samples))
         self.optimizer.step()
         self.step += 1
         self.images_seen += len(samples)
@@ -220,7 +219,9 @@ class StepReport:
     trainer: Trainer
     epoch: int
     lr: float
-    soft: SoftLoss
+    target: Any
+    """What the learner made for the batch."""
+    outcome: Outcome
     images: int
     """Of all processes."""
 
@@ -232,12 +233,13 @@ class StepReport:
         """
         trainer = self.trainer
         trainer.check()
+        soft = self.outcome.soft
         figures = {
-            "loss": self.soft.loss.detach(),
-            "kl": self.soft.kl,
-            "target_entropy": self.soft.target_entropy,
-            "own_view_mass": self.soft.own_view_mass,
-            **trainer.learner.measures(with_kl=with_kl),
+            "loss": soft.loss.detach(),
+            "kl": soft.kl,
+            "target_entropy": soft.target_entropy,
+            "own_view_mass": soft.own_view_mass,
+            **trainer.learner.measures(self.target, self.outcome, with_kl=with_kl),
         }
         known = {name: value for name, value in figures.items() if value is not None}
         means = trainer.ranks.mean(torch.stack([value.double() for value in known.values()])).tolist()

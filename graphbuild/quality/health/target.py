@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from graphbuild.store.graph import Graph
-from graphbuild.targets.assemble import assemble, entropy, own_view_mass, two_view_target
+from graphbuild.targets.assemble import assemble
+from graphbuild.targets.softmax import entropy, own_view_mass
 
 TAUS = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
 _MOST_EMBEDDING_BYTES = 1 << 30
@@ -90,14 +91,13 @@ def target_by_temperature(
     similarity = assemble(graph.rows(ids_B), ids_B, absent=absent).similarity_BB
     table = []
     for tau_s in temperatures:
-        target = two_view_target(similarity, tau_s)
-        nats = entropy(target)
+        nats = entropy(similarity, tau_s)
         table.append(
             {
                 "tau_s": tau_s,
                 "entropy": round(nats, 4),
                 "effective_positives": round(float(np.exp(nats)), 2),
-                "own_view_mass": round(own_view_mass(target), 4),
+                "own_view_mass": round(own_view_mass(similarity, tau_s), 4),
             }
         )
     return table

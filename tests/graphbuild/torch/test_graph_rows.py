@@ -22,8 +22,10 @@ from graphbuild.knn.stage import build_knn
 from graphbuild.store.graph import Graph
 from graphbuild.store.neighbors import Rows
 from graphbuild.targets import assemble as reference
-from graphbuild.torch.rows import DeviceRows, MappedRows, belongs_on_device, bytes_on_device
-from graphbuild.torch.similarities import TargetAssembler, assemble, shape
+from graphbuild.torch.assembler import TargetAssembler, TargetOptions
+from graphbuild.torch.blocks import StoredTarget
+from graphbuild.torch.rows import DeviceRows, MappedRows, RowTensors, belongs_on_device, bytes_on_device
+from graphbuild.torch.softmax import apply_options
 from train.run.checkpoint import load_encoder
 from train.run.loop import train
 from train.run.metrics import read_lines
@@ -46,11 +48,13 @@ def test_graph_held_on_the_device_gives_the_reference_bit_for_bit(
     graph: Graph, seed: int, size: int, absent: float | None, mutual: bool
 ) -> None:
     ids = np.random.default_rng(seed).integers(0, TEXTS, size)
-    assembler = TargetAssembler(graph, absent=absent, symmetrize="mutual" if mutual else "union", graph_on_device="yes")
+    options = TargetOptions(absent=absent, symmetrize="mutual" if mutual else "union", graph_on_device="yes")
+    assembler = TargetAssembler(graph, options)
     assert assembler.graph_on_device
+    found = assembler.assemble(torch.from_numpy(ids))
     expected = reference.assemble(graph.rows(ids), ids, absent=absent, symmetrize="mutual" if mutual else "union")
-    np.testing.assert_array_equal(assembler.assemble(torch.from_numpy(ids)).numpy(), expected.similarity_BB)
-    np.testing.assert_array_equal(assembler.last_stored_B.numpy(), expected.stored_B)
+    np.testing.assert_array_equal(found.rows(0, size).numpy(), expected.similarity_BB)
+    assert found.hit_rate(range(size)).item() == pytest.approx(expected.stored_B.mean())  # type: ignore[union-attr]
 
 
 def test_rows_on_the_device_are_those_of_the_files_across_shards(graph: Graph) -> None:
@@ -76,11 +80,11 @@ def test_assembly_on_a_device_has_fixed_shapes_and_asks_the_device_nothing() -> 
         )
         ids = torch.empty(64, dtype=torch.int64)
         for symmetrize in ("union", "mutual"):
-            batch = (whole.index_select(0, ids) for whole in rows)
-            found = assemble(*batch, ids, absent=None, symmetrize=symmetrize)  # type: ignore[arg-type]
-            shaped = shape(found.similarity_BB, min_similarity=0.1, own_weight=0.3, tau_s=0.1)
+            batch = RowTensors(*(whole.index_select(0, ids) for whole in rows))
+            found = StoredTarget(batch, ids, absent=None, symmetrize=symmetrize)  # type: ignore[arg-type]
+            shaped = apply_options(found.rows(0, 64), min_similarity=0.1, own_weight=0.3, tau_s=0.1)
             assert shaped.shape == (64, 64)
-            assert found.stored_B.shape == (64,)
+            assert found.stored(0, 64).shape == (64,)
 
 
 def test_rows_read_ahead_are_used_and_others_are_read_then(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,13 +141,13 @@ def test_runs_with_the_graph_on_the_device_or_in_files_are_the_same(tmp_path: Pa
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_assembly_on_a_gpu_waits_for_nothing(graph: Graph) -> None:
-    assembler = TargetAssembler(graph, device="cuda", graph_on_device="yes", own_weight=0.2, min_similarity=0.1)
+    assembler = TargetAssembler(graph, TargetOptions(graph_on_device="yes", own_weight=0.2, min_similarity=0.1), "cuda")
     ids = torch.arange(64)
-    assembler.assemble(ids)
+    assembler.assemble(ids).rows(0, 64)
     torch.cuda.set_sync_debug_mode("error")
     try:
         # Any wait for the device raises here.
-        similarity_BB = assembler.assemble(ids)
+        similarity_BB = assembler.assemble(ids).rows(0, 64)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert similarity_BB.shape == (64, 64)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers_targets import laid_out
 from helpers_train import tiny_config, write_images, write_tiny_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,10 @@ from numpy.typing import NDArray
 from graphbuild.errors import OptionError
 from graphbuild.store.neighbors import Rows
 from graphbuild.targets import assemble as reference
-from graphbuild.torch import similarities as targets
+from graphbuild.targets import softmax as numpy_softmax
+from graphbuild.torch import softmax as torch_softmax
+from graphbuild.torch.blocks import StoredTarget
+from graphbuild.torch.rows import RowTensors
 from train.config import TrainConfig
 from train.run.loop import train
 from train.run.metrics import read_metrics
@@ -46,8 +50,8 @@ def slow_mutual(rows: Rows, ids: NDArray[np.int64], absent: float) -> NDArray[np
     return result
 
 
-def as_tensors(rows: Rows) -> list[torch.Tensor]:
-    return [torch.from_numpy(getattr(rows, name)) for name in Rows.__slots__]
+def as_tensors(rows: Rows) -> RowTensors:
+    return RowTensors(*(torch.from_numpy(getattr(rows, name)) for name in Rows.__slots__))
 
 
 @settings(deadline=None, max_examples=60)
@@ -63,9 +67,9 @@ def test_mutual_pairs_are_those_that_both_rows_store(seed: int, k: int) -> None:
 def test_torch_takes_the_same_pairs_for_mutual_bit_for_bit(seed: int, k: int, absent: float | None) -> None:
     rows, ids = random_rows(seed, k=k)
     expected = reference.assemble(rows, ids, absent=absent, symmetrize="mutual")
-    found = targets.assemble(*as_tensors(rows), torch.from_numpy(ids), absent=absent, symmetrize="mutual")
-    np.testing.assert_array_equal(found.similarity_BB.numpy(), expected.similarity_BB)
-    np.testing.assert_array_equal(found.stored_B.numpy(), expected.stored_B)
+    found, batch = StoredTarget(as_tensors(rows), torch.from_numpy(ids), absent=absent, symmetrize="mutual"), len(ids)
+    np.testing.assert_array_equal(found.rows(0, batch).numpy(), expected.similarity_BB)
+    np.testing.assert_array_equal(found.stored(0, batch).numpy(), expected.stored_B)
 
 
 def some_similarity(seed: int, batch: int = 12) -> NDArray[np.float64]:
@@ -75,11 +79,19 @@ def some_similarity(seed: int, batch: int = 12) -> NDArray[np.float64]:
     return symmetric
 
 
+def both(
+    g: NDArray[Any], *, min_similarity: float | None = None, own_weight: float = 0.0, tau_s: float = 0.1
+) -> list[NDArray[Any]]:
+    """The options applied by NumPy and by torch."""
+    options: dict[str, Any] = {"min_similarity": min_similarity, "own_weight": own_weight, "tau_s": tau_s}
+    return [numpy_softmax.apply_options(g, **options), torch_softmax.apply_options(torch.from_numpy(g), **options).numpy()]
+
+
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10_000), least=st.floats(-0.5, 1.5))
 def test_pairs_below_the_least_similarity_have_no_part_in_the_target(seed: int, least: float) -> None:
     g = some_similarity(seed)
-    for found in (reference.leave_out(g, least), targets.leave_out(torch.from_numpy(g), least).numpy()):
+    for found in both(g, min_similarity=least):
         for i in range(len(g)):
             for j in range(len(g)):
                 assert found[i, j] == (g[i, j] if i == j or g[i, j] >= least else -math.inf)
@@ -93,19 +105,26 @@ def test_own_weight_mixes_the_target_with_one_hot(seed: int, weight: float, tau_
     one_hot = np.zeros((2 * batch, 2 * batch))
     for i in range(2 * batch):
         one_hot[i, (i + batch) % (2 * batch)] = 1.0
-    expected = (1 - weight) * reference.two_view_target(g, tau_s) + weight * one_hot
-    for mixed in (reference.mix_own(g, weight, tau_s), targets.mix_own(torch.from_numpy(g), weight, tau_s).numpy()):
-        np.testing.assert_allclose(reference.two_view_target(mixed, tau_s), expected, rtol=0, atol=1e-12)
+    expected = (1 - weight) * laid_out(g, tau_s) + weight * one_hot
+    for mixed in both(g, own_weight=weight, tau_s=tau_s):
+        np.testing.assert_allclose(laid_out(mixed, tau_s), expected, rtol=0, atol=1e-12)
         np.testing.assert_array_equal(mixed, mixed.T)
 
 
 def test_options_apply_in_float32_too() -> None:
     g = some_similarity(1).astype(np.float32)
-    mixed = reference.mix_own(g, 0.3, 0.1)
-    assert mixed.dtype == np.float32
-    np.testing.assert_allclose(targets.mix_own(torch.from_numpy(g), 0.3, 0.1).numpy(), mixed, rtol=0, atol=1e-6)
-    plain = targets.own_view_mass(torch.from_numpy(g), 0.1).item()
-    assert targets.own_view_mass(torch.from_numpy(mixed), 0.1).item() == pytest.approx(0.3 + 0.7 * plain, abs=1e-5)
+    mixed, twin = both(g, own_weight=0.3)
+    assert mixed.dtype == twin.dtype == np.float32
+    np.testing.assert_allclose(twin, mixed, rtol=0, atol=1e-6)
+    plain = torch_softmax.own_view_mass(torch.from_numpy(g), 0.1).item()
+    assert torch_softmax.own_view_mass(torch.from_numpy(mixed), 0.1).item() == pytest.approx(0.3 + 0.7 * plain, abs=1e-5)
+
+
+def test_own_weight_is_finite_where_the_share_of_the_own_view_rounds_to_nothing() -> None:
+    g = np.array([[1.0, 1.01], [1.01, 1.0]], np.float32)
+    for mixed in both(g, own_weight=0.3, tau_s=1e-5):
+        assert np.isfinite(mixed).all()
+        np.testing.assert_allclose(numpy_softmax.own_view_mass(mixed, 1e-5), 0.3, atol=1e-3)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_graph import clustered_vectors, write_graph
+from helpers_targets import whole_clip_loss
 from helpers_train import CLASSES, tiny_config, write_images
 from torch import Tensor
 from torch.nn import functional
@@ -18,7 +19,7 @@ from graphbuild.errors import ArtifactError, OptionError
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.store.graph import Graph
-from graphbuild.torch.losses import clip_loss, tiled_clip_loss
+from graphbuild.torch.losses import clip_loss
 from train.config import TrainConfig
 from train.data.prepare import prepare
 from train.model.text_tower import TextTokens, TextTower, Tokenizer, encode_texts
@@ -66,16 +67,16 @@ def unit(seed: int, count: int = 10, width: int = 4) -> Tensor:
 def test_tiled_clip_loss_and_gradients_equal_the_plain_ones(parts: list[range]) -> None:
     ids = torch.tensor([3, 1, 3, 0, 5, 1, 3, 9, 8, 7])
     plain, tiled = ([item.requires_grad_() for item in (unit(0), unit(1), torch.tensor(9.0).double())] for _ in range(2))
-    clip_loss(*plain, ids).backward()  # type: ignore[no-untyped-call]
+    whole_clip_loss(*plain, ids).backward()  # type: ignore[no-untyped-call]
     for anchors in parts:
         share = len(anchors) / 10
-        (share * tiled_clip_loss(*tiled, ids, anchors, tile=3).loss).backward()
+        (share * clip_loss(*tiled, ids, anchors, tile=3).loss).backward()
     for one, other in zip(plain, tiled, strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=1e-12)
 
 
 def test_entropy_of_the_clip_target_counts_repeated_texts() -> None:
-    found = tiled_clip_loss(unit(0, 4), unit(1, 4), torch.tensor(5.0), torch.tensor([2, 2, 2, 0]), range(4), tile=3)
+    found = clip_loss(unit(0, 4), unit(1, 4), torch.tensor(5.0), torch.tensor([2, 2, 2, 0]), range(4), tile=3)
     assert found.target_entropy.item() == pytest.approx(3 * np.log(3) / 4)
     assert found.own_view_mass.item() == pytest.approx((3 / 3 + 1) / 4)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers_graph import clustered_vectors, write_graph
 from helpers_ranks import BATCH, batch_of, loss_and_gradients, net, run_ranks, said, train_cli, train_cli_until
+from helpers_targets import one_hot, same_class, whole_clip_loss
 from helpers_train import tiny_config, write_images, write_tiny_graph
 from torch.nn import functional
 
@@ -18,8 +19,7 @@ from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.store.graph import Graph
 from graphbuild.targets import assemble as reference
-from graphbuild.torch.losses import clip_loss
-from graphbuild.torch.similarities import one_hot, same_class
+from graphbuild.targets.softmax import apply_options
 from train.config import TrainConfig
 from train.run.checkpoint import checkpoints, load_encoder
 from train.run.distributed import Ranks
@@ -48,7 +48,7 @@ def expected_similarity(kind: str, graph: Graph, ids: torch.Tensor) -> torch.Ten
     how: Any = "mutual" if kind == "mutual" else "union"
     similarity: Any = reference.assemble(graph.rows(ids.numpy()), ids.numpy(), symmetrize=how).similarity_BB
     if kind == "mixed":
-        similarity = reference.mix_own(reference.leave_out(similarity, 0.1), 0.3, 0.1)
+        similarity = apply_options(similarity, min_similarity=0.1, own_weight=0.3, tau_s=0.1)
     return torch.from_numpy(similarity)
 
 
@@ -70,7 +70,7 @@ def test_loss_and_gradients_equal_one_process_with_the_whole_batch(graph: Graph,
         torch.testing.assert_close(rows, similarity, rtol=0, atol=1e-6 if kind == "mixed" else 0)
         model = net()
         z = functional.normalize(model(pictures), dim=1)
-        loss = clip_loss(*z.chunk(2), torch.tensor(10.0), ids) if kind == "clip" else slow_loss(z, rows)
+        loss = whole_clip_loss(*z.chunk(2), torch.tensor(10.0), ids) if kind == "clip" else slow_loss(z, rows)
         loss.backward()  # type: ignore[no-untyped-call]
         for part in parts:
             found, gradients, _ = part[kind]
