@@ -34,6 +34,7 @@ for command in (
     exchange.import_,
     exchange.subset,
     quality.compare,
+    quality.explore,
     quality.status,
     quality.doctor,
     exchange.datasets,

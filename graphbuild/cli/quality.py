@@ -154,3 +154,39 @@ def doctor(folder: Path | None, as_json: bool) -> None:
     from graphbuild.quality.doctor import diagnose
 
     answer(diagnose(folder), as_json)
+
+
+@click.command()
+@graph_dir_option
+@click.option(
+    "--map-dir",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Where the map's files go (default: explore/ in the graph).",
+)
+@click.option(
+    "--out",
+    "site",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Write a static site there, which needs no network.",
+)
+@click.option("--count", type=click.IntRange(min=4), default=200_000, show_default=True, help="Texts at most.")
+@click.option("--all", "whole", is_flag=True, help="Show every text, however many.")
+@click.option("--images/--no-images", default=True, show_default=True, help="Thumbnails, where pictures are at hand.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the map.")
+@click.option("--open/--no-open", "view", default=False, show_default=True, help="Start the viewer, if it is installed.")
+@json_option
+def explore(graph_dir: Path | None, count: int, whole: bool, view: bool, as_json: bool, **options: Any) -> None:
+    """Lay out the texts as a map to walk around in, and say how true it is.
+
+    The map is drawn by embedding-atlas in a browser: positions by UMAP from the stored neighbours, labels, figures of the graph.
+    """
+    from graphbuild.quality.explore.viewer import start_viewer
+    from graphbuild.quality.explore.write import ExploreConfig, write_map
+
+    result = write_map(find_graph_dir(graph_dir), ExploreConfig(count=None if whole else count, **options))
+    answer(result, as_json)
+    if view and result.viewer is not None:
+        start_viewer(result.viewer, result.folder, images=result.images > 0)

@@ -131,6 +131,12 @@ def find_duplicates(graph_dir: Path, out: Path | None, *, threshold: float = 0.9
     )
 
 
+def duplicate_keepers(tables: Frames, threshold: float) -> Ids:
+    """Return the kept text that stands for each near-duplicate; -1 for texts that are kept; (N,)."""
+    similar, _ = _edges_from(tables, threshold, threshold)
+    return _keepers(similar, _order(tables), threshold)[0]
+
+
 def _edges_from(tables: Frames, lowest: float, threshold: float) -> tuple[csr_array, int]:
     """Stored pairs at or above a similarity, both ways, and the number of rows that hold nothing below the threshold."""
     graph = tables.graph

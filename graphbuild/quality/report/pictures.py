@@ -15,17 +15,23 @@ _PIXELS = 160
 
 
 def pictures(graph_dir: Path, manifest: Manifest, sample_ids: Sequence[str]) -> tuple[dict[str, str], str]:
-    """A JPEG of each sample that has a picture, and what to say about the rest (empty if there is nothing to say)."""
+    """Return a JPEG, as data URI, of each sample that has a picture, and what to say about the rest (empty if nothing)."""
+    found, note = picture_bytes(graph_dir, manifest, sample_ids, pixels=_PIXELS)
+    return {name: "data:image/jpeg;base64," + base64.b64encode(data).decode() for name, data in found.items()}, note
+
+
+def picture_bytes(graph_dir: Path, manifest: Manifest, sample_ids: Sequence[str], *, pixels: int) -> tuple[dict[str, bytes], str]:
+    """Return a JPEG, at most `pixels` wide and high, of each sample that has a picture, and what to say about the rest."""
     images = manifest.dataset.get("images")
     if not images:
         return {}, "The manifest names no pictures, so neighbourhoods are shown as text."
     readers = {"parquet": _from_parquet, "imagefolder": _from_folder}
     if images["kind"] not in readers:
         return {}, f"Pictures of kind {images['kind']} are not shown here; neighbourhoods are text."
-    found: dict[str, str] = {}
+    found: dict[str, bytes] = {}
     try:
         for sample_id, data in readers[images["kind"]](graph_dir, manifest.dataset, sorted(set(sample_ids))):
-            if (picture := _shrink(data)) is not None:
+            if (picture := _shrink(data, pixels)) is not None:
                 found[sample_id] = picture
     # Whatever the pictures' files hold: a report without them is better than none.
     except Exception as error:
@@ -63,7 +69,7 @@ def _from_folder(graph_dir: Path, dataset: dict[str, Any], sample_ids: list[str]
             yield sample_id, path.read_bytes()
 
 
-def _shrink(data: bytes | None) -> str | None:
+def _shrink(data: bytes | None, pixels: int) -> bytes | None:
     from PIL import Image, UnidentifiedImageError
 
     if not data:
@@ -71,9 +77,9 @@ def _shrink(data: bytes | None) -> str | None:
     try:
         with Image.open(io.BytesIO(data)) as image:
             small = image.convert("RGB")
-            small.thumbnail((_PIXELS, _PIXELS))
+            small.thumbnail((pixels, pixels))
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError):
         return None
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
