@@ -20,11 +20,11 @@ def find_viewer() -> str | None:
     return str(beside) if beside.exists() else shutil.which(PROGRAM)
 
 
-def viewer_arguments(folder: Path, *, images: bool) -> list[str]:
-    """Return what the viewer is told about the files of a map."""
-    arguments = [str(folder / "atlas.parquet"), "--x", "x", "--y", "y", "--text", "text", "--neighbors", "neighbors"]
+def viewer_arguments(*, images: bool) -> list[str]:
+    """Return what the viewer is told about the files of a map; it runs in their folder, so that no path enters a site."""
+    arguments = ["atlas.parquet", "--x", "x", "--y", "y", "--text", "text", "--neighbors", "neighbors"]
     # Without a column, PageRank would be computed in Python.
-    arguments += ["--pagerank", "in_degree", "--labels", str(folder / "labels.parquet"), "--disable-projection"]
+    arguments += ["--pagerank", "in_degree", "--labels", "labels.parquet", "--disable-projection"]
     return [*arguments, "--image", "image"] if images else arguments
 
 
@@ -42,8 +42,9 @@ def export_site(folder: Path, site: Path, *, images: bool) -> None:
         )
     if site.exists() and (not site.is_dir() or any(site.iterdir())):
         raise OptionError(f"--out {site}: exists and is not empty. Choose a new folder.")
-    command = [program, *viewer_arguments(folder, images=images), "--export-application", str(site)]
-    done = subprocess.run([*command, "--export-metadata", str(folder / "state.json")], capture_output=True, text=True, check=False)
+    command = [program, *viewer_arguments(images=images), "--export-application", str(site.absolute())]
+    command += ["--export-metadata", "state.json"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ResourceError(f"{PROGRAM} ended with {done.returncode}: {reason}. Try another version of it.")
@@ -51,4 +52,4 @@ def export_site(folder: Path, site: Path, *, images: bool) -> None:
 
 def start_viewer(program: str, folder: Path, *, images: bool) -> None:
     """Serve the map on this machine until it is stopped."""
-    subprocess.run([program, *viewer_arguments(folder, images=images), "--host", "127.0.0.1"], check=False)
+    subprocess.run([program, *viewer_arguments(images=images), "--host", "127.0.0.1"], cwd=folder, check=False)

@@ -68,8 +68,8 @@ class ExploreResult:
         ]
         if self.site is not None:
             return "\n".join([*lines, f"{self.site}: a static site; serve it: python -m http.server --directory {self.site}"])
-        command = shlex.join(viewer_arguments(self.folder, images=self.images > 0))
-        return "\n".join([*lines, f"look at it: {self.viewer or HINT} {command}"])
+        command = shlex.join(viewer_arguments(images=self.images > 0))
+        return "\n".join([*lines, f"look at it: cd {shlex.quote(str(self.folder))} && {self.viewer or HINT} {command}"])
 
     def to_json(self) -> dict[str, Any]:
         """Return the same for scripts."""
@@ -163,7 +163,10 @@ def _state(frame: pl.DataFrame, truth: Truth, chosen: Selection) -> dict[str, An
         elif frame[name].dtype == pl.String and name not in (schemas.TEXT, schemas.SAMPLE_ID):
             charts.append({"type": "count-plot", "title": name, "data": {"field": name}})
     charts.append({"type": "instances", "title": "Table"})
-    state = {"charts": {str(number): chart for number, chart in enumerate(charts, start=1)}}
+    styles = {name: {"display": "hidden"} for name in ("x", "y", "neighbors", "near_duplicate_group", "FILE_NAME")}
+    if image:
+        styles["image"] = {"display": "full", "renderer": "image"}
+    state = {"charts": {str(number): chart for number, chart in enumerate(charts, start=1)}, "columnStyles": styles}
     return {"props": {"initialState": state}}
 
 
