@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.evaluate.protocols.case import Case, Labelled
+from train.evaluate.protocols.task import Labelled, Task
 
 
 def blobs(count: int, *, classes: int = 4, width: int = 12, spread: float = 0.8, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -18,7 +18,7 @@ def blobs(count: int, *, classes: int = 4, width: int = 12, spread: float = 0.8,
     return centres[labels] + spread * torch.randn(count, width, generator=generator), labels
 
 
-def make_case(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, **more: Any) -> Case:
-    """A case without superclasses."""
+def make_task(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, **more: Any) -> Task:
+    """A task without superclasses."""
     names = tuple(f"class {code}" for code in range(int(max(labels.max(), truth.max() if len(truth) else 0)) + 1))
-    return Case(Labelled(train, labels), Labelled(test, truth), names, **more)
+    return Task(Labelled(train, labels), Labelled(test, truth), names, **more)

@@ -78,8 +78,13 @@ def run(config_file: Path | None, run_dir: Path | None, overwrite: bool, as_json
 
 @cli.command("eval")
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path), help="The run's folder, or an encoder's .safetensors.")
-@click.option("--data", default=None, help="Images to classify (default: the validation images that the graph records).")
-@click.option("--train-data", default=None, help="Images to learn from (default: those of the run).")
+@click.option(
+    "--data", default=None, help="Images to classify (default: those held out of the training, or a validation set that is found)."
+)
+@click.option("--train-data", default=None, help="Images to learn from (default: those that the run was trained on).")
+@click.option("--val-ids", default=None, metavar="FILE", help="Ids of images of the run's source to classify, one a line.")
+@click.option("--val-fraction", type=click.FloatRange(0, 1), default=0.0, help="Share of the run's images to classify.")
+@click.option("--allow-overlap", is_flag=True, help="Go on although images to classify are among those to learn from.")
 @click.option("--label-column", default="", metavar="A,B", help="Columns of the classes, separated by commas.")
 @click.option(
     "--protocol",
@@ -89,7 +94,7 @@ def run(config_file: Path | None, run_dir: Path | None, overwrite: bool, as_json
     help="What is measured; repeatable (default: all that the data and files given allow).",
 )
 @click.option("--superclass-column", default=None, help="Column of the superclasses, for retrieval.")
-@click.option("--held-out", default=None, metavar="FILE", help="Classes, one a line, that few-shot alone is asked about.")
+@click.option("--held-out", default=None, metavar="FILE", help="Classes, one a line, that few-shot alone is scored on.")
 @click.option("--hierarchy", default=None, metavar="FILE", help="Distances between classes, for severity: .npz, or .tsv of paths.")
 @click.option("--templates", default=None, metavar="FILE", help='JSON list of prompts for zero-shot (default: "a photo of a {}").')
 @click.option("--real-labels", default=None, metavar="FILE", help="ImageNet-Real's real.json.")

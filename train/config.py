@@ -78,6 +78,10 @@ class TrainConfig:
     """Parquet column of the image bytes (default: the only binary column)."""
     id_column: str | None = None
     """Parquet column of the sample ids (default: the one that the graph records), or key of the JSON in shards (default: url)."""
+    val_ids: str | None = None
+    """File with a sample id a line: images that are left out of the training, and classified by `train eval`."""
+    val_fraction: Annotated[float, Range(0, 1)] = 0.0
+    """Share of the images that is left out of the training, chosen by their ids, and classified by `train eval`."""
     label_column: str | None = None
     """Column of the classes for supcon (default: equal texts of the graph are a class)."""
     model: ModelName = "small"

@@ -28,7 +28,7 @@ OPTIONS = set(
     --images-on-device --init --json --kl-every --label-column --load-size --log-every --loss-tile --lr --lr-scaling
     --max-corrupt --min-similarity --model --momentum --neighbor-ranks --objective --optimizer --overwrite --own-weight
     --precision --projector-dim --projector-hidden --run-dir --seed --steps --symmetrize --tau --tau-s --teacher --tensorboard
-    --text-layers --text-length --text-width --warmup-epochs --weight-decay --workers
+    --text-layers --text-length --text-width --val-fraction --val-ids --warmup-epochs --weight-decay --workers
     """.split()  # noqa: SIM905 - a list of quoted words would be three times as long
 )
 

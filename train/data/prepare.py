@@ -18,13 +18,15 @@ from graphbuild.store.manifest import find_graph_dir
 from graphbuild.system.progress import say
 from train.config import TrainConfig
 from train.data.base import ImageSource, Int64, Labels, encode_labels
+from train.data.held_out import held_out_mask
 from train.data.join import Joined, join
 from train.data.prefetch import read_ahead
 from train.data.sources import open_images, recorded_images
 from train.data.store import CorruptImages, ImageBatch, ImageStore, choose_load_size
+from train.data.subset import Subset
 from train.data.tar import MappedIds
 
-DATA_FIELDS = ("graph_dir", "data", "image_column", "id_column", "load_size")
+DATA_FIELDS = ("graph_dir", "data", "image_column", "id_column", "val_ids", "load_size")
 """Fields of a configuration that prepared data decide."""
 
 
@@ -117,7 +119,8 @@ def open_data(config: TrainConfig) -> OpenData:
     """
     graph = _open_graph(config)
     arguments = _image_arguments(config, graph)
-    source = open_images(**arguments)
+    every = open_images(**arguments)
+    source = _without_held_out(every, config)
     joined = join(source, graph, allow_missing=config.allow_missing) if graph else None
     if joined is not None:
         say(f"{source.name}: {joined.summary()}")
@@ -125,11 +128,20 @@ def open_data(config: TrainConfig) -> OpenData:
         config,
         graph_dir=str(graph.path) if graph else None,
         data=arguments["data"],
-        image_column=getattr(source, "image_column", None),
-        id_column=getattr(source, "id_column", None),
+        image_column=getattr(every, "image_column", None),
+        id_column=getattr(every, "id_column", None),
+        val_ids=str(Path(config.val_ids).absolute()) if config.val_ids else None,
         load_size=config.load_size or choose_load_size(source, config.image_size),
     )
     return OpenData(settled, source, graph, joined)
+
+
+def _without_held_out(source: ImageSource, config: TrainConfig) -> ImageSource:
+    held_out = held_out_mask(source, config.val_ids, config.val_fraction)
+    if held_out is None:
+        return source
+    say(f"{source.name}: {int(held_out.sum()):,} of {len(source):,} images are held out for `train eval`")
+    return Subset(source, np.flatnonzero(~held_out))
 
 
 def load_data(opened: OpenData) -> TrainingData:

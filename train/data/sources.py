@@ -10,7 +10,7 @@ from typing import Any
 from graphbuild.errors import OptionError, SourceError
 from train.data.base import ImageSource
 
-_CIFAR = ("cifar10", "cifar100")
+CIFAR = ("cifar10", "cifar100")
 _SUFFIXES = (".tar", ".parquet")
 """Files that hold many images; where there are both, the first counts."""
 
@@ -31,7 +31,7 @@ def open_images(
         OptionError: If a column is named for images that are not in Parquet.
     """
     kind, _, folder = data.partition(":")
-    paths = [] if kind in _CIFAR else _files(data)
+    paths = [] if kind in CIFAR else _files(data)
     if paths and paths[0].suffix == ".parquet":
         from train.data.parquet import ParquetImages
 
@@ -42,7 +42,7 @@ def open_images(
         from train.data.tar import TarImages
 
         return TarImages(paths, id_column=id_column)
-    if kind in _CIFAR:
+    if kind in CIFAR:
         from train.data.cifar import CifarImages
 
         return CifarImages(kind, Path(folder or "data"), train=not validation)
@@ -60,10 +60,10 @@ def recorded_images(dataset: Mapping[str, Any], graph_dir: Path, *, validation: 
         validation: The validation images, which not every data set has.
     """
     images = dataset.get("images")
-    if not images or (validation and not images.get("val") and images["kind"] not in _CIFAR):
+    if not images or (validation and not images.get("val") and images["kind"] not in CIFAR):
         return None
     path = str(images["val"] if validation and images.get("val") else images["path"])
-    if images["kind"] in _CIFAR:
+    if images["kind"] in CIFAR:
         return {"data": f"{images['kind']}:{graph_dir / path}", "validation": validation}
     columns = {"image_column": images.get("image_column"), "id_column": images.get("id_column") or dataset.get("id_column")}
     if images["kind"] == "webdataset":

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import xxhash
 from safetensors import SafetensorError
@@ -18,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from train.data.base import ImageSource
 from train.data.store import CorruptImages, ImageStore
 from train.evaluate.features import Features, extract_features
+from train.evaluate.images import Images
 from train.model.encoders import Encoder
 
 FOLDER = "features"
-_CHUNK = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,36 +47,23 @@ class Extraction:
         return hasher.hexdigest()
 
 
-def digest_images(source: ImageSource) -> str:
-    """Digest of every image as it is stored, and of the ids."""
-    hasher = xxhash.xxh3_128()
-    for start in range(0, len(source), _CHUNK):
-        rows = range(start, min(start + _CHUNK, len(source)))
-        for row, item in zip(rows, source.encoded(rows), strict=True):
-            content = b"" if item is None else item if isinstance(item, bytes) else np.ascontiguousarray(item).tobytes()
-            hasher.update(f"{source.sample_ids[row]} {len(content)} ".encode())
-            hasher.update(content)
-    return hasher.hexdigest()
-
-
-def features_of(encoders: Sequence[Encoder], source: ImageSource, how: Extraction, *, label: str) -> Features:
-    """Features of all images that can be read, by every encoder, from the cache where it has them.
+def features_of(encoders: Sequence[Encoder], images: Images, how: Extraction, *, label: str) -> Features:
+    """Return the features of all images that can be read, by every encoder, from the cache where it has them.
 
     Args:
         encoders: Frozen encoders of one view size.
-        source: The images.
+        images: The images.
         how: The rest.
         label: What the progress bar says.
 
     Raises:
         SourceError: If no image can be read, or too many cannot.
     """
-    images = digest_images(source) if how.folder else ""
-    paths = [how.folder / f"{how.key(encoder, images)}.safetensors" if how.folder else None for encoder in encoders]
+    paths = [how.folder / f"{how.key(encoder, images.digest)}.safetensors" if how.folder else None for encoder in encoders]
     kept = [_read(path) for path in paths]
     missing = [number for number, found in enumerate(kept) if found is None]
     if missing:
-        made = _extract([encoders[number] for number in missing], source, how, label)
+        made = _extract([encoders[number] for number in missing], images.source, how, label)
         for place, number in enumerate(missing):
             kept[number] = Features(made.rows, (made.by_encoder[place],))
             _write(paths[number], kept[number])
@@ -88,7 +74,7 @@ def features_of(encoders: Sequence[Encoder], source: ImageSource, how: Extractio
 
 def _extract(encoders: Sequence[Encoder], source: ImageSource, how: Extraction, label: str) -> Features:
     corrupt = CorruptImages(source.name, how.max_corrupt)
-    # Each image is asked for once, so that holding them all would only take memory.
+    # Each image is read once, so that holding them all would only take memory.
     store = ImageStore(source, size=how.load_size, corrupt=corrupt, workers=how.workers, cache_bytes=0)
     try:
         return extract_features(encoders, store, device=how.device, bfloat16=how.bfloat16, label=label)

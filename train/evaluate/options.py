@@ -41,15 +41,22 @@ class EvalOptions:
     """Which images, which labels, which protocols."""
 
     data: str | None = None
-    """Images to classify; None: the validation images that the run's graph records, or CIFAR's test split."""
+    """Images to classify; None: those held out of the training, CIFAR's test split, what the run's graph records, or a
+    validation set beside the run's images."""
     train_data: str | None = None
-    """Images to learn from; None: those of the run."""
+    """Images to learn from; None: those that the run was trained on."""
+    val_ids: str | None = None
+    """File with a sample id a line: images of the run's source that are classified, and not learned from."""
+    val_fraction: float = 0.0
+    """Share of the images of the run's source that is classified, and not learned from."""
+    allow_overlap: bool = False
+    """Go on although over 1 % of the images to classify are among those to learn from."""
     label_columns: tuple[str, ...] = ()
     """Columns of the classes, one set of scores each; none: the run's or the data set's, else `label`."""
     superclass_column: str | None = None
     """Column of the superclasses, for retrieval."""
     held_out: str | None = None
-    """File with a class a line: left out of everything but few-shot, which is asked about them alone."""
+    """File with a class a line: left out of everything but few-shot, which is scored on them alone."""
     hierarchy: str | None = None
     """Distances between classes, for severity: `.npz` with wnids and dist, or `.tsv` with hypernym_path."""
     real_labels: str | None = None

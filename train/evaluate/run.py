@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from graphbuild.store import schemas
+from graphbuild.store.files import write_json
 from train.config import TrainConfig
 from train.data.base import ImageSource
 from train.data.store import choose_load_size
 from train.evaluate.cache import FOLDER, Extraction, features_of
+from train.evaluate.data import EvalData
 from train.evaluate.encoders import SUFFIX, read_encoder
 from train.evaluate.features import Features
+from train.evaluate.images import Images
 from train.evaluate.options import ON_IMAGENET, ON_LABELS, EvalOptions, ProtocolName
-from train.evaluate.protocols.case import Case
 from train.evaluate.protocols.few_shot import few_shot_scores
-from train.evaluate.protocols.imagenet import Answer, Found, ImageSet, imagenet_answer
+from train.evaluate.protocols.imagenet import Found, ImageNetSet, imagenet_answer
 from train.evaluate.protocols.imagenet9 import ImageNet9
 from train.evaluate.protocols.imagenet_real import ImageNetReal
 from train.evaluate.protocols.low_data import low_data_scores
@@ -31,8 +30,8 @@ from train.evaluate.protocols.objectnet import ObjectNet
 from train.evaluate.protocols.retrieval import retrieval_scores
 from train.evaluate.protocols.scores import describe, knn_scores, linear_scores
 from train.evaluate.protocols.severity import severity_scores
+from train.evaluate.protocols.task import Task
 from train.evaluate.protocols.zero_shot import read_templates, zero_shot_scores
-from train.evaluate.sides import Sides
 from train.model.encoders import Encoder, has_fast_bfloat16
 from train.model.text_tower import TextTower, Tokenizer
 from train.run.checkpoint import TEXT_TOWER, load_text_tower
@@ -47,10 +46,12 @@ _HIDDEN = ("classes", "n_train", "n_test", "unlabelled", "unseen", "linear_l2", 
 _COUNTED = ("severity", "severity_all", "severity_chance", "held_out_classes")
 """Scores that are no shares."""
 
+TextSide = tuple[TextTower, Tokenizer, tuple[str, ...]]
+"""Text tower, tokenizer and prompts of zero-shot."""
 Scores = dict[str, dict[str, dict[str, float]]]
 """By encoder, then by label column or data set, then by measure."""
 
-_BY_COLUMN: Mapping[ProtocolName, Callable[[Case], dict[str, float]]] = {
+_BY_COLUMN: Mapping[ProtocolName, Callable[[Task], dict[str, float]]] = {
     "knn": knn_scores,
     "linear": linear_scores,
     "low-data": low_data_scores,
@@ -70,18 +71,21 @@ class EvalResult:
     data: str | None
     """Images that were classified; None where only a protocol ran that brings its own."""
     train_data: str | None
-    """Images that were learned from; the same."""
+    """Images of which features and labels were learned; the same."""
     images: int
     train_images: int
+    overlap: int
+    """Images to classify that are among those to learn from."""
     corrupt_images: int
-    """Left out, on both sides."""
+    """Left out of all sets."""
     scores: Scores
 
     def summary(self) -> str:
         """A table for people: shares in percent."""
-        learned = f"; {self.train_images:,} images of {self.train_data} to learn from, {self.images:,} of {self.data} to classify"
+        sets = f"; {self.train_images:,} images of {self.train_data} to learn from, {self.images:,} of {self.data} to classify"
+        sets += f", {self.overlap:,} of which are in both" if self.overlap else ""
         left_out = f"; {self.corrupt_images:,} that cannot be read left out" if self.corrupt_images else ""
-        lines = [f"{self.run_dir}: {self.objective}{learned if self.data else ''}{left_out}"]
+        lines = [f"{self.run_dir}: {self.objective}{sets if self.data else ''}{left_out}"]
         columns = list(next(iter(self.scores.values())))
         wide = max(map(len, ("scores of", *columns))) + 2
         lines.append(f"{'scores of':<{wide}}{'measure':<26}" + "".join(f"{name:>20}" for name in self.scores))
@@ -121,12 +125,12 @@ def evaluate_run(run_dir: Path, options: EvalOptions | None = None) -> EvalResul
         SourceError: If images or label columns are missing.
     """
     result = _Evaluation(run_dir, options or EvalOptions()).run()
-    _write(_beside(run_dir, EVAL_FILE), json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n")
+    write_json(_beside(run_dir, EVAL_FILE), result.to_json())
     return result
 
 
 class _Evaluation:
-    """One call: the encoders, and the features that they were asked for."""
+    """One call: the encoders, and their features of every set of images."""
 
     def __init__(self, run_dir: Path, options: EvalOptions) -> None:
         self.path, self.options = run_dir, options
@@ -139,39 +143,44 @@ class _Evaluation:
         if options.untrained:
             self.encoders[UNTRAINED] = build_model(self.config, torch.device("cpu"))
         self.scores: Scores = {name: {} for name in self.encoders}
-        self.corrupt = 0
-        """Images that could not be read."""
-        self._extracted: dict[int, Features] = {}
-        self._text_side: tuple[TextTower, Tokenizer, tuple[str, ...]] | None = None
+        self._extracted: dict[Images, Features] = {}
 
     def run(self) -> EvalResult:
-        """Everything asked for."""
+        """Score everything that is asked for."""
         chosen = self.options.chosen()
-        self._text_side = self._open_text_side(chosen)
-        sides = Sides(self.config, self.options) if set(chosen) & {*ON_LABELS, *ON_IMAGENET} else None
+        text_side = self._open_text_side(chosen)
+        data = EvalData(self.config, self.options) if set(chosen) & {*ON_LABELS, *ON_IMAGENET} else None
         # Opened before anything is computed: a wrong path is told at once.
-        sets = self._image_sets(chosen, sides)
-        learned = self.features(sides.learned, "features to learn from") if sides else None
-        asked = self.features(sides.asked, "features to classify") if sides else None
-        answers: list[Answer] = [_no_answer for _ in self.encoders]
-        if sides and learned and asked:
-            answers = [self._score_columns(number, sides, learned, asked, chosen) for number in range(len(self.encoders))]
-        for images in sets:
-            self._score_set(images, answers)
+        on_imagenet = self._imagenet_sets(chosen, data)
+        mit_states = MitStates(Path(self.options.mit_states)) if self.options.mit_states and "mit-states" in chosen else None
+        for number, name in enumerate(self.encoders):
+            if data:
+                tasks = self._tasks(data, number)
+                self._score_columns(name, tasks, chosen, text_side if name == TRAINED else None)
+                if on_imagenet:
+                    answer = imagenet_answer(next(iter(tasks.values())))
+                    for images in on_imagenet:
+                        self.scores[name] |= images.scores(self._found(images.sources, number), answer)
+            if mit_states:
+                self.scores[name] |= mit_states.scores(self._found(mit_states.sources, number))
+        return self._result(chosen, data)
+
+    def _result(self, chosen: Sequence[ProtocolName], data: EvalData | None) -> EvalResult:
         return EvalResult(
             run_dir=self.path,
             objective=self.objective,
-            protocols=chosen,
-            data=sides.asked.name if sides else None,
-            train_data=sides.learned.name if sides else None,
-            images=len(asked.rows) if asked else 0,
-            train_images=len(learned.rows) if learned else 0,
-            corrupt_images=self.corrupt,
+            protocols=tuple(chosen),
+            data=data.test.source.name if data else None,
+            train_data=data.train.source.name if data else None,
+            images=len(self._extracted[data.test].rows) if data else 0,
+            train_images=len(self._extracted[data.train].rows) if data else 0,
+            overlap=data.overlap if data else 0,
+            corrupt_images=sum(len(images.source) - len(found.rows) for images, found in self._extracted.items()),
             scores=self.scores,
         )
 
-    def _open_text_side(self, chosen: Sequence[ProtocolName]) -> tuple[TextTower, Tokenizer, tuple[str, ...]] | None:
-        """Text tower, tokenizer and prompts, where zero-shot is named, or not ruled out and the run is CLIP's."""
+    def _open_text_side(self, chosen: Sequence[ProtocolName]) -> TextSide | None:
+        """Open text tower, tokenizer and prompts, where zero-shot is named, or not ruled out and the run is CLIP's."""
         has_tower = not _is_file(self.path) and (self.path / TEXT_TOWER).exists()
         if "zero-shot" not in chosen or not (has_tower or "zero-shot" in self.options.protocols):
             return None
@@ -179,52 +188,47 @@ class _Evaluation:
         tokenizer = Tokenizer(Path(self.config.graph_dir or "") / schemas.TOKENIZER, tower.shape["length"])
         return tower, tokenizer, read_templates(self.options.templates)
 
+    def _tasks(self, data: EvalData, number: int) -> dict[str, Task]:
+        """One task a label column, with the features of one encoder."""
+        train, test = self._features(data.train, "features to learn from"), self._features(data.test, "features to classify")
+        return {column: data.task(column, train, test, number, self.device) for column in data.columns}
+
     def _score_columns(
-        self, number: int, sides: Sides, learned: Features, asked: Features, chosen: Sequence[ProtocolName]
-    ) -> Answer:
-        """Scores of one encoder on every label column; its answers by ImageNet's classes, where these are asked for."""
-        scores = self.scores[list(self.encoders)[number]]
-        answer: Answer = _no_answer
-        wanted = [name for name in ON_LABELS if name in chosen]
-        for column in sides.columns:
-            case = sides.case(column, learned, asked, number, self.device)
-            if answer is _no_answer and set(ON_IMAGENET) & set(chosen):
-                answer = imagenet_answer(case)
-            if wanted:
-                scores[column] = describe(case)
+        self, name: str, tasks: Mapping[str, Task], chosen: Sequence[ProtocolName], text_side: TextSide | None
+    ) -> None:
+        """Score one encoder on every label column."""
+        wanted = [protocol for protocol in ON_LABELS if protocol in chosen]
+        for column, task in tasks.items() if wanted else ():
+            scores = describe(task)
             for protocol in wanted:
                 if protocol in _BY_COLUMN:
-                    scores[column] |= _BY_COLUMN[protocol](case)
-            if self._text_side is not None and not number:
-                scores[column] |= zero_shot_scores(case, self.encoders[TRAINED], *self._text_side)
-        return answer
+                    scores |= _BY_COLUMN[protocol](task)
+            if text_side is not None:
+                scores |= zero_shot_scores(task, self.encoders[TRAINED], *text_side)
+            self.scores[name][column] = scores
 
-    def _image_sets(self, chosen: Sequence[ProtocolName], sides: Sides | None) -> list[ImageSet]:
+    def _imagenet_sets(self, chosen: Sequence[ProtocolName], data: EvalData | None) -> list[ImageNetSet]:
         options = self.options
-        sets: list[ImageSet] = []
-        if "imagenet-real" in chosen and options.real_labels and sides:
-            sets.append(ImageNetReal(sides.asked, Path(options.real_labels)))
+        sets: list[ImageNetSet] = []
+        if "imagenet-real" in chosen and options.real_labels and data:
+            sets.append(ImageNetReal(data.test, Path(options.real_labels)))
         if "imagenet-9" in chosen and options.imagenet9:
             sets.append(ImageNet9(Path(options.imagenet9), Path(options.in9_map) if options.in9_map else None))
         if "objectnet" in chosen and options.objectnet:
             sets.append(ObjectNet(Path(options.objectnet)))
-        if "mit-states" in chosen and options.mit_states:
-            sets.append(MitStates(Path(options.mit_states)))
         return sets
 
-    def _score_set(self, images: ImageSet, answers: Sequence[Answer]) -> None:
-        features = {name: self.features(source, f"features of {name}") for name, source in images.sources.items()}
-        for number, encoder in enumerate(self.encoders):
-            found = {name: Found(side.rows, side.by_encoder[number].to(self.device)) for name, side in features.items()}
-            self.scores[encoder] |= images.scores(found, answers[number])
+    def _found(self, sources: Mapping[str, Images], number: int) -> dict[str, Found]:
+        """One encoder's features of some sets of images."""
+        every = {name: self._features(images, f"features of {name}") for name, images in sources.items()}
+        return {name: Found(found.rows, found.by_encoder[number].to(self.device)) for name, found in every.items()}
 
-    def features(self, source: ImageSource, label: str) -> Features:
-        """Features of a source by every encoder; asked for again, the same."""
-        if id(source) not in self._extracted:
-            found = features_of(list(self.encoders.values()), source, self._extraction(source), label=label)
-            self.corrupt += len(source) - len(found.rows)
-            self._extracted[id(source)] = found
-        return self._extracted[id(source)]
+    def _features(self, images: Images, label: str) -> Features:
+        """Features of images by every encoder; computed once."""
+        if images not in self._extracted:
+            how = self._extraction(images.source)
+            self._extracted[images] = features_of(list(self.encoders.values()), images, how, label=label)
+        return self._extracted[images]
 
     def _extraction(self, source: ImageSource) -> Extraction:
         config = self.config
@@ -256,17 +260,3 @@ def _config_of(encoder: Encoder) -> TrainConfig:
         projector_hidden=encoder.projector_hidden,
         projector_dim=encoder.projector_dim,
     )
-
-
-def _no_answer(features: Tensor) -> Tensor:
-    raise AssertionError("a protocol that needs ImageNet's classes ran without images to learn them from")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file so that a crash leaves the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)

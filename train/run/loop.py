@@ -22,6 +22,7 @@ from graphbuild.errors import ArtifactMismatch
 from graphbuild.system.progress import Meter, progress, say
 from graphbuild.torch.devices import choose_device
 from train.config import TrainConfig
+from train.data.held_out import eval_command
 from train.data.prepare import DATA_FIELDS, OpenData, TrainingData, event, load_data, open_data, prepare
 from train.model.encoders import has_fast_bfloat16
 from train.model.optimizers import DEFAULT_LR
@@ -90,7 +91,7 @@ def train(
         folder, opened = _enter(config, run_dir, overwrite, data, ranks)
         try:
             if ranks.told_by_main(lambda: folder.finished):
-                return finished_result(folder)
+                return finished_result(folder, _eval_command(folder, opened))
             loaded = data or load_data(opened)
             try:
                 with ranks.main_first():
@@ -206,6 +207,7 @@ class _Session:
             seconds=trainer.clock.total(),
             first_step=first,
             last=read_metrics(self.path)[-1] if self.ranks.is_main else {},
+            eval_command=_eval_command(self.folder, self.data.opened),
         )
 
     def _restore(self) -> None:
@@ -314,6 +316,10 @@ class _Session:
 def _bottleneck(wait_share: float) -> str:
     """What a run would be faster with more of: steps that never wait for images are bound by the device."""
     return f"bound by {'data' if wait_share > _MOST_WAIT else 'compute'} ({wait_share:.0%} waiting for data)"
+
+
+def _eval_command(folder: RunFolder, opened: OpenData) -> str:
+    return eval_command(folder.path, folder.config, opened.source, opened.graph)
 
 
 def _data_fields(opened: OpenData) -> dict[str, Any]:

@@ -24,9 +24,11 @@ class RunResult:
     """Where this session went on; 0 for a new run, `steps` for one that was finished before."""
     last: dict[str, Any] = field(default_factory=dict)
     """The last line of metrics.jsonl."""
+    eval_command: str = ""
+    """How the run is evaluated; what the user has to name stands there in capitals."""
 
     def summary(self) -> str:
-        """For people."""
+        """Return one line for people."""
         if self.first_step == self.steps:
             return f"{self.run_dir}: was finished before ({self.steps:,} steps)."
         before = f", went on from step {self.first_step:,}" if self.first_step else ""
@@ -34,11 +36,11 @@ class RunResult:
         return (
             f"{self.run_dir}: {self.objective}, {self.steps:,} steps{before}, {self.images_seen:,} images in {self.seconds:,.0f} s "
             f"({rate:,.0f}/s); loss {_number(self.last.get('loss'))}, KL to the target {_number(self.last.get('kl'))} nats. "
-            f"Evaluate it with `train eval {self.run_dir}`."
+            f"Evaluate it with `{self.eval_command}`."
         )
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
+        """Return the same for scripts."""
         return {
             "run_dir": str(self.run_dir),
             "objective": self.objective,
@@ -47,11 +49,12 @@ class RunResult:
             "seconds": round(self.seconds, 3),
             "first_step": self.first_step,
             "last": self.last,
+            "eval_command": self.eval_command,
         }
 
 
-def finished_result(folder: RunFolder) -> RunResult:
-    """That of a run that had come to its end before."""
+def finished_result(folder: RunFolder, eval_command: str) -> RunResult:
+    """Return the result of a run that had come to its end before."""
     last = (read_metrics(folder.path) or [{}])[-1]
     steps = int(last.get("step", 0))
     return RunResult(
@@ -62,6 +65,7 @@ def finished_result(folder: RunFolder) -> RunResult:
         seconds=0.0,
         first_step=steps,
         last=last,
+        eval_command=eval_command,
     )
 
 

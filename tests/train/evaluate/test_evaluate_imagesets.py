@@ -12,15 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers_evaluate import blobs, make_case
+from helpers_evaluate import blobs, make_task
 from PIL import Image
 from torch import Tensor
 
 from graphbuild.errors import SourceError
 from train.config import TrainConfig
-from train.data.base import ImageSource
+from train.evaluate.images import Images
 from train.evaluate.options import EvalOptions
-from train.evaluate.protocols.imagenet import Found, ImageSet, imagenet_answer
+from train.evaluate.protocols.imagenet import Found, ImageNetSet, imagenet_answer
 from train.evaluate.protocols.imagenet9 import ImageNet9
 from train.evaluate.protocols.imagenet_real import ImageNetReal
 from train.evaluate.protocols.mit_states import MitStates
@@ -42,7 +42,7 @@ def paint(path: Path, colour: str, *, seed: int = 0, border: int = 0) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def found_in(images: ImageSet, guesses: Mapping[str, list[int]]) -> dict[str, Found]:
+def found_in(images: ImageNetSet | MitStates, guesses: Mapping[str, list[int]]) -> dict[str, Found]:
     """Features that are the guesses themselves."""
     return {name: Found(np.arange(len(values)), torch.tensor(values)[:, None]) for name, values in guesses.items()}
 
@@ -61,8 +61,8 @@ class Named:
         return len(self.sample_ids)
 
 
-def named(ids: list[str]) -> ImageSource:
-    return Named(ids)  # type: ignore[return-value]
+def named(ids: list[str]) -> Images:
+    return Images(Named(ids))  # type: ignore[arg-type]
 
 
 def test_real_takes_any_label_by_the_number_in_the_name_and_skips_images_without(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_objectnet_asks_about_shared_classes_and_takes_any_of_theirs(tmp_path: P
 
 
 def test_objectnets_border_is_cut_off(tmp_path: Path) -> None:
-    source = ObjectNet(write_objectnet(tmp_path)).sources["objectnet"]
+    source = ObjectNet(write_objectnet(tmp_path)).sources["objectnet"].source
     (pixels,) = source.encoded([0])
     assert isinstance(pixels, np.ndarray)
     assert pixels.shape == (16, 16, 3)
@@ -181,13 +181,13 @@ def write_states(root: Path) -> Path:
 
 def test_states_are_split_by_image_or_by_the_published_pairs(tmp_path: Path) -> None:
     images = MitStates(write_states(tmp_path))
-    assert len(images.sources["mit-states"]) == 40
+    assert len(images.sources["mit-states"].source) == 40
     colours = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
-    scores = images.scores({"mit-states": Found(np.arange(40), colours)}, as_told)
+    scores = images.scores({"mit-states": Found(np.arange(40), colours)})
     assert {name: found["n_test"] for name, found in scores.items()} == {"mit-states attribute": 8, "mit-states object": 8}
     (tmp_path / "compositional-split").mkdir()
     (tmp_path / "compositional-split/test_pairs.txt").write_text("ripe apple\n")
-    split = MitStates(tmp_path).scores({"mit-states": Found(np.arange(40), colours)}, as_told)
+    split = MitStates(tmp_path).scores({"mit-states": Found(np.arange(40), colours)})
     assert split["mit-states object"]["n_test"] == 10
 
 
@@ -218,6 +218,7 @@ def test_one_command_scores_all_that_it_is_given(run_dir: tuple[Path, Path], tmp
     options = EvalOptions(
         data=str(data),
         label_columns=("wnid",),
+        allow_overlap=True,
         imagenet9=str(write_challenge(tmp_path / "in9")),
         objectnet=str(write_objectnet(tmp_path / "objectnet")),
         mit_states=str(write_states(tmp_path / "states")),
@@ -243,11 +244,11 @@ def test_states_alone_need_no_other_images(run_dir: tuple[Path, Path], tmp_path:
 def test_answers_are_imagenets_numbers_by_wnid() -> None:
     codes = torch.arange(12) % 3
     features = torch.nn.functional.one_hot(codes).float()
-    case = replace(make_case(features, codes, features, codes), names=tuple(wnid for wnid, _ in CLASSES.values()))
-    assert imagenet_answer(case)(features)[:3].tolist() == [0, 207, 805]
+    task = replace(make_task(features, codes, features, codes), names=tuple(wnid for wnid, _ in CLASSES.values()))
+    assert imagenet_answer(task)(features)[:3].tolist() == [0, 207, 805]
 
 
 def test_classes_that_are_not_imagenets_are_told() -> None:
     train, labels = blobs(20)
     with pytest.raises(SourceError, match="none of ImageNet's"):
-        imagenet_answer(make_case(train, labels, train, labels))
+        imagenet_answer(make_task(train, labels, train, labels))

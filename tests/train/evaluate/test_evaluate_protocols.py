@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from helpers_evaluate import blobs, make_case
+from helpers_evaluate import blobs, make_task
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from graphbuild.errors import SourceError
 from train.evaluate.intervals import mean_interval
-from train.evaluate.protocols.case import Case, Labelled, draw_per_class
 from train.evaluate.protocols.few_shot import few_shot_scores
 from train.evaluate.protocols.hierarchy import read_hierarchy
 from train.evaluate.protocols.low_data import low_data_scores
 from train.evaluate.protocols.retrieval import retrieval_scores
 from train.evaluate.protocols.severity import severity_scores
+from train.evaluate.protocols.task import Labelled, Task, draw_per_class
 
 
 def test_interval_of_draws_is_scipys() -> None:
@@ -52,14 +52,14 @@ def test_draws_of_other_seeds_differ() -> None:
 
 def test_more_labels_are_worth_more_and_draws_have_an_interval() -> None:
     (train, labels), (test, truth) = blobs(2000, spread=2.5), blobs(400, spread=2.5, seed=1)
-    scores = low_data_scores(make_case(train, labels, test, truth))
+    scores = low_data_scores(make_task(train, labels, test, truth))
     assert scores["linear_n1"] < scores["linear_n5"] < scores["linear_n20"] < scores["linear_10pct"]
     assert scores["linear_n1_ci95"] > 0
 
 
 def test_what_takes_all_samples_is_left_out() -> None:
     (train, labels), (test, truth) = blobs(40), blobs(20, seed=1)
-    scores = low_data_scores(make_case(train, labels, test, truth))
+    scores = low_data_scores(make_task(train, labels, test, truth))
     assert "linear_n20" not in scores
     assert {"linear_1pct", "linear_n1", "linear_n5"} <= set(scores)
 
@@ -80,33 +80,33 @@ def slow_retrieval(gallery: Labelled, queries: Labelled, *, by_group: bool) -> t
     return float(np.mean(precisions)), float(np.mean(averages))
 
 
-def grouped(case: Case) -> Case:
+def grouped(task: Task) -> Task:
     """Classes 0 and 1 are one superclass, the others each their own."""
-    sides = [replace(side, groups=side.labels.clamp_min(1)) for side in (case.learned, case.asked)]
-    return Case(sides[0], sides[1], case.names)
+    sides = [replace(side, groups=side.labels.clamp_min(1)) for side in (task.train, task.test)]
+    return Task(sides[0], sides[1], task.names)
 
 
 def test_retrieval_equals_a_loop_over_queries() -> None:
     (train, labels), (test, truth) = blobs(150, spread=2.0), blobs(40, spread=2.0, seed=1)
-    case = grouped(make_case(train, labels, test, truth))
-    scores = retrieval_scores(case)
+    task = grouped(make_task(train, labels, test, truth))
+    scores = retrieval_scores(task)
     assert (scores["retrieval_p10"], scores["retrieval_map"]) == pytest.approx(
-        slow_retrieval(case.learned, case.asked, by_group=False), abs=1e-6
+        slow_retrieval(task.train, task.test, by_group=False), abs=1e-6
     )
     assert (scores["superclass_p10"], scores["superclass_map"]) == pytest.approx(
-        slow_retrieval(case.learned, case.asked, by_group=True), abs=1e-6
+        slow_retrieval(task.train, task.test, by_group=True), abs=1e-6
     )
 
 
 def test_chance_of_superclass_retrieval_is_its_share_of_the_gallery_without_the_class() -> None:
     labels = torch.tensor([0] * 10 + [1] * 10 + [2] * 20)
     features = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
-    scores = retrieval_scores(grouped(make_case(features, labels, features, labels)))
+    scores = retrieval_scores(grouped(make_task(features, labels, features, labels)))
     assert scores["superclass_chance"] == pytest.approx(10 / 30)
 
 
-def held_out(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> Case:
-    return make_case(*train, *test, held_learned=Labelled(*train), held_asked=Labelled(*test))
+def held_out(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> Task:
+    return make_task(*train, *test, held_out_train=Labelled(*train), held_out_test=Labelled(*test))
 
 
 def test_nearest_mean_of_few_shots_equals_a_loop() -> None:
@@ -137,8 +137,8 @@ def test_without_held_out_images_to_learn_from_samples_are_never_asked_themselve
     generator = torch.Generator().manual_seed(0)
     features, labels = torch.randn(60, 200, generator=generator), torch.arange(60) % 6
     empty = (features[:0], labels[:0])
-    case = make_case(features, labels, features, labels, held_learned=Labelled(*empty), held_asked=Labelled(features, labels))
-    scores = few_shot_scores(case)
+    task = make_task(features, labels, features, labels, held_out_train=Labelled(*empty), held_out_test=Labelled(features, labels))
+    scores = few_shot_scores(task)
     assert scores["few_shot_mean_5"] < 0.35
     assert "held_out_knn" not in scores
 
@@ -146,7 +146,7 @@ def test_without_held_out_images_to_learn_from_samples_are_never_asked_themselve
 def test_few_shot_without_held_out_images_says_what_to_do() -> None:
     train, labels = blobs(20)
     with pytest.raises(SourceError, match="--held-out"):
-        few_shot_scores(make_case(train, labels, train, labels))
+        few_shot_scores(make_task(train, labels, train, labels))
 
 
 PATHS = {"cat": "thing > animal > cat", "dog": "thing > animal > dog", "car": "thing > vehicle > car", "ship": "thing > ship"}
@@ -169,8 +169,8 @@ def test_severity_is_the_mean_distance_of_the_mistakes(tmp_path: Path) -> None:
     truth = labels.clone()
     wrong = [int((labels == 2).nonzero()[0]), int((labels == 0).nonzero()[0])]
     truth[wrong[0]], truth[wrong[1]] = 0, 1
-    case = replace(make_case(train, labels, train, truth), names=tuple(PATHS), hierarchy=hierarchy)
-    scores = severity_scores(case)
+    task = replace(make_task(train, labels, train, truth), names=tuple(PATHS), hierarchy=hierarchy)
+    scores = severity_scores(task)
     assert scores["severity"] == pytest.approx(3)
     assert scores["severity_all"] == pytest.approx(6 / 200)
 
@@ -178,7 +178,7 @@ def test_severity_is_the_mean_distance_of_the_mistakes(tmp_path: Path) -> None:
 def test_chance_of_severity_is_the_mean_over_wrong_classes(tmp_path: Path) -> None:
     hierarchy = read_hierarchy(write_paths(tmp_path / "paths.tsv"))
     features, labels = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), torch.arange(4)
-    scores = severity_scores(replace(make_case(features, labels, features, labels), names=tuple(PATHS), hierarchy=hierarchy))
+    scores = severity_scores(replace(make_task(features, labels, features, labels), names=tuple(PATHS), hierarchy=hierarchy))
     assert scores["severity_chance"] == pytest.approx(np.mean([2, 4, 3, 2, 4, 3, 4, 4, 3, 3, 3, 3]))
     assert "severity" not in scores or scores["severity"] > 0
 

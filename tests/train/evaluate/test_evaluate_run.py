@@ -134,11 +134,6 @@ def test_without_a_usual_label_column_the_choice_is_asked_for(run_dir: Path, squ
         evaluate_run(run_dir, EvalOptions(data=str(squares[1]), train_data=str(tmp_path / "bare.parquet")))
 
 
-def test_without_recorded_validation_images_data_is_asked_for(run_dir: Path) -> None:
-    with pytest.raises(OptionError, match="--data"):
-        evaluate_run(run_dir)
-
-
 def test_features_are_kept_and_a_second_call_decodes_nothing(
     run_dir: Path, squares: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers_evaluate import blobs, make_case
+from helpers_evaluate import blobs, make_task
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -19,8 +19,8 @@ from train.evaluate.protocols.scores import describe, knn_scores, linear_scores
 
 
 def all_scores(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> dict[str, float]:
-    case = make_case(train, labels, test, truth)
-    return {**describe(case), **knn_scores(case), **linear_scores(case)}
+    task = make_task(train, labels, test, truth)
+    return {**describe(task), **knn_scores(task), **linear_scores(task)}
 
 
 def slow_vote(train: Tensor, labels: Tensor, row: Tensor, k: int, classes: int) -> int:

@@ -58,7 +58,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(root: Path, **more: str | tuple[str, ...]) -> EvalOptions:
-    return EvalOptions(data=str(root / "images.parquet"), device="cpu", **more)  # type: ignore[arg-type]
+    return EvalOptions(data=str(root / "images.parquet"), device="cpu", allow_overlap=True, **more)  # type: ignore[arg-type]
 
 
 def test_zero_shot_equals_a_loop_over_images_classes_and_prompts(root: Path) -> None:

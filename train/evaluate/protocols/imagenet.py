@@ -18,8 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from graphbuild.errors import SourceError
-from train.data.base import Encoded, ImageSource, Int64, Labels
-from train.evaluate.protocols.case import Case
+from train.data.base import Encoded, ImageSource, Int64
+from train.data.subset import Subset
+from train.evaluate.images import Images
+from train.evaluate.protocols.task import Task
 
 CLASSES = 1000
 
@@ -37,17 +39,17 @@ class Found:
     """(n, F)."""
 
 
-class ImageSet(Protocol):
-    """A protocol that brings its own images, or its own labels of them."""
+class ImageNetSet(Protocol):
+    """A protocol on ImageNet's classes that brings its own images, or its own labels of them."""
 
-    sources: Mapping[str, ImageSource]
+    sources: Mapping[str, Images]
 
     def scores(self, found: Mapping[str, Found], answer: Answer) -> dict[str, dict[str, float]]:
         """Scores by data set and measure, from features of each source and a classifier of ImageNet's classes."""
 
 
-def imagenet_answer(case: Case) -> Answer:
-    """The linear probe of a case, answering with ImageNet's class numbers.
+def imagenet_answer(task: Task) -> Answer:
+    """The linear probe of a task, answering with ImageNet's class numbers.
 
     Classes are known by their WordNet id, by ImageNet's simple name, or, where there are a thousand, by their number.
 
@@ -55,15 +57,15 @@ def imagenet_answer(case: Case) -> Answer:
         SourceError: If fewer than two classes are known.
     """
     known = _numbers()
-    numeric = {str(number): number for number in range(CLASSES)} if len(case.names) == CLASSES else {}
-    found = [known.get(case.wnids.get(code, ""), known.get(name, numeric.get(name, -1))) for code, name in enumerate(case.names)]
+    numeric = {str(number): number for number in range(CLASSES)} if len(task.names) == CLASSES else {}
+    found = [known.get(task.wnids.get(code, ""), known.get(name, numeric.get(name, -1))) for code, name in enumerate(task.names)]
     if sum(number >= 0 for number in found) < 2:
         raise SourceError(
-            f"the classes to learn from ({', '.join(case.names[:3])}, ...) are none of ImageNet's. "
+            f"the classes to learn from ({', '.join(task.names[:3])}, ...) are none of ImageNet's. "
             "Name ImageNet's training images with --train-data, and their WordNet ids or names with --label-column."
         )
     by_code = torch.tensor(found)
-    return lambda features: by_code[case.predict(features).cpu()]
+    return lambda features: by_code[task.predict(features).cpu()]
 
 
 @cache
@@ -89,38 +91,23 @@ def read_json(path: Path, what: str) -> Any:
         raise SourceError(f"{path}: not JSON ({error}). It is {what}.") from None
 
 
-class Chosen:
+class WithoutBorder(Subset):
     """Some images of a source, with a border cut off."""
 
-    def __init__(self, source: ImageSource, indices: Int64, *, border: int = 0) -> None:
-        self.name, self._source, self._indices, self._border = source.name, source, indices, border
-        self.sample_ids: Sequence[str] = [source.sample_ids[index] for index in indices]
+    def __init__(self, source: ImageSource, indices: Int64, border: int) -> None:
+        """Choose images.
 
-    def __len__(self) -> int:
-        return len(self._indices)
+        Args:
+            source: All images.
+            indices: Which; (n,).
+            border: Width of what is cut off on each side, in pixels.
+        """
+        super().__init__(source, indices)
+        self._border = border
 
     def encoded(self, indices: Sequence[int]) -> list[Encoded]:
-        """The images, as pixels where a border is cut off."""
-        items = self._source.encoded(self._indices[list(indices)].tolist())
-        return [_crop(item, self._border) for item in items] if self._border else items
-
-    def metas(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """What is stored beside them."""
-        return self._source.metas(self._indices[list(indices)].tolist())
-
-    def label_columns(self) -> tuple[str, ...]:
-        """Those of the source."""
-        return self._source.label_columns()
-
-    def labels(self, column: str) -> Labels:
-        """Those of the chosen images."""
-        labels = self._source.labels(column)
-        return Labels(labels.codes[self._indices], labels.names)
-
-    def class_ids(self) -> Sequence[str] | None:
-        """Those of the chosen images."""
-        ids = self._source.class_ids()
-        return None if ids is None else [ids[index] for index in self._indices]
+        """Return the pixels of some images."""
+        return [_crop(item, self._border) for item in super().encoded(indices)]
 
 
 def _crop(item: Encoded, border: int) -> Encoded:

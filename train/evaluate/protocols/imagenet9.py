@@ -16,6 +16,7 @@ import torch
 from graphbuild.errors import SourceError
 from train.data.base import ImageSource
 from train.data.imagefolder import FolderImages
+from train.evaluate.images import Images
 from train.evaluate.protocols.imagenet import CLASSES, Answer, Found, read_json
 
 VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "only_bg_b", "only_bg_t", "no_fg")
@@ -34,14 +35,14 @@ class ImageNet9:
             SourceError: If a folder or the map is missing, or a class folder is not numbered.
         """
         found = {name: folder / name / "val" for name in VARIANTS if name in _NEEDED or (folder / name / "val").is_dir()}
-        self.sources: Mapping[str, ImageSource] = {name: FolderImages(path) for name, path in found.items()}
+        self.sources: Mapping[str, Images] = {name: Images(FolderImages(path)) for name, path in found.items()}
         path = class_map or next((p for p in (folder / _MAP, folder.parent / _MAP) if p.exists()), folder / _MAP)
         stored = read_json(path, f"{_MAP} of MadryLab/backgrounds_challenge; --in9-map names it elsewhere")
         self._group = torch.full((CLASSES + 1,), -1)
         for number, group in stored.items():
             self._group[int(number)] = int(group)
         # The last entry, which -1 picks, stays -1: an answer that is no class of ImageNet.
-        self._labels = {name: _numbers(source) for name, source in self.sources.items()}
+        self._labels = {name: _numbers(images.source) for name, images in self.sources.items()}
 
     def scores(self, found: Mapping[str, Found], answer: Answer) -> dict[str, dict[str, float]]:
         """Accuracy of each variant and `background_gap` under `imagenet-9`."""

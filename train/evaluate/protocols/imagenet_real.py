@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from graphbuild.errors import SourceError
-from train.data.base import ImageSource
+from train.evaluate.images import Images
 from train.evaluate.protocols.imagenet import Answer, Found, read_json
 
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -21,21 +21,21 @@ _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
 class ImageNetReal:
     """The protocol over ImageNet's validation images."""
 
-    def __init__(self, asked: ImageSource, labels: Path) -> None:
+    def __init__(self, val: Images, labels: Path) -> None:
         """Read the labels and the images' numbers.
 
         Raises:
             SourceError: If the file is not real.json, or the images' ids do not tell their numbers.
         """
-        self.sources: Mapping[str, ImageSource] = {"val": asked}
+        self.sources: Mapping[str, Images] = {"val": val}
         stored = read_json(labels, "real.json of google-research/reassessed-imagenet")
         if not isinstance(stored, list) or not all(isinstance(item, list) for item in stored):
             raise SourceError(f"{labels}: not a list of lists of class numbers, as real.json is.")
-        numbers = [_NUMBER.search(sample_id) for sample_id in asked.sample_ids]
+        numbers = [_NUMBER.search(sample_id) for sample_id in val.source.sample_ids]
         if not all(numbers) or any(match and not 0 < int(match[1]) <= len(stored) for match in numbers):
             raise SourceError(
-                f"{asked.name}: ids such as {asked.sample_ids[0]!r} do not tell which image of ImageNet's validation set it is "
-                "(ILSVRC2012_val_00000001 and so on). Name these images with --data."
+                f"{val.source.name}: ids such as {val.source.sample_ids[0]!r} do not tell which image of ImageNet's validation set "
+                "it is (ILSVRC2012_val_00000001 and so on). Name these images with --data."
             )
         self._labels = [frozenset(stored[int(match[1]) - 1]) for match in numbers if match]
 

@@ -7,8 +7,8 @@ Banani et al. 2023 (arXiv 2302.07944) and X-CLR (arXiv 2407.18134, figure of acc
 from __future__ import annotations
 
 from train.evaluate.intervals import drawn
-from train.evaluate.protocols.case import Case, accuracy, draw_per_class
 from train.evaluate.protocols.linear import fit_probe
+from train.evaluate.protocols.task import Task, accuracy, draw_per_class
 
 SHARES = {"1pct": 0.01, "10pct": 0.1}
 PER_CLASS = (1, 5, 20)
@@ -17,23 +17,23 @@ _PENALTIES = (1.0, 1e-1, 1e-2)
 """Stronger than those of the full probe: a handful of samples is fitted perfectly by any weaker one."""
 
 
-def low_data_scores(case: Case) -> dict[str, float]:
+def low_data_scores(task: Task) -> dict[str, float]:
     """`linear_<share>` and `linear_n<count>`, each the mean of the draws, with `_ci95` beside it.
 
     A share that comes to less than one sample a class takes one; what takes all the samples is left out.
     """
-    mean_count = len(case.learned) / len(case.classes[0])
+    mean_count = len(task.train) / len(task.classes[0])
     counts = {name: max(1, round(share * mean_count)) for name, share in SHARES.items()}
     counts |= {f"n{count}": count for count in PER_CLASS}
     scores: dict[str, float] = {}
     for name, count in counts.items():
         if count < mean_count:
-            scores |= drawn(f"linear_{name}", [_probe_accuracy(case, count, seed) for seed in range(DRAWS)])
+            scores |= drawn(f"linear_{name}", [_probe_accuracy(task, count, seed) for seed in range(DRAWS)])
     return scores
 
 
-def _probe_accuracy(case: Case, count: int, seed: int) -> float:
-    seen, places = case.classes
+def _probe_accuracy(task: Task, count: int, seed: int) -> float:
+    seen, places = task.classes
     rows = draw_per_class(places, count, seed)
-    probe = fit_probe(case.learned.features[rows], places[rows], classes=len(seen), penalties=_PENALTIES)
-    return accuracy(seen[probe.predict(case.asked.features)], case.asked.labels)
+    probe = fit_probe(task.train.features[rows], places[rows], classes=len(seen), penalties=_PENALTIES)
+    return accuracy(seen[probe.predict(task.test.features)], task.test.labels)

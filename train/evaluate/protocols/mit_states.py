@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from graphbuild.errors import SourceError
-from train.data.base import Bool, ImageSource, encode_labels
+from train.data.base import Bool, encode_labels
 from train.data.imagefolder import FolderImages
-from train.evaluate.protocols.case import Case, Labelled
-from train.evaluate.protocols.imagenet import Answer, Chosen, Found
+from train.data.subset import Subset
+from train.evaluate.images import Images
+from train.evaluate.protocols.imagenet import Found
 from train.evaluate.protocols.scores import describe, knn_scores, linear_scores
+from train.evaluate.protocols.task import Labelled, Task
 
 _NO_ATTRIBUTE = "adj"
 _SPLIT = "compositional-split"
@@ -40,23 +42,23 @@ class MitStates:
         if odd := [name for name, pair in zip(names, pairs, strict=True) if len(pair) != 2]:
             raise SourceError(f"{images.name}: the folder {odd[0]!r} is not named by attribute and object, as 'ripe apple' is.")
         kept = np.array([place for place, pair in enumerate(pairs) if pair[0] != _NO_ATTRIBUTE], dtype=np.int64)
-        self.sources: Mapping[str, ImageSource] = {"mit-states": Chosen(images, kept)}
+        self.sources: Mapping[str, Images] = {"mit-states": Images(Subset(images, kept))}
         known = [pairs[place] for place in kept]
-        self._asked = _split(folder / _SPLIT, known)
-        if self._asked.all() or not self._asked.any():
+        self._is_test = _split(folder / _SPLIT, known)
+        if self._is_test.all() or not self._is_test.any():
             raise SourceError(f"{folder}: the split leaves no picture to learn from, or none to ask about.")
         self._labels = {"attribute": encode_labels([pair[0] for pair in known]), "object": encode_labels([p[1] for p in known])}
 
-    def scores(self, found: Mapping[str, Found], answer: Answer) -> dict[str, dict[str, float]]:
-        """kNN and linear probe under `mit-states attribute` and `mit-states object`; `answer` is not needed."""
+    def scores(self, found: Mapping[str, Found]) -> dict[str, dict[str, float]]:
+        """Return kNN and linear probe under `mit-states attribute` and `mit-states object`."""
         side = found["mit-states"]
         device = side.features.device
-        asked = torch.from_numpy(self._asked[side.rows]).to(device)
+        asked = torch.from_numpy(self._is_test[side.rows]).to(device)
         scores = {}
         for name, labels in self._labels.items():
             pictures = Labelled(side.features, torch.from_numpy(labels.codes[side.rows]).to(device))
-            case = Case(pictures.where(~asked), pictures.where(asked), labels.names)
-            scores[f"mit-states {name}"] = {**describe(case), **knn_scores(case), **linear_scores(case)}
+            task = Task(pictures.where(~asked), pictures.where(asked), labels.names)
+            scores[f"mit-states {name}"] = {**describe(task), **knn_scores(task), **linear_scores(task)}
         return scores
 
 

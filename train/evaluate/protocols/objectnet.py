@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from graphbuild.errors import SourceError
-from train.data.base import ImageSource
 from train.data.imagefolder import FolderImages
-from train.evaluate.protocols.imagenet import Answer, Chosen, Found, read_json
+from train.evaluate.images import Images
+from train.evaluate.protocols.imagenet import Answer, Found, WithoutBorder, read_json
 
 _BORDER = 2
 """Pixels: the border is one wide, and resizing smears it over a second."""
@@ -38,7 +38,7 @@ class ObjectNet:
         chosen = np.array([place for place, name in enumerate(folders) if name in classes], dtype=np.int64)
         if not len(chosen):
             raise SourceError(f"{images.name}: no folder is of a class that ImageNet has, by the maps in {folder / 'mappings'}.")
-        self.sources: Mapping[str, ImageSource] = {"objectnet": Chosen(images, chosen, border=_BORDER)}
+        self.sources: Mapping[str, Images] = {"objectnet": Images(WithoutBorder(images, chosen, _BORDER))}
         self._right = [classes[folders[place]] for place in chosen]
 
     def scores(self, found: Mapping[str, Found], answer: Answer) -> dict[str, dict[str, float]]:

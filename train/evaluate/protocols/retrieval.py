@@ -13,23 +13,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from train.evaluate.protocols.case import Case, Labelled
+from train.evaluate.protocols.task import Labelled, Task
 
 _TOP, _DEEPEST = 10, 100
 _BLOCK_BYTES = 256 << 20
 
 
-def retrieval_scores(case: Case) -> dict[str, float]:
+def retrieval_scores(task: Task) -> dict[str, float]:
     """`retrieval_p10` and `retrieval_map` by class; `superclass_p10`, `superclass_map` and `superclass_chance` without it.
 
     Queries for which the gallery holds nothing relevant are left out.
     """
     scores: dict[str, float] = {}
-    found = _rank(case.learned, case.asked, case.learned.labels, case.asked.labels, leave_out_class=False)
+    found = _rank(task.train, task.test, task.train.labels, task.test.labels, leave_out_class=False)
     if found is not None:
         scores |= {"retrieval_p10": found[0], "retrieval_map": found[1]}
-    if case.learned.groups is not None and case.asked.groups is not None:
-        gallery, queries = case.learned.where(case.learned.groups >= 0), case.asked.where(case.asked.groups >= 0)
+    if task.train.groups is not None and task.test.groups is not None:
+        gallery, queries = task.train.where(task.train.groups >= 0), task.test.where(task.test.groups >= 0)
         assert gallery.groups is not None
         assert queries.groups is not None
         found = _rank(gallery, queries, gallery.groups, queries.groups, leave_out_class=True)

@@ -8,41 +8,41 @@ from __future__ import annotations
 
 import torch
 
-from train.evaluate.protocols.case import Case, accuracy
 from train.evaluate.protocols.knn import knn_predict
+from train.evaluate.protocols.task import Task, accuracy
 
 KNN_K = 20
 """The k of the headline figure, `knn_top1`."""
 KNN_KS = (1, 5, 20, 100)
 
 
-def describe(case: Case) -> dict[str, float]:
+def describe(task: Task) -> dict[str, float]:
     """What every score of a column is read beside.
 
     Returns:
         `chance` (always answering the commonest training class), `classes`, `n_train`, `n_test`, `unlabelled` (rows left
         out), `unseen` (test rows of classes that training lacks, which can only be missed).
     """
-    seen, places = case.classes
-    truth = case.asked.labels
+    seen, places = task.classes
+    truth = task.test.labels
     return {
         "chance": accuracy(seen[places.bincount().argmax()].expand_as(truth), truth),
         "classes": float(len(seen)),
-        "n_train": float(len(case.learned)),
-        "n_test": float(len(case.asked)),
-        "unlabelled": float(case.unlabelled),
+        "n_train": float(len(task.train)),
+        "n_test": float(len(task.test)),
+        "unlabelled": float(task.unlabelled),
         "unseen": float((~torch.isin(truth, seen)).sum()),
     }
 
 
-def knn_scores(case: Case) -> dict[str, float]:
+def knn_scores(task: Task) -> dict[str, float]:
     """`knn_top1` (k = 20) and `knn_top1_k<k>`."""
-    seen, places = case.classes
-    guesses = knn_predict(case.learned.features, places, case.asked.features, ks=KNN_KS, classes=len(seen))
-    found = {k: accuracy(seen[guess], case.asked.labels) for k, guess in guesses.items()}
+    seen, places = task.classes
+    guesses = knn_predict(task.train.features, places, task.test.features, ks=KNN_KS, classes=len(seen))
+    found = {k: accuracy(seen[guess], task.test.labels) for k, guess in guesses.items()}
     return {"knn_top1": found[KNN_K], **{f"knn_top1_k{k}": value for k, value in found.items()}}
 
 
-def linear_scores(case: Case) -> dict[str, float]:
+def linear_scores(task: Task) -> dict[str, float]:
     """`linear_top1`, and `linear_l2`, the penalty chosen."""
-    return {"linear_top1": accuracy(case.answers, case.asked.labels), "linear_l2": case.probe.penalty}
+    return {"linear_top1": accuracy(task.answers, task.test.labels), "linear_l2": task.probe.penalty}

@@ -9,23 +9,23 @@ from __future__ import annotations
 import torch
 
 from graphbuild.errors import SourceError
-from train.evaluate.protocols.case import Case
+from train.evaluate.protocols.task import Task
 
 
-def severity_scores(case: Case) -> dict[str, float]:
+def severity_scores(task: Task) -> dict[str, float]:
     """`severity` (mean distance of the mistakes), `severity_all` (right answers count 0), `severity_chance` (a wrong class
     at random); edges.
 
     Raises:
         SourceError: If there is no hierarchy, or it lacks a class.
     """
-    if case.hierarchy is None:
+    if task.hierarchy is None:
         raise SourceError("severity: distances between classes are needed. Name them with --hierarchy.")
-    seen, _ = case.classes
-    codes = torch.unique(torch.cat([seen, case.asked.labels]))
-    known = [[*([case.wnids[code]] if code in case.wnids else []), case.names[code]] for code in codes.tolist()]
-    matrix = torch.from_numpy(case.hierarchy.matrix(known))
-    truth, guess = (torch.searchsorted(codes, side).cpu() for side in (case.asked.labels, case.answers))
+    seen, _ = task.classes
+    codes = torch.unique(torch.cat([seen, task.test.labels]))
+    known = [[*([task.wnids[code]] if code in task.wnids else []), task.names[code]] for code in codes.tolist()]
+    matrix = torch.from_numpy(task.hierarchy.matrix(known))
+    truth, guess = (torch.searchsorted(codes, side).cpu() for side in (task.test.labels, task.answers))
     distances, wrong = matrix[truth, guess], truth != guess
     answers = torch.searchsorted(codes, seen).cpu()
     # The truth itself adds no distance, and is no wrong answer.

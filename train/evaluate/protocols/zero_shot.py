@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from graphbuild.errors import OptionError
-from train.evaluate.protocols.case import Case, accuracy
+from train.evaluate.protocols.task import Task, accuracy
 from train.model.encoders import Encoder
 from train.model.text_tower import TextTower, Tokenizer, encode_texts
 
@@ -25,25 +25,25 @@ _AT_ONCE = 1024
 
 
 def zero_shot_scores(
-    case: Case, encoder: Encoder, tower: TextTower, tokenizer: Tokenizer, templates: Sequence[str]
+    task: Task, encoder: Encoder, tower: TextTower, tokenizer: Tokenizer, templates: Sequence[str]
 ) -> dict[str, float]:
     """`zero_shot_top1` among the classes that are asked about, and `zero_shot_chance`.
 
     Args:
-        case: Its names are what the prompts are made of.
+        task: Its names are what the prompts are made of.
         encoder: Whose projection lies beside the texts'.
         tower: The text tower that was trained with it.
         tokenizer: That of the run's graph.
         templates: Prompts, `{}` where the name goes.
     """
-    codes = torch.unique(case.asked.labels)
-    names = [case.names[code].replace("_", " ") for code in codes.tolist()]
-    prompts_CD = embed_classes(names, tower, tokenizer, templates).to(case.asked.features.device)
+    codes = torch.unique(task.test.labels)
+    names = [task.names[code].replace("_", " ") for code in codes.tolist()]
+    prompts_CD = embed_classes(names, tower, tokenizer, templates).to(task.test.features.device)
     with torch.inference_mode():
-        parts = [encoder.projector(rows).float() @ prompts_CD.T for rows in torch.split(case.asked.features, _AT_ONCE)]
+        parts = [encoder.projector(rows).float() @ prompts_CD.T for rows in torch.split(task.test.features, _AT_ONCE)]
     # The length of an image's vector changes no order of its classes.
     guess = codes[torch.cat(parts).argmax(dim=1)]
-    return {"zero_shot_top1": accuracy(guess, case.asked.labels), "zero_shot_chance": 1 / len(codes)}
+    return {"zero_shot_top1": accuracy(guess, task.test.labels), "zero_shot_chance": 1 / len(codes)}
 
 
 def embed_classes(names: Sequence[str], tower: TextTower, tokenizer: Tokenizer, templates: Sequence[str]) -> Tensor:

@@ -1,6 +1,6 @@
 """What a protocol on labelled images is given: one encoder's features of them and their classes.
 
-Shape letters: N rows of one side, F feature width, C classes. A protocol is a function from a `Case` to scores by name.
+Shape letters: N rows of one set, F feature width, C classes. A protocol is a function from a `Task` to scores by name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Labelled:
     features: Tensor
     """(N, F)."""
     labels: Tensor
-    """Codes into the case's `names`; (N,)."""
+    """Codes into the task's `names`; (N,)."""
     groups: Tensor | None = None
     """Superclass of each row, -1 where it has none; (N,)."""
 
@@ -36,19 +36,19 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Case:
-    """One encoder on one label column; both sides number the classes alike."""
+class Task:
+    """One encoder on one label column; training and test rows number the classes alike."""
 
-    learned: Labelled
+    train: Labelled
     """What may be learned from, held-out classes excepted."""
-    asked: Labelled
+    test: Labelled
     """What is to be classified, held-out classes excepted."""
     names: tuple[str, ...]
     """Of the classes, by code."""
     unlabelled: int = 0
-    """Rows of both sides that were left out for want of a class."""
-    held_learned: Labelled | None = None
-    held_asked: Labelled | None = None
+    """Training and test rows that were left out for want of a class."""
+    held_out_train: Labelled | None = None
+    held_out_test: Labelled | None = None
     """Rows of the held-out classes; None where no class is held out."""
     wnids: dict[int, str] = field(default_factory=dict)
     """WordNet id by code, where the images' source knows it."""
@@ -56,19 +56,19 @@ class Case:
 
     @cached_property
     def classes(self) -> tuple[Tensor, Tensor]:
-        """Codes of the classes that can be learned, and the learned rows' places among them; (C,) and (N,)."""
-        if not len(self.learned) or not len(self.asked):
+        """Codes of the classes that can be learned, and the training rows' places among them; (C,) and (N,)."""
+        if not len(self.train) or not len(self.test):
             raise SourceError(
-                f"nothing to evaluate: {len(self.learned):,} labelled images to learn from, {len(self.asked):,} to classify."
+                f"nothing to evaluate: {len(self.train):,} labelled images to learn from, {len(self.test):,} to classify."
             )
-        seen, places = torch.unique(self.learned.labels, return_inverse=True)
+        seen, places = torch.unique(self.train.labels, return_inverse=True)
         return seen, places
 
     @cached_property
     def probe(self) -> LinearProbe:
         """The linear probe on all that may be learned from; fitted once for all protocols."""
         seen, places = self.classes
-        return fit_probe(self.learned.features, places, classes=len(seen))
+        return fit_probe(self.train.features, places, classes=len(seen))
 
     def predict(self, features: Tensor) -> Tensor:
         """The linear probe's answer; codes."""
@@ -76,8 +76,8 @@ class Case:
 
     @cached_property
     def answers(self) -> Tensor:
-        """The linear probe's answer to each asked row; codes."""
-        return self.predict(self.asked.features)
+        """The linear probe's answer to each test row; codes."""
+        return self.predict(self.test.features)
 
 
 def accuracy(guess: Tensor, truth: Tensor) -> float:
