@@ -34,7 +34,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def open(graph_dir: str | PathLike[str]) -> GraphView:
+def open(graph_dir: str | PathLike[str], *, verify: bool | None = None) -> GraphView:
     """A graph directory as lazy Polars tables: `.texts`, `.samples`, `.edges`, `.embeddings`; see `graphbuild.quality.view`.
 
     >>> import polars as pl
@@ -47,6 +47,11 @@ def open(graph_dir: str | PathLike[str]) -> GraphView:
     >>> graph.neighbors("a dog", count=1)["text"].to_list()
     ['a puppy']
 
+    Args:
+        graph_dir: The graph directory; made absolute at once.
+        verify: Whether files are compared with their digests before they are read, once for each version of a file; None:
+            unless `$GRAPHBUILD_VERIFY` is 0. Ids and offsets are checked in any case.
+
     Raises:
         ArtifactError: If there is no graph.
     """
@@ -54,4 +59,4 @@ def open(graph_dir: str | PathLike[str]) -> GraphView:
 
     from graphbuild.quality.view import GraphView
 
-    return GraphView(Path(graph_dir))
+    return GraphView(Path(graph_dir), verify=verify)

@@ -82,15 +82,11 @@ def build_graph(name: str, *, encoder: str, **options: Any) -> None:
 
 def show_nearest_classes(graph_dir: Path) -> None:
     """Print the stored neighbours of a few classes."""
-    import pyarrow.parquet as pq
-
-    from graphbuild.store import schemas
     from graphbuild.store.graph import Graph
 
     graph = Graph.open(graph_dir)
     before, after = _TEMPLATE.split("{}")
-    table = pq.read_table(graph_dir / schemas.part_name(schemas.TEXTS, 0), columns=[schemas.TEXT])
-    names = [text.removeprefix(before).removesuffix(after) for text in table[schemas.TEXT].to_pylist()]
+    names = [text.removeprefix(before).removesuffix(after) for text in graph.texts().to_pylist()]
     rows = graph.rows([names.index(name) for name in SHOWN_CLASSES])
     for name, neighbors, similarities in zip(SHOWN_CLASSES, rows.neighbor_ids, rows.similarities, strict=True):
         near = ", ".join(f"{names[i]} {s:.2f}" for i, s in zip(neighbors[:4], similarities[:4], strict=True))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from graphbuild.errors import ResourceError
 from graphbuild.store import schemas
-from graphbuild.store.embeddings import iterate_embeddings
+from graphbuild.store.embeddings import embedding_blocks
 from graphbuild.store.files import atomic_path, finish, remove_stale_temporaries
 from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
 from graphbuild.system.memory import free_memory
@@ -81,9 +81,9 @@ def _fill_index(graph_dir: Path, dim: int, count: int, lists: int) -> Any:
         index = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
     with progress("indexing", count, unit="texts") as meter:
         # The embed stage has just compared every file with its receipt.
-        for shard in iterate_embeddings(graph_dir, check=False):
-            index.add_with_ids(shard.vectors_nD.astype(np.float32), shard.ids_n.astype(np.int64))
-            meter.advance(len(shard.ids_n))
+        for block in embedding_blocks(graph_dir, check=False):
+            index.add_with_ids(block.vectors_nD.astype(np.float32), block.ids_n)
+            meter.advance(len(block.ids_n))
     return index
 
 
@@ -107,7 +107,7 @@ def _training_sample(graph_dir: Path, count: int, lists: int) -> NDArray[np.floa
     """Every so-many-th vector: spread over all shards, the same at every run."""
     step = _sample_step(count, lists)
     return np.concatenate(
-        [shard.vectors_nD[shard.ids_n % step == 0].astype(np.float32) for shard in iterate_embeddings(graph_dir, check=False)]
+        [block.vectors_nD[block.ids_n % step == 0].astype(np.float32) for block in embedding_blocks(graph_dir, check=False)]
     )
 
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from graphbuild.embed.encoder import load_encoder
 from graphbuild.embed.encoder_files import EncoderSpec
 from graphbuild.embed.text.table import Prompts
-from graphbuild.errors import ArtifactError
 from graphbuild.store import schemas
 from graphbuild.store.files import Receipt, finished, write_parquet
+from graphbuild.store.tables import read_parquet
 
 Report = Callable[[int], None]
 
@@ -47,11 +47,7 @@ def embed_shard(root: str, index: int, spec: EncoderSpec, prompts: Prompts, key:
     # A worker that dies takes along receipts that were not fetched yet; its tasks come again, but not their work.
     if (done := finished(graph_dir, name, key=key)) is not None:
         return done
-    path = graph_dir / schemas.part_name(schemas.TEXTS, index)
-    try:
-        texts = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error}). Run `graphbuild embed` again: it rebuilds this file.") from error
+    texts = read_parquet(graph_dir / schemas.part_name(schemas.TEXTS, index))
     vectors_nD = embed_texts(spec, prompts, texts[schemas.TEXT].to_pylist(), report)
     dim = vectors_nD.shape[1]
     schema = schemas.embeddings_schema(dim)

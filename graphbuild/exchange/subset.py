@@ -39,6 +39,7 @@ from graphbuild.store.files import (
 )
 from graphbuild.store.lookup import SampleLookup, build_lookup
 from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
+from graphbuild.store.tables import read_parquet
 from graphbuild.system.progress import progress
 
 _ID_COLUMNS = (schemas.SAMPLE_ID, "url", "id")
@@ -201,7 +202,7 @@ class _Work:
     def _read(self, folder: str, shard: ShardRange, columns: Sequence[str] | None = None) -> pa.Table:
         name = schemas.part_name(folder, shard.index)
         require_intact(self._graph_dir, {name: self._origin.stages["text"].files[name]}, remedy=_REMEDY)
-        return pq.read_table(self._graph_dir / name, columns=list(columns) if columns else None)
+        return read_parquet(self._graph_dir / name, columns)
 
     def run(self) -> bool:
         """Do what is missing; returns whether anything was."""
@@ -294,15 +295,13 @@ class _Work:
         receipts = []
         with scratch_name(self._out, "vectors") as path:
             vectors_nD = np.memmap(path, np.float16, "w+", shape=(count, dim))
-            start = 0
             with progress("copying embeddings", len(self.new_ids), unit="texts") as meter:
-                for block_BD in embedding_blocks(self._graph_dir):
-                    new_B = self.new_ids[start : start + len(block_BD)]
-                    vectors_nD[new_B[new_B >= 0]] = block_BD[new_B >= 0]
-                    start += len(block_BD)
-                    meter.advance(len(block_BD))
+                for block in embedding_blocks(self._graph_dir):
+                    new_B = self.new_ids[block.ids_n]
+                    vectors_nD[new_B[new_B >= 0]] = block.vectors_nD[new_B >= 0]
+                    meter.advance(len(block.ids_n))
             for shard in shard_ranges(count, self._origin.shard_size):
-                texts = pq.read_table(self._out / schemas.part_name(schemas.TEXTS, shard.index))
+                texts = read_parquet(self._out / schemas.part_name(schemas.TEXTS, shard.index))
                 flat = pa.array(np.array(vectors_nD[shard.start : shard.stop]).reshape(-1))
                 embedding = pa.FixedSizeListArray.from_arrays(flat, type=schema.field(schemas.EMBEDDING).type)
                 table = pa.table([texts[schemas.TEXT_ID], texts[schemas.TEXT_HASH], embedding], schema=schema)

@@ -35,7 +35,7 @@ class Extension:
         receipt = self.receipts.get(shard.index)
         if receipt is None or damage(graph_dir, receipt):
             return None
-        rows = map_shard(graph_dir, receipt).rows
+        rows = map_shard(graph_dir, receipt, texts=self.first_new).rows
         return Neighbors(np.array(rows.neighbor_ids), np.array(rows.similarities), 0)
 
 

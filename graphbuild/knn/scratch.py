@@ -34,8 +34,8 @@ def all_vectors(graph_dir: Path, shape: tuple[int, int], *, mapped: bool) -> Ite
         return
     with scratch_name(graph_dir / schemas.KNN, "vectors") as path:
         with path.open("wb") as stream:
-            for block_nD in embedding_blocks(graph_dir):
-                np.ascontiguousarray(block_nD).tofile(stream)
+            for block in embedding_blocks(graph_dir):
+                block.vectors_nD.tofile(stream)
         yield map_vectors(path, shape), path
 
 
@@ -48,7 +48,8 @@ def map_vectors(path: Path, shape: tuple[int, int]) -> NDArray[np.float16]:
 def first_vectors(graph_dir: Path, count: int) -> NDArray[np.float16]:
     """The embeddings of the first `count` texts, or a few more; files are not compared with their receipts."""
     parts: list[NDArray[np.float16]] = []
-    blocks = embedding_blocks(graph_dir, check=False)
-    while sum(map(len, parts)) < count and (block_nD := next(blocks, None)) is not None:
-        parts.append(block_nD)
+    for block in embedding_blocks(graph_dir, check=False):
+        parts.append(block.vectors_nD)
+        if block.ids_n[-1] + 1 >= count:
+            break
     return np.concatenate(parts)

@@ -19,7 +19,7 @@ from graphbuild.errors import ResourceError
 from graphbuild.knn import sketch
 from graphbuild.knn.approximate import IvfEngine, estimate_ivf
 from graphbuild.knn.calibrate import calibrate
-from graphbuild.knn.checks import read_sample_counts, require_unit_vectors
+from graphbuild.knn.checks import read_sample_counts
 from graphbuild.knn.engines.base import Engine
 from graphbuild.knn.engines.choose import make_engine
 from graphbuild.knn.engines.tiles import TileEngine
@@ -29,6 +29,7 @@ from graphbuild.knn.plan import Estimate, Layout, MemoryPlan, Missing, make_esti
 from graphbuild.knn.scratch import all_vectors, first_vectors
 from graphbuild.knn.tasks import Job, search_shard
 from graphbuild.store import schemas
+from graphbuild.store.embeddings import require_unit_length
 from graphbuild.store.files import Receipt, ShardRange, damage, finished, remove_stale_temporaries, require_intact, scratch_name
 from graphbuild.store.manifest import Manifest
 from graphbuild.system.cluster import Workers, run_tasks
@@ -90,7 +91,7 @@ class Search:
             remove_stale_temporaries(folder)
             shape = (self._layout.texts, self._layout.dim)
             with all_vectors(self._graph_dir, shape, mapped=self._memory.mapped) as (vectors_ND, scratch):
-                require_unit_vectors(vectors_ND, self._graph_dir)
+                require_unit_length(self._graph_dir, vectors_ND)
                 basis_DR = self._basis(vectors_ND) if self._layout.sketch_dim else None
                 self._announce(vectors_ND)
                 if scratch is not None and self._distributed():

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from graphbuild.errors import OptionError
 from graphbuild.knn.sketch import encode, second_moments, sketch_basis
-from graphbuild.store.embeddings import iterate_embeddings
+from graphbuild.store.embeddings import embedding_blocks
 from graphbuild.store.graph import Graph
 from graphbuild.store.neighbors import Rows
 from graphbuild.system.memory import resolve_limit
@@ -196,10 +196,9 @@ def _read_vectors(graph_dir: Path, graph: Graph, texts: Int32) -> _Vectors:
     ids = np.unique(texts)
     found = []
     with progress("embeddings", graph.n_texts, unit="texts") as meter:
-        for shard in iterate_embeddings(graph_dir, check=False):
-            wanted = ids[np.searchsorted(ids, shard.ids_n[0]) : np.searchsorted(ids, shard.ids_n[-1], side="right")]
-            found.append(shard.vectors_nD[wanted - shard.ids_n[0]])
-            meter.advance(len(shard.ids_n))
+        for block in embedding_blocks(graph_dir):
+            found.append(block.vectors_nD[np.isin(block.ids_n, ids)])
+            meter.advance(len(block.ids_n))
     return _Vectors(ids, np.concatenate(found))
 
 

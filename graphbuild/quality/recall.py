@@ -6,7 +6,7 @@ Independent of the search: it shares no code with `graphbuild.knn`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.store import schemas
-from graphbuild.store.embeddings import iterate_embeddings
+from graphbuild.store.embeddings import embedding_blocks
 from graphbuild.store.graph import Graph
 from graphbuild.system.progress import progress
 
 _GROUP = 1024
-_BLOCK = 4096
 _QUANTILES = {"50%": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
 
 
@@ -102,13 +101,13 @@ def asymmetric_pairs(graph: Graph, text_ids: NDArray[np.integer]) -> list[tuple[
 def _brute_force(
     graph_dir: Path, ids_s: NDArray[np.integer], neighbors_sK: NDArray[np.int32], advance: Callable[[int], None]
 ) -> _Group:
-    queries_sD = np.concatenate([v[ids_s[(ids_s >= f) & (ids_s < f + len(v))] - f] for f, v in _blocks(graph_dir)]).astype(
-        np.float64
-    )
+    parts = [block.vectors_nD[np.isin(block.ids_n, ids_s)] for block in embedding_blocks(graph_dir, check=False)]
+    queries_sD = np.concatenate(parts).astype(np.float64)
     count, k = neighbors_sK.shape
     best_sK = np.full((count, k), -np.inf)
     stored_sK = np.full((count, k), np.nan)
-    for first, vectors_bD in _blocks(graph_dir):
+    for block in embedding_blocks(graph_dir, check=False):
+        first, vectors_bD = block.start, block.vectors_nD
         scores_sb = queries_sD @ vectors_bD.astype(np.float64).T
         row, place = np.nonzero((neighbors_sK >= first) & (neighbors_sK < first + len(vectors_bD)))
         stored_sK[row, place] = scores_sb[row, neighbors_sK[row, place] - first]
@@ -117,13 +116,6 @@ def _brute_force(
         best_sK = np.partition(np.concatenate([best_sK, scores_sb], axis=1), len(vectors_bD), axis=1)[:, len(vectors_bD) :]
         advance(count * len(vectors_bD))
     return _Group(best_sK.min(axis=1), stored_sK, queries_sD)
-
-
-def _blocks(graph_dir: Path) -> Iterator[tuple[int, NDArray[np.float16]]]:
-    """First text id and vectors of blocks of at most 4,096 texts."""
-    for shard in iterate_embeddings(graph_dir, check=False):
-        for start in range(0, len(shard.ids_n), _BLOCK):
-            yield int(shard.ids_n[start]), shard.vectors_nD[start : start + _BLOCK]
 
 
 def _sketch_errors(

@@ -12,24 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from graphbuild.errors import ArtifactError, ArtifactMismatch
 from graphbuild.quality.recall import Quality, asymmetric_pairs, measure
 from graphbuild.store import schemas
-from graphbuild.store.embeddings import read_embedding_shard, require_aligned
+from graphbuild.store.embeddings import embedding_blocks, require_aligned, require_unit_length
 from graphbuild.store.files import Receipt, damage
 from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.neighbors import Rows
+from graphbuild.store.tables import read_parquet
 from graphbuild.system.progress import progress
 
 _LEAST_SAMPLE = 1000
 _SYMMETRY_SAMPLE = 200
-_LENGTH_TOLERANCE = 2.0**-10
-"""Rounding to float16 moves a length by up to 2^-11, and a little more where numbers are subnormal."""
 _ROW_BLOCK = 8192
 _NAMED = 3
 _EMBED_REMEDY = "Run `graphbuild embed` again with the same options: it rebuilds what is damaged."
@@ -134,19 +131,13 @@ def _check_digests(graph_dir: Path, receipts: list[Receipt]) -> None:
 
 def _check_texts(graph_dir: Path, manifest: Manifest) -> int:
     """Texts, their counts and their embeddings hold the same ids, 0 to N-1, and the same hashes; returns N."""
+    listed = _check_text_ids(graph_dir, manifest)
     start = 0
-    embeddings = manifest.files("embed", schemas.EMBEDDINGS)
-    for index, receipt in enumerate(embeddings):
-        path = graph_dir / receipt.path
-        shard = read_embedding_shard(path)
-        text_path = graph_dir / schemas.part_name(schemas.TEXTS, index)
-        texts = _read(text_path, [schemas.TEXT_ID])
-        _require_ids(path, shard.ids_n, start, receipt.rows)
-        _require_ids(text_path, texts[schemas.TEXT_ID].to_numpy(), start, receipt.rows)
-        require_aligned(graph_dir, receipt.path, shard.ids_n, shard.hashes_n)
-        _require_unit_length(path, shard.vectors_nD, start)
+    for receipt in manifest.files("embed", schemas.EMBEDDINGS):
+        require_aligned(graph_dir, receipt.path)
         start += receipt.rows
-    listed = sum(receipt.rows for receipt in manifest.files("text", schemas.TEXTS))
+    for block in embedding_blocks(graph_dir, check=False):
+        require_unit_length(graph_dir / schemas.EMBEDDINGS, block.vectors_nD, start=block.start)
     said = manifest.counts.get("texts", start)
     if not start == listed == said:
         raise ArtifactMismatch(
@@ -156,11 +147,11 @@ def _check_texts(graph_dir: Path, manifest: Manifest) -> int:
 
 
 def _check_text_ids(graph_dir: Path, manifest: Manifest) -> int:
-    """Texts of an imported graph, which has no embeddings, hold the ids 0 to N-1; returns N."""
+    """Texts hold the ids 0 to N-1; returns N."""
     start = 0
     for receipt in manifest.files("text", schemas.TEXTS):
         path = graph_dir / receipt.path
-        _require_ids(path, _read(path, [schemas.TEXT_ID])[schemas.TEXT_ID].to_numpy(), start, receipt.rows)
+        _require_ids(path, read_parquet(path, [schemas.TEXT_ID])[schemas.TEXT_ID].to_numpy(), start, receipt.rows)
         start += receipt.rows
     return start
 
@@ -171,7 +162,7 @@ def _check_samples(graph_dir: Path, manifest: Manifest, texts: int) -> int:
     rows = 0
     for receipt in manifest.files("text", schemas.SAMPLES):
         path = graph_dir / receipt.path
-        ids = _read(path, [schemas.TEXT_ID])[schemas.TEXT_ID].to_numpy()
+        ids = read_parquet(path, [schemas.TEXT_ID])[schemas.TEXT_ID].to_numpy()
         if len(outside := np.flatnonzero((ids < 0) | (ids >= texts))):
             raise ArtifactError(f"{path}: row {outside[0]} has text_id {ids[outside[0]]}, but there are {texts:,}. {_EMBED_REMEDY}")
         per_text += np.bincount(ids, minlength=texts)
@@ -179,7 +170,7 @@ def _check_samples(graph_dir: Path, manifest: Manifest, texts: int) -> int:
     start = 0
     for receipt in manifest.files("text", schemas.COUNTS):
         path = graph_dir / receipt.path
-        table = _read(path, [schemas.TEXT_ID, schemas.SAMPLE_COUNT])
+        table = read_parquet(path, [schemas.TEXT_ID, schemas.SAMPLE_COUNT])
         _require_ids(path, table[schemas.TEXT_ID].to_numpy(), start, receipt.rows)
         counts = table[schemas.SAMPLE_COUNT].to_numpy()
         differ = np.flatnonzero(counts != per_text[start : start + len(counts)])
@@ -199,7 +190,7 @@ def _check_neighbors(graph_dir: Path, manifest: Manifest, rows: int, seed: int) 
     graph = Graph.open(graph_dir)
     with progress("rows", graph.n_texts, unit="texts") as meter:
         for path, first, block in _row_blocks(graph_dir, manifest, graph):
-            _check_rows(path, first, block, graph.n_texts)
+            _check_rows(path, first, block)
             meter.advance(len(block.sketch_scale))
     if graph.k == 0:
         return None
@@ -236,8 +227,8 @@ def _row_blocks(graph_dir: Path, manifest: Manifest, graph: Graph) -> Iterator[t
         start += receipt.rows
 
 
-def _check_rows(path: Path, first: int, rows: Rows, texts: int) -> None:
-    """Every row: ids in range, not the text itself, none twice, ordered; a sketch no longer than a unit vector."""
+def _check_rows(path: Path, first: int, rows: Rows) -> None:
+    """Every row: not the text itself, none twice, ordered; a sketch no longer than a unit vector."""
     ids_nK, values_nK = rows.neighbor_ids, rows.similarities
     own_n1 = np.arange(first, first + len(ids_nK))[:, None]
     sorted_nK = np.sort(ids_nK, axis=1)
@@ -245,7 +236,6 @@ def _check_rows(path: Path, first: int, rows: Rows, texts: int) -> None:
     ties_up = (values_nK[:, 1:] == values_nK[:, :-1]) & (ids_nK[:, 1:] > ids_nK[:, :-1])
     lengths_n = np.sqrt(np.square(rows.sketch.astype(np.float32)).sum(axis=1)) * rows.sketch_scale
     faults = {
-        "holds a neighbour that is no text id": ((ids_nK < 0) | (ids_nK >= texts)).any(axis=1),
         "holds itself": (ids_nK == own_n1).any(axis=1),
         "holds a neighbour twice": (sorted_nK[:, 1:] == sorted_nK[:, :-1]).any(axis=1),
         "is not ordered by similarity, then id": ~(falls | ties_up).all(axis=1),
@@ -266,19 +256,6 @@ def _require_ids(path: Path, ids_n: NDArray[np.int32], start: int, rows: int) ->
         raise ArtifactError(f"{path}: row {row} has text_id {ids_n[row]}, not {start + row}. {_EMBED_REMEDY}")
 
 
-def _require_unit_length(path: Path, vectors_nD: NDArray[np.float16], start: int) -> None:
-    for first in range(0, len(vectors_nD), _ROW_BLOCK):
-        block_nD = vectors_nD[first : first + _ROW_BLOCK].astype(np.float32)
-        lengths_n = np.sqrt(np.einsum("nd,nd->n", block_nD, block_nD))
-        bad = np.flatnonzero(~(np.abs(lengths_n - 1) <= _LENGTH_TOLERANCE))
-        if len(bad):
-            row = first + int(bad[0])
-            raise ArtifactError(
-                f"{path}: row {row} (text_id {start + row}) has length {lengths_n[bad[0]]:.4g}, not 1 within rounding. "
-                f"{_EMBED_REMEDY}"
-            )
-
-
 def _file_of(graph_dir: Path, manifest: Manifest, text_id: int | None) -> Path:
     start = 0
     for receipt in manifest.files("knn", schemas.KNN):
@@ -286,10 +263,3 @@ def _file_of(graph_dir: Path, manifest: Manifest, text_id: int | None) -> Path:
         if text_id is not None and text_id < start:
             return graph_dir / receipt.path
     return graph_dir / schemas.KNN
-
-
-def _read(path: Path, columns: list[str]) -> pa.Table:
-    try:
-        return pq.read_table(path, columns=columns)
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error}). {_EMBED_REMEDY}") from error

@@ -1,7 +1,6 @@
-"""Stored embeddings, read back: shards in, float16 matrices out.
+"""Stored embeddings, read back: shards in, blocks of float16 vectors out, each checked against its receipt and its texts.
 
-Shape letters: N texts (n in one shard), D vector width. Every file is checked against its receipt before it is read.
-Nothing here loads torch.
+Shape letters: N texts, n texts of a block or shard, D vector width. Nothing here loads torch.
 """
 
 from __future__ import annotations
@@ -17,132 +16,109 @@ from numpy.typing import NDArray
 
 from graphbuild.errors import ArtifactError, ArtifactMismatch
 from graphbuild.store import schemas
-from graphbuild.store.files import require_intact
+from graphbuild.store.files import Receipt
 from graphbuild.store.manifest import Manifest
+from graphbuild.store.tables import REMEDY, read_parquet
+from graphbuild.store.verified import require_verified
 
-REMEDY = "Run `graphbuild embed` again with the same options: it rebuilds this file alone."
-
+LENGTH_TOLERANCE = 2.0**-10
+"""Rounding to float16 moves a length by up to 2^-11, and a little more where numbers are subnormal."""
 _BLOCK_ROWS = 8192
 _BUFFER = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingShard:
-    """The embeddings of one contiguous range of texts."""
+class EmbeddingBlock:
+    """Embeddings of consecutive texts."""
 
-    ids_n: NDArray[np.int32]
-    hashes_n: NDArray[np.uint64]
+    start: int
+    """Id of the first text."""
     vectors_nD: NDArray[np.float16]
 
+    @property
+    def ids_n(self) -> NDArray[np.int64]:
+        """Return the text ids; (n,)."""
+        return np.arange(self.start, self.start + len(self.vectors_nD))
 
-def iterate_embeddings(graph_dir: Path, *, check: bool = True) -> Iterator[EmbeddingShard]:
-    """Read the embedding shards in order of text id.
+
+def embedding_blocks(graph_dir: Path, *, check: bool = True, verify: bool | None = None) -> Iterator[EmbeddingBlock]:
+    """Read all embeddings in order of text id, a few thousand at a time, whatever the size of the files.
 
     Args:
         graph_dir: A graph whose embed stage is done.
-        check: Compare each file with its receipt first; leave it out only where that was just done.
-
-    Raises:
-        ArtifactError: If the stage is not done, or a file is missing or damaged.
-        ArtifactMismatch: If one holds embeddings of other texts than the graph has; only with `check`.
-    """
-    stage = Manifest.load(graph_dir).require("embed", graph_dir)
-    for name in sorted(stage.files):
-        if check:
-            require_intact(graph_dir, {name: stage.files[name]}, remedy=REMEDY)
-        shard = read_embedding_shard(graph_dir / name)
-        if check:
-            require_aligned(graph_dir, name, shard.ids_n, shard.hashes_n)
-        yield shard
-
-
-def read_embedding_shard(path: Path) -> EmbeddingShard:
-    """Read one embedding file.
-
-    Raises:
-        ArtifactError: If it cannot be read.
-    """
-    try:
-        table = pq.read_table(path)
-        return EmbeddingShard(
-            ids_n=table[schemas.TEXT_ID].combine_chunks().to_numpy(),
-            hashes_n=table[schemas.TEXT_HASH].combine_chunks().to_numpy(),
-            vectors_nD=_matrix(table[schemas.EMBEDDING]),
-        )
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error}). {REMEDY}") from error
-
-
-def _matrix(column: pa.ChunkedArray) -> NDArray[np.float16]:
-    width = column.type.list_size
-    parts = [chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, width) for chunk in column.chunks]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty((0, width), np.float16)])
-
-
-def load_embeddings(graph_dir: Path, *, check: bool = True) -> NDArray[np.float16]:
-    """All embeddings, row i that of text i; shape (N, D), held in memory.
+        check: Compare files with their receipts and their texts; leave it out only where that was just done.
+        verify: Whether digests are among what is compared; see `require_verified`.
 
     Raises:
         ArtifactError: If the stage is not done, a file is missing or damaged, or ids do not run from 0.
         ArtifactMismatch: If one holds embeddings of other texts than the graph has; only with `check`.
     """
-    stage = Manifest.load(graph_dir).require("embed", graph_dir)
-    count = sum(receipt.rows for receipt in stage.files.values())
-    vectors_ND: NDArray[np.float16] | None = None
+    files = Manifest.load(graph_dir).require("embed", graph_dir).in_folder(schemas.EMBEDDINGS)
+    if check:
+        require_verified(graph_dir, files, remedy=REMEDY, verify=verify)
     start = 0
-    for block_nD in embedding_blocks(graph_dir, check=check):
+    for receipt in files:
+        if check:
+            require_aligned(graph_dir, receipt.path)
+        yield from _file_blocks(graph_dir, receipt, start)
+        start += receipt.rows
+
+
+def load_embeddings(graph_dir: Path, *, check: bool = True, verify: bool | None = None) -> NDArray[np.float16]:
+    """Read all embeddings into memory, row i that of text i; shape (N, D).
+
+    Raises:
+        ArtifactError: If the stage is not done, a file is missing or damaged, or ids do not run from 0.
+        ArtifactMismatch: If one holds embeddings of other texts than the graph has; only with `check`.
+    """
+    files = Manifest.load(graph_dir).require("embed", graph_dir).in_folder(schemas.EMBEDDINGS)
+    count = sum(receipt.rows for receipt in files)
+    vectors_ND: NDArray[np.float16] | None = None
+    for block in embedding_blocks(graph_dir, check=check, verify=verify):
         if vectors_ND is None:
-            vectors_ND = np.empty((count, block_nD.shape[1]), np.float16)
-        vectors_ND[start : start + len(block_nD)] = block_nD
-        start += len(block_nD)
+            vectors_ND = np.empty((count, block.vectors_nD.shape[1]), np.float16)
+        vectors_ND[block.start : block.start + len(block.vectors_nD)] = block.vectors_nD
     if vectors_ND is None:
-        raise ArtifactError(f"{graph_dir}: the embed stage lists no file. {REMEDY}")
+        raise ArtifactError(f"{graph_dir}: the embed stage holds no vectors. {REMEDY}")
     return vectors_ND
 
 
-def embedding_blocks(graph_dir: Path, *, check: bool = True) -> Iterator[NDArray[np.float16]]:
-    """All embeddings in order of text id, a few thousand at a time, whatever the size of the files.
-
-    Raises:
-        ArtifactError: If the stage is not done, a file is missing or damaged, or ids do not run from 0.
-        ArtifactMismatch: If one holds embeddings of other texts than the graph has; only with `check`.
-    """
-    stage = Manifest.load(graph_dir).require("embed", graph_dir)
-    start = 0
-    for name in sorted(stage.files):
-        if check:
-            require_intact(graph_dir, {name: stage.files[name]}, remedy=REMEDY)
-            require_aligned(graph_dir, name, *_ids_and_hashes(graph_dir / name))
-        for ids_n, block_nD in _file_blocks(graph_dir / name):
-            if not np.array_equal(ids_n, np.arange(start, start + len(ids_n))):
-                raise ArtifactError(f"{graph_dir / name}: ids do not run from {start:,} to {start + len(ids_n) - 1:,}. {REMEDY}")
-            yield block_nD
-            start += len(ids_n)
-
-
-def _file_blocks(path: Path) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float16]]]:
+def _file_blocks(graph_dir: Path, receipt: Receipt, start: int) -> Iterator[EmbeddingBlock]:
+    path, stop = graph_dir / receipt.path, start + receipt.rows
     try:
         with pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as file:
             for batch in file.iter_batches(_BLOCK_ROWS, columns=[schemas.TEXT_ID, schemas.EMBEDDING], use_threads=False):
-                yield batch[schemas.TEXT_ID].to_numpy(), _matrix(pa.chunked_array([batch[schemas.EMBEDDING]]))
-    except (OSError, KeyError, pa.ArrowException) as error:
+                block = EmbeddingBlock(start, _matrix(batch[schemas.EMBEDDING]))
+                if not np.array_equal(batch[schemas.TEXT_ID].to_numpy(), block.ids_n):
+                    raise ArtifactError(f"{path}: ids do not run from {start:,} to {block.ids_n[-1]:,}. {REMEDY}")
+                yield block
+                start += len(batch)
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}). {REMEDY}") from error
+    if start != stop:
+        raise ArtifactError(f"{path}: {receipt.rows + start - stop:,} rows, but the manifest says {receipt.rows:,}. {REMEDY}")
 
 
-def require_aligned(graph_dir: Path, name: str, ids_n: NDArray[np.int32], hashes_n: NDArray[np.uint64]) -> None:
-    """Compare the text hashes stored with embeddings with those of the texts table.
+def _matrix(column: pa.FixedSizeListArray) -> NDArray[np.float16]:
+    values: NDArray[np.float16] = column.flatten().to_numpy(zero_copy_only=True)
+    if values.dtype != np.float16:
+        raise pa.ArrowInvalid(f"vectors are {values.dtype}, not float16")
+    return values.reshape(-1, column.type.list_size)
+
+
+def require_aligned(graph_dir: Path, name: str) -> None:
+    """Compare the ids and hashes stored with a shard of embeddings with those of the texts table.
 
     Args:
         graph_dir: The graph.
         name: Path of the embedding shard in it.
-        ids_n: Text ids of the shard; (n,).
-        hashes_n: Hashes of the texts that its vectors were made of; (n,).
 
     Raises:
-        ArtifactError: If the shard of texts cannot be read, or holds other ids.
+        ArtifactError: If the shard or that of texts cannot be read, or they hold other ids.
         ArtifactMismatch: Naming the first row of another text.
     """
     texts = graph_dir / name.replace(schemas.EMBEDDINGS, schemas.TEXTS, 1)
+    ids_n, hashes_n = _ids_and_hashes(graph_dir / name)
     text_ids_n, text_hashes_n = _ids_and_hashes(texts)
     if not np.array_equal(text_ids_n, ids_n):
         run = f"{text_ids_n[0]:,} to {text_ids_n[-1]:,}" if len(text_ids_n) else "anything: there are no texts"
@@ -158,8 +134,30 @@ def require_aligned(graph_dir: Path, name: str, ids_n: NDArray[np.int32], hashes
 
 
 def _ids_and_hashes(path: Path) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
-    try:
-        table = pq.read_table(path, columns=[schemas.TEXT_ID, schemas.TEXT_HASH])
-    except (OSError, pa.ArrowException) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error}). {REMEDY}") from error
+    table = read_parquet(path, [schemas.TEXT_ID, schemas.TEXT_HASH])
     return table[schemas.TEXT_ID].to_numpy(), table[schemas.TEXT_HASH].to_numpy()
+
+
+def require_unit_length(where: Path, vectors_ND: NDArray[np.float16], *, start: int = 0) -> None:
+    """Refuse vectors without a direction, or of another length than 1 within rounding.
+
+    Args:
+        where: The graph or the file, for the message.
+        vectors_ND: Embeddings of consecutive texts.
+        start: Id of the first one.
+
+    Raises:
+        ArtifactError: Naming the first text whose vector is zero, not finite, or not of length 1.
+    """
+    for first in range(0, len(vectors_ND), _BLOCK_ROWS):
+        block_nD = vectors_ND[first : first + _BLOCK_ROWS].astype(np.float32)
+        lengths_n = np.sqrt(np.einsum("nd,nd->n", block_nD, block_nD))
+        bad = np.flatnonzero(~(np.abs(lengths_n - 1) <= LENGTH_TOLERANCE))
+        if len(bad):
+            length, text_id = float(lengths_n[bad[0]]), start + first + int(bad[0])
+            what = "is zero" if length == 0 else f"has length {length:.4g}, not 1" if np.isfinite(length) else "is not finite"
+            raise ArtifactError(
+                f"{where}: the embedding of text_id {text_id} {what}, so it has no neighbours "
+                f"({len(bad):,} such in texts {start + first:,} to {start + first + len(block_nD) - 1:,}). "
+                "Look at it with `graphbuild inspect --sql`, and embed again without it or with another encoder."
+            )

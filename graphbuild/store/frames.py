@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphbuild.errors import ArtifactError
 from graphbuild.store import schemas
-from graphbuild.store.files import damage
 from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.neighbors import Rows
+from graphbuild.store.tables import read_texts
+from graphbuild.store.verified import require_verified
 
 if TYPE_CHECKING:
     import polars as pl
@@ -34,9 +34,11 @@ _COMMANDS = {"text": "embed", "embed": "embed", "knn": "knn"}
 class Frames:
     """The tables of a graph directory."""
 
-    def __init__(self, graph_dir: Path) -> None:
-        self.path = graph_dir
-        self.manifest = Manifest.load(graph_dir)
+    def __init__(self, graph_dir: Path, *, verify: bool | None = None) -> None:
+        # Absolute, for it outlives a change of the working folder.
+        self.path = graph_dir.absolute()
+        self.manifest = Manifest.load(self.path)
+        self._verify = verify
 
     def __repr__(self) -> str:
         done = ", ".join(self.manifest.stages)
@@ -44,7 +46,7 @@ class Frames:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What was opened is opened again where it is needed.
-        return type(self), (self.path,)
+        return _reopen, (type(self), self.path, self._verify)
 
     @cached_property
     def graph(self) -> Graph:
@@ -53,14 +55,14 @@ class Frames:
         Raises:
             ArtifactError: If the knn stage is not done, or a shard is missing or damaged.
         """
-        return Graph.open(self.path)
+        return Graph.open(self.path, verify=self._verify)
 
     @property
     def texts(self) -> pl.LazyFrame:
         """text_id int32, text, text_hash uint64, sample_count int32; in order of text_id.
 
         Raises:
-            ArtifactError: If the stage is not done, or a file is missing or cut short; also for the tables below.
+            ArtifactError: If the stage is not done, or a file is missing or damaged; also for the tables below.
         """
         counts = self.parquet("text", schemas.COUNTS)
         return self.parquet("text", schemas.TEXTS).join(counts, on=schemas.TEXT_ID, maintain_order="left")
@@ -84,7 +86,7 @@ class Frames:
         self._intact("knn", schemas.KNN)
         # float32, for averages of float16 would be float16: too coarse for millions of rows.
         schema = {SRC: pl.Int32(), DST: pl.Int32(), RANK: pl.Int32(), SIMILARITY: pl.Float32()}
-        return register_io_source(_EdgeSource(self.path), schema=schema, is_pure=True)
+        return register_io_source(_EdgeSource(self.path, self._verify), schema=schema, is_pure=True)
 
     def tables(self) -> dict[str, pl.LazyFrame]:
         """The tables that are there, by name: texts, samples, embeddings, edges."""
@@ -95,37 +97,42 @@ class Frames:
         """text_id and text of some texts; in order of text_id."""
         import polars as pl
 
-        wanted = pl.col(schemas.TEXT_ID).is_in(pl.Series(sorted(set(ids)), dtype=pl.Int32).implode())
-        return self.parquet("text", schemas.TEXTS).select(schemas.TEXT_ID, schemas.TEXT).filter(wanted).collect(engine="streaming")
+        shards = self.manifest.require("text", self.path).in_folder(schemas.TEXTS)
+        found = read_texts(self.path, shards, np.array(ids, np.int64), verify=self._verify)
+        return pl.DataFrame(list(found.items()), schema={schemas.TEXT_ID: pl.Int32, schemas.TEXT: pl.String}, orient="row")
 
     def parquet(self, stage: str, folder: str) -> pl.LazyFrame:
         """The Parquet files of a folder of a stage, as one table."""
         import polars as pl
 
-        return pl.scan_parquet(self._intact(stage, folder))
+        # The names are names: `[1]` in a folder is no pattern, and `a=1` no column.
+        return pl.scan_parquet(self._intact(stage, folder), glob=False, hive_partitioning=False)
 
     def _intact(self, stage: str, folder: str) -> list[Path]:
-        """The files of a table; by size, for `verify` compares digests."""
+        """The files of a table, compared with their receipts."""
         receipts = self.manifest.require(stage, self.path).in_folder(folder)
-        for receipt in receipts:
-            if problem := damage(self.path, receipt, digest=False):
-                remedy = f"Run `graphbuild {_COMMANDS[stage]}` again: it rebuilds only what is damaged."
-                raise ArtifactError(f"{self.path / receipt.path} {problem}. {remedy}")
+        remedy = f"Run `graphbuild {_COMMANDS[stage]}` again: it rebuilds only what is damaged."
+        require_verified(self.path, receipts, remedy=remedy, verify=self._verify)
         return [self.path / receipt.path for receipt in receipts]
+
+
+def _reopen(kind: type[Frames], graph_dir: Path, verify: bool | None) -> Frames:
+    """Open a graph where it was sent to."""
+    return kind(graph_dir, verify=verify)
 
 
 class _EdgeSource:
     """Makes batches of edges from the mapped shards. Opens the graph when it runs, so that plans can be pickled."""
 
-    def __init__(self, graph_dir: Path) -> None:
-        self._graph_dir = graph_dir
+    def __init__(self, graph_dir: Path, verify: bool | None) -> None:
+        self._graph_dir, self._verify = graph_dir, verify
 
     def __call__(
         self, with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None
     ) -> Iterator[pl.DataFrame]:
         import polars as pl
 
-        graph = Graph.open(self._graph_dir)
+        graph = Graph.open(self._graph_dir, verify=self._verify)
         wanted = with_columns if with_columns is not None else [SRC, DST, RANK, SIMILARITY]
         left = n_rows
         for first, rows in graph_blocks(graph, _EDGES_A_BATCH):

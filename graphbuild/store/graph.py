@@ -15,23 +15,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from graphbuild.errors import ArtifactError, ArtifactMismatch, SourceError
 from graphbuild.store import schemas
-from graphbuild.store.embeddings import require_aligned
+from graphbuild.store.embeddings import load_embeddings
 from graphbuild.store.files import Receipt
 from graphbuild.store.lookup import SampleLookup, SampleTexts
 from graphbuild.store.manifest import Manifest
-from graphbuild.store.neighbors import Ids, Rows, Shard, flat_values, gather, map_shard, row_addresses
+from graphbuild.store.neighbors import REMEDY, Ids, Rows, Shard, gather, map_shard, outside, row_addresses
+from graphbuild.store.tables import read_parquet, read_texts
+from graphbuild.store.verified import require_verified
 
 
 class Graph:
     """A graph directory, open for reading. Pickles by its path, so that spawned processes map the files themselves."""
 
-    def __init__(self, graph_dir: Path, manifest: Manifest, shards: Sequence[Shard]) -> None:
+    def __init__(self, graph_dir: Path, manifest: Manifest, shards: Sequence[Shard], *, verify: bool | None = None) -> None:
         self.path = graph_dir
         self.manifest = manifest
+        self._verify = verify
         self._shards = list(shards)
         self._starts = np.array([shard.first_id for shard in shards], np.int64)
         sizes = np.array([len(shard.rows.sketch_scale) for shard in shards], np.int64)
@@ -41,25 +43,33 @@ class Graph:
         self._addresses = {column: row_addresses(shards, column) for column in Rows.__slots__}
 
     @classmethod
-    def open(cls, graph_dir: Path | str) -> Graph:
+    def open(cls, graph_dir: Path | str, *, verify: bool | None = None) -> Graph:
         """Map a graph's neighbour shards.
+
+        Ids and offsets are checked whenever a file is mapped; digests once for each version of a file.
+
+        Args:
+            graph_dir: The graph directory; made absolute at once, so that the graph outlives a change of folder.
+            verify: Whether digests of files are compared before they are read; None: unless `$GRAPHBUILD_VERIFY` is 0.
 
         Raises:
             ArtifactError: If a stage is not finished, or a shard is missing, cut short or not of one piece with the rest.
             ArtifactMismatch: If the neighbours were computed from other embeddings than the directory now holds.
         """
-        graph_dir = Path(graph_dir)
+        graph_dir = Path(graph_dir).absolute()
         manifest = Manifest.load(graph_dir)
         files = manifest.require("knn", graph_dir).files
         _require_current_inputs(graph_dir, manifest)
-        shards = [map_shard(graph_dir, receipt) for _, receipt in sorted(files.items())]
-        if not shards or not sum(receipt.rows for receipt in files.values()):
+        require_verified(graph_dir, files.values(), remedy=REMEDY, verify=verify)
+        listed = _listed_texts(graph_dir, manifest)
+        shards = [map_shard(graph_dir, receipt, texts=listed) for _, receipt in sorted(files.items())]
+        if not sum(receipt.rows for receipt in files.values()):
             raise ArtifactError(f"{graph_dir}: the graph holds no text. Run `graphbuild embed` on a data set with captions.")
-        _require_one_piece(graph_dir, manifest, shards)
-        return cls(graph_dir, manifest, shards)
+        _require_one_piece(graph_dir, shards, listed)
+        return cls(graph_dir, manifest, shards, verify=verify)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Graph.open, (str(self.path),)
+        return _reopen, (str(self.path), self._verify)
 
     @property
     def is_complete(self) -> bool:
@@ -112,10 +122,16 @@ class Graph:
         return self._addresses[schemas.NEIGHBOR_IDS], self._starts
 
     def sample_rows(self) -> tuple[npt.NDArray[np.uint64], Ids]:
-        """The hash of each row's sample id, and its text, in the order of the samples table: 12 bytes a row."""
-        parts = [part for _, part in self._sample_parts([schemas.SAMPLE_HASH, schemas.TEXT_ID])]
-        hashes, texts = ([part.column(index).to_numpy() for part in parts] for index in range(2))
-        return np.concatenate(hashes), np.concatenate(texts)
+        """Return the hash of each row's sample id, and its text, in the order of the samples table: 12 bytes a row.
+
+        Raises:
+            ArtifactError: If a shard cannot be read, or names a text that is not there.
+        """
+        parts = list(self._sample_parts([schemas.SAMPLE_HASH, schemas.TEXT_ID]))
+        hashes, texts = (np.concatenate([part.column(index).to_numpy() for part in parts]) for index in range(2))
+        if outside(texts, self.n_texts):
+            raise ArtifactError(f"{self.path / schemas.SAMPLES}: names a text that is not there. Run `graphbuild embed` again.")
+        return hashes, texts
 
     def shard_rows(self) -> Iterator[tuple[int, Rows]]:
         """First text id and all rows of each shard, as views of the mapped files; for one pass over the whole graph."""
@@ -154,7 +170,7 @@ class Graph:
 
     @cached_property
     def _samples(self) -> SampleLookup:
-        return SampleLookup(self.path, self.manifest)
+        return SampleLookup(self.path, self.manifest, verify=self._verify)
 
     def sample_column(self, name: str) -> pa.ChunkedArray:
         """One column of the samples table, such as a kept `label`, one value a sample row.
@@ -167,14 +183,12 @@ class Graph:
                 f"{self.path}: samples have no column {name!r}; there are {', '.join(self.sample_columns)}. "
                 "Add it with `graphbuild embed --keep-columns`."
             )
-        return pa.chunked_array([part.column(0) for _, part in self._sample_parts([name])])
+        return pa.chunked_array([part.column(0) for part in self._sample_parts([name])])
 
     @property
     def sample_columns(self) -> list[str]:
         """Names of the columns of the samples table."""
-        first = min(receipt.path for receipt in self._files("text", schemas.SAMPLES))
-        names: list[str] = pq.read_schema(self.path / first).names
-        return names
+        return list(self._files("text", schemas.SAMPLES)[0].columns)
 
     def texts(self) -> pa.ChunkedArray:
         """All texts, as strings, in the order of their ids.
@@ -182,8 +196,18 @@ class Graph:
         Raises:
             ArtifactError: If a shard cannot be read.
         """
-        files = self._files("text", schemas.TEXTS)
-        return pa.chunked_array([_read_parquet(self.path / item.path, [schemas.TEXT]).column(0).combine_chunks() for item in files])
+        files = self._verified("text", schemas.TEXTS)
+        return pa.chunked_array(
+            [read_parquet(self.path / file.path, [schemas.TEXT])[schemas.TEXT].combine_chunks() for file in files]
+        )
+
+    def texts_of(self, text_ids: npt.NDArray[np.integer]) -> dict[int, str]:
+        """Return the texts of some ids, by id; only the shards that hold them are read.
+
+        Raises:
+            ArtifactError: If a shard cannot be read, or there is no text of an id.
+        """
+        return read_texts(self.path, self._files("text", schemas.TEXTS), text_ids, verify=self._verify)
 
     def embeddings(self) -> npt.NDArray[np.float16]:
         """All embeddings, as stored; (N, D) float16, 2 N D bytes of memory. The source of the dense target.
@@ -192,27 +216,25 @@ class Graph:
             ArtifactError: If a shard cannot be read.
             ArtifactMismatch: If one holds embeddings of other texts than the graph has.
         """
-        files = self._files("embed", schemas.EMBEDDINGS)
-        dim = pq.read_schema(self.path / files[0].path).field(schemas.EMBEDDING).type.list_size
-        out = np.empty((self.n_texts, dim), np.float16)
-        for receipt in files:
-            table = _read_parquet(self.path / receipt.path, [schemas.TEXT_ID, schemas.TEXT_HASH, schemas.EMBEDDING])
-            require_aligned(
-                self.path, receipt.path, *(table.column(name).to_numpy() for name in (schemas.TEXT_ID, schemas.TEXT_HASH))
-            )
-            vectors = table.column(schemas.EMBEDDING).combine_chunks()
-            out[table.column(schemas.TEXT_ID).to_numpy()] = flat_values(vectors, np.dtype(np.float16)).reshape(-1, dim)
-        return out
+        return load_embeddings(self.path, verify=self._verify)
 
     def _files(self, stage: str, folder: str) -> list[Receipt]:
         return self.manifest.require(stage, self.path).in_folder(folder)
 
-    def _sample_parts(self, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
-        """Each shard of the samples table, with the number of its first row."""
-        first_row = 0
-        for receipt in self._files("text", schemas.SAMPLES):
-            yield first_row, _read_parquet(self.path / receipt.path, columns).combine_chunks()
-            first_row += receipt.rows
+    def _verified(self, stage: str, folder: str) -> list[Receipt]:
+        files = self._files(stage, folder)
+        require_verified(self.path, files, remedy="Run `graphbuild embed` again: it rebuilds it.", verify=self._verify)
+        return files
+
+    def _sample_parts(self, columns: list[str]) -> Iterator[pa.Table]:
+        """Columns of each shard of the samples table."""
+        for receipt in self._verified("text", schemas.SAMPLES):
+            yield read_parquet(self.path / receipt.path, columns).combine_chunks()
+
+
+def _reopen(graph_dir: str, verify: bool | None) -> Graph:
+    """Open a graph where it was sent to; its files are checked there as they were here."""
+    return Graph.open(graph_dir, verify=verify)
 
 
 def _require_current_inputs(graph_dir: Path, manifest: Manifest) -> None:
@@ -232,8 +254,14 @@ def _require_current_inputs(graph_dir: Path, manifest: Manifest) -> None:
             )
 
 
-def _require_one_piece(graph_dir: Path, manifest: Manifest, shards: Sequence[Shard]) -> None:
-    """Shards must follow one another, be of one shape, and cover the embedded texts."""
+def _listed_texts(graph_dir: Path, manifest: Manifest) -> int:
+    """How many texts have vectors; an imported graph has texts alone."""
+    stage, folder = ("embed", schemas.EMBEDDINGS) if "embed" in manifest.stages else ("text", schemas.TEXTS)
+    return sum(receipt.rows for receipt in manifest.require(stage, graph_dir).in_folder(folder))
+
+
+def _require_one_piece(graph_dir: Path, shards: Sequence[Shard], listed: int) -> None:
+    """Shards must follow one another, be of one shape, and cover all texts."""
     expected = 0
     first = shards[0].rows
     for number, shard in enumerate(shards):
@@ -244,19 +272,8 @@ def _require_one_piece(graph_dir: Path, manifest: Manifest, shards: Sequence[Sha
                 f"expected text {expected}, as wide as the first shard. Run `graphbuild knn --overwrite` again."
             )
         expected += len(shard.rows.sketch_scale)
-    # An imported graph has texts, but no embeddings.
-    embedded = "embed" in manifest.stages
-    stage, folder = ("embed", schemas.EMBEDDINGS) if embedded else ("text", schemas.TEXTS)
-    listed = sum(receipt.rows for receipt in manifest.require(stage, graph_dir).in_folder(folder))
     if listed != expected:
         raise ArtifactMismatch(
-            f"{graph_dir}: neighbours of {expected:,} texts, but {listed:,} are {'embedded' if embedded else 'listed'}. "
+            f"{graph_dir}: neighbours of {expected:,} texts, but {listed:,} texts are there. "
             "Run `graphbuild knn --overwrite` again."
         )
-
-
-def _read_parquet(path: Path, columns: list[str]) -> pa.Table:
-    try:
-        return pq.read_table(path, columns=columns, memory_map=True)
-    except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}). Run `graphbuild embed` again: it rebuilds it.") from error

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numba import njit
 from numpy.typing import NDArray
 
@@ -25,6 +24,9 @@ from graphbuild.store import schemas
 from graphbuild.store.files import Receipt, atomic_path, finish, remove_stale_temporaries, scratch_name
 from graphbuild.store.hashes import hash_column
 from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
+from graphbuild.store.neighbors import outside
+from graphbuild.store.tables import map_arrow, read_parquet
+from graphbuild.store.verified import require_verified
 
 HASHES = f"{schemas.LOOKUP}/hashes.arrow"
 IDS = f"{schemas.LOOKUP}/ids.arrow"
@@ -90,7 +92,7 @@ def _read_samples(graph_dir: Path, receipts: Sequence[Receipt], spool: Path) -> 
     row = 0
     with spool.open("wb") as stream:
         for receipt in receipts:
-            table = _read(graph_dir / receipt.path)
+            table = read_parquet(graph_dir / receipt.path, _READ, remedy=_REMEDY)
             ids_n, rows = _string_array(table[schemas.SAMPLE_ID]), slice(row, row + table.num_rows)
             ends_n, data = _strings(ids_n)
             stream.write(data[ends_n[0] : ends_n[-1]].data)
@@ -99,13 +101,6 @@ def _read_samples(graph_dir: Path, receipts: Sequence[Receipt], spool: Path) -> 
             texts_N[rows] = table[schemas.TEXT_ID].to_numpy()
             row += table.num_rows
     return hashes_N, offsets_N, texts_N
-
-
-def _read(path: Path) -> pa.Table:
-    try:
-        return pq.read_table(path, columns=list(_READ))
-    except (OSError, pa.ArrowException) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}). {_REMEDY}") from error
 
 
 def _mapped_bytes(path: Path) -> pa.Buffer:
@@ -130,22 +125,41 @@ class _Strings(NamedTuple):
 class SampleLookup:
     """The look-up of one graph, mapped."""
 
-    def __init__(self, graph_dir: Path, manifest: Manifest) -> None:
-        """Map both files.
+    def __init__(self, graph_dir: Path, manifest: Manifest, *, verify: bool | None = None) -> None:
+        """Map both files, and check that their rows and offsets lie within them: the search relies on that.
 
         Raises:
-            ArtifactError: If they are not there, or one is cut short.
+            ArtifactError: If they are not there, or damaged.
             ArtifactMismatch: If they were made from another samples table.
         """
         stage = manifest.require("lookup", graph_dir)
         if stage.inputs != _inputs(manifest):
             raise ArtifactMismatch(f"{graph_dir / schemas.LOOKUP}: made from other samples than the graph now holds. {_REMEDY}")
-        hashes, ids = (_map(graph_dir, stage.files[name]) for name in (HASHES, IDS))
+        require_verified(graph_dir, stage.files.values(), remedy=_REMEDY, verify=verify)
+        hashes = self._map(graph_dir, stage, HASHES, schemas.LOOKUP_HASHES_SCHEMA)
+        ids = self._map(graph_dir, stage, IDS, schemas.LOOKUP_IDS_SCHEMA)
         self._hashes_N = hashes.column(schemas.SAMPLE_HASH).to_numpy()
         self._rows_N = hashes.column(schemas.SAMPLE_ROW).to_numpy()
         self._sample_ids_N = ids.column(schemas.SAMPLE_ID)
         self._ids = _strings(self._sample_ids_N)
         self._texts_N = ids.column(schemas.TEXT_ID).to_numpy()
+        self._require_in_bounds(graph_dir, sum(receipt.rows for receipt in manifest.files("text", schemas.TEXTS)))
+
+    @staticmethod
+    def _map(graph_dir: Path, stage: Stage, name: str, schema: pa.Schema) -> pa.RecordBatch:
+        batch = map_arrow(graph_dir / name, schema.names, rows=stage.files[name].rows, remedy=_REMEDY)
+        if not batch.schema.equals(schema):
+            raise ArtifactError(f"{graph_dir / name}: holds other columns than a look-up. {_REMEDY}")
+        return batch
+
+    def _require_in_bounds(self, graph_dir: Path, texts: int) -> None:
+        offsets_N, rows = self._ids.offsets, len(self._ids.offsets) - 1
+        if len(self._rows_N) != rows or outside(self._rows_N, rows):
+            raise ArtifactError(f"{graph_dir / HASHES}: names a sample row that is not there. {_REMEDY}")
+        if offsets_N[0] < 0 or offsets_N[-1] > len(self._ids.data) or (offsets_N[1:] < offsets_N[:-1]).any():
+            raise ArtifactError(f"{graph_dir / IDS}: its offsets do not rise within its bytes. {_REMEDY}")
+        if outside(self._texts_N, texts):
+            raise ArtifactError(f"{graph_dir / IDS}: names a text that is not there. {_REMEDY}")
 
     def find(
         self, sample_ids: Sequence[str] | pa.Array | pa.ChunkedArray, hashes_S: NDArray[np.uint64] | None = None
@@ -220,16 +234,6 @@ def _same_strings(ours: _Strings, ours_M: Rows, theirs: _Strings, theirs_M: Rows
             same = same and ours.data[one + c] == theirs.data[other + c]
         same_M[i] = same
     return same_M
-
-
-def _map(graph_dir: Path, receipt: Receipt) -> pa.RecordBatch:
-    path = graph_dir / receipt.path
-    try:
-        if path.stat().st_size != receipt.bytes:
-            raise ArtifactError(f"{path} has {path.stat().st_size:,} bytes, not {receipt.bytes:,}. {_REMEDY}")
-        return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    except (OSError, pa.ArrowException) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}). {_REMEDY}") from error
 
 
 def _string_array(values: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -20,7 +20,10 @@ from numba.np.numpy_support import carray
 
 from graphbuild.errors import ArtifactError
 from graphbuild.store import schemas
-from graphbuild.store.files import Receipt, damage
+from graphbuild.store.files import Receipt
+from graphbuild.store.tables import map_arrow
+
+REMEDY = "Run `graphbuild knn` again: it rebuilds only what is damaged."
 
 Ids = npt.NDArray[np.int32]
 
@@ -57,25 +60,39 @@ class Shard:
     rows: Rows
 
 
-def map_shard(graph_dir: Path, receipt: Receipt) -> Shard:
-    """Map one shard and compare it with its receipt, all but its digest.
+def map_shard(graph_dir: Path, receipt: Receipt, *, texts: int) -> Shard:
+    """Map one shard, and check that its rows and ids lie within the graph: all that reads it relies on that.
+
+    Args:
+        graph_dir: The graph directory.
+        receipt: Of the shard; its digest is not compared here.
+        texts: How many texts the graph has.
 
     Raises:
-        ArtifactError: If it is missing, cut short or no neighbour shard.
+        ArtifactError: If it is missing, cut short, no neighbour shard, or names a text that is not there.
     """
     path = graph_dir / receipt.path
-    remedy = "Run `graphbuild knn` again: it rebuilds only what is damaged."
-    if problem := damage(graph_dir, receipt, digest=False):
-        raise ArtifactError(f"{path} {problem}. {remedy}")
+    batch = map_arrow(path, [schemas.TEXT_ID, schemas.NEIGHBOR_IDS, schemas.SIMILARITIES], rows=receipt.rows, remedy=REMEDY)
     try:
-        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-        text_ids = batch.column(schemas.TEXT_ID).to_numpy()
-        rows = _views(batch)
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise ArtifactError(f"{path} is no neighbour shard ({error}). {remedy}") from error
-    if len(text_ids) != receipt.rows or (len(text_ids) and text_ids[-1] - text_ids[0] != len(text_ids) - 1):
-        raise ArtifactError(f"{path} does not hold {receipt.rows:,} consecutive text ids. {remedy}")
+        text_ids, rows = batch.column(schemas.TEXT_ID).to_numpy(), _views(batch)
+    except (pa.ArrowInvalid, KeyError, ValueError) as error:
+        raise ArtifactError(f"{path} is no neighbour shard ({error}). {REMEDY}") from error
+    if len(text_ids) and text_ids[-1] - text_ids[0] != len(text_ids) - 1:
+        raise ArtifactError(f"{path} does not hold {receipt.rows:,} consecutive text ids. {REMEDY}")
+    if outside(rows.neighbor_ids, texts):
+        row, place = np.argwhere(rows.neighbor_ids.view(np.uint32) >= texts)[0]
+        raise ArtifactError(
+            f"{path}: the row of text_id {text_ids[row]} names text {rows.neighbor_ids[row, place]}, and ids run from 0 to "
+            f"{texts - 1:,}. {REMEDY}"
+        )
     return Shard(int(text_ids[0]) if len(text_ids) else 0, rows)
+
+
+def outside(numbers: npt.NDArray[np.int32] | npt.NDArray[np.int64], limit: int) -> bool:
+    """Tell whether any number lies outside 0 to `limit` - 1; one pass, and nothing is copied."""
+    # As unsigned numbers, negative ones are the largest.
+    unsigned = numbers.view(np.uint32 if numbers.dtype == np.int32 else np.uint64)
+    return int(unsigned.max(initial=0)) >= limit if numbers.size else False
 
 
 def _views(batch: pa.RecordBatch) -> Rows:

@@ -25,6 +25,8 @@ from graphbuild.errors import ArtifactError, OptionError, ResourceError
 from graphbuild.store import schemas
 from graphbuild.store.files import Receipt, finished, write_arrow
 from graphbuild.store.manifest import Manifest, Stage, stage_key
+from graphbuild.store.neighbors import outside
+from graphbuild.store.tables import map_arrow
 from graphbuild.system.memory import resolve_limit
 from graphbuild.system.progress import progress
 
@@ -155,11 +157,12 @@ def load_partition(graph: Graph, config: PartitionConfig) -> Partition:
         UserError: As `build_partition`.
     """
     result = _build(graph, config)
-    try:
-        batch = pa.ipc.open_file(pa.memory_map(str(result.path))).get_batch(0)
-        return Partition(batch.column(schemas.SAMPLE_ROW).to_numpy(), batch.column(schemas.CHUNK).to_numpy())
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise ArtifactError(f"{result.path} is no partition ({error}). Remove it, and run `graphbuild partition` again.") from error
+    remedy = "Remove it, and run `graphbuild partition` again."
+    batch = map_arrow(result.path, schemas.PARTITION_SCHEMA.names, rows=result.samples, remedy=remedy)
+    rows, chunks = batch.column(schemas.SAMPLE_ROW).to_numpy(), batch.column(schemas.CHUNK).to_numpy()
+    if not batch.schema.equals(schemas.PARTITION_SCHEMA) or outside(chunks, -(-len(chunks) // config.chunk)):
+        raise ArtifactError(f"{result.path}: holds a chunk that there is not, or other columns. {remedy}")
+    return Partition(rows, chunks)
 
 
 def chunk_samples(graph: Graph, offsets: Int64, text_ids: Int32, config: PartitionConfig) -> tuple[Int32, dict[str, Any]]:

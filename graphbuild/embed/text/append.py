@@ -20,6 +20,7 @@ from graphbuild.errors import ArtifactError, OptionError, SourceError
 from graphbuild.store import schemas
 from graphbuild.store.files import Receipt, require_intact
 from graphbuild.store.manifest import Manifest, Stage, differences, stage_key
+from graphbuild.store.tables import read_parquet
 
 _FACT = "segments"
 ALL_SOURCES = "Run `graphbuild embed` with all sources, in the order in which they came: it rebuilds this file."
@@ -75,7 +76,7 @@ class Held:
         """
         for name, receipt in self.receipts(folder).items():
             require_intact(self.graph_dir, {name: receipt}, remedy=ALL_SOURCES)
-            yield self.graph_dir / name, pq.read_table(self.graph_dir / name, columns=list(columns))
+            yield self.graph_dir / name, read_parquet(self.graph_dir / name, columns)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from graphbuild.datasets.base import CaptionBatch
 from graphbuild.embed.text.append import Held
 from graphbuild.embed.text.table import TextPolicy
-from graphbuild.store import schemas
 from graphbuild.store.files import Receipt
+from graphbuild.store.tables import read_texts
 
 LISTED = 100
 """Examples of each thing that the manifest lists."""
@@ -129,14 +128,7 @@ def collapse_facts(graph_dir: Path, texts: Mapping[str, Receipt], counts_N: NDAr
     share = len(counts_N) / captions
     top = np.argsort(-counts_N, kind="stable")[:_REPEATED]
     top = top[counts_N[top] > 1]
-    found: dict[int, str] = {}
-    start = 0
-    for name, receipt in texts.items():
-        here = top[(top >= start) & (top < start + receipt.rows)]
-        if len(here):
-            column = pq.read_table(graph_dir / name, columns=[schemas.TEXT])[schemas.TEXT]
-            found |= zip(here.tolist(), column.take(here - start).to_pylist(), strict=True)
-        start += receipt.rows
+    found = read_texts(graph_dir, texts.values(), top, verify=False)
     return {
         "collapsed": {
             "captions": captions - len(counts_N),

@@ -168,7 +168,7 @@ def _lengthen_sketch(columns: dict[str, np.ndarray]) -> None:
         (_swap_order, "is not ordered"),
         (_put_self, "holds itself"),
         (_repeat, "holds a neighbour twice"),
-        (_leave_range, "is no text id"),
+        (_leave_range, "names text 300"),
         (_lengthen_sketch, "sketch longer"),
     ],
 )

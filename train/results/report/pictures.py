@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
-from graphbuild.store import schemas
 from graphbuild.store.graph import Graph
 from graphbuild.targets.assemble import assemble
 from train.data.base import ImageSource, Int64
@@ -271,10 +269,5 @@ def _captions(source: ImageSource, graph: Graph | None, indices: Int64, text_ids
 
 def read_texts(graph: Graph, text_ids: Int64) -> list[str]:
     """The texts of some ids, in their order; reads only the shards that hold them."""
-    found: dict[int, str] = {}
-    for shard in graph.manifest.ranges("text", schemas.TEXTS):
-        wanted = np.unique(text_ids[(text_ids >= shard.start) & (text_ids < shard.stop)])
-        if len(wanted):
-            table = pq.read_table(graph.path / schemas.part_name(schemas.TEXTS, shard.index), columns=[schemas.TEXT])
-            found |= zip(wanted.tolist(), table[schemas.TEXT].take(wanted - shard.start).to_pylist(), strict=True)
+    found = graph.texts_of(text_ids)
     return [found[int(text_id)] for text_id in text_ids]

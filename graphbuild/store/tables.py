@@ -1,0 +1,113 @@
+"""Parquet read, and Arrow files mapped, with errors that name the file and what to do.
+
+Shape letters: n rows of a file, Q texts asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from graphbuild.errors import ArtifactError
+from graphbuild.store import schemas
+from graphbuild.store.files import Receipt
+from graphbuild.store.verified import require_verified
+
+REMEDY = "Run `graphbuild embed` again with the same options: it rebuilds this file alone."
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None, *, remedy: str = REMEDY) -> pa.Table:
+    """Read a Parquet file, or some of its columns.
+
+    Raises:
+        ArtifactError: If it is missing, no Parquet, or lacks a column.
+    """
+    try:
+        # No partitioning: a folder named `a=1` above the graph is no column.
+        return pq.read_table(path, columns=None if columns is None else list(columns), partitioning=None)
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}). {remedy}") from error
+
+
+def map_arrow(path: Path, columns: Sequence[str], *, rows: int, remedy: str) -> pa.RecordBatch:
+    """Map an Arrow file of one uncompressed record batch; its buffers are as long as its rows need.
+
+    Args:
+        path: The file.
+        columns: Names of the columns that it must have, without nulls.
+        rows: How many rows it must have.
+        remedy: The end of the message: what to do.
+
+    Raises:
+        ArtifactError: If it is missing, cut short, or not such a file.
+    """
+    try:
+        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        batch.validate()
+        nulls = [name for name in columns if batch.column(name).null_count]
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}). {remedy}") from error
+    if nulls or batch.num_rows != rows:
+        what = f"nulls in {nulls[0]}" if nulls else f"{batch.num_rows:,} rows, not {rows:,}"
+        raise ArtifactError(f"{path}: holds {what}. {remedy}")
+    return batch
+
+
+def read_texts(
+    graph_dir: Path, shards: Iterable[Receipt], ids_Q: NDArray[np.integer], *, verify: bool | None = None
+) -> dict[int, str]:
+    """Read the texts of some ids; only the shards that hold them are read.
+
+    Args:
+        graph_dir: The graph directory.
+        shards: Receipts of all its shards of texts, in order.
+        ids_Q: Text ids, in any order, repeated or not; (Q,).
+        verify: Whether digests are compared; see `require_verified`.
+
+    Returns:
+        Text by id.
+
+    Raises:
+        ArtifactError: If a shard is missing or damaged, or there is no text of an id.
+    """
+    wanted_Q, start = np.unique(ids_Q), 0
+    parts: list[tuple[Receipt, NDArray[np.integer]]] = []
+    for shard in shards:
+        here = wanted_Q[(wanted_Q >= start) & (wanted_Q < start + shard.rows)]
+        if len(here):
+            parts.append((shard, here - start))
+        start += shard.rows
+    if len(outside := wanted_Q[(wanted_Q < 0) | (wanted_Q >= start)]):
+        raise ArtifactError(f"{graph_dir}: there is no text {outside[0]}; ids run from 0 to {start - 1:,}. {REMEDY}")
+    require_verified(graph_dir, [shard for shard, _ in parts], remedy=REMEDY, verify=verify)
+    texts = [text for shard, rows in parts for text in _texts_of(graph_dir, shard).take(pa.array(rows)).to_pylist()]
+    return dict(zip(wanted_Q.tolist(), texts, strict=True))
+
+
+def find_text(graph_dir: Path, shards: Iterable[Receipt], text: str, *, verify: bool | None = None) -> int | None:
+    """Return the id of a text, compared character by character; None if the graph does not have it.
+
+    Raises:
+        ArtifactError: If a shard is missing or damaged.
+    """
+    shards, start = list(shards), 0
+    require_verified(graph_dir, shards, remedy=REMEDY, verify=verify)
+    for shard in shards:
+        place: int = pc.index(_texts_of(graph_dir, shard), text).as_py()
+        if place >= 0:
+            return start + place
+        start += shard.rows
+    return None
+
+
+def _texts_of(graph_dir: Path, shard: Receipt) -> pa.ChunkedArray:
+    column = read_parquet(graph_dir / shard.path, [schemas.TEXT])[schemas.TEXT]
+    if len(column) != shard.rows:
+        raise ArtifactError(f"{graph_dir / shard.path}: holds {len(column):,} rows, not {shard.rows:,}. {REMEDY}")
+    return column
