@@ -53,15 +53,21 @@ def inspect(
 
 
 @click.command()
-@click.argument("text", help="Any text.")
+@click.argument("text", required=False, help="Any text.")
 @graph_dir_option
+@click.option("--id", "text_id", type=click.IntRange(min=0), default=None, help="A text_id of the graph, in place of TEXT.")
 @click.option("-n", "--count", type=click.IntRange(min=1), default=10, show_default=True, help="How many.")
 @json_option
-def neighbors(text: str, graph_dir: Path | None, count: int, as_json: bool) -> None:
-    """Nearest stored texts of any TEXT, by the graph's encoder."""
+def neighbors(text: str | None, text_id: int | None, graph_dir: Path | None, count: int, as_json: bool) -> None:
+    """Nearest stored texts of any TEXT: by the stored neighbours of one that the graph holds, else by its encoder."""
     from graphbuild.embed.nearest import nearest_texts
 
-    answer(nearest_texts(find_graph_dir(graph_dir), text, count=count), as_json)
+    if text is not None and text_id is not None:
+        raise click.UsageError("give either TEXT or --id, not both.")
+    asked = text if text_id is None else text_id
+    if asked is None:
+        raise click.UsageError("give a TEXT, or the --id of a stored one.")
+    answer(nearest_texts(find_graph_dir(graph_dir), asked, count=count), as_json)
 
 
 @click.command()

@@ -1,27 +1,30 @@
 """The nearest stored texts of any text: opened once, then milliseconds a query.
 
-Shape letters: M candidates, D vector width. Scores are inner products of the query and stored vectors, accumulated in
-float64; the index holds the stored float16 values without loss, so they need no other file.
+Shape letters: M candidates, D vector width. A text that the graph holds is answered by its stored neighbours, without the
+encoder; for any other, scores are inner products of its vector and stored ones, accumulated in float64: the index holds the
+stored float16 values without loss, so they need no other file. FAISS and torch are loaded by the first such query.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from graphbuild.embed.encoder import load_encoder
 from graphbuild.embed.encoder_files import EncoderSpec, find_encoder
 from graphbuild.embed.text.table import TextPolicy
 from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError
 from graphbuild.store import schemas
-from graphbuild.store.files import damage
+from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest
+from graphbuild.store.tables import find_text, read_texts
+from graphbuild.store.verified import require_verified
 
+_REMEDY = "Run `graphbuild embed` again: it rebuilds it."
 _PROBED_LISTS = 64
 _MIN_CANDIDATES = 64
 
@@ -51,8 +54,8 @@ class NearTexts:
         return asdict(self)
 
 
-def nearest_texts(graph_dir: Path, text: str, *, count: int = 10) -> NearTexts:
-    """The stored texts nearest to one text; for several, open a `NearestTexts`. Arguments and errors are its own."""
+def nearest_texts(graph_dir: Path, text: str | int, *, count: int = 10) -> NearTexts:
+    """Find the stored texts nearest to one text; for several, open a `NearestTexts`. Arguments and errors are its own."""
     return NearestTexts.open(graph_dir).find(text, count=count)
 
 
@@ -87,63 +90,94 @@ class VectorIndex:
 
 
 class NearestTexts:
-    """A graph's index, open, and its encoder, loaded by the first query."""
+    """A graph to ask for the nearest texts; its rows, index and encoder are opened by the first query that needs them."""
 
-    def __init__(self, graph_dir: Path, manifest: Manifest, index: VectorIndex, encoder: EncoderSpec) -> None:
-        self._graph_dir, self._manifest, self._index, self._encoder = graph_dir, manifest, index, encoder
+    def __init__(self, graph_dir: Path, manifest: Manifest, *, verify: bool | None = None) -> None:
+        self._graph_dir, self._manifest, self._verify = graph_dir, manifest, verify
         self._policy = TextPolicy(tuple((old, new) for old, new in manifest.dataset.get("replacements", ())))
+        self._shards = manifest.require("text", graph_dir).in_folder(schemas.TEXTS)
 
     @classmethod
-    def open(cls, graph_dir: Path) -> NearestTexts:
-        """Map the index and find the encoder that the graph was built with.
-
-        The index is compared with its receipt by size; its digest, for which all of it would be read, is left to `verify`.
+    def open(cls, graph_dir: Path, *, verify: bool | None = None) -> NearestTexts:
+        """Read what the graph holds; files are compared with their digests when they are needed, unless `verify` is False.
 
         Raises:
-            ArtifactError: If the index is missing or cut short.
-            ArtifactMismatch: If the encoder at hand is not the one that the graph was built with.
+            ArtifactError: If there is no graph.
         """
-        manifest = Manifest.load(graph_dir)
-        receipt = manifest.require("index", graph_dir).files[schemas.INDEX_FILE]
-        path = graph_dir / schemas.INDEX_FILE
-        if problem := damage(graph_dir, receipt, digest=False):
-            raise ArtifactError(f"{path} {problem}. Run `graphbuild embed` again: it rebuilds it.")
-        return cls(graph_dir, manifest, VectorIndex(path), _stored_encoder(graph_dir, manifest))
+        graph_dir = graph_dir.absolute()
+        return cls(graph_dir, Manifest.load(graph_dir), verify=verify)
 
-    def find(self, text: str, *, count: int = 10) -> NearTexts:
-        """The stored texts nearest to any text.
+    def find(self, text: str | int, *, count: int = 10) -> NearTexts:
+        """Find the stored texts nearest to any text, itself first where the graph holds it.
 
         Args:
-            text: Cleaned as captions are; templates do not apply.
+            text: A text, cleaned as captions are (templates do not apply), or the id of a stored one.
             count: Texts wanted; fewer come back where the graph, or the lists that are probed, have fewer.
 
         Raises:
-            OptionError: If the text is blank.
-            ArtifactError: If the index names a text that is not there.
+            OptionError: If the text is blank, or there is no such id.
+            ArtifactError: If a file is missing or damaged, or the index names a text that is not there.
+            ArtifactMismatch: If the encoder is needed, and the one at hand is not the one that the graph was built with.
         """
-        query = self._policy.clean(text)
-        if not query:
-            raise OptionError("the text is blank. Give a few words.")
-        encoder = load_encoder(self._encoder)
-        (tokens,), _ = encoder.tokenize([query])
-        ids, scores = self._index.nearest(encoder.encode_one(tokens).astype(np.float16), count)
+        query = self._text_of(text) if isinstance(text, int) else self._clean(text)
+        stored = text if isinstance(text, int) else find_text(self._graph_dir, self._shards, query, verify=self._verify)
+        if stored is not None and self._stores(count):
+            ids, scores = self._by_row(stored, count)
+        else:
+            ids, scores = self._by_encoder(query, count)
         texts = self._texts_of(ids)
-        if unknown := set(ids.tolist()) - texts.keys():
-            raise ArtifactError(
-                f"{self._graph_dir / schemas.INDEX_FILE} names text {min(unknown)}, which the graph does not have. "
-                "Run `graphbuild embed` again: it rebuilds it."
-            )
         found = zip(ids.tolist(), scores.tolist(), strict=True)
-        return NearTexts(query, tuple(NearText(text_id, score, texts[text_id]) for text_id, score in found))
+        return NearTexts(query, tuple(NearText(number, score, texts[number]) for number, score in found))
+
+    @cached_property
+    def _graph(self) -> Graph:
+        return Graph.open(self._graph_dir, verify=self._verify)
+
+    @cached_property
+    def _index(self) -> VectorIndex:
+        files = self._manifest.require("index", self._graph_dir).files
+        require_verified(self._graph_dir, files.values(), remedy=_REMEDY, verify=self._verify)
+        return VectorIndex(self._graph_dir / schemas.INDEX_FILE)
+
+    @cached_property
+    def _encoder(self) -> EncoderSpec:
+        return _stored_encoder(self._graph_dir, self._manifest)
+
+    def _clean(self, text: str) -> str:
+        if not (query := self._policy.clean(text)):
+            raise OptionError("the text is blank. Give a few words.")
+        return query
+
+    def _text_of(self, text_id: int) -> str:
+        count = sum(shard.rows for shard in self._shards)
+        if not 0 <= text_id < count:
+            raise OptionError(f"{self._graph_dir}: no text_id {text_id}; they run from 0 to {count - 1:,}.")
+        return self._texts_of(np.array([text_id]))[text_id]
+
+    def _stores(self, count: int) -> bool:
+        """Whether so many texts, the one asked for included, are stored of each text."""
+        return "knn" in self._manifest.stages and (count <= self._graph.k + 1 or self._graph.is_complete)
+
+    def _by_row(self, text_id: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The text itself, of similarity 1, and its stored neighbours."""
+        row = self._graph.row(text_id)
+        ids = np.concatenate([[text_id], row.neighbor_ids[0, : count - 1]])
+        return ids, np.concatenate([[1.0], row.similarities[0, : count - 1].astype(np.float64)])
+
+    def _by_encoder(self, query: str, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        from graphbuild.embed.encoder import load_encoder
+
+        index, encoder = self._index, load_encoder(self._encoder)
+        (tokens,), _ = encoder.tokenize([query])
+        ids, scores = index.nearest(encoder.encode_one(tokens).astype(np.float16), count)
+        if len(unknown := ids[ids >= sum(shard.rows for shard in self._shards)]):
+            raise ArtifactError(
+                f"{self._graph_dir / schemas.INDEX_FILE} names text {unknown.min()}, which the graph does not have. {_REMEDY}"
+            )
+        return ids, scores
 
     def _texts_of(self, ids: NDArray[np.int64]) -> dict[int, str]:
-        texts: dict[int, str] = {}
-        for shard in self._manifest.ranges("text", schemas.TEXTS):
-            held = ids[(ids >= shard.start) & (ids < shard.stop)]
-            if len(held):
-                table = pq.read_table(self._graph_dir / schemas.part_name(schemas.TEXTS, shard.index), columns=[schemas.TEXT])
-                texts |= zip(held.tolist(), table[schemas.TEXT].take(held - shard.start).to_pylist(), strict=True)
-        return texts
+        return read_texts(self._graph_dir, self._shards, ids, verify=self._verify)
 
 
 def _stored_encoder(graph_dir: Path, manifest: Manifest) -> EncoderSpec:

@@ -15,6 +15,7 @@ from graphbuild.quality.health.result import Health
 from graphbuild.store import schemas
 from graphbuild.store.frames import RANK, SIMILARITY, Frames
 from graphbuild.store.neighbors import Rows
+from graphbuild.store.tables import find_text
 from graphbuild.targets.assemble import Matrix, Symmetrize
 from graphbuild.targets.samples import Captions, batch_similarity
 from graphbuild.targets.softmax import Floats, apply_options, two_view_target
@@ -25,7 +26,7 @@ class GraphView(Frames):
 
     @cached_property
     def _nearest(self) -> NearestTexts:
-        return NearestTexts.open(self.path)
+        return NearestTexts.open(self.path, verify=self._verify)
 
     def neighbors(self, text: str | int, *, count: int = 10) -> pl.DataFrame:
         """The nearest texts of a text.
@@ -122,14 +123,13 @@ class GraphView(Frames):
         return check_health(self, **options)
 
     def _find(self, text: str) -> int | None:
-        same = self.parquet("text", schemas.TEXTS).filter(pl.col(schemas.TEXT) == text).select(schemas.TEXT_ID)
-        ids = same.head(1).collect(engine="streaming").to_series().to_list()
-        return ids[0] if ids else None
+        shards = self.manifest.require("text", self.path).in_folder(schemas.TEXTS)
+        return find_text(self.path, shards, text, verify=self._verify)
 
     def _row(self, text_id: int) -> Rows:
         if not 0 <= text_id < self.graph.n_texts:
             raise OptionError(f"{self.path}: no text_id {text_id}; they run from 0 to {self.graph.n_texts - 1:,}.")
-        return self.graph.rows([text_id])
+        return self.graph.row(text_id)
 
 
 def _ranked(ids: list[int], similarities: list[float]) -> pl.DataFrame:

@@ -104,6 +104,18 @@ class Graph:
                 gather(addresses, width, shard_B, local_B, target.reshape(len(ids), -1).view(np.uint8))
         return out
 
+    def row(self, text_id: int) -> Rows:
+        """Return the stored row of one text, as views of the mapped file, without loading a compiled kernel; B = 1.
+
+        Raises:
+            ValueError: If the id lies outside 0..N-1.
+        """
+        if not 0 <= text_id < self.n_texts:
+            raise ValueError(f"text ids run from 0 to {self.n_texts - 1}, not to {text_id}")
+        shard = self._shards[int(np.searchsorted(self._starts, text_id, side="right")) - 1]
+        place = slice(text_id - shard.first_id, text_id - shard.first_id + 1)
+        return Rows(*(getattr(shard.rows, column)[place] for column in Rows.__slots__))
+
     def _require_room(self, out: Rows, count: int) -> None:
         # Bytes are copied to where these arrays are: one that is smaller, or of another kind, would be overrun.
         for column, like in ((name, getattr(Rows.empty(0, self.k, self.sketch_dim), name)) for name in Rows.__slots__):

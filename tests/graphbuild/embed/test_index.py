@@ -11,7 +11,7 @@ from helpers_embed import embed, graphbuild, numbered_captions, write_captions
 from helpers_graph import clustered_vectors, write_graph
 
 from graphbuild.embed.index import build_index
-from graphbuild.embed.nearest import nearest_texts
+from graphbuild.embed.nearest import VectorIndex, nearest_texts
 from graphbuild.errors import ArtifactError
 
 CAPTIONS = numbered_captions(20)
@@ -65,4 +65,6 @@ def test_an_index_that_faiss_cannot_read_is_one_clear_error(tmp_path: Path) -> N
     index = tmp_path / "g" / "index.faiss"
     index.write_bytes(bytes(len(index.read_bytes())))
     with pytest.raises(ArtifactError, match=r"index\.faiss: FAISS cannot read it\. Run `graphbuild embed` again"):
+        VectorIndex(index)
+    with pytest.raises(ArtifactError, match=r"index\.faiss has other bytes than were written"):
         nearest_texts(tmp_path / "g", "a dog")

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from helpers_embed import embed, graphbuild, numbered_captions, write_captions
 
 import graphbuild as package
+from graphbuild.cli import cli
 from graphbuild.embed.hashing import HashingEncoder
 from graphbuild.embed.index import build_index
 from graphbuild.embed.nearest import VectorIndex, nearest_texts
 from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError
+from graphbuild.knn.config import KnnConfig
+from graphbuild.knn.stage import build_knn
 from graphbuild.store.embeddings import load_embeddings
+from graphbuild.store.files import digest_file
 from graphbuild.store.manifest import Manifest
 
 CAPTIONS = numbered_captions(600)
@@ -76,7 +83,7 @@ def test_an_index_that_names_texts_of_another_graph_is_refused(tmp_path: Path) -
     index = shutil.copyfile(tmp_path / "large/index.faiss", tmp_path / "small/index.faiss")
     manifest = Manifest.load(tmp_path / "small")
     files = manifest.stages["index"].files
-    files["index.faiss"] = replace(files["index.faiss"], bytes=index.stat().st_size)
+    files["index.faiss"] = replace(files["index.faiss"], bytes=index.stat().st_size, digest=digest_file(index))
     manifest.save(tmp_path / "small")
     with pytest.raises(ArtifactError, match=r"index\.faiss names text \d+, which the graph does not have"):
         nearest_texts(tmp_path / "small", CAPTIONS[40])
@@ -99,6 +106,43 @@ def test_another_encoder_of_the_same_name_is_refused(tmp_path: Path) -> None:
     manifest.save(tmp_path / "g")
     with pytest.raises(ArtifactMismatch, match="000000000000"):
         nearest_texts(tmp_path / "g", "a dog")
+
+
+def test_a_stored_caption_and_its_id_are_answered_by_stored_neighbours_without_encoder_or_index(tmp_path: Path) -> None:
+    embed(tmp_path / "g", write_captions(tmp_path / "a.parquet", {"caption": CAPTIONS[:60]}), encoder="hashing:32")
+    expected = brute_force(tmp_path / "g", CAPTIONS[7], 6)
+    build_knn(tmp_path / "g", KnnConfig(k=9))
+    (tmp_path / "g/index.faiss").unlink()
+    code = "import sys; from graphbuild.cli import cli; cli(standalone_mode=False); print(sorted(sys.modules))"
+    shown = [
+        graphbuild("neighbors", *asked, "--graph-dir", tmp_path / "g", "-n", "6", "--json", code=code)
+        for asked in (
+            [f" {CAPTIONS[7]}  "],
+            ["--id", "7"],
+        )
+    ]
+    for answer in shown:
+        assert answer.stderr == ""
+        found, modules = answer.stdout.splitlines()
+        near = json.loads(found)
+        assert near["query"] == CAPTIONS[7]
+        assert [item["text_id"] for item in near["found"]] == [text_id for text_id, _ in expected]
+        assert [item["similarity"] for item in near["found"]] == pytest.approx([score for _, score in expected], abs=1e-3)
+        assert not {"torch", "faiss", "sentence_transformers", "polars"} & set(ast.literal_eval(modules))
+
+
+def test_more_neighbours_than_are_stored_come_from_the_index(tmp_path: Path) -> None:
+    embed(tmp_path / "g", write_captions(tmp_path / "a.parquet", {"caption": CAPTIONS[:60]}), encoder="hashing:32")
+    build_knn(tmp_path / "g", KnnConfig(k=9))
+    near = nearest_texts(tmp_path / "g", 7, count=12)
+    assert [item.text_id for item in near.found] == [text_id for text_id, _ in brute_force(tmp_path / "g", CAPTIONS[7], 12)]
+
+
+def test_an_id_that_there_is_not_and_a_call_without_a_text_are_refused(graph_dir: Path) -> None:
+    with pytest.raises(OptionError, match="no text_id 600; they run from 0 to 599"):
+        nearest_texts(graph_dir, 600)
+    for arguments in (["a", "--id", "3"], []):
+        assert CliRunner().invoke(cli, ["neighbors", "--graph-dir", str(graph_dir), *arguments]).exit_code == 2
 
 
 def test_neighbors_command_prints_similarity_id_and_text(graph_dir: Path) -> None:
