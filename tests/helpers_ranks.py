@@ -134,3 +134,28 @@ def loss_and_gradients(kinds: list[str], graph_dir: Path, texts: int, folder: Pa
             gradients = [weight.grad for weight in model.parameters()]
             found[kind] = (ranks.mean(loss.detach()), gradients, target.rows(anchors.start, anchors.stop))
         torch.save(found, folder / f"found-{ranks.rank}.pt")
+
+
+def foreign_loop(kinds: list[str], graph_dir: Path, sample_ids: list[str], folder: Path) -> None:
+    """A user's step under DistributedDataParallel: write the mean loss, and the gradients of each process."""
+    from graphbuild.torch import SimCLRLoss, SupConLoss, XCLRLoss
+
+    with ranks_of_job("cpu") as ranks:
+        found = {}
+        for seed, kind in enumerate(kinds):
+            model = nn.parallel.DistributedDataParallel(net())
+            pictures, _ = batch_of(seed, 2)
+            part = ranks.part(BATCH)
+            z0, z1 = (model(half[part.start : part.stop]) for half in pictures.chunk(2))
+            own = sample_ids[part.start : part.stop]
+            if kind == "simclr":
+                loss = SimCLRLoss(0.2)(z0, z1)
+            elif kind == "supcon":
+                loss = SupConLoss(0.2)(z0, z1, torch.arange(part.start, part.stop) % 5)
+            else:
+                targets = SoftTargets(graph_dir, captions="average" if kind == "average" else "draw", seed=3)
+                ids = targets.positions(own) if kind == "positions" else own
+                loss = XCLRLoss(0.2, 0.1)(z0, z1, targets(ids, epoch=2))
+            loss.backward()
+            found[kind] = (ranks.mean(loss.detach()), [weight.grad for weight in model.parameters()])
+        torch.save(found, folder / f"found-{ranks.rank}.pt")

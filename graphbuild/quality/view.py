@@ -64,7 +64,9 @@ class GraphView(Frames):
     ) -> Matrix:
         """Compute the similarities among samples, as a training step takes them; in NumPy. `graphbuild.torch` is for loops.
 
-        >>> graph.similarity(["picture-0", "picture-1", "picture-2"]).shape
+        >>> import graphbuild
+        >>> graph = graphbuild.open(example_graph)
+        >>> graph.similarity(["sample-0-0", "sample-1-0", "sample-2-0"]).shape
         (3, 3)
 
         Args:
@@ -97,7 +99,9 @@ class GraphView(Frames):
     ) -> Floats:
         """Compute the soft target of a batch with two views of each sample; in NumPy.
 
-        >>> graph.soft_targets(["picture-0", "picture-1", "picture-2"], tau_s=0.1).shape
+        >>> import graphbuild
+        >>> graph = graphbuild.open(example_graph)
+        >>> graph.soft_targets(["sample-0-0", "sample-1-0", "sample-2-0"], tau_s=0.1).shape
         (6, 6)
 
         Args:

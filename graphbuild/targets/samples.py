@@ -148,7 +148,7 @@ def _average(similarity_CC: Matrix, offsets: Int64, positions_B: Int64) -> Matri
 
 def _find(graph: Graph, sample_ids: Sequence[str]) -> SampleTexts:
     # Numbers could be meant as positions, or as ids written in some way: better asked than guessed.
-    if (other := next((value for value in sample_ids if not isinstance(value, str)), None)) is not None:
+    for other in (value for value in sample_ids if not isinstance(value, str)):
         raise SourceError(
             f"sample ids are strings, and {other!r} is of type {type(other).__name__}. In {graph.path} they were written such as "
             f"{_examples(graph)}: pass strings like these, or a tensor of positions from positions(ids)."

@@ -52,10 +52,9 @@ class _TwoViewLoss(nn.Module):
         return f"tau={self.tau:g}, tau_s={self.tau_s:g}, gather_distributed={self.gather_distributed}"
 
     def _loss(self, z0: Tensor, z1: Tensor, target: Target) -> Tensor:
-        views = torch.cat([z0, z1])
-        wide = views if views.dtype == torch.float64 else views.float()
-        with torch.autocast(views.device.type, enabled=False):
-            z = nn.functional.normalize(wide, dim=1)
+        with torch.autocast(z0.device.type, enabled=False):
+            views = torch.cat([z0, z1])
+            z = nn.functional.normalize(views if views.dtype == torch.float64 else views.float(), dim=1)
         gather_distributed = self.gather_distributed
         return two_view_loss(z, target, tau=self.tau, tau_s=self.tau_s, gather_distributed=gather_distributed).loss
 

@@ -39,7 +39,7 @@ class SoftTargets:
 
     >>> from graphbuild.torch import SoftTargets
     >>> targets = SoftTargets(example_graph)
-    >>> targets(["picture-0", "picture-1", "picture-2"]).shape
+    >>> targets(["sample-0-0", "sample-1-0", "sample-2-0"]).shape
     torch.Size([3, 3])
     """
 

@@ -16,7 +16,9 @@ import graphbuild
 from graphbuild.errors import ArtifactError, OptionError
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
+from graphbuild.quality import view
 from graphbuild.store.graph import Graph
+from graphbuild.torch import losses, soft_targets
 
 FOUR = np.array([[1, 0.1], [1, 0.2], [0, 1], [0.1, 1]])
 
@@ -37,9 +39,16 @@ def larger(tmp_path: Path) -> Path:
 
 
 def test_doctests_of_the_package_hold(graph_dir: Path) -> None:
-    outcome = doctest.testmod(graphbuild, extraglobs={"example_graph": graph_dir})
-    assert outcome.attempted > 3
-    assert outcome.failed == 0
+    for module in (graphbuild, view, losses, soft_targets):
+        outcome = doctest.testmod(module, extraglobs={"example_graph": graph_dir})
+        assert outcome.attempted > 2, module
+        assert outcome.failed == 0
+
+
+def test_similarities_of_samples_load_no_torch(graph_dir: Path) -> None:
+    call = f"graphbuild.open({str(graph_dir)!r}).soft_targets(['sample-0-0'])"
+    code = f"import sys, graphbuild; {call}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_edges_equal_the_stored_rows(larger: Path) -> None:
