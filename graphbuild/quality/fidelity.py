@@ -16,14 +16,14 @@ import numpy.typing as npt
 
 from graphbuild.errors import OptionError
 from graphbuild.knn.sketch import encode, second_moments, sketch_basis
+from graphbuild.quality.samples import Samples
 from graphbuild.store.embeddings import embedding_blocks
 from graphbuild.store.graph import Graph
 from graphbuild.store.neighbors import Rows
-from graphbuild.system.memory import resolve_limit
 from graphbuild.system.progress import progress
 from graphbuild.targets import assemble as targets
 from graphbuild.targets import softmax
-from graphbuild.targets.partition import PartitionConfig, load_partition, samples_of
+from graphbuild.targets.partition import PartitionConfig, load_partition
 
 Int32 = npt.NDArray[np.int32]
 Vectors = npt.NDArray[np.float16]
@@ -135,27 +135,23 @@ def measure_fidelity(graph_dir: Path, config: FidelityConfig) -> Fidelity:
 
 def _draw(graph: Graph, config: FidelityConfig) -> dict[str, list[Int32]]:
     """Texts of random batches and of batches of chunks; every sample shows one of its texts."""
-    rows, offsets, text_ids = samples_of(graph, resolve_limit(None))
-    if not 2 <= config.batch_size <= len(rows):
-        raise OptionError(f"--batch-size {config.batch_size:,}: the graph has {len(rows):,} samples. Take 2 to {len(rows):,}.")
-    chunks = load_partition(graph, PartitionConfig(chunk=min(config.chunk, config.batch_size))).of_rows(rows)
+    samples = Samples.read(graph)
+    if not 2 <= config.batch_size <= len(samples):
+        raise OptionError(
+            f"--batch-size {config.batch_size:,}: the graph has {len(samples):,} samples. Take 2 to {len(samples):,}."
+        )
+    chunks = load_partition(graph, PartitionConfig(chunk=min(config.chunk, config.batch_size))).of_rows(samples.rows_S)
     by_chunk = np.argsort(chunks, kind="stable")
     starts = np.searchsorted(chunks[by_chunk], np.arange(chunks.max() + 2))
     rng = np.random.Generator(np.random.Philox(config.seed))
-
-    def show(samples: npt.NDArray[np.int64]) -> Int32:
-        counts = offsets[samples + 1] - offsets[samples]
-        shown: Int32 = text_ids[offsets[samples] + rng.integers(0, counts)]
-        return shown
-
     drawn: dict[str, list[Int32]] = {"random": [], "neighbors": []}
     for _ in range(config.batches):
-        drawn["random"].append(show(rng.choice(len(rows), config.batch_size, replace=False)))
+        drawn["random"].append(samples.random_batch(config.batch_size, rng))
         order = rng.permutation(len(starts) - 1)
         # The short chunk may be among them, so one more than fills the batch is taken.
         some = order[: -(-config.batch_size // config.chunk) + 1]
         members = np.concatenate([by_chunk[starts[chunk] : starts[chunk + 1]] for chunk in some])
-        drawn["neighbors"].append(show(members[: config.batch_size]))
+        drawn["neighbors"].append(samples.show(members[: config.batch_size], rng))
     return drawn
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from graphbuild.embed.text.policy import COUNTS, NOTES
 from graphbuild.quality.health.measure import similarity_by_rank
 from graphbuild.quality.health.result import Health, health_tables, similarity_table
+from graphbuild.quality.samples import has_several_captions
 from graphbuild.quality.view import GraphView
 from graphbuild.store import schemas
 from graphbuild.store.manifest import Manifest
@@ -140,7 +141,8 @@ def summarize(graph_dir: Path, *, health: bool = True, **options: Any) -> GraphS
     measured = view.health(**options) if health and measurable else None
     return GraphSummary(
         graph_dir=graph_dir,
-        dataset=manifest.dataset,
+        # Some sources, such as COCO, give a row a caption without being asked to.
+        dataset={**manifest.dataset, "multi_caption": has_several_captions(manifest)},
         encoder=manifest.encoder,
         counts=_counts(manifest),
         stages=stages,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from graphbuild.errors import ArtifactError, OptionError, SourceError
+from graphbuild.store.hierarchy import Hierarchy, read_hierarchy
 from graphbuild.store.manifest import Manifest
 from graphbuild.system.progress import say
 from train.config import TrainConfig
@@ -23,7 +24,6 @@ from train.data.held_out import default_label_column
 from train.evaluate.features import Features
 from train.evaluate.images import Images, RunImages
 from train.evaluate.options import EvalOptions
-from train.evaluate.protocols.hierarchy import Hierarchy, read_hierarchy
 from train.evaluate.protocols.task import Labelled, Task
 
 MOST_OVERLAP = 0.01

@@ -173,13 +173,6 @@ def _components(found: EdgePass) -> list[dict[str, Any]]:
     return table
 
 
-def skewness(values_N: npt.NDArray[np.integer[Any]]) -> float:
-    """Third standardised moment; 0 where all values are equal."""
-    centred = values_N.astype(np.float64) - values_N.mean()
-    deviation = np.sqrt(np.square(centred).mean())
-    return float((centred**3).mean() / deviation**3) if deviation > 0 else 0.0
-
-
 def mutual_share(graph: Graph, ids_s: npt.NDArray[np.integer[Any]], ranks: int) -> float:
     """Share of edges (first `ranks` of each sampled row) whose end holds the text among its own first `ranks`."""
     mutual = 0

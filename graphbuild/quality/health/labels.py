@@ -5,10 +5,8 @@ Shape letters: N texts, s texts of a sample, K neighbours stored.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +25,7 @@ WNID = "wnid"
 
 
 def majority_labels(view: Frames, column: str) -> tuple[Codes, list[str]]:
-    """Each text's most frequent label, as a code, and the names; ties go to the smaller name, -1 where all are null.
+    """Return each text's most frequent label, as a code, and the names; ties go to the smaller name, -1 where all are null.
 
     Raises:
         SourceError: If the samples have no such column.
@@ -45,7 +43,7 @@ def majority_labels(view: Frames, column: str) -> tuple[Codes, list[str]]:
 
 
 def text_groups(view: Frames, column: str) -> tuple[npt.NDArray[np.int64], Codes]:
-    """The groups that each text's samples belong to, as ranges: text i has `codes[offsets[i]:offsets[i + 1]]`, sorted.
+    """Return the groups that each text's samples belong to, as ranges: text i has `codes[offsets[i]:offsets[i + 1]]`, sorted.
 
     Raises:
         SourceError: If the samples have no such column.
@@ -70,10 +68,18 @@ def _column(view: Frames, column: str) -> Any:
 
 
 def purity_at(codes_N: Codes, ids_s: npt.NDArray[Any], ends_sK: Codes, ks: Sequence[int]) -> list[float]:
-    """Mean share of the first k neighbours that have the text's label; texts without one are left out."""
+    """Return the mean share of the first k neighbours that have the text's label, for each k; texts without one are left out."""
     labelled = codes_N[ids_s] >= 0
     same = codes_N[ends_sK[labelled]] == codes_N[ids_s[labelled], None]
     return [float(same[:, :k].mean()) if same.size else 0.0 for k in ks]
+
+
+def purity_within_reach(codes_N: Codes, ids_s: npt.NDArray[Any], ks: Sequence[int]) -> list[float]:
+    """Return the purity of the best possible graph, for each k: a class of m texts fills m - 1 of k places at most."""
+    sizes = np.bincount(codes_N[codes_N >= 0]) if (codes_N >= 0).any() else np.zeros(1, np.int64)
+    labelled = codes_N[ids_s]
+    others = sizes[labelled[labelled >= 0]] - 1
+    return [float(np.minimum(others, k).mean() / k) if len(others) else 0.0 for k in ks]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +90,18 @@ class GroupAgreement:
     """Share of texts, of those that share a group with another, whose nearest neighbour is of their group."""
     found: float
     """Share of a text's group that is among its K neighbours; mean."""
+    within_reach: float
+    """The same if all K were of the group: less than 1 where groups are larger than K."""
     texts: int
 
 
 def group_agreement(groups: tuple[npt.NDArray[np.int64], Codes], ids_s: npt.NDArray[Any], ends_sK: Codes) -> GroupAgreement | None:
-    """Look for each sampled text's group among its neighbours; None where no sampled text shares one."""
+    """Look for each sampled text's group among its neighbours; return None where no sampled text shares one."""
     offsets, codes = groups
     texts = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     order = np.argsort(codes, kind="stable")
     starts = np.searchsorted(codes[order], np.arange(codes.max(initial=0) + 2))
-    first, found = [], []
+    first, found, reach = [], [], []
     for text_id, ends_K in zip(ids_s.tolist(), ends_sK, strict=True):
         mine = codes[offsets[text_id] : offsets[text_id + 1]]
         members = np.unique(np.concatenate([texts[:0], *(texts[order[starts[g] : starts[g + 1]]] for g in mine)]))
@@ -101,80 +109,25 @@ def group_agreement(groups: tuple[npt.NDArray[np.int64], Codes], ids_s: npt.NDAr
         if len(members):
             first.append(ends_K[0] in members)
             found.append(np.isin(members, ends_K).mean())
-    return GroupAgreement(float(np.mean(first)), float(np.mean(found)), len(first)) if first else None
-
-
-class WordNetDistance:
-    """Path lengths between synsets: edges from one to the other over their lowest common hypernym."""
-
-    def __init__(self, index: dict[str, int], table: npt.NDArray[np.floating]) -> None:
-        self.index, self._table = index, table
-
-    @classmethod
-    def read(cls, path: Path) -> WordNetDistance:
-        """From a TSV with columns `wnid` and `hypernym_path` (`entity > ... > tench`), or an NPZ with `wnids` and `dist`.
-
-        Raises:
-            SourceError: If the file is missing or is neither.
-        """
-        try:
-            if path.suffix == ".npz":
-                with np.load(path) as stored:
-                    wnids, table = stored["wnids"].tolist(), stored["dist"].astype(np.float32)
-                if table.shape != (len(wnids), len(wnids)):
-                    raise ValueError(f"dist has shape {table.shape} for {len(wnids)} wnids")
-            else:
-                with path.open(encoding="utf-8", newline="") as stream:
-                    rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
-                wnids = [row[WNID] for row in rows]
-                if not wnids:
-                    raise ValueError("no row")
-                table = _path_lengths([row["hypernym_path"].split(" > ") for row in rows])
-        except (OSError, KeyError, ValueError, AttributeError) as error:
-            raise SourceError(
-                f"{path}: not WordNet distances ({type(error).__name__}: {error}). Give a TSV with columns wnid and hypernym_path "
-                "('entity > ... > tench'), or an NPZ with wnids and dist."
-            ) from error
-        return cls({wnid: i for i, wnid in enumerate(wnids)}, table)
-
-    def between(self, one: npt.NDArray[Any], others: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Path lengths, by number in `index`."""
-        return np.asarray(self._table[one, others], np.float32)
-
-
-def _path_lengths(paths: list[list[str]]) -> npt.NDArray[np.float32]:
-    """Steps up from one synset to the last name that both paths share, and down to the other."""
-    longest = max(map(len, paths), default=0)
-    names: dict[str, int] = {}
-    padded = np.full((len(paths), longest), -1, np.int64)
-    for i, path in enumerate(paths):
-        padded[i, : len(path)] = [names.setdefault(name, len(names)) for name in path]
-    lengths = np.array([len(path) for path in paths])
-    table = np.empty((len(paths), len(paths)), np.float32)
-    for i, path in enumerate(paths):
-        same = (padded[:, : len(path)] == padded[i, : len(path)]).cumprod(axis=1).sum(axis=1)
-        table[i] = lengths[i] + lengths - 2 * same
-    return table
+            reach.append(min(1.0, len(ends_K) / len(members)))
+    if not first:
+        return None
+    return GroupAgreement(float(np.mean(first)), float(np.mean(found)), float(np.mean(reach)), len(first))
 
 
 def wordnet_agreement(similarities_sK: npt.NDArray[Any], distances_sK: npt.NDArray[np.float32]) -> float:
-    """Mean over rows of Spearman's rank correlation between similarity and nearness; rows of constant values are left out.
+    """Return Spearman's rank correlation between similarity and nearness, mean over rows that vary; NaN where none does.
 
     Args:
         similarities_sK: Similarity of each stored neighbour.
         distances_sK: Its WordNet distance; NaN where that is not known.
     """
+    from scipy.stats import rankdata
+
     values = []
     for similarity, distance in zip(similarities_sK.astype(np.float64), distances_sK.astype(np.float64), strict=True):
         known = np.isfinite(distance)
-        one, other = average_ranks(similarity[known]), average_ranks(-distance[known])
+        one, other = rankdata(similarity[known]), rankdata(-distance[known])
         if known.sum() > 1 and one.std() > 0 and other.std() > 0:
             values.append(float(np.corrcoef(one, other)[0, 1]))
     return float(np.mean(values)) if values else float("nan")
-
-
-def average_ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Ranks from 1, equal values sharing the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[inverse], np.float64)

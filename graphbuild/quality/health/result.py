@@ -90,6 +90,8 @@ class Health:
     """Entropy, effective positives and own-view mass of a random batch's target by tau_s."""
     hubs: list[dict[str, Any]]
     isolated: list[dict[str, Any]]
+    uncovered: list[dict[str, Any]] = field(default_factory=list)
+    """Texts that the encoder's vocabulary hardly knows."""
     near_duplicates: list[dict[str, Any]] = field(default_factory=list)
 
     def measure(self, key: str) -> Measure | None:
@@ -128,6 +130,9 @@ def health_tables(health: Health) -> dict[str, Table]:
     hubs = table(("in-degree", "text_id", "text"), right=("in-degree", "text_id"))
     for entry in health.hubs[:5]:
         hubs.add_row(f"{entry['in_degree']:,}", f"{entry['text_id']:,}", plain(show(entry["text"])))
+    uncovered = table(("text_id", "text"), right=("text_id",))
+    for entry in health.uncovered[:5]:
+        uncovered.add_row(f"{entry['text_id']:,}", plain(show(entry["text"])))
     notes = table(("",))
     notes.show_header = False
     for note in health.notes:
@@ -137,6 +142,7 @@ def health_tables(health: Health) -> dict[str, Table]:
         "similarity to the neighbour of each rank": similarity_table(health.similarity_by_rank),
         "connected components, by similarity": components,
         "hubs: the most frequent neighbours": hubs,
+        "texts that the encoder hardly knows": uncovered,
         "not measured": notes,
     }
 

@@ -1,4 +1,7 @@
-"""Figures judged: what is good, and why. The limits are rules of thumb, and stand beside every figure."""
+"""Figures judged: what is good, and why. The limits are rules of thumb, and stand beside every figure.
+
+A limit that a small graph, a small k or a column cannot meet is moved to what can be met, or there is no verdict.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,12 @@ from graphbuild.quality.health.result import Measure, Unit, Verdict
 HUBNESS_SOURCE = "Radovanović, Nanopoulos, Ivanović: Hubs in Space, JMLR 11 (2010)"
 
 
+FEWEST_TEXTS = 100
+"""Texts from which shares of texts are judged."""
+
+
 def judge(value: float, good: float, fair: float) -> Verdict:
-    """Good up to (or, where good > fair, down to) one limit, fair to the next, else poor."""
+    """Return good up to (or, where good > fair, down to) one limit, fair to the next, else poor."""
     sign = 1 if good <= fair else -1
     return "good" if sign * value <= sign * good else "fair" if sign * value <= sign * fair else "poor"
 
@@ -28,7 +35,7 @@ def _make(
 
 
 def certified(share: float, method: str) -> Measure:
-    """Rows whose neighbours are proven to be the nearest."""
+    """Judge the share of rows whose neighbours are proven to be the nearest."""
     if method == "import":
         why = "The edges were imported: they are what their source says, and nothing proves them nearest."
         return _make("certified", "rows proven exact", 0.0, "info", "not for imported edges", why)
@@ -37,26 +44,42 @@ def certified(share: float, method: str) -> Measure:
 
 
 def near_duplicates(share: float) -> Measure:
-    """Texts with a twin."""
+    """Judge the share of texts that have a twin."""
     why = "Twins fill each other's rows, and samples that mean the same count as different. Merge or drop some if there are many."
     return _make("near_duplicates", "texts with a neighbour ≥ 0.98", share, judge(share, 0.02, 0.2), "≤ 2 %", why)
 
 
-def isolated(share: float, limit: float) -> Measure:
-    """Texts that no other is like."""
+def isolated(share: float, limit: float, chance: float) -> Measure:
+    """Judge texts that no other is like; `chance` is the share that few texts have by chance alone."""
     why = "No other text is nearer to them than one random pair in twenty is: noise, another language, or a rare topic."
     title = f"isolated texts (nearest < {limit:.2f})"
+    if chance > 0.01:
+        why += f" With so few texts a share of {chance:.0%} is chance."
+        return _make("isolated", title, share, "info", "no limit with so few texts", why)
     return _make("isolated", title, share, judge(share, 0.01, 0.05), "≤ 1 %", why)
 
 
+def uncovered(share: float) -> Measure:
+    """Judge texts in a language or script that the encoder's vocabulary hardly knows."""
+    why = (
+        "Half of their pieces or letters are unknown to the encoder's vocabulary, or their words are spelled from fragments: "
+        "another language than the encoder's. Such texts are neighbours by script and language, not by meaning, and some become "
+        "one text. Take a multilingual encoder, such as `graphbuild embed --encoder paraphrase-multilingual-MiniLM-L12-v2`."
+    )
+    return _make("uncovered", "texts the encoder hardly knows", share, judge(share, 0.03, 0.1), "≤ 3 %", why)
+
+
 def orphans(share: float, shuffled: float) -> Measure:
-    """Texts in no row but their own."""
+    """Judge the share of texts in no row but their own."""
     why = "No other text counts them as a neighbour, so they are a positive for nobody."
-    return _make("orphans", "texts in nobody's row", share, judge(share, 0.02, 0.1), "≤ 2 %", why, shuffled=shuffled)
+    # With a small k chance alone leaves texts out: e^-k of them.
+    good = max(0.02, 2 * shuffled)
+    verdict = judge(share, good, max(0.1, 2 * good))
+    return _make("orphans", "texts in nobody's row", share, verdict, f"≤ {good:.0%}", why, shuffled=shuffled)
 
 
 def hubness(skew: float, shuffled: float) -> Measure:
-    """Skewness of the in-degree over the first ten ranks."""
+    """Judge the skewness of the in-degree over the first ten ranks."""
     why = (
         "A few texts near to everything ('a photo', 'untitled') become a positive for all. Above 1.4 counts as high hubness "
         f"({HUBNESS_SOURCE}). Look at the hubs; drop what says nothing."
@@ -66,27 +89,34 @@ def hubness(skew: float, shuffled: float) -> Measure:
 
 
 def largest_hub(times: float, shuffled: float) -> Measure:
-    """The most frequent neighbour."""
+    """Judge the most frequent neighbour."""
     why = "In how many rows the most frequent neighbour is, as a multiple of the mean."
-    verdict = judge(times, 10, 50)
-    return _make("largest_hub", "largest in-degree ÷ mean", times, verdict, "≤ 10", why, unit="number", shuffled=shuffled)
+    good = max(10.0, 2 * shuffled)
+    verdict = judge(times, good, 5 * good)
+    return _make("largest_hub", "largest in-degree ÷ mean", times, verdict, f"≤ {good:.3g}", why, unit="number", shuffled=shuffled)
 
 
 def mutual(share: float, shuffled: float) -> Measure:
-    """Edges that go both ways."""
+    """Judge the share of edges that go both ways."""
     why = "If i is near to j, j should be near to i. Few mutual edges mean hubs, or dense clusters beside sparse ones."
+    if shuffled >= 0.5:
+        return _make("mutual", "mutual edges", share, "info", "no limit where most pairs are stored", why, shuffled=shuffled)
     return _make("mutual", "mutual edges", share, judge(share, 0.5, 0.25), "≥ 50 %", why, shuffled=shuffled)
 
 
-def chaining(share: float, shuffled: float) -> Measure:
-    """The largest component at 0.9."""
+def chaining(share: float, shuffled: float, n_texts: int) -> Measure:
+    """Judge the largest component at 0.9."""
     why = "Chains of near duplicates at similarity 0.9; a large one is a template with small changes, repeated through the data."
     title = "largest component at 0.9"
-    return _make("component_90", title, share, judge(share, 0.01, 0.1), "≤ 1 % of the texts", why, shuffled=shuffled)
+    if n_texts < FEWEST_TEXTS:
+        return _make("component_90", title, share, "info", "no limit with so few texts", why, shuffled=shuffled)
+    # A handful of texts is no chain.
+    good = max(0.01, 5 / n_texts)
+    return _make("component_90", title, share, judge(share, good, 10 * good), f"≤ {good:.0%} of the texts", why, shuffled=shuffled)
 
 
 def contrast(value: float) -> Measure:
-    """How far the last stored neighbour stands out."""
+    """Judge how far the last stored neighbour stands out."""
     why = (
         "Median similarity at the last rank, less the 95 % quantile of random pairs. Below zero the last ranks are no nearer "
         "than chance, and a smaller k would do."
@@ -95,7 +125,7 @@ def contrast(value: float) -> Measure:
 
 
 def truncated(share: float, shuffled: float, tau_s: float, has_sketch: bool) -> Measure:
-    """Target mass beyond k."""
+    """Judge the target's mass beyond k."""
     if has_sketch:
         verdict: Verdict = "good" if share <= 0.5 else "fair"
         why = "What the stored rows leave out of a softmax over all texts. The sketch stands in for it, so this costs little."
@@ -107,7 +137,7 @@ def truncated(share: float, shuffled: float, tau_s: float, has_sketch: bool) -> 
 
 
 def hit_rate(value: float, batch_size: int, shuffled: float) -> Measure:
-    """Stored neighbours per anchor in a random batch."""
+    """Judge the stored neighbours per anchor in a random batch."""
     verdict: Verdict = "good" if value >= 1 else "fair" if value >= 0.1 else "poor"
     why = (
         "Stored neighbours that an anchor meets in a random batch. Below 0.1 what absent pairs count as makes the target: "
@@ -118,29 +148,33 @@ def hit_rate(value: float, batch_size: int, shuffled: float) -> Measure:
 
 
 def own_view(mass: float, tau_s: float) -> Measure:
-    """Target on the other view."""
+    """Judge the target's mass on the other view."""
     verdict: Verdict = "good" if 0.1 <= mass <= 0.9 else "fair"
     why = "The target's share on the other view of the same image, in a random batch. At 1 this is SimCLR; at 0 views do not count."
     return _make("own_view_mass", f"own-view mass, tau_s {tau_s:g}", mass, verdict, "10 % to 90 %; choose tau_s by it", why)
 
 
-def purity(column: str, k: int, share: float, shuffled: float) -> Measure:
-    """Neighbours of the same label."""
-    lift = (share - shuffled) / (1 - shuffled) if shuffled < 1 else 0.0
+def purity(column: str, k: int, share: float, shuffled: float, within_reach: float) -> Measure:
+    """Judge neighbours of the same label; `within_reach` is the share that classes of these sizes can fill."""
     why = f"Neighbours that have the text's own {column}. Near the shuffled value, the captions say nothing about it."
-    good = "a third of the way from shuffled to 100 %"
-    return _make(f"purity_{column}_{k}", f"same {column} at {k}", share, judge(lift, 1 / 3, 0.1), good, why, shuffled=shuffled)
+    title, key = f"same {column} at {k}", f"purity_{column}_{k}"
+    if within_reach <= 2 * shuffled:
+        return _make(key, title, share, "info", f"no limit: at most {within_reach:.0%} can be", why, shuffled=shuffled)
+    lift = (share - shuffled) / (within_reach - shuffled)
+    good = f"a third of the way from shuffled to {within_reach:.0%}"
+    return _make(key, title, share, judge(lift, 1 / 3, 0.1), good, why, shuffled=shuffled)
 
 
-def group_found(column: str, share: float, shuffled: float, k: int) -> Measure:
-    """Captions of one picture among the neighbours."""
+def group_found(column: str, share: float, shuffled: float, within_reach: float, k: int) -> Measure:
+    """Judge captions of one picture among the neighbours; `within_reach` is the share of such groups that k places hold."""
     why = "Of a text's own group (captions of one picture), the share among its neighbours: does the encoder see what they share?"
     title = f"same {column} found in {k:,}"
-    return _make("group_found", title, share, judge(share, 0.5, 0.2), "≥ 50 %", why, shuffled=shuffled)
+    good = within_reach / 2
+    return _make("group_found", title, share, judge(share, good, 0.4 * good), f"≥ {good:.0%}", why, shuffled=shuffled)
 
 
 def group_first(column: str, share: float, shuffled: float) -> Measure:
-    """Nearest neighbours from the same group."""
+    """Report how many nearest neighbours are from the same group."""
     why = "Texts whose nearest neighbour is of their own group. Other pictures may fairly be nearer: compare encoders by it."
     return _make(
         "group_first", f"nearest has the same {column}", share, "info", "no limit; to compare encoders", why, shuffled=shuffled
@@ -148,7 +182,7 @@ def group_first(column: str, share: float, shuffled: float) -> Measure:
 
 
 def wordnet(correlation: float, shuffled: float) -> Measure:
-    """Rank correlation with WordNet."""
+    """Judge the rank correlation with WordNet."""
     why = "Spearman correlation, a row at a time, of similarity with nearness in WordNet: do the names' meanings order the classes?"
     verdict = judge(correlation, 0.4, 0.2)
     return _make("wordnet", "agreement with WordNet", correlation, verdict, "≥ 0.4", why, unit="number", shuffled=shuffled)

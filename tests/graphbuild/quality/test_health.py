@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,13 @@ from graphbuild.errors import OptionError, SourceError
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.quality.health import verdicts
-from graphbuild.quality.health.edges import count_edges, mutual_share, random_ends, skewness
-from graphbuild.quality.health.labels import GroupAgreement, WordNetDistance, average_ranks, group_agreement, wordnet_agreement
+from graphbuild.quality.health.edges import count_edges, mutual_share, random_ends
+from graphbuild.quality.health.labels import GroupAgreement, group_agreement, purity_within_reach, wordnet_agreement
 from graphbuild.quality.health.result import Health
 from graphbuild.quality.health.target import PairSimilarity, truncated_mass
 from graphbuild.store.files import write_parquet
 from graphbuild.store.graph import Graph
+from graphbuild.store.hierarchy import read_hierarchy
 from graphbuild.store.manifest import Manifest
 
 N, K = 400, 15
@@ -81,9 +83,9 @@ def test_mutual_share_equals_a_count_over_all_edges(graph_dir: Path) -> None:
 
 def test_hit_rate_equals_that_of_many_random_batches(graph_dir: Path, measured: Health) -> None:
     _, ids, _ = stored(graph_dir)
-    counts = graphbuild.open(graph_dir).texts.collect()["sample_count"].to_numpy()
+    texts = graphbuild.open(graph_dir).samples.collect()["text_id"].to_numpy()
     rng = np.random.default_rng(1)
-    batches = rng.choice(N, size=(3000, 64), p=counts / counts.sum())
+    batches = [texts[rng.choice(len(texts), 64, replace=False)] for _ in range(3000)]
     hits = [np.isin(batch[1:], ids[batch[0]]).sum() for batch in batches]
     assert value(measured, "hit_rate") == pytest.approx(np.mean(hits), abs=4 * np.std(hits) / np.sqrt(len(hits)))
 
@@ -127,17 +129,11 @@ def test_a_shuffled_graph_has_the_in_degrees_of_a_binomial(graph_dir: Path) -> N
     assert found.shuffled.in_degree_N.var() == pytest.approx(K, rel=0.3)
 
 
-def test_skewness_equals_that_of_scipy() -> None:
-    values = np.random.default_rng(0).poisson(3, 500)
-    assert skewness(values) == pytest.approx(stats.skew(values))
-    assert skewness(np.full(9, 4)) == 0
-
-
-def labelled(folder: Path, labels: list[str | None]) -> None:
+def labelled(folder: Path, labels: Sequence[str | None], column: str = "label") -> None:
     """Rewrite the samples with a label column."""
     manifest = Manifest.load(folder)
     name = "samples/part-00000.parquet"
-    table = pq.read_table(folder / name).append_column("label", pa.array(labels))
+    table = pq.read_table(folder / name).append_column(column, pa.array(labels))
     manifest.stages["text"].files[name] = write_parquet(folder, name, table, key="test")
     manifest.save(folder)
 
@@ -172,30 +168,25 @@ def test_group_agreement_equals_a_count_by_sets() -> None:
     offsets = np.concatenate([[0], np.cumsum([len(group) for group in groups])])
     codes = np.array([code for group in groups for code in group], np.int32)
     ends = np.stack([rng.permutation(np.delete(np.arange(40), i))[:6] for i in range(40)]).astype(np.int32)
-    first, found = [], []
+    first, found, reach = [], [], []
     for i in range(40):
         members = {j for j in range(40) if j != i and set(groups[i]) & set(groups[j])}
         if members:
             first.append(int(ends[i, 0]) in members)
             found.append(len(members & set(ends[i].tolist())) / len(members))
-    expected = GroupAgreement(np.mean(first), np.mean(found), len(first))
+            reach.append(min(6, len(members)) / len(members))
+    expected = GroupAgreement(np.mean(first), np.mean(found), np.mean(reach), len(first))
     assert group_agreement((offsets, codes), np.arange(40), ends) == expected
 
 
-def test_wordnet_distance_counts_steps_over_the_lowest_common_hypernym(tmp_path: Path) -> None:
-    path = tmp_path / "paths.tsv"
-    path.write_text("wnid\thypernym_path\nn1\tentity > animal > dog\nn2\tentity > animal > cat > tiger\nn3\tentity\n")
-    distance = WordNetDistance.read(path)
-    assert distance.between(np.array([0, 0, 1, 2]), np.array([1, 2, 2, 2])).tolist() == [3, 2, 3, 0]
-
-
 def test_wordnet_paths_and_given_distances_agree_on_real_classes(shared_data: Path) -> None:
-    given = WordNetDistance.read(shared_data / "classes/tiny_imagenet_wordnet_pathdist.npz")
-    paths = WordNetDistance.read(shared_data / "classes/tiny_imagenet_classes.tsv")
-    wnids = list(given.index)
-    one, other = np.triu_indices(len(wnids), 1)
-    place = np.array([paths.index[wnid] for wnid in wnids])
-    correlation = stats.spearmanr(given.between(one, other), paths.between(place[one], place[other])).statistic
+    given, paths = (
+        read_hierarchy(shared_data / "classes" / name)
+        for name in ("tiny_imagenet_wordnet_pathdist.npz", "tiny_imagenet_classes.tsv")
+    )
+    names = [[wnid] for wnid in given.places]
+    above = np.triu_indices(len(names), 1)
+    correlation = stats.spearmanr(given.matrix(names)[above], paths.matrix(names)[above]).statistic
     assert correlation > 0.8
 
 
@@ -203,8 +194,8 @@ def test_wordnet_paths_and_given_distances_agree_on_real_classes(shared_data: Pa
 def test_a_file_that_is_no_wordnet_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
     path = tmp_path / "other.tsv"
     path.write_text(content)
-    with pytest.raises(SourceError, match=r"other.tsv: not WordNet distances .* wnid and hypernym_path"):
-        WordNetDistance.read(path)
+    with pytest.raises(SourceError, match=r"other.tsv: not distances between classes .*--wordnet takes a TSV"):
+        read_hierarchy(path, "--wordnet")
 
 
 def test_rank_correlation_equals_that_of_scipy() -> None:
@@ -212,7 +203,6 @@ def test_rank_correlation_equals_that_of_scipy() -> None:
     similarity, distance = rng.integers(0, 9, (5, 30)) / 9, rng.integers(0, 9, (5, 30)).astype(np.float32)
     expected = np.mean([stats.spearmanr(s, -d).statistic for s, d in zip(similarity, distance, strict=True)])
     assert wordnet_agreement(similarity, distance) == pytest.approx(expected)
-    assert np.array_equal(average_ranks(similarity[0]), stats.rankdata(similarity[0]))
 
 
 def test_an_unknown_label_column_names_those_that_exist(graph_dir: Path) -> None:
@@ -281,3 +271,67 @@ def test_captions_with_square_brackets_are_shown_as_they_are(tmp_path: Path) -> 
     build_knn(tmp_path, KnnConfig(k=5))
     shown = CliRunner().invoke(cli, ["inspect", "--graph-dir", str(tmp_path), "--batch-size", "8"]).output
     assert "[bold]caption" in shown
+
+
+def test_a_graph_of_ten_texts_is_not_blamed_for_its_size(tmp_path: Path) -> None:
+    write_graph(tmp_path, unit_rows(np.random.default_rng(0).normal(size=(10, 16))))
+    build_knn(tmp_path, KnnConfig(k=3))
+    health = graphbuild.open(tmp_path).health(batch_size=8)
+    assert {key: verdict(health, key) for key in ("component_90", "isolated")} == {"component_90": "info", "isolated": "info"}
+    assert verdict(health, "orphans") in ("good", "fair")
+
+
+def verdict(health: Health, key: str) -> str:
+    found = health.measure(key)
+    assert found is not None, key
+    return found.verdict
+
+
+def write_classes(folder: Path, sizes: list[int], column: str = "label") -> None:
+    """Write texts whose nearest are those of the own class, as far as there are any, with a column of classes."""
+    codes = np.repeat(np.arange(len(sizes)), sizes)
+    spread = 0.01 * np.random.default_rng(0).normal(size=(len(codes), 40))
+    write_graph(folder, unit_rows(np.eye(40)[codes] + spread))
+    labelled(folder, [f"class {code}" for code in codes], column)
+
+
+def test_purity_is_judged_by_what_classes_of_their_size_can_fill(tmp_path: Path) -> None:
+    # A class of four texts fills three of 20 places at most: the best graph there is must be good.
+    write_classes(tmp_path, [4] * 40)
+    build_knn(tmp_path, KnnConfig(k=20))
+    health = graphbuild.open(tmp_path).health(batch_size=8)
+    assert value(health, "purity_label_20") == pytest.approx(3 / 20)
+    assert verdict(health, "purity_label_20") == "good"
+    codes = np.repeat(np.arange(40), 4).astype(np.int32)
+    assert purity_within_reach(codes, np.arange(160), [1, 3, 20]) == [1, 1, 3 / 20]
+
+
+def test_groups_larger_than_the_row_are_judged_by_what_the_row_holds(tmp_path: Path) -> None:
+    write_classes(tmp_path, [31] * 4, "group")
+    build_knn(tmp_path, KnnConfig(k=5))
+    health = graphbuild.open(tmp_path).health(batch_size=8)
+    assert value(health, "group_found") == pytest.approx(5 / 30)
+    assert verdict(health, "group_found") == "good"
+
+
+def test_a_column_named_as_a_label_is_no_group_whatever_it_is_called(tmp_path: Path) -> None:
+    write_classes(tmp_path, [8] * 10, "group")
+    build_knn(tmp_path, KnnConfig(k=5))
+    health = graphbuild.open(tmp_path).health(batch_size=8, label_columns=("group",))
+    assert health.measure("purity_group_5") is not None
+    assert health.measure("group_found") is None
+
+
+def test_the_target_is_that_of_a_batch_without_repetitions(tmp_path: Path) -> None:
+    # As many samples as the batch holds: each comes once, so the batch is the whole graph.
+    write_graph(tmp_path, clustered_vectors(50, 8))
+    build_knn(tmp_path, KnnConfig(k="all"))
+    health = graphbuild.open(tmp_path).health(batch_size=50)
+    vectors = Graph.open(tmp_path).embeddings().astype(np.float64)
+    scores = np.tile(vectors @ vectors.T, (2, 2)) / 0.1
+    other_view = (np.arange(100) + 50) % 100
+    scores[np.arange(100), other_view] = 1 / 0.1
+    np.fill_diagonal(scores, -np.inf)
+    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    assert value(health, "own_view_mass") == pytest.approx(shares[np.arange(100), other_view].mean(), abs=1e-3)

@@ -11,6 +11,8 @@ from click.testing import CliRunner
 from helpers_graph import clustered_vectors, unit_rows, write_graph
 
 from graphbuild.cli import cli
+from graphbuild.embed.build import build_embeddings
+from graphbuild.embed.config import EmbedConfig
 from graphbuild.errors import ArtifactError, UserError
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
@@ -34,6 +36,16 @@ def graph_dir(tmp_path: Path) -> Path:
 def test_summary_counts_duplicates_that_were_collapsed(graph_dir: Path) -> None:
     counts = summarize(graph_dir).counts
     assert (counts["texts"], counts["sample rows"], counts["duplicates collapsed"]) == (4, 6, 2)
+
+
+def test_summary_says_that_samples_have_several_captions_though_nobody_asked_for_it(tmp_path: Path) -> None:
+    captions = [{"id": i, "image_id": 1, "caption": f"cat {i}"} for i in range(3)]
+    coco = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": captions}
+    source = tmp_path / "captions_val2017.json"
+    source.write_text(json.dumps(coco))
+    config = EmbedConfig(dataset="coco", sources=(str(source),), encoder="hashing:8", workers=0)
+    build_embeddings(tmp_path / "graph", config)
+    assert summarize(tmp_path / "graph").dataset["multi_caption"] is True
 
 
 def test_summary_shows_encoder_stages_and_similarities(graph_dir: Path) -> None:

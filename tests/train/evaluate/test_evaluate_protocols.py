@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from graphbuild.errors import SourceError
+from graphbuild.store.hierarchy import read_hierarchy
 from train.evaluate.intervals import mean_interval
 from train.evaluate.protocols.few_shot import few_shot_scores
-from train.evaluate.protocols.hierarchy import read_hierarchy
 from train.evaluate.protocols.low_data import low_data_scores
 from train.evaluate.protocols.retrieval import retrieval_scores
 from train.evaluate.protocols.severity import severity_scores

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from graphbuild.errors import SourceError
-from train.evaluate.protocols.hierarchy import Hierarchy
+from graphbuild.store.hierarchy import Hierarchy
 from train.evaluate.protocols.linear import LinearProbe, fit_probe
 
 
