@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from graphbuild.system.progress import progress
 
 FOLDER = "explore"
 _STAGES = 6
+_LABEL_WIDTH = 28
 _SHOWN = ("in_degree", "similarity_1", "similarity_16", "similarity_256", "sample_count")
 
 
@@ -130,10 +132,15 @@ def _write(folder: Path, frame: pl.DataFrame, labels: list[Label], truth: Truth,
     except (FileExistsError, PermissionError) as error:
         raise OptionError(f"{folder}: cannot be made ({error.strerror}). Choose another with --map-dir.") from None
     rows = [label.row for label in labels]
+    texts = ["\n".join(wrap(text, _LABEL_WIDTH, max_lines=2, placeholder=" ...")) for text in frame[rows][schemas.TEXT]]
     named = (
         frame[rows]
         .select("x", "y", schemas.TEXT)
         .with_columns(
+            # Wrapped and cut: a label as wide as a caption would leave no room for others.
+            pl.Series(schemas.TEXT, texts),
+            # What versions of the viewer from 0.20 on call the text.
+            pl.Series("content", texts),
             pl.Series("level", [label.level for label in labels], dtype=pl.Int32),
             pl.Series("priority", [label.texts for label in labels], dtype=pl.Int32),
         )

@@ -74,7 +74,7 @@ def test_a_map_that_is_the_truth_keeps_every_neighbour() -> None:
 def test_labels_are_texts_of_the_map_at_their_own_places(result: ExploreResult) -> None:
     labels = pl.read_parquet(result.folder / "labels.parquet")
     frame = pl.read_parquet(result.folder / "atlas.parquet")
-    assert labels.columns == ["x", "y", "text", "level", "priority"]
+    assert labels.columns == ["x", "y", "text", "content", "level", "priority"]
     assert labels.join(frame, on=["x", "y", "text"]).height == labels.height == result.labels
     assert labels.filter(pl.col("level") == 0)["priority"].sum() == TEXTS
 
