@@ -5,6 +5,8 @@ Importing this package loads nothing heavy; each command, and `graphbuild.open`,
 
 from __future__ import annotations
 
+import os
+import sys
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,21 @@ _LAZY = {
     "build_embeddings": "graphbuild.embed.build",
     "build_knn": "graphbuild.knn.stage",
 }
+
+
+def _keep_compiled_kernels() -> None:
+    """Give numba a folder for what it compiles where it would find none: a read-only installation, perhaps without HOME."""
+    from pathlib import Path
+
+    from graphbuild.store.cache import cache_folder, writable
+
+    if "NUMBA_CACHE_DIR" not in os.environ and not writable(Path(__file__).parent):
+        os.environ["NUMBA_CACHE_DIR"] = str(cache_folder("numba"))
+        if "numba" in sys.modules:
+            vars(sys.modules["numba"].config)["CACHE_DIR"] = os.environ["NUMBA_CACHE_DIR"]
+
+
+_keep_compiled_kernels()
 
 
 def __getattr__(name: str) -> Any:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import click
@@ -80,12 +83,36 @@ def wait_without_spinning() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+class Stopped(SystemExit):
+    """SIGTERM, as schedulers send it, or SIGHUP, as of a terminal that is gone: it ends a command as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.name = signal.Signals(number).name
+
+
+def _stop_at_signals() -> None:
+    """Raise `Stopped` at the first of the signals; a second one ends the process at once."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+        raise Stopped(number)
+
+    # Where one is ignored, as SIGHUP under nohup, it stays so.
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for each in numbers:
+        signal.signal(each, stop)
+
+
 def run_cli(command: Callable[..., Any], *, debug_variable: str = "GRAPHBUILD_DEBUG") -> None:
     """Run a click command as the process: one line on stderr and an exit code, a traceback only with `--debug`.
 
-    Exit codes: 0 done, 1 an error of input, artifacts or machine, 2 wrong usage, 130 interrupted.
+    Exit codes: 0 done, 1 an error of input, artifacts or machine, 2 wrong usage, 130 interrupted, 143 and 129 stopped by
+    SIGTERM and SIGHUP.
     """
     wait_without_spinning()
+    _stop_at_signals()
     # Taken out here, so that it may stand anywhere on the line, and not only before the subcommand.
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1 or bool(os.environ.get(debug_variable))
@@ -96,6 +123,11 @@ def run_cli(command: Callable[..., Any], *, debug_variable: str = "GRAPHBUILD_DE
     except click.UsageError as error:
         error.show()
         sys.exit(error.exit_code)
+    except Stopped as stop:
+        # The terminal may be gone.
+        with suppress(OSError):
+            click.echo(f"stopped by {stop.name}. What was finished is kept: run the same command again to go on.", err=True)
+        sys.exit(stop.code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted. What was finished is kept: run the same command again to go on.", err=True)
         sys.exit(130)

@@ -12,6 +12,7 @@ from graphbuild.cli.options import (
     graph_dir_option,
     json_option,
     overwrite_option,
+    reading_options,
     scheduler_option,
     workers_option,
 )
@@ -132,6 +133,7 @@ def knn(graph_dir: Path | None, as_json: bool, dry_run: bool, **options: Any) ->
 
 @click.command()
 @graph_dir_option
+@reading_options
 @click.option("--chunk", type=click.IntRange(min=1, max=128), default=32, show_default=True, help="Samples a chunk.")
 @click.option(
     "--neighbor-ranks",

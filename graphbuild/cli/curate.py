@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from graphbuild.cli.options import graph_dir_option, json_option
+from graphbuild.cli.options import graph_dir_option, json_option, reading_options
 from graphbuild.store.manifest import find_graph_dir
 from graphbuild.system.answers import answer
 
@@ -21,6 +21,7 @@ out_option = click.option(
 
 @click.command()
 @graph_dir_option
+@reading_options
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -49,6 +50,7 @@ def dedup(graph_dir: Path | None, out: Path | None, as_json: bool, **options: An
 
 @click.command()
 @graph_dir_option
+@reading_options
 @out_option
 @click.option("--count", type=click.IntRange(min=1), required=True, help="Texts to choose.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random choice compared with.")
@@ -62,6 +64,7 @@ def sample(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) -> 
 
 @click.command()
 @graph_dir_option
+@reading_options
 @out_option
 @click.option(
     "--share", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=None, help="Share of texts (default: 0.01)."

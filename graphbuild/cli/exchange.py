@@ -11,6 +11,7 @@ from graphbuild.cli.options import (
     graph_dir_option,
     json_option,
     overwrite_option,
+    reading_options,
 )
 from graphbuild.store.manifest import find_graph_dir
 from graphbuild.system.answers import answer
@@ -18,6 +19,7 @@ from graphbuild.system.answers import answer
 
 @click.command()
 @graph_dir_option
+@reading_options
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file: .parquet or .npz.")
 @click.option(
     "--format",
@@ -70,6 +72,7 @@ def import_(graph_dir: Path, as_json: bool, **options: Any) -> None:
 
 @click.command()
 @graph_dir_option
+@reading_options
 @click.option(
     "--keep",
     type=click.Path(dir_okay=False, path_type=Path),

@@ -11,6 +11,7 @@ from graphbuild.cli.options import (
     graph_dir_option,
     health_options,
     json_option,
+    reading_options,
 )
 from graphbuild.store.manifest import find_graph_dir
 from graphbuild.system.answers import FORMS, Form, answer, print_bytes
@@ -18,6 +19,7 @@ from graphbuild.system.answers import FORMS, Form, answer, print_bytes
 
 @click.command()
 @graph_dir_option
+@reading_options
 @click.option("--sql", default=None, metavar="QUERY", help="A SELECT over the tables texts, samples, edges and embeddings.")
 @click.option(
     "--limit", type=click.IntRange(min=1), default=None, help="Rows of a --sql answer (default: 50 in a table, else all)."
@@ -55,6 +57,7 @@ def inspect(
 @click.command()
 @click.argument("text", required=False, help="Any text.")
 @graph_dir_option
+@reading_options
 @click.option("--id", "text_id", type=click.IntRange(min=0), default=None, help="A text_id of the graph, in place of TEXT.")
 @click.option("-n", "--count", type=click.IntRange(min=1), default=10, show_default=True, help="How many.")
 @json_option
@@ -86,6 +89,7 @@ def verify(graph_dir: Path | None, exact_sample: int, seed: int, as_json: bool) 
 
 @click.command()
 @graph_dir_option
+@reading_options
 @click.option("--batch-size", type=click.IntRange(min=2), default=1024, show_default=True, help="Samples a batch.")
 @click.option("--tau-s", type=float, default=0.1, show_default=True, help="Temperature of the target.")
 @click.option("--batches", type=click.IntRange(min=1), default=4, show_default=True, help="Batches of either kind to measure on.")
@@ -101,6 +105,7 @@ def advise(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
 
 @click.command()
 @graph_dir_option
+@reading_options
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -129,6 +134,7 @@ def report(graph_dir: Path | None, out: Path | None, fidelity: bool, as_json: bo
 @click.argument("first", type=click.Path(file_okay=False, path_type=Path), help="A graph directory.")
 @click.argument("second", type=click.Path(file_okay=False, path_type=Path), help="Another, of the same texts.")
 @click.option("-n", "--count", type=click.IntRange(min=0), default=10, show_default=True, help="Texts to list that changed most.")
+@reading_options
 @json_option
 def compare(first: Path, second: Path, count: int, as_json: bool) -> None:
     """How far two graphs of the same texts agree, rank by rank, and which texts changed most."""
@@ -164,6 +170,7 @@ def doctor(folder: Path | None, as_json: bool) -> None:
 
 @click.command()
 @graph_dir_option
+@reading_options
 @click.option(
     "--map-dir",
     "folder",

@@ -155,8 +155,9 @@ class NearestTexts:
         return self._texts_of(np.array([text_id]))[text_id]
 
     def _stores(self, count: int) -> bool:
-        """Whether so many texts, the one asked for included, are stored of each text."""
-        return "knn" in self._manifest.stages and (count <= self._graph.k + 1 or self._graph.is_complete)
+        """Whether stored neighbours are the answer: as many as wanted, or the graph has nothing else, as one that was imported."""
+        stages = self._manifest.stages
+        return "knn" in stages and ("index" not in stages or count <= self._graph.k + 1 or self._graph.is_complete)
 
     def _by_row(self, text_id: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The text itself, of similarity 1, and its stored neighbours."""

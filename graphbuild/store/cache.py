@@ -44,8 +44,13 @@ def writable(folder: Path) -> bool:
 
 
 def beside_or_cached(folder: Path, kind: str) -> Path:
-    """Return where data derived from a folder go: the folder itself where it can be written, else one of the cache."""
-    if writable(folder):
+    """Return where data derived from a folder go: the folder itself where it can be written, else one of the cache.
+
+    Args:
+        folder: What the data are made of.
+        kind: Name of the folder of the cache, and of the folder's own subfolder if the data lie in one.
+    """
+    if writable(folder) and (not (folder / kind).exists() or writable(folder / kind)):
         return folder
     place = cache_folder(kind) / sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     place.mkdir(exist_ok=True)

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from graphbuild.errors import ArtifactError, OptionError, ResourceError
 from graphbuild.store import schemas
+from graphbuild.store.cache import beside_or_cached
 from graphbuild.store.files import Receipt, finished, write_arrow
 from graphbuild.store.manifest import Manifest, Stage, stage_key
 from graphbuild.store.neighbors import outside
@@ -138,6 +139,8 @@ class PartitionResult:
 def build_partition(graph_dir: Path, config: PartitionConfig) -> PartitionResult:
     """Partition the samples of a graph, unless that is done, and enter it in the manifest.
 
+    That of a graph which cannot be written lies in the cache (`graphbuild.store.cache`).
+
     Of several processes that want the same partition one makes it, and the others wait.
 
     Raises:
@@ -207,25 +210,28 @@ def _build(graph: Graph, config: PartitionConfig) -> PartitionResult:
     inputs |= graph.manifest.column_digests("text", [schemas.TEXT_ID], folder=schemas.SAMPLES)
     key = stage_key(fields, inputs)
     # What is there needs no lock, so that a graph on a read-only disk can be trained on.
-    receipt, already_done = finished(graph_dir, name, key=key), True
+    place, receipt, already_done = graph_dir, finished(graph_dir, name, key=key), True
     if receipt is None:
-        with _lock(graph_dir / schemas.PARTITION):
-            receipt = finished(graph_dir, name, key=key)
+        place = beside_or_cached(graph_dir, schemas.PARTITION)
+        with _lock(place / schemas.PARTITION):
+            receipt = finished(place, name, key=key)
             if receipt is None:
-                receipt, already_done = _write(graph, config, name, key), False
-            _enter(graph_dir, receipt, fields, inputs)
+                receipt, already_done = _write(graph, config, place, name, key), False
+            # The manifest lists what lies in the graph's own folder.
+            if place == graph_dir:
+                _enter(graph_dir, receipt, fields, inputs)
     return PartitionResult(
-        path=graph_dir / name, samples=receipt.rows, chunk=config.chunk, facts=receipt.facts, already_done=already_done
+        path=place / name, samples=receipt.rows, chunk=config.chunk, facts=receipt.facts, already_done=already_done
     )
 
 
-def _write(graph: Graph, config: PartitionConfig, name: str, key: str) -> Receipt:
+def _write(graph: Graph, config: PartitionConfig, place: Path, name: str, key: str) -> Receipt:
     started = time.perf_counter()
     rows, offsets, text_ids = samples_of(graph, resolve_limit(config.memory_limit))
     chunks, facts = chunk_samples(graph, offsets, text_ids, config)
     facts["seconds"] = round(time.perf_counter() - started, 3)
     batch = pa.RecordBatch.from_arrays([pa.array(rows), pa.array(chunks)], schema=schemas.PARTITION_SCHEMA)
-    return write_arrow(graph.path, name, batch, key=key, facts=facts)
+    return write_arrow(place, name, batch, key=key, facts=facts)
 
 
 def samples_of(graph: Graph, limit: int) -> tuple[Int64, Int64, Int32]:

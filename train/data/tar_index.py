@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from graphbuild.store.cache import beside_or_cached
 from graphbuild.store.hashes import hash_strings
 from graphbuild.system.progress import progress
 from train.data.base import Int64
@@ -67,13 +68,12 @@ def open_index(paths: Sequence[Path], id_field: str | None) -> TarIndex:
     names = [path.absolute().relative_to(root).as_posix() for path in paths]
     name = f"tar-{xxhash.xxh3_64_hexdigest(json.dumps([names, id_field]).encode())}.arrow"
     key = _key(paths, names)
-    for folder in (root / FOLDER, _cache_folder() / xxhash.xxh3_64_hexdigest(str(root).encode())):
-        found = _read(folder / name, key)
-        if found is not None:
-            return found
+    # One that lies beside the shards needs no place to write.
+    if (found := _read(root / FOLDER / name, key)) is not None:
+        return found
     path = _writable(root) / name
     with _lock(path):
-        # Another process may have made it while this one waited.
+        # It may lie in the cache, or another process may have made it while this one waited.
         found = _read(path, key)
         if found is None:
             _build(path, paths, id_field, key)
@@ -135,21 +135,11 @@ def _batch(scanned: ScannedShard, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xclr-graph"
-
-
 def _writable(root: Path) -> Path:
-    """The folder for the index: beside the shards, else in the user's cache."""
-    folder = root / FOLDER
-    try:
-        folder.mkdir(exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    folder = _cache_folder() / xxhash.xxh3_64_hexdigest(str(root).encode())
-    folder.mkdir(parents=True, exist_ok=True)
+    """The folder for the index: beside the shards, else in the cache."""
+    place = beside_or_cached(root, FOLDER)
+    folder = place / FOLDER if place == root else place
+    folder.mkdir(exist_ok=True)
     return folder
 
 

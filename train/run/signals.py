@@ -1,4 +1,4 @@
-"""SIGTERM, as schedulers send it, and Ctrl-C, as a number that a loop asks for between its steps."""
+"""SIGTERM, as schedulers send it, SIGHUP and Ctrl-C, as a number that a loop asks for between its steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextmanager
 def stop_signal(*, deaf: bool = False) -> Iterator[Callable[[], int]]:
-    """Turn SIGTERM and SIGINT into a number that the loop asks for; 0 before. A second signal acts as if none were caught.
+    """Turn SIGTERM, SIGHUP and SIGINT into a number that the loop asks for; 0 before. A second signal acts as if none were caught.
 
     Args:
         deaf: Take no notice of a second signal: a terminal and torchrun both send one, and torchrun kills in the end.
@@ -20,7 +20,10 @@ def stop_signal(*, deaf: bool = False) -> Iterator[Callable[[], int]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    if handlers[signal.SIGHUP] is signal.SIG_IGN:
+        # As nohup sets it: the run goes on when the terminal is gone.
+        del handlers[signal.SIGHUP]
 
     def restore() -> None:
         for number, handler in handlers.items():
