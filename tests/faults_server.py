@@ -1,12 +1,14 @@
-"""Builds of small graphs that are struck at random points, many in one interpreter: it imports once, and every build is a fork.
+"""Commands on small graphs that are struck, many in one interpreter: it imports once, and every command is a fork.
 
-Run as `python faults_server.py FOLDER FIRST_SEED COUNT`; prints a line of JSON for every trial. A trial builds the texts and
-embeddings, or the neighbours, of a small graph; something happens; then the same call is made again, undisturbed. Nothing
-here starts a thread in the parent, for a fork with threads is none.
+Run as `python faults_server.py FOLDER random FIRST_SEED COUNT`, or `... FOLDER enumerate POINTS`: then every command is killed,
+and fails, right before so many of its file-changing calls, evenly spread (0: before each of them). Prints a line of JSON for every
+trial: a command is struck, and the same call is made again, undisturbed. Nothing here starts a thread in the parent, for a
+fork with threads is none.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -16,7 +18,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,22 +27,43 @@ import faiss  # noqa: F401 - imported for the forks
 import numpy as np
 import torch  # noqa: F401
 from helpers_embed import embed, numbered_captions, write_captions
+from helpers_graph import receipt_of
 
 from graphbuild.embed.text.keys import KeyTable
 from graphbuild.errors import UserError, describe_os_error
+from graphbuild.exchange.imported import ImportConfig, import_graph
+from graphbuild.exchange.subset import SubsetConfig, subset_graph
 from graphbuild.knn import stage as _knn_stage  # noqa: F401
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
-from graphbuild.store.files import damage, digest_file, read_receipt
+from graphbuild.store.files import RECORDS, damage, digest_file
+from graphbuild.targets.partition import PartitionConfig, build_partition
 
 CAPTIONS, SHARD = 36, 9
 SOURCES = ("captions.parquet", "more.parquet")
 APPENDED = 12
 STAGES = ("embed", "knn", "append", "extend")
 """Each begins where the one before it ended: `append` adds captions to a graph with neighbours, `extend` searches for theirs."""
+COMMANDS = {
+    "embed": "nothing",
+    "knn": "embed",
+    "append": "knn",
+    "extend": "append",
+    "partition": "knn",
+    "replace": "knn",
+    "renew": "knn",
+    "scenes": "nothing",
+    "import": "nothing",
+    "reimport": "import",
+    "subset": "nothing",
+    "adopt": "knn",
+}
+"""What is enumerated, and what each command begins with. `replace` and `renew` overwrite texts and neighbours by other options,
+`adopt` continues a graph of the old layout."""
+FATES = ("kill", "fail")
 FAULTS = ("kill", "kill", "kill", "timed kill", "full disk", "removed", "flipped")
 """Drawn from; kills at a step of the work are the most telling, for they can be repeated."""
-_VOLATILE = ("seconds", "pids", "pid", "reused_shards")
+_VOLATILE = ("seconds", "pids", "pid", "reused_shards", "generation")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,8 +88,49 @@ def build(graph_dir: Path, stage: str) -> None:
     elif stage in ("append", "mend"):
         # What is lost of a graph that was appended to is built again from all sources, without --append.
         embed(graph_dir, None, sources=(str(captions), str(more)), shard_size=SHARD, append=stage == "append")
-    else:
+    elif stage in ("knn", "extend"):
         build_knn(graph_dir, KnnConfig(k=10, device="cpu"))
+    else:
+        OTHERS[stage](graph_dir)
+
+
+def _import(graph_dir: Path, edges: str, *, overwrite: bool) -> None:
+    folder = graph_dir.parent
+    import_graph(
+        graph_dir,
+        ImportConfig(texts=folder / "nodes.csv", edges=folder / edges, shard_size=3, overwrite=overwrite),
+    )
+
+
+def _subset(graph_dir: Path) -> None:
+    subset_graph(graph_dir.parent / "whole-embed", graph_dir, SubsetConfig(keep=graph_dir.parent / "keep.txt"))
+
+
+OTHERS: dict[str, Callable[[Path], object]] = {
+    "partition": lambda at: build_partition(at, PartitionConfig(chunk=4)),
+    "replace": lambda at: embed(at, at.parent / SOURCES[0], shard_size=2 * SHARD, overwrite=True),
+    "renew": lambda at: build_knn(at, KnnConfig(k=6, device="cpu", overwrite=True)),
+    "scenes": lambda at: embed(at, "train=30,val=10,side=16", "scenes"),
+    "import": lambda at: _import(at, "edges.csv", overwrite=False),
+    "reimport": lambda at: _import(at, "other.csv", overwrite=True),
+    "subset": _subset,
+    "adopt": lambda at: build_knn(at, KnnConfig(k=10, device="cpu")),
+}
+
+
+def to_old_layout(graph_dir: Path) -> None:
+    """Make of a graph what a program of format 1 would have left: receipts beside their files, none for the tokenizer."""
+    receipts = graph_dir / RECORDS / "receipts"
+    for path in receipts.rglob("*.json"):
+        if path.parent.name != "tokenizer":
+            path.rename(graph_dir / path.relative_to(receipts))
+    shutil.rmtree(graph_dir / RECORDS)
+    manifest = json.loads((graph_dir / "graph.json").read_text())
+    manifest["format"] = 1
+    del manifest["generation"]
+    files = manifest["stages"]["text"]["files"]
+    manifest["stages"]["text"]["files"] = {name: files[name] for name in files if not name.startswith("tokenizer")}
+    (graph_dir / "graph.json").write_text(json.dumps(manifest))
 
 
 def fork(work: Callable[[], None], *, meanwhile: Callable[[int], None] = lambda _: None) -> int:
@@ -104,26 +168,32 @@ def count_steps(graph_dir: Path, stage: str, out: Path) -> None:
     out.write_text(json.dumps({"steps": counted, "seconds": time.monotonic() - started}))
 
 
-def killed_at(graph_dir: Path, stage: str, last: int) -> None:
-    """Build, and be killed right before a step."""
+def struck_at(graph_dir: Path, stage: str, last: int, fault: str = "kill") -> None:
+    """Build, and be killed, or have the system fail, right before a step."""
     steps = 0
 
     def step() -> None:
         nonlocal steps
         steps += 1
-        if steps == last:
+        if steps == last and fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if steps == last:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     _watch(graph_dir, step)
     build(graph_dir, stage)
 
 
 def _watch(graph_dir: Path, step: Callable[[], None]) -> None:
-    """Call `step` before each opening, renaming or removing of a file in the graph directory."""
+    """Call `step` before each call that changes a file or folder of the graph directory, as far as Python makes them."""
     root = str(graph_dir)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in ("open", "os.rename", "os.remove", "os.mkdir") and str(arguments[0]).startswith(root):
+        if event not in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"):
+            return
+        if event == "open" and not int(arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            return
+        if str(arguments[0]).startswith(root):
             step()
 
     sys.addaudithook(hook)
@@ -139,7 +209,7 @@ def limited(graph_dir: Path, stage: str, size: int) -> None:
 class Bench:
     """What trials share: a finished graph of each stage, and what building it took."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, commands: Sequence[str]) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         # The first kernel that is called makes numba load most of itself, here once for all forks.
@@ -147,28 +217,56 @@ class Bench:
         texts = numbered_captions(CAPTIONS + APPENDED)
         for name, some in zip(SOURCES, (texts[:CAPTIONS], texts[CAPTIONS:]), strict=True):
             assert fork(lambda at=folder / name, some=some: (write_captions(at, {"caption": some}), None)[1]) == 0  # type: ignore[misc]
-        self._whole: dict[str, Path] = {}
+        (folder / "nodes.csv").write_text("id,text\n" + "".join(f"n{i},node {i}\n" for i in range(7)))
+        for name, step in (("edges.csv", 1), ("other.csv", 2)):
+            rows = [f"n{i},n{(i + j * step) % 7},{0.9 - 0.1 * j:.1f}\n" for i in range(7) for j in (1, 2)]
+            (folder / name).write_text("src,dst,similarity\n" + "".join(rows))
+        (folder / "keep.txt").write_text("".join(f"{SOURCES[0]}:{row}\n" for row in range(0, CAPTIONS, 2)))
         self._took: dict[str, dict[str, float]] = {}
-        start = folder / "nothing"
-        start.mkdir()
-        for stage in STAGES:
-            graph_dir = folder / "graph"
-            shutil.copytree(start, graph_dir)
+        self._whole: dict[str, Path] = {}
+        for stage in commands:
+            graph_dir = self._begin(stage)
             assert fork(lambda stage=stage, at=graph_dir: count_steps(at, stage, folder / "took.json")) == 0  # type: ignore[misc]
             self._took[stage] = json.loads((folder / "took.json").read_text())
-            self._whole[stage] = start = graph_dir.rename(folder / f"whole-{stage}")
+            self._whole[stage] = graph_dir.rename(folder / f"whole-{stage}")
+
+    def _begin(self, stage: str) -> Path:
+        """The graph directory as a command finds it. One path for all, for manifests record where things are."""
+        graph_dir = self._folder / "graph"
+        shutil.rmtree(graph_dir, ignore_errors=True)
+        if COMMANDS[stage] == "nothing":
+            return graph_dir
+        shutil.copytree(self._whole[COMMANDS[stage]], graph_dir)
+        if stage == "adopt":
+            to_old_layout(graph_dir)
+        return graph_dir
+
+    def enumerate(self, points: int) -> Iterator[Trial]:
+        """Strike every command right before its file-changing calls: so many of them, or all where 0."""
+        for stage, took in self._took.items():
+            steps = int(took["steps"])
+            spread = sorted({1 + i * (steps - 1) // max(1, points - 1) for i in range(points)})
+            for place, last in enumerate(spread or range(1, steps + 1)):
+                # Where only some points are tried, the faults take turns.
+                yield from (self._strike_at(stage, last, fault) for fault in (FATES if not points else FATES[place % 2 :][:1]))
+
+    def _strike_at(self, stage: str, last: int, fault: str) -> Trial:
+        graph_dir = self._begin(stage)
+        code = fork(lambda: struck_at(graph_dir, stage, last, fault))
+        expected = code in (-signal.SIGKILL, 0, 1)
+        problem = self._rebuilt(graph_dir, stage, False) if expected else f"struck, it exits {code}"
+        where = f"call {last} of {self._took[stage]['steps']:.0f}"
+        return Trial(seed=last, stage=stage, fault=fault, where=where, struck=code != 0, problem=problem)
 
     def trial(self, seed: int) -> Trial:
         """Strike a build, then build again."""
         rng = random.Random(seed)
         stage, fault = rng.choice(STAGES), rng.choice(FAULTS)
-        # One path for all, for manifests record where things are.
-        graph_dir = self._folder / "graph"
-        shutil.rmtree(graph_dir, ignore_errors=True)
+        graph_dir = self._begin(stage)
         begun = fault in ("removed", "flipped")
-        place = STAGES.index(stage)
-        before = self._whole[STAGES[place - 1]] if place else self._folder / "nothing"
-        shutil.copytree(self._whole[stage] if begun else before, graph_dir)
+        if begun:
+            shutil.rmtree(graph_dir, ignore_errors=True)
+            shutil.copytree(self._whole[stage], graph_dir)
         where, struck = self._strike(rng, graph_dir, stage, fault)
         return Trial(
             seed=seed, stage=stage, fault=fault, where=where, struck=struck, problem=self._rebuilt(graph_dir, stage, begun)
@@ -177,7 +275,7 @@ class Bench:
     def _strike(self, rng: random.Random, graph_dir: Path, stage: str, fault: str) -> tuple[str, bool]:
         if fault == "kill":
             last = rng.randint(1, int(self._took[stage]["steps"]))
-            code = fork(lambda: killed_at(graph_dir, stage, last))
+            code = fork(lambda: struck_at(graph_dir, stage, last))
             return f"step {last} of {self._took[stage]['steps']:.0f}", code == -signal.SIGKILL
         if fault == "timed kill":
             delay = rng.uniform(0, self._took[stage]["seconds"])
@@ -196,6 +294,8 @@ class Bench:
         whole = _content(self._whole[stage])
         # Counts are made again by every append, and older neighbours where they change.
         shards = (path for path in _finished(graph_dir) if path.parent.name != "counts")
+        # Not what is the same by chance, as the texts of another import.
+        shards = (path for path in shards if _key(path) == _key(self._whole[stage] / path.relative_to(graph_dir)))
         same = (path for path in shards if whole.get(path.relative_to(graph_dir).as_posix()) == digest_file(path))
         kept = {path: path.stat().st_mtime_ns for path in same}
         again = "mend" if harmed and stage == "append" else stage
@@ -228,12 +328,17 @@ def _harm(rng: random.Random, graph_dir: Path, stage: str, fault: str) -> str:
 def _finished(graph_dir: Path) -> list[Path]:
     """Shards that are there, whole, with their receipt."""
     shards = (path for path in graph_dir.glob("*/part-*") if path.suffix != ".json")
-    return [path for path in shards if (receipt := read_receipt(path)) is not None and not damage(graph_dir, receipt)]
+    return [path for path in shards if (receipt := receipt_of(path)) is not None and not damage(graph_dir, receipt)]
+
+
+def _key(path: Path) -> str | None:
+    receipt = receipt_of(path)
+    return receipt.key if receipt else None
 
 
 def _content(graph_dir: Path) -> dict[str, Any]:
     """All that must be the same: digests, or for JSON the values that are no times or processes."""
-    files = [path for path in graph_dir.rglob("*") if path.is_file()]
+    files = [path for path in graph_dir.rglob("*") if path.is_file() and not path.name.startswith(("lock", ".verified"))]
     return {
         path.relative_to(graph_dir).as_posix(): _stable(json.loads(path.read_text()))
         if path.suffix == ".json"
@@ -249,11 +354,12 @@ def _stable(value: Any) -> Any:
 
 
 def main() -> None:
-    """Run trials of consecutive seeds."""
-    folder, first, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    bench = Bench(folder)
-    for seed in range(first, first + count):
-        sys.stdout.write(json.dumps(asdict(bench.trial(seed))) + "\n")
+    """Run trials of consecutive seeds, or of one call after another."""
+    folder, how, *numbers = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
+    bench = Bench(folder, STAGES if how == "random" else tuple(COMMANDS))
+    trials = map(bench.trial, range(numbers[0], sum(numbers))) if how == "random" else bench.enumerate(numbers[0])
+    for trial in trials:
+        sys.stdout.write(json.dumps(asdict(trial)) + "\n")
         sys.stdout.flush()
 
 

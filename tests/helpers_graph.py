@@ -15,7 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from graphbuild.store import schemas
-from graphbuild.store.files import Receipt, shard_ranges, write_parquet
+from graphbuild.store.files import Receipt, read_receipt, receipt_path, shard_ranges, write_parquet
 from graphbuild.store.lookup import build_lookup
 from graphbuild.store.manifest import Manifest, Stage, stage_key
 
@@ -97,6 +97,7 @@ def write_graph(
         encoder={"name": encoder, "dim": dim},
         counts={"samples": len({sample_id for sample_id, _ in samples}), "texts": count},
         shard_size=shard_size,
+        generation=Manifest.load_or_new(graph_dir).generation,
         stages={
             "text": Stage(config={}, inputs={}, seconds=0.1, files={r.path: r for r in text_files}),
             "embed": Stage(config={}, inputs={}, seconds=0.2, files={r.path: r for r in embedding_files}),
@@ -104,6 +105,17 @@ def write_graph(
     )
     build_lookup(graph_dir, manifest)
     return manifest
+
+
+def receipt_of(path: Path) -> Receipt | None:
+    """The stored receipt of a shard, by the path of the shard."""
+    graph_dir = path.parents[1]
+    return read_receipt(receipt_path(graph_dir, path.relative_to(graph_dir).as_posix()))
+
+
+def file_times(graph_dir: Path) -> dict[Path, int]:
+    """When each file of a graph was last written."""
+    return {path: path.stat().st_mtime_ns for path in graph_dir.rglob("*") if path.is_file()}
 
 
 def _write(graph_dir: Path, folder: str, index: int, table: pa.Table, key: str) -> Receipt:

@@ -19,6 +19,7 @@ from graphbuild.embed.text.table import DEFAULT_TEMPLATE, Prompts, TextPolicy
 from graphbuild.errors import OptionError
 from graphbuild.store import schemas
 from graphbuild.store.manifest import Manifest
+from graphbuild.store.stage import writing
 
 _FILE_SOURCES = ("parquet", "csv", "tsv", "jsonl", "lines", "img2dataset", "imagefolder")
 _WITH_WNIDS = ("imagefolder", "imagenet")
@@ -41,11 +42,13 @@ def build_embeddings(graph_dir: Path, config: EmbedConfig) -> EmbedResult:
     Raises:
         UserError: For bad input, options that contradict what is there, or a machine that cannot do it.
     """
-    if graph_dir.exists() and not graph_dir.is_dir():
-        raise OptionError(f"{graph_dir}: is a file. Choose another --graph-dir.")
     if config.append and config.overwrite:
         raise OptionError("--append adds to a graph, and --overwrite replaces it: give one of them.")
-    manifest = Manifest.load_or_new(graph_dir)
+    with writing(graph_dir) as manifest:
+        return _build(graph_dir, manifest, config)
+
+
+def _build(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> EmbedResult:
     _refuse_other_dataset(graph_dir, manifest, config)
     prompts = Prompts.parse(read_templates(config.templates))
     spec = find_encoder(config.encoder)
@@ -53,7 +56,6 @@ def build_embeddings(graph_dir: Path, config: EmbedConfig) -> EmbedResult:
     policy = TextPolicy.parse(config.replacements, defaults=source.replacements)
     if source.class_names and source.definitions is None and not prompts.templates:
         prompts = Prompts((DEFAULT_TEMPLATE,))
-    graph_dir.mkdir(parents=True, exist_ok=True)
     run = EmbedRun(graph_dir, config, manifest, source, policy, prompts, _settle_precision(manifest, spec, config.precision))
     built = [
         name for name, build in (("text", run.text), ("lookup", run.lookup), ("embed", run.embed), ("index", run.index)) if build()

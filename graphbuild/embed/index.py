@@ -6,7 +6,7 @@ Shape letters: N texts, n of one shard, D vector width. The index holds the stor
 from __future__ import annotations
 
 import math
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from graphbuild.errors import ResourceError
 from graphbuild.store import schemas
 from graphbuild.store.embeddings import embedding_blocks
-from graphbuild.store.files import atomic_path, finish, remove_stale_temporaries
-from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
+from graphbuild.store.files import finished, write_file
+from graphbuild.store.manifest import Manifest
+from graphbuild.store.stage import Made, run_stage
 from graphbuild.system.memory import free_memory
 from graphbuild.system.progress import progress
 
@@ -45,18 +46,15 @@ def build_index(graph_dir: Path, manifest: Manifest, *, overwrite: bool, flat_li
     lists = 0 if count <= flat_limit else round(4 * math.sqrt(count))
     config = {"kind": "ivf-float16" if lists else "flat", "lists": lists}
     inputs = manifest.column_digests("embed", (schemas.TEXT_ID, schemas.EMBEDDING))
-    if up_to_date(manifest, graph_dir, "index", config, inputs, overwrite=overwrite):
-        return False
-    started = time.monotonic()
-    path = graph_dir / schemas.INDEX_FILE
-    _write_index(path, _fill_index(graph_dir, manifest.encoder["dim"], count, lists))
-    receipt = finish(graph_dir, path, rows=count, key=stage_key(config, inputs))
-    manifest.stages["index"] = Stage(
-        config=config, inputs=inputs, seconds=time.monotonic() - started, files={schemas.INDEX_FILE: receipt}
-    )
-    remove_stale_temporaries(graph_dir)
-    manifest.save(graph_dir)
-    return True
+
+    def work(key: str) -> Made:
+        done = finished(graph_dir, schemas.INDEX_FILE, key=key)
+        if done is None:
+            write = partial(_write_index, index=_fill_index(graph_dir, manifest.encoder["dim"], count, lists))
+            done = write_file(graph_dir, schemas.INDEX_FILE, write, rows=count, key=key)
+        return Made([done])
+
+    return run_stage(graph_dir, manifest, "index", config, inputs, work, overwrite=overwrite)
 
 
 def _fill_index(graph_dir: Path, dim: int, count: int, lists: int) -> Any:
@@ -118,7 +116,7 @@ def _write_index(path: Path, index: Any) -> None:
     # FAISS's annotations leave out what its wrapper adds.
     library: Any = faiss
     failures: list[OSError] = []
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+    with path.open("wb") as stream:
 
         def write(piece: bytes) -> None:
             try:

@@ -6,12 +6,12 @@ stage enters itself last.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -27,9 +27,10 @@ from graphbuild.embed.text.stage import TextOutcome, TextWork, write_texts
 from graphbuild.embed.text.table import Prompts, TextPolicy
 from graphbuild.embed.workers import choose_workers
 from graphbuild.store import schemas
-from graphbuild.store.files import Receipt, finished, remove_strays, require_intact
+from graphbuild.store.files import Receipt, copy_files, finished, require_intact
 from graphbuild.store.lookup import build_lookup
-from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
+from graphbuild.store.manifest import Manifest, Stage, stage_key
+from graphbuild.store.stage import Made, enter_stage, run_stage
 from graphbuild.system.cluster import Workers, run_tasks
 from graphbuild.system.progress import progress
 
@@ -56,19 +57,16 @@ class EmbedRun:
         config, inputs = self._text_config(), {file.name: file.digest for file in self._source.files}
         if self._config.append:
             return self._append_text(config)
-        overwrite, remedy = self._config.overwrite, "--append to add new files to it, "
-        if up_to_date(self._manifest, self._graph_dir, "text", config, inputs, overwrite=overwrite, remedy=remedy):
-            return False
         segments = segments_of(self._manifest.stages.get("text"), config, inputs)
-        self._forget_if_changed("text", config, inputs)
-        started = time.monotonic()
-        outcome = self._write_texts(segments)
-        self._manifest.dataset = self._describe_dataset()
-        self._manifest.counts = outcome.counts
-        self._manifest.shard_size = self._config.shard_size
-        seconds = time.monotonic() - started
-        self._enter("text", Stage(config=config, inputs=inputs, seconds=seconds, files=outcome.receipts, facts=outcome.facts))
-        return True
+
+        def work(_key: str) -> Made:
+            outcome = self._write_texts(segments)
+            self._manifest.dataset = self._describe_dataset()
+            self._manifest.shard_size = self._config.shard_size
+            return Made(outcome.receipts.values(), outcome.facts)
+
+        overwrite, remedy = self._config.overwrite, "--append to add new files to it, "
+        return run_stage(self._graph_dir, self._manifest, "text", config, inputs, work, overwrite=overwrite, remedy=remedy)
 
     def _write_texts(self, segments: tuple[Segment, ...], addition: Addition | None = None) -> TextOutcome:
         encoder = load_encoder(self._spec)
@@ -83,10 +81,12 @@ class EmbedRun:
         )
         with progress("reading captions", None, unit="samples") as meter:
             outcome = write_texts(self._graph_dir, self._source, encoder, work, meter.advance)
-        shutil.rmtree(self._graph_dir / schemas.TOKENIZER, ignore_errors=True)
-        encoder.save_tokenizer(self._graph_dir / schemas.TOKENIZER)
+        with TemporaryDirectory() as folder:
+            encoder.save_tokenizer(Path(folder))
+            tokenizer = copy_files(self._graph_dir, schemas.TOKENIZER, Path(folder))
         self._manifest.encoder = self._describe_encoder()
-        return outcome
+        self._manifest.counts = outcome.counts
+        return replace(outcome, receipts={**outcome.receipts, **{receipt.path: receipt for receipt in tokenizer}})
 
     def _append_text(self, config: Mapping[str, Any]) -> bool:
         """Texts, counts and samples of new files; nothing of what is there is touched before the new shards are finished."""
@@ -106,16 +106,15 @@ class EmbedRun:
             # A manifest names one place of pictures; `train run --data` names several.
             "images": None,
         }
-        self._manifest.counts = outcome.counts
         superseded = {name: self._manifest.stages[name] for name in ("knn",) if name in self._manifest.stages}
         stage = Stage(
             config=dict(config),
             inputs=addition.inputs,
-            seconds=time.monotonic() - started,
+            seconds=round(time.monotonic() - started, 3),
             files=outcome.receipts,
             facts=outcome.facts,
         )
-        self._enter("text", stage, superseded or dict(self._manifest.superseded))
+        enter_stage(self._graph_dir, self._manifest, "text", stage, superseded=superseded or dict(self._manifest.superseded))
         return True
 
     def _text_config(self) -> dict[str, Any]:
@@ -165,16 +164,13 @@ class EmbedRun:
         config = {**self._spec.identity(), "templates": list(self._prompts.templates), "shard_size": self._config.shard_size}
         columns = (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH)
         inputs = self._manifest.column_digests("text", columns, folder=schemas.TEXTS)
-        if up_to_date(self._manifest, self._graph_dir, "embed", config, inputs, overwrite=self._config.overwrite):
-            return False
-        self._forget_if_changed("embed", config, inputs)
-        started = time.monotonic()
-        receipts = self._embed_shards(config, inputs)
-        self._manifest.encoder = self._describe_encoder()
-        pids = sorted({receipt.facts["pid"] for receipt in receipts.values()})
-        stage = Stage(config=config, inputs=inputs, seconds=time.monotonic() - started, files=receipts, facts={"pids": pids})
-        self._enter("embed", stage)
-        return True
+
+        def work(_key: str) -> Made:
+            receipts = self._embed_shards(config, inputs)
+            self._manifest.encoder = self._describe_encoder()
+            return Made(receipts.values(), {"pids": sorted({receipt.facts["pid"] for receipt in receipts.values()})})
+
+        return run_stage(self._graph_dir, self._manifest, "embed", config, inputs, work, overwrite=self._config.overwrite)
 
     def _embed_shards(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Receipt]:
         """A shard depends on its own texts alone: those that come later change nothing about it."""
@@ -216,26 +212,3 @@ class EmbedRun:
     def index(self) -> bool:
         """The FAISS index of all vectors."""
         return build_index(self._graph_dir, self._manifest, overwrite=True)
-
-    def _forget_if_changed(self, name: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
-        """Before files of a stage change, it and what was made from it leave the manifest; a mere repair changes nothing."""
-        done = self._manifest.stages.get(name)
-        if done is not None and stage_key(done.config, done.inputs) != stage_key(config, inputs):
-            self._manifest.drop(name)
-            self._manifest.save(self._graph_dir)
-
-    def _enter(self, name: str, stage: Stage, superseded: Mapping[str, Stage] | None = None) -> None:
-        """Put a finished stage into the manifest; what was made from other bytes of it leaves, or is noted as superseded."""
-        before = self._manifest.stages.get(name)
-        if before is None or _columns(before) != _columns(stage):
-            self._manifest.drop(name)
-        self._manifest.stages[name] = stage
-        if superseded is not None:
-            self._manifest.superseded = dict(superseded)
-        for folder in {path.split("/")[0] for path in stage.files}:
-            remove_strays(self._graph_dir, folder, stage.files)
-        self._manifest.save(self._graph_dir)
-
-
-def _columns(stage: Stage) -> dict[str, dict[str, str]]:
-    return {name: receipt.columns for name, receipt in stage.files.items()}

@@ -7,8 +7,6 @@ Shape letters: N texts, E edges, K neighbours kept, n texts of a shard.
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,11 +17,12 @@ import pyarrow as pa
 
 from graphbuild.errors import OptionError, SourceError, one_line
 from graphbuild.store import schemas
-from graphbuild.store.files import ShardRange, digest_file, shard_ranges, write_arrow, write_parquet
+from graphbuild.store.files import Receipt, ShardRange, digest_file, finished, shard_ranges, write_arrow, write_parquet
 from graphbuild.store.frames import DST, SIMILARITY, SRC
 from graphbuild.store.hashes import hash_strings
 from graphbuild.store.lookup import build_lookup
-from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
+from graphbuild.store.manifest import Manifest, stage_key, up_to_date
+from graphbuild.store.stage import Made, run_stage, writing
 
 if TYPE_CHECKING:
     import polars as pl
@@ -87,43 +86,48 @@ def import_graph(graph_dir: Path, config: ImportConfig) -> ImportResult:
             [-1, 1], or a text has fewer edges than K; with figures and examples.
         OptionError: If the directory holds a graph of another kind, or was imported with other options.
     """
-    started = time.perf_counter()
-    manifest = Manifest.load_or_new(graph_dir)
-    if manifest.stages and manifest.dataset.get("name") != METHOD:
-        raise OptionError(f"{graph_dir}: holds a graph that was not imported. Choose another --graph-dir.")
     files = {name: path for name in ("texts", "edges", "samples") if (path := getattr(config, name)) is not None}
     inputs = {name: _digest(path) for name, path in files.items()}
+    with writing(graph_dir) as manifest:
+        return _import(graph_dir, manifest, config, inputs)
+
+
+def _import(graph_dir: Path, manifest: Manifest, config: ImportConfig, inputs: dict[str, str]) -> ImportResult:
+    if manifest.stages and manifest.dataset.get("name") != METHOD:
+        raise OptionError(f"{graph_dir}: holds a graph that was not imported. Choose another --graph-dir.")
     options = {"method": METHOD, "k_asked": config.k, "symmetric": config.symmetric, "shard_size": config.shard_size}
     done = [up_to_date(manifest, graph_dir, "text", options, inputs, overwrite=config.overwrite), "knn" in manifest.stages]
     if all(done) and up_to_date(manifest, graph_dir, "knn", *_knn_key(manifest), overwrite=False):
         stage = manifest.stages["knn"]
         return _result(graph_dir, manifest, stage.config["k"], stage.facts, already_done=True)
+    # All is read and checked before anything is written.
     texts, samples = _read_texts(config)
     edges = _Edges(config, texts)
-    manifest = Manifest(dataset=_dataset(config), encoder={}, shard_size=config.shard_size)
-    manifest.save(graph_dir)
-    for folder in (schemas.TEXTS, schemas.COUNTS, schemas.SAMPLES, schemas.KNN):
-        # Shards of an earlier import of more texts: a reader that globs would meet them.
-        shutil.rmtree(graph_dir / folder, ignore_errors=True)
-    key = stage_key(options, inputs)
-    manifest.counts = {"samples": len(samples), "texts": len(texts)}
-    text_files = _write_texts(graph_dir, texts, samples, config.shard_size, key)
-    manifest.stages["text"] = Stage(config=options, inputs=inputs, seconds=time.perf_counter() - started, files=text_files)
+
+    def write_texts(key: str) -> Made:
+        manifest.dataset, manifest.encoder, manifest.shard_size = _dataset(config), {}, config.shard_size
+        manifest.counts = {"samples": len(samples), "texts": len(texts)}
+        return Made(_write_texts(graph_dir, texts, samples, config.shard_size, key))
+
+    def write_edges(key: str) -> Made:
+        facts = {**edges.facts, "texts": len(texts), "k": edges.k, "complete": edges.k == len(texts) - 1}
+        names = {shard: schemas.part_name(schemas.KNN, shard.index) for shard in shard_ranges(len(texts), config.shard_size)}
+        return Made(
+            [
+                finished(graph_dir, name, key=key) or write_arrow(graph_dir, name, edges.batch(shard), key=key)
+                for shard, name in names.items()
+            ],
+            facts,
+        )
+
+    run_stage(graph_dir, manifest, "text", options, inputs, write_texts, overwrite=config.overwrite)
     build_lookup(graph_dir, manifest)
     knn_inputs = manifest.column_digests("text", [schemas.TEXT_ID, schemas.TEXT])
     knn_config = {"method": METHOD, "k": edges.k, "sketch_dim": 0, "shard_size": config.shard_size}
-    knn_files = {}
-    for shard in shard_ranges(len(texts), config.shard_size):
-        receipt = write_arrow(
-            graph_dir, schemas.part_name(schemas.KNN, shard.index), edges.batch(shard), key=stage_key(knn_config, inputs)
-        )
-        knn_files[receipt.path] = receipt
-    facts = {**edges.facts, "texts": len(texts), "k": edges.k, "complete": edges.k == len(texts) - 1}
-    manifest.stages["knn"] = Stage(
-        config=knn_config, inputs=knn_inputs, seconds=time.perf_counter() - started, files=knn_files, facts=facts
-    )
-    manifest.save(graph_dir)
-    return _result(graph_dir, manifest, edges.k, facts, already_done=False)
+    # The edges decide the bytes, too.
+    key = stage_key(knn_config, inputs)
+    run_stage(graph_dir, manifest, "knn", knn_config, knn_inputs, write_edges, overwrite=config.overwrite, key=key)
+    return _result(graph_dir, manifest, edges.k, manifest.stages["knn"].facts, already_done=False)
 
 
 def _knn_key(manifest: Manifest) -> tuple[dict[str, Any], dict[str, str]]:
@@ -290,8 +294,8 @@ class _Edges:
         return pa.RecordBatch.from_arrays([ids, *lists], schema=schema)
 
 
-def _write_texts(graph_dir: Path, texts: pl.DataFrame, samples: pl.DataFrame, shard_size: int, key: str) -> dict[str, Any]:
-    """Shards of texts, counts and samples; their receipts by path."""
+def _write_texts(graph_dir: Path, texts: pl.DataFrame, samples: pl.DataFrame, shard_size: int, key: str) -> list[Receipt]:
+    """Shards of texts, counts and samples; their receipts."""
     # There is no encoder, so a text's hash is that of its characters and not of tokens.
     hashes = hash_strings(texts[schemas.TEXT])
     counts = np.bincount(samples[schemas.TEXT_ID].to_numpy(), minlength=len(texts)).astype(np.int32)
@@ -304,10 +308,10 @@ def _write_texts(graph_dir: Path, texts: pl.DataFrame, samples: pl.DataFrame, sh
     sample_table = fixed
     for name in samples.columns[2:]:
         sample_table = sample_table.append_column(name, samples[name].to_arrow())
-    receipts = {}
+    receipts: list[Receipt] = []
     for folder, made in ((schemas.TEXTS, text_table), (schemas.COUNTS, count_table), (schemas.SAMPLES, sample_table)):
         for shard in shard_ranges(made.num_rows, shard_size):
             part = made.slice(shard.start, len(shard)).combine_chunks()
-            receipt = write_parquet(graph_dir, schemas.part_name(folder, shard.index), part, key=key)
-            receipts[receipt.path] = receipt
+            name = schemas.part_name(folder, shard.index)
+            receipts.append(finished(graph_dir, name, key=key) or write_parquet(graph_dir, name, part, key=key))
     return receipts

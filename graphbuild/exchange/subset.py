@@ -7,9 +7,7 @@ strings of the texts kept, and some forty bytes for each text and sample.
 
 from __future__ import annotations
 
-import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,17 +26,18 @@ from graphbuild.store.embeddings import embedding_blocks
 from graphbuild.store.files import (
     Receipt,
     ShardRange,
+    copy_files,
     digest_file,
     digest_json,
     finished,
-    remove_strays,
     require_intact,
     scratch_name,
     shard_ranges,
     write_parquet,
 )
 from graphbuild.store.lookup import SampleLookup, build_lookup
-from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
+from graphbuild.store.manifest import Manifest
+from graphbuild.store.stage import Made, run_stage, writing
 from graphbuild.store.tables import read_parquet
 from graphbuild.system.progress import progress
 
@@ -113,11 +112,12 @@ def subset_graph(graph_dir: Path, out: Path, config: SubsetConfig) -> SubsetResu
     if not len(found.sample_rows):
         raise SourceError(f"{config.keep}: none of its {len(ids):,} ids is in {graph_dir}. Is --id-column the right one?")
     unknown = np.flatnonzero(~found.known)
-    built = _Work(graph_dir, origin, out, config, found.sample_rows).run()
+    with writing(out) as manifest:
+        built = _Work(graph_dir, origin, out, manifest, config, found.sample_rows).run()
     return SubsetResult(
         graph_dir=out,
         origin=graph_dir,
-        counts=Manifest.load(out).counts,
+        counts=manifest.counts,
         asked=len(ids),
         unknown=len(unknown),
         examples=tuple(ids[int(row)].as_py() for row in unknown[:_EXAMPLES]),
@@ -169,14 +169,18 @@ def _id_column(path: Path, names: Sequence[str], wanted: str | None) -> str:
 class _Work:
     """One subset: what is kept, how texts are numbered anew, and the stages."""
 
-    def __init__(self, graph_dir: Path, origin: Manifest, out: Path, config: SubsetConfig, rows: NDArray[np.int64]) -> None:
+    def __init__(
+        self, graph_dir: Path, origin: Manifest, out: Path, manifest: Manifest, config: SubsetConfig, rows: NDArray[np.int64]
+    ) -> None:
         self._graph_dir, self._origin, self._out, self._config = graph_dir, origin, out, config
         self._kept = np.zeros(origin.ranges("text", schemas.SAMPLES)[-1].stop, np.bool_)
         self._kept[rows] = True
-        files = {name: receipt.digest for stage in ("text", "embed") for name, receipt in origin.stages[stage].files.items()}
+        # Of the shards, which have digests of their columns, and not of the tokenizer.
+        receipts = [receipt for stage in ("text", "embed") for receipt in origin.stages[stage].in_folder(None) if receipt.columns]
+        files = {receipt.path: receipt.digest for receipt in receipts}
         # Of the rows kept, and not of the file: ids that are unknown or come twice change nothing.
         self._inputs = {"origin": digest_json(files), "rows": digest_json(np.packbits(self._kept).tobytes().hex())}
-        self._manifest = Manifest.load_or_new(out)
+        self._manifest = manifest
         self.new_ids, self.old_ids = self._number()
 
     def _number(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -209,25 +213,11 @@ class _Work:
         built = [self._text(), build_lookup(self._out, self._manifest), self._embed()]
         return any([*built, build_index(self._out, self._manifest, overwrite=True)])
 
-    def _enter(self, name: str, config: dict[str, Any], inputs: dict[str, str], write: Callable[[str], list[Receipt]]) -> bool:
-        """Do a stage, unless it is there; the shards that a killed run finished are kept."""
-        if up_to_date(self._manifest, self._out, name, config, inputs, overwrite=self._config.overwrite):
-            return False
-        started = time.monotonic()
-        self._manifest.drop(name)
-        self._out.mkdir(parents=True, exist_ok=True)
-        receipts = write(stage_key(config, inputs))
-        files = {receipt.path: receipt for receipt in receipts}
-        for folder in {path.split("/")[0] for path in files}:
-            remove_strays(self._out, folder, files)
-        self._manifest.stages[name] = Stage(config=config, inputs=inputs, seconds=time.monotonic() - started, files=files)
-        self._manifest.save(self._out)
-        return True
-
     def _text(self) -> bool:
-        return self._enter("text", {"method": "subset"}, self._inputs, self._write_texts)
+        config, overwrite = {"method": "subset"}, self._config.overwrite
+        return run_stage(self._out, self._manifest, "text", config, self._inputs, self._write_texts, overwrite=overwrite)
 
-    def _write_texts(self, key: str) -> list[Receipt]:
+    def _write_texts(self, key: str) -> Made:
         samples, hashes = self._write_samples(key)
         counts = np.zeros(len(self.old_ids), np.int32)
         for _, table in self._samples([schemas.TEXT_ID]):
@@ -250,8 +240,8 @@ class _Work:
             "texts": len(counts),
             "duplicate_captions": captions - len(counts),
         }
-        shutil.copytree(self._graph_dir / schemas.TOKENIZER, self._out / schemas.TOKENIZER, dirs_exist_ok=True)
-        return receipts
+        receipts += copy_files(self._out, schemas.TOKENIZER, self._graph_dir / schemas.TOKENIZER)
+        return Made(receipts)
 
     def _write_samples(self, key: str) -> tuple[list[Receipt], int]:
         """Receipts, and the number of different sample ids."""
@@ -287,9 +277,10 @@ class _Work:
     def _embed(self) -> bool:
         columns = (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH)
         inputs = self._manifest.column_digests("text", columns, folder=schemas.TEXTS)
-        return self._enter("embed", self._origin.stages["embed"].config, inputs, self._write_embeddings)
+        config, overwrite = self._origin.stages["embed"].config, self._config.overwrite
+        return run_stage(self._out, self._manifest, "embed", config, inputs, self._write_embeddings, overwrite=overwrite)
 
-    def _write_embeddings(self, key: str) -> list[Receipt]:
+    def _write_embeddings(self, key: str) -> Made:
         count, dim = len(self.old_ids), int(self._origin.encoder["dim"])
         schema = schemas.embeddings_schema(dim)
         receipts = []
@@ -307,7 +298,7 @@ class _Work:
                 table = pa.table([texts[schemas.TEXT_ID], texts[schemas.TEXT_HASH], embedding], schema=schema)
                 receipts.append(self._write(schemas.EMBEDDINGS, shard.index, table, key))
             del vectors_nD
-        return receipts
+        return Made(receipts)
 
     def _write(self, folder: str, index: int, table: pa.Table, key: str) -> Receipt:
         name = schemas.part_name(folder, index)

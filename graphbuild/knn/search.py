@@ -30,7 +30,7 @@ from graphbuild.knn.scratch import all_vectors, first_vectors
 from graphbuild.knn.tasks import Job, search_shard
 from graphbuild.store import schemas
 from graphbuild.store.embeddings import require_unit_length
-from graphbuild.store.files import Receipt, ShardRange, damage, finished, remove_stale_temporaries, require_intact, scratch_name
+from graphbuild.store.files import Receipt, ShardRange, damage, finished, require_intact, scratch_name
 from graphbuild.store.manifest import Manifest
 from graphbuild.system.cluster import Workers, run_tasks
 from graphbuild.system.progress import progress
@@ -86,9 +86,6 @@ class Search:
             ResourceError: If the disk has no room, or workers die again and again.
         """
         if self._missing:
-            folder = self._graph_dir / schemas.KNN
-            folder.mkdir(parents=True, exist_ok=True)
-            remove_stale_temporaries(folder)
             shape = (self._layout.texts, self._layout.dim)
             with all_vectors(self._graph_dir, shape, mapped=self._memory.mapped) as (vectors_ND, scratch):
                 require_unit_length(self._graph_dir, vectors_ND)

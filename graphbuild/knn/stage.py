@@ -6,8 +6,7 @@ A run that was killed goes on with the shards that are missing, and ends with th
 
 from __future__ import annotations
 
-import shutil
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,12 @@ from graphbuild.errors import OptionError
 from graphbuild.knn.config import KnnConfig, KnnResult
 from graphbuild.knn.engines.devices import resolve_device
 from graphbuild.knn.extension import find_extension
-from graphbuild.knn.plan import Estimate, Layout, plan_memory
+from graphbuild.knn.plan import Estimate, Layout, MemoryPlan, plan_memory
 from graphbuild.knn.search import Search
 from graphbuild.store import schemas
-from graphbuild.store.files import Receipt, remove_stale_temporaries
+from graphbuild.store.files import Receipt
 from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
+from graphbuild.store.stage import Made, run_stage, writing
 from graphbuild.system.cluster import Workers
 from graphbuild.system.memory import resolve_limit
 
@@ -44,8 +44,7 @@ class _Request:
     """Recall to reach through the index; None for an exact search."""
 
     @classmethod
-    def read(cls, graph_dir: Path, config: KnnConfig) -> _Request:
-        manifest = Manifest.load(graph_dir)
+    def read(cls, graph_dir: Path, manifest: Manifest, config: KnnConfig) -> _Request:
         count = sum(receipt.rows for receipt in manifest.require("embed", graph_dir).files.values())
         layout = Layout(
             texts=count,
@@ -64,26 +63,36 @@ class _Request:
             inputs |= {name: receipt.digest for name, receipt in manifest.stages["index"].files.items()}
         return cls(graph_dir, manifest, config, layout, options, inputs, ivf_recall)
 
-    def done(self) -> bool:
-        """Whether the stage is there as asked."""
-        overwrite = self.config.overwrite
-        return up_to_date(self.manifest, self.graph_dir, "knn", self.options, self.inputs, overwrite=overwrite)
+    def work(self, _key: str) -> Made:
+        """Search for what is missing."""
+        _say_k(self.config.k, self.layout)
+        search = self.search()
+        receipts = search.run()
+        return Made(receipts, _facts(self.config, self.layout, receipts, search.reused))
+
+    def plan(self) -> MemoryPlan:
+        """How memory is divided, and on which device.
+
+        Raises:
+            OptionError: If the memory limit cannot be read, or there is no such device.
+            ResourceError: If the memory limit is too small to work within.
+        """
+        device = "cpu" if self.ivf_recall is not None else resolve_device(self.config.device)
+        processes = 1 if self.config.scheduler else self.config.workers if self.config.workers > 1 else 0
+        return plan_memory(self.layout, resolve_limit(self.config.memory_limit), workers=processes, device=device)
 
     def search(self) -> Search:
         """The work that is left."""
-        workers = Workers(count=self.config.workers, scheduler=self.config.scheduler)
-        device = "cpu" if self.ivf_recall is not None else resolve_device(self.config.device)
-        processes = 1 if workers.scheduler else workers.count if workers.count > 1 else 0
-        memory = plan_memory(self.layout, resolve_limit(self.config.memory_limit), workers=processes, device=device)
+        memory = self.plan()
         return Search(
             self.graph_dir,
             self.manifest,
             self.layout,
             memory,
             stage_key(self.options, self.inputs),
-            workers=workers,
+            workers=Workers(count=self.config.workers, scheduler=self.config.scheduler),
             ivf_recall=self.ivf_recall,
-            extension=find_extension(self.graph_dir, self.manifest, self.options, self.layout.texts, device),
+            extension=find_extension(self.graph_dir, self.manifest, self.options, self.layout.texts, memory.device),
         )
 
 
@@ -95,16 +104,15 @@ def build_knn(graph_dir: Path, config: KnnConfig) -> KnnResult:
         OptionError: If the stage is done with other options, or the memory limit cannot be read.
         ResourceError: If the memory limit is too small to work within.
     """
-    started = time.perf_counter()
-    request = _Request.read(graph_dir, config)
-    manifest, layout = request.manifest, request.layout
-    if request.done():
-        return _result(graph_dir, config, manifest.stages["knn"], layout.texts, already_done=True)
-    _say_k(config.k, layout)
-    search = request.search()
-    manifest.drop("knn")
-    manifest.save(graph_dir)
-    receipts = search.run()
+    Manifest.load(graph_dir).require("embed", graph_dir)
+    with writing(graph_dir) as manifest:
+        request = _Request.read(graph_dir, manifest, config)
+        options, inputs = request.options, request.inputs
+        built = run_stage(graph_dir, manifest, "knn", options, inputs, request.work, overwrite=config.overwrite, check=request.plan)
+    return _result(graph_dir, config, manifest.stages["knn"], request.layout.texts, already_done=not built)
+
+
+def _facts(config: KnnConfig, layout: Layout, receipts: Sequence[Receipt], reused: int) -> dict[str, Any]:
     recomputed = sum(receipt.facts["recomputed_rows"] for receipt in receipts)
     facts: dict[str, Any] = {
         "k_asked": config.k,
@@ -114,19 +122,12 @@ def build_knn(graph_dir: Path, config: KnnConfig) -> KnnResult:
         "recomputed_rows": recomputed,
         "certified_rows": layout.texts - recomputed,
         "precision": ", ".join(sorted({receipt.facts["precision"] for receipt in receipts})),
-        "reused_shards": search.reused,
+        "reused_shards": reused,
         "extended_shards": sum(bool(receipt.facts.get("extended")) for receipt in receipts),
     }
     if "ivf" in receipts[0].facts:
         facts |= {"ivf": receipts[0].facts["ivf"], "certified_rows": recomputed}
-    files = {receipt.path: receipt for receipt in receipts}
-    seconds = round(time.perf_counter() - started, 3)
-    stage = Stage(config=request.options, inputs=request.inputs, seconds=seconds, files=files, facts=facts)
-    _remove_leftovers(graph_dir, files)
-    manifest.stages["knn"] = stage
-    manifest.superseded.clear()
-    manifest.save(graph_dir)
-    return _result(graph_dir, config, stage, layout.texts, already_done=False)
+    return facts
 
 
 def estimate_knn(graph_dir: Path, config: KnnConfig) -> Estimate:
@@ -137,10 +138,11 @@ def estimate_knn(graph_dir: Path, config: KnnConfig) -> Estimate:
         OptionError: If the stage is done with other options, or the memory limit cannot be read.
         ResourceError: If the memory limit is too small to work within.
     """
-    request = _Request.read(graph_dir, config)
+    manifest = Manifest.load(graph_dir)
+    request = _Request.read(graph_dir, manifest, config)
     if request.ivf_recall is not None:
         raise OptionError("--dry-run tells what the exact search takes, and ivf beside it. Leave out --method ivf.")
-    request.done()
+    up_to_date(manifest, graph_dir, "knn", request.options, request.inputs, overwrite=config.overwrite)
     return request.search().estimate(recall=config.recall)
 
 
@@ -168,16 +170,6 @@ def _say_k(asked: int | str, layout: Layout) -> None:
         click.echo(f"k: {layout.k} of {layout.texts - 1:,} other texts (auto)", err=True)
     elif isinstance(asked, int) and asked > layout.k:
         click.echo(f"k: {asked:,} asked, but there are only {layout.k:,} other texts: all are stored", err=True)
-
-
-def _remove_leftovers(graph_dir: Path, files: dict[str, Receipt]) -> None:
-    """Take away shards of an earlier graph of more texts or smaller shards; a reader that globs would meet them."""
-    # A client that was killed while it wrote the manifest leaves a part of it.
-    remove_stale_temporaries(graph_dir)
-    for path in (graph_dir / schemas.KNN).iterdir():
-        name = f"{schemas.KNN}/{path.name.removesuffix('.json')}"
-        if name not in files:
-            path.unlink() if path.is_file() else shutil.rmtree(path)
 
 
 def _result(graph_dir: Path, config: KnnConfig, stage: Stage, count: int, *, already_done: bool) -> KnnResult:

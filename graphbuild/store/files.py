@@ -1,18 +1,23 @@
 """Shard files: their ranges, writing them so that a crash leaves nothing half-done, and telling what is left to do.
 
-A file is written to a temporary name, flushed to disk, renamed; then its receipt `<file>.json` the same way. A shard is
+A file is written to a temporary name and flushed; its receipt is stored in `.graphbuild/receipts/`; then the file is renamed.
+So every file of ours that stands under its name is listed by a receipt, and a folder of data holds only data. A shard is
 done only if the file is there with the size and digest of its receipt, and the receipt was made for the same work
-(`key`). Nothing here knows what a shard holds.
+(`key`). What no receipt lists is never removed or replaced. Nothing here knows what a shard holds.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import shutil
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,9 +26,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from graphbuild.errors import ArtifactError
+from graphbuild.errors import ArtifactError, OptionError
 
+RECORDS = ".graphbuild"
+"""What this program keeps for itself in a graph directory; whoever has this folder is a graph."""
 _CHUNK = 1 << 22
+_TEMPORARY = re.compile(r"\..+\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
+"""Names of `atomic_path`, `scratch_name` and `replace_folder`; no other file is taken for a temporary one."""
+_NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+"""What CIFS, FUSE and others answer where folders cannot be flushed; renaming is then as safe as they make it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +51,7 @@ class ShardRange:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Receipt:
-    """What one finished file holds; stored beside it, and copied into the manifest."""
+    """What one finished file holds; stored among the records, and copied into the manifest."""
 
     path: str
     """Relative to the graph directory, with forward slashes."""
@@ -131,14 +142,18 @@ class _HashSink:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`; renamed to it, flushed, when the block ends well, removed when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
         _flush(temporary)
         temporary.replace(path)
-        _flush(path.parent)
+        flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
 
 
 def _flush(path: Path) -> None:
@@ -147,6 +162,15 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def flush_folder(folder: Path) -> None:
+    """Let the names in a folder reach the disk, where its file system can do that."""
+    try:
+        _flush(folder)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -161,92 +185,163 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def remove_stale_temporaries(folder: Path) -> None:
-    """Remove what killed writers left behind. Call it only where no writer is at work."""
+    """Remove what killed writers left behind, known by its name; that of processes which are at work stays."""
     for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None or _at_work(int(match["pid"])):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _at_work(pid: int) -> bool:
+    """Whether another process of this number is there, on this machine."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        # It is there, and somebody else's.
+        pass
+    return True
 
 
 def remove_strays(graph_dir: Path, folder: str, names: Collection[str]) -> None:
-    """Remove Parquet shards that an earlier, larger build left behind, and what killed writers left."""
+    """Remove files that an earlier build listed and this one does not, and what killed writers left; links are left alone."""
+    if (graph_dir / folder).is_symlink():
+        return
     remove_stale_temporaries(graph_dir / folder)
-    for path in (graph_dir / folder).glob("part-*.parquet"):
-        if f"{folder}/{path.name}" not in names:
-            receipt_path(path).unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+    for record in sorted((graph_dir / RECORDS / "receipts" / folder).glob("*.json")):
+        name = f"{folder}/{record.name.removesuffix('.json')}"
+        if name not in names and not (graph_dir / name).is_symlink():
+            (graph_dir / name).unlink(missing_ok=True)
+            record.unlink(missing_ok=True)
 
 
 @contextmanager
 def scratch_name(folder: Path, label: str) -> Iterator[Path]:
     """A name for a file that is gone when the block ends; what a killed run leaves is removed by the next run."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f".{label}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    path = _temporary(folder / label)
     try:
         yield path
     finally:
         path.unlink(missing_ok=True)
 
 
-def receipt_path(path: Path) -> Path:
-    """Where the receipt of a file lies."""
-    return path.with_name(path.name + ".json")
+def receipt_path(graph_dir: Path, name: str) -> Path:
+    """Where the receipt of a file lies; `name` is the file's path in the graph directory."""
+    return graph_dir / RECORDS / "receipts" / f"{name}.json"
 
 
-def finish(
+def write_file(
     graph_dir: Path,
-    path: Path,
+    name: str,
+    write: Callable[[Path], object],
     *,
     rows: int,
     key: str,
     columns: Mapping[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Receipt:
-    """Enter a file that was just written: its receipt is stored beside it and returned."""
-    receipt = Receipt(
-        path=path.relative_to(graph_dir).as_posix(),
-        digest=digest_file(path),
-        rows=rows,
-        bytes=path.stat().st_size,
-        key=key,
-        columns=dict(columns or {}),
-        facts=dict(facts or {}),
-    )
-    write_json(receipt_path(path), asdict(receipt))
+    """Write a file of the graph and its receipt.
+
+    Args:
+        graph_dir: The graph.
+        name: Path of the file in it.
+        write: Writes the content to the path that it is given.
+        rows: Of the content.
+        key: Digest of all that the bytes depend on.
+        columns: Digests of the columns.
+        facts: What else the receipt says.
+
+    Raises:
+        OptionError: If a file stands there that no receipt lists.
+    """
+    path = graph_dir / name
+    if os.path.lexists(path) and not receipt_path(graph_dir, name).exists():
+        raise OptionError(f"{path}: is in the way, and was not written by this program. Move it, or choose another --graph-dir.")
+    with atomic_path(path) as temporary:
+        write(temporary)
+        receipt = Receipt(
+            path=name,
+            digest=digest_file(temporary),
+            rows=rows,
+            bytes=temporary.stat().st_size,
+            key=key,
+            columns=dict(columns or {}),
+            facts=dict(facts or {}),
+        )
+        # Before the file has its name: killed in between, the receipt names bytes that are not there, so they are made again.
+        write_receipt(graph_dir, receipt)
     return receipt
+
+
+def copy_files(graph_dir: Path, folder: str, source: Path) -> list[Receipt]:
+    """Copy the files of a folder elsewhere into one of the graph; those that are there with the same bytes stay.
+
+    Returns:
+        Their receipts, in order of their names.
+    """
+    receipts = []
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        name, key = f"{folder}/{path.relative_to(source).as_posix()}", digest_file(path)
+        copy = partial(shutil.copyfile, path)
+        receipts.append(finished(graph_dir, name, key=key) or write_file(graph_dir, name, copy, rows=0, key=key))
+    return receipts
+
+
+def write_receipt(graph_dir: Path, receipt: Receipt) -> None:
+    """Store a receipt among the records."""
+    write_json(receipt_path(graph_dir, receipt.path), asdict(receipt))
 
 
 def write_parquet(graph_dir: Path, name: str, table: pa.Table, *, key: str, facts: Mapping[str, Any] | None = None) -> Receipt:
     """Write a Parquet shard and its receipt. The same table gives the same bytes."""
-    path = graph_dir / name
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-    return finish(graph_dir, path, rows=table.num_rows, key=key, columns=digest_columns(table), facts=facts)
+
+    def write(path: Path) -> None:
+        pq.write_table(table, path, compression="zstd")
+
+    return write_file(graph_dir, name, write, rows=table.num_rows, key=key, columns=digest_columns(table), facts=facts)
 
 
-def write_arrow(graph_dir: Path, name: str, batch: pa.RecordBatch, *, key: str, facts: Mapping[str, Any] | None = None) -> Receipt:
-    """Write an Arrow IPC shard of one uncompressed record batch, so that readers map it, and its receipt."""
-    path = graph_dir / name
-    with (
-        atomic_path(path) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, batch.schema) as writer,
-    ):
-        writer.write_batch(batch)
-    columns = digest_columns(pa.Table.from_batches([batch]))
-    return finish(graph_dir, path, rows=batch.num_rows, key=key, columns=columns, facts=facts)
+def write_arrow(
+    graph_dir: Path,
+    name: str,
+    batch: pa.RecordBatch,
+    *,
+    key: str,
+    facts: Mapping[str, Any] | None = None,
+    with_columns: bool = True,
+) -> Receipt:
+    """Write an Arrow IPC shard of one uncompressed record batch, so that readers map it, and its receipt.
+
+    Without `with_columns` the receipt has no digests of columns, which take a copy of each.
+    """
+
+    def write(path: Path) -> None:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+
+    columns = digest_columns(pa.Table.from_batches([batch])) if with_columns else {}
+    return write_file(graph_dir, name, write, rows=batch.num_rows, key=key, columns=columns, facts=facts)
 
 
 def read_receipt(path: Path) -> Receipt | None:
-    """The receipt of a file, or None where there is none that can be read."""
+    """The receipt that a file holds, or None where there is none that can be read."""
     try:
-        return Receipt(**json.loads(receipt_path(path).read_text(encoding="utf-8")))
+        return Receipt(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
 
 def finished(graph_dir: Path, name: str, *, key: str) -> Receipt | None:
     """The receipt of a shard that is done: there, undamaged, and made for the same work; else None."""
-    path = graph_dir / name
-    receipt = read_receipt(path)
+    receipt = read_receipt(receipt_path(graph_dir, name))
     if receipt is None or receipt.key != key or receipt.path != name or damage(graph_dir, receipt):
         return None
     return receipt

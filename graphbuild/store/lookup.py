@@ -7,10 +7,9 @@ processes share them. Nothing here loads torch, faiss, dask or polars.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,10 +20,11 @@ from numpy.typing import NDArray
 
 from graphbuild.errors import ArtifactError, ArtifactMismatch
 from graphbuild.store import schemas
-from graphbuild.store.files import Receipt, atomic_path, finish, remove_stale_temporaries, scratch_name
+from graphbuild.store.files import Receipt, scratch_name, write_arrow
 from graphbuild.store.hashes import hash_column
-from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
+from graphbuild.store.manifest import Manifest, Stage
 from graphbuild.store.neighbors import outside
+from graphbuild.store.stage import Made, run_stage
 from graphbuild.store.tables import map_arrow, read_parquet
 from graphbuild.store.verified import require_verified
 
@@ -60,25 +60,21 @@ def build_lookup(graph_dir: Path, manifest: Manifest) -> bool:
     Memory: 36 bytes a row of the samples table, and one shard of it.
     """
     inputs = _inputs(manifest)
-    if up_to_date(manifest, graph_dir, "lookup", {}, inputs, overwrite=True):
-        return False
-    started = time.monotonic()
-    key = stage_key({}, inputs)
-    remove_stale_temporaries(graph_dir / schemas.LOOKUP)
     receipts = manifest.files("text", schemas.SAMPLES)
+    return run_stage(graph_dir, manifest, "lookup", {}, inputs, partial(_write_files, graph_dir, receipts), overwrite=True)
+
+
+def _write_files(graph_dir: Path, receipts: Sequence[Receipt], key: str) -> Made:
     # The ids' bytes together may be larger than memory.
     with scratch_name(graph_dir / schemas.LOOKUP, "ids") as spool:
         hashes_N, offsets_N, texts_N = _read_samples(graph_dir, receipts, spool)
         order_N = np.argsort(hashes_N, kind="stable")
         hashes = pa.RecordBatch.from_arrays([pa.array(hashes_N[order_N]), pa.array(order_N)], schema=schemas.LOOKUP_HASHES_SCHEMA)
-        files = [_write(graph_dir, HASHES, hashes, key)]
+        files = [write_arrow(graph_dir, HASHES, hashes, key=key, with_columns=False)]
         strings = pa.LargeStringArray.from_buffers(len(texts_N), pa.py_buffer(offsets_N), _mapped_bytes(spool))
         ids = pa.RecordBatch.from_arrays([strings, pa.array(texts_N)], schema=schemas.LOOKUP_IDS_SCHEMA)
-        files.append(_write(graph_dir, IDS, ids, key))
-    seconds = time.monotonic() - started
-    manifest.stages["lookup"] = Stage(config={}, inputs=inputs, seconds=seconds, files={file.path: file for file in files})
-    manifest.save(graph_dir)
-    return True
+        files.append(write_arrow(graph_dir, IDS, ids, key=key, with_columns=False))
+    return Made(files)
 
 
 def _inputs(manifest: Manifest) -> dict[str, str]:
@@ -106,13 +102,6 @@ def _read_samples(graph_dir: Path, receipts: Sequence[Receipt], spool: Path) -> 
 def _mapped_bytes(path: Path) -> pa.Buffer:
     # Nothing can be mapped of an empty file, as of samples whose only id is "".
     return pa.memory_map(str(path)).read_buffer() if path.stat().st_size else pa.py_buffer(b"")
-
-
-def _write(graph_dir: Path, name: str, batch: pa.RecordBatch, key: str) -> Receipt:
-    path = graph_dir / name
-    with atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return finish(graph_dir, path, rows=batch.num_rows, key=key)
 
 
 class _Strings(NamedTuple):

@@ -1,7 +1,7 @@
 """`graph.json`: what a graph directory holds, from what it was made, and which stages are done.
 
 Only the client writes it, from receipts, and a stage enters itself last. A stage that is not in the manifest is not
-done, whatever files lie about.
+done, whatever files lie about. Each save is a new generation: one that another command has written meanwhile is never replaced.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ STAGES = ("text", "lookup", "embed", "index", "knn", "partition")
 """In the order in which each reads the ones before it."""
 
 _COMMAND = {"text": "embed", "lookup": "embed", "embed": "embed", "index": "embed", "knn": "knn", "partition": "partition"}
+_MADE_FROM = {"text": STAGES[1:], "embed": ("index", "knn", "partition"), "knn": ("partition",)}
+"""Stages that read each one; the rest is read by none."""
+_FORMATS = (1, schemas.FORMAT_VERSION)
+"""Formats that are read; in format 1 a receipt lies beside each file."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,6 +60,10 @@ class Manifest:
     stages: dict[str, Stage] = field(default_factory=dict)
     superseded: dict[str, Stage] = field(default_factory=dict)
     """The knn stage as it was before texts were appended, until it is done again: its rows need only be compared with the rest."""
+    generation: int = 0
+    """How often it was saved; 0 before the first time."""
+    format: int = schemas.FORMAT_VERSION
+    """As it was read; it is written in the newest."""
 
     @classmethod
     def load(cls, graph_dir: Path) -> Manifest:
@@ -68,17 +76,20 @@ class Manifest:
         path = graph_dir / schemas.MANIFEST_FILE
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-            version = raw.pop("format")
-            if version != schemas.FORMAT_VERSION:
+            version = raw["format"]
+            if version not in _FORMATS:
                 raise ArtifactMismatch(
-                    f"{path}: written in format {version}, but this program reads format {schemas.FORMAT_VERSION}. "
+                    f"{path}: written in format {version}, but this program reads formats 1 to {schemas.FORMAT_VERSION}. "
                     "Build the graph again with `graphbuild embed`, or use the version that made it."
                 )
             return cls(**{**raw, "stages": _stages(raw["stages"]), "superseded": _stages(raw.get("superseded", {}))})
         except FileNotFoundError:
             raise ArtifactError(f"{graph_dir}: no graph here (graph.json is missing). Run `graphbuild embed` first.") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(f"{path}: not a graph manifest ({error}). Run `graphbuild embed` again.") from error
+            raise ArtifactError(
+                f"{path}: not a graph manifest ({error}). Move it away, and run the same `graphbuild` commands again: "
+                "what is finished is found by its receipts."
+            ) from error
 
     @classmethod
     def load_or_new(cls, graph_dir: Path) -> Manifest:
@@ -86,8 +97,21 @@ class Manifest:
         return cls.load(graph_dir) if (graph_dir / schemas.MANIFEST_FILE).exists() else cls()
 
     def save(self, graph_dir: Path) -> None:
-        """Write `graph.json` atomically."""
-        write_json(graph_dir / schemas.MANIFEST_FILE, {"format": schemas.FORMAT_VERSION, **asdict(self)})
+        """Write `graph.json` atomically, as the next generation.
+
+        Raises:
+            ArtifactMismatch: If another command has written it since this one read it; its work is not lost.
+        """
+        path = graph_dir / schemas.MANIFEST_FILE
+        held = Manifest.load(graph_dir).generation if path.exists() else 0
+        if held != self.generation:
+            raise ArtifactMismatch(
+                f"{path}: another command changed it meanwhile (generation {self.generation} was read, and {held} is there). "
+                "What both have finished is kept: run this command again."
+            )
+        self.generation, self.format = held + 1, schemas.FORMAT_VERSION
+        content = asdict(self)
+        write_json(path, {"format": content.pop("format"), **content})
 
     def require(self, stage: str, graph_dir: Path) -> Stage:
         """A finished stage.
@@ -130,10 +154,10 @@ class Manifest:
         return [ShardRange(index, stop - count, stop) for index, (stop, count) in enumerate(zip(stops, rows, strict=True))]
 
     def drop(self, stage: str) -> None:
-        """Forget a stage and every later one, before its files change."""
+        """Forget a stage and those that were made from it, before its files change."""
         if stage == "text":
             self.superseded.clear()
-        for name in STAGES[STAGES.index(stage) :]:
+        for name in (stage, *_MADE_FROM.get(stage, ())):
             self.stages.pop(name, None)
 
 
@@ -194,7 +218,7 @@ def _short(value: Any) -> str:
 
 def stage_key(config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """Digest of all that a stage's bytes depend on; the `key` of its receipts."""
-    return digest_json({"format": schemas.FORMAT_VERSION, "config": config, "inputs": inputs})
+    return digest_json({"format": schemas.CONTENT_VERSION, "config": config, "inputs": inputs})
 
 
 def find_graph_dir(given: Path | None) -> Path:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of the graph directory: where things lie."""
+CONTENT_VERSION = 1
+"""Of the files themselves: raised, everything is made again."""
 SHARD_SIZE = 65_536
 """Texts a shard, unless the user says otherwise."""
 DEFAULT_SKETCH_DIM = 64

@@ -8,11 +8,8 @@ Nothing here imports torch, faiss, dask or polars; the graph's reader and numba 
 
 from __future__ import annotations
 
-import fcntl
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +18,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from graphbuild.errors import ArtifactError, OptionError, ResourceError
+from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError, ResourceError
 from graphbuild.store import schemas
 from graphbuild.store.cache import beside_or_cached
-from graphbuild.store.files import Receipt, finished, write_arrow
+from graphbuild.store.files import RECORDS, Receipt, finished, write_arrow
 from graphbuild.store.manifest import Manifest, Stage, stage_key
 from graphbuild.store.neighbors import outside
+from graphbuild.store.stage import writing
 from graphbuild.store.tables import map_arrow
+from graphbuild.system.locks import exclusive
 from graphbuild.system.memory import resolve_limit
 from graphbuild.system.progress import progress
 
@@ -203,35 +202,57 @@ def chunk_samples(graph: Graph, offsets: Int64, text_ids: Int32, config: Partiti
 
 
 def _build(graph: Graph, config: PartitionConfig) -> PartitionResult:
-    graph_dir, fields = graph.path, config.key_fields(graph.k)
-    name = config.file_name(graph.k)
-    inputs = graph.manifest.column_digests("knn", [schemas.TEXT_ID, schemas.NEIGHBOR_IDS])
-    inputs |= graph.manifest.column_digests("text", [schemas.SAMPLE_HASH])
-    inputs |= graph.manifest.column_digests("text", [schemas.TEXT_ID], folder=schemas.SAMPLES)
-    key = stage_key(fields, inputs)
+    graph_dir, name = graph.path, config.file_name(graph.k)
+    key = stage_key(config.key_fields(graph.k), _inputs(graph.manifest))
     # What is there needs no lock, so that a graph on a read-only disk can be trained on.
     place, receipt, already_done = graph_dir, finished(graph_dir, name, key=key), True
-    if receipt is None:
-        place = beside_or_cached(graph_dir, schemas.PARTITION)
-        with _lock(place / schemas.PARTITION):
-            receipt = finished(place, name, key=key)
-            if receipt is None:
-                receipt, already_done = _write(graph, config, place, name, key), False
-            # The manifest lists what lies in the graph's own folder.
-            if place == graph_dir:
-                _enter(graph_dir, receipt, fields, inputs)
+    if receipt is None or not _is_listed(graph.manifest, receipt):
+        # The manifest lists what lies in the graph's own folder.
+        if beside_or_cached(graph_dir, schemas.PARTITION) == graph_dir:
+            receipt, already_done = _make_and_enter(graph, config, key)
+        elif receipt is None:
+            place = beside_or_cached(graph_dir, schemas.PARTITION)
+            with exclusive(place / RECORDS / "lock", where=place, advice="", wait=True):
+                receipt, already_done = _make(graph, config, place, key)
     return PartitionResult(
         path=place / name, samples=receipt.rows, chunk=config.chunk, facts=receipt.facts, already_done=already_done
     )
 
 
-def _write(graph: Graph, config: PartitionConfig, place: Path, name: str, key: str) -> Receipt:
+def _make_and_enter(graph: Graph, config: PartitionConfig, key: str) -> tuple[Receipt, bool]:
+    inputs = _inputs(graph.manifest)
+    with writing(graph.path, wait=True) as manifest:
+        if "knn" not in manifest.stages or _inputs(manifest) != inputs:
+            raise ArtifactMismatch(f"{graph.path}: another command changed the graph meanwhile. Run this command again.")
+        receipt, already_done = _make(graph, config, graph.path, key)
+        _enter(graph.path, manifest, receipt, config.key_fields(graph.k), inputs)
+    return receipt, already_done
+
+
+def _make(graph: Graph, config: PartitionConfig, place: Path, key: str) -> tuple[Receipt, bool]:
+    """The receipt of a partition, and whether another process had just made it."""
+    done = finished(place, config.file_name(graph.k), key=key)
+    return (done, True) if done is not None else (_write(graph, config, place, key), False)
+
+
+def _is_listed(manifest: Manifest, receipt: Receipt) -> bool:
+    stage = manifest.stages.get("partition")
+    return stage is not None and stage.files.get(receipt.path) == receipt
+
+
+def _inputs(manifest: Manifest) -> dict[str, str]:
+    inputs = manifest.column_digests("knn", [schemas.TEXT_ID, schemas.NEIGHBOR_IDS])
+    inputs |= manifest.column_digests("text", [schemas.SAMPLE_HASH])
+    return inputs | manifest.column_digests("text", [schemas.TEXT_ID], folder=schemas.SAMPLES)
+
+
+def _write(graph: Graph, config: PartitionConfig, place: Path, key: str) -> Receipt:
     started = time.perf_counter()
     rows, offsets, text_ids = samples_of(graph, resolve_limit(config.memory_limit))
     chunks, facts = chunk_samples(graph, offsets, text_ids, config)
     facts["seconds"] = round(time.perf_counter() - started, 3)
     batch = pa.RecordBatch.from_arrays([pa.array(rows), pa.array(chunks)], schema=schemas.PARTITION_SCHEMA)
-    return write_arrow(place, name, batch, key=key, facts=facts)
+    return write_arrow(place, config.file_name(graph.k), batch, key=key, facts=facts)
 
 
 def samples_of(graph: Graph, limit: int) -> tuple[Int64, Int64, Int32]:
@@ -312,9 +333,8 @@ def _seeds(links: Links, seed: int) -> Int32:
     return shuffled[np.argsort(-total[shuffled], kind="stable")].astype(np.int32)
 
 
-def _enter(graph_dir: Path, receipt: Receipt, fields: dict[str, Any], inputs: dict[str, str]) -> None:
+def _enter(graph_dir: Path, manifest: Manifest, receipt: Receipt, fields: dict[str, Any], inputs: dict[str, str]) -> None:
     """Add a partition to the manifest, beside those of the same graph with other options."""
-    manifest = Manifest.load(graph_dir)
     before = manifest.stages.get("partition")
     kept = before if before is not None and before.inputs == inputs else Stage(config={}, inputs=inputs, seconds=0.0, files={})
     files = {**kept.files, receipt.path: receipt}
@@ -326,12 +346,3 @@ def _enter(graph_dir: Path, receipt: Receipt, fields: dict[str, Any], inputs: di
         facts={**kept.facts, receipt.path: receipt.facts},
     )
     manifest.save(graph_dir)
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Only one process at a time works in a folder; the lock ends with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

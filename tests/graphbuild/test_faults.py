@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 import dask
@@ -28,14 +29,43 @@ from graphbuild.store.files import digest_file
 TESTS = Path(__file__).resolve().parents[1]
 
 
+def run_trials(tmp_path: Path, how: str, *numbers: int) -> list[dict[str, Any]]:
+    """What became of the trials of a server of its own."""
+    command = [sys.executable, str(TESTS / "faults_server.py"), str(tmp_path / "faults"), how, *map(str, numbers)]
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False)
+    assert done.returncode == 0, f"{how} {numbers}: {done.stderr[-2000:]}"
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def enumerate_calls(tmp_path: Path, points: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Strike every command before its file-changing calls; the next run ends with the same bytes, and nothing is left."""
+    trials = run_trials(tmp_path, "enumerate", points)
+    kinds = Counter(f"{trial['stage']} {trial['fault']}" for trial in trials if trial["struck"])
+    with capsys.disabled():
+        click.echo(f"\nfaults: {len(trials)} calls, struck: {dict(sorted(kinds.items()))}")
+    problems = [f"{trial}" for trial in trials if trial["problem"]]
+    assert not problems, "\n".join(problems)
+    assert len({trial["stage"] for trial in trials}) == 12
+
+
+def test_every_command_struck_at_some_of_its_file_calls_ends_with_the_same_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    enumerate_calls(tmp_path, 4, capsys)
+
+
+@pytest.mark.faults
+def test_every_command_struck_at_every_file_call_ends_with_the_same_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    enumerate_calls(tmp_path, 0, capsys)
+
+
 def strike(tmp_path: Path, count: int, capsys: pytest.CaptureFixture[str]) -> None:
     """Run trials of seeds that nobody chose; each can be repeated by its seed."""
     first = int(os.environ.get("FAULT_SEED", random.SystemRandom().randrange(1_000_000)))
-    command = [sys.executable, str(TESTS / "faults_server.py"), str(tmp_path / "faults"), str(first), str(count)]
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False)
-    assert done.returncode == 0, f"FAULT_SEED={first}: {done.stderr[-2000:]}"
-    trials = [json.loads(line) for line in done.stdout.splitlines()]
+    trials = run_trials(tmp_path, "random", first, count)
     kinds = Counter(f"{trial['stage']} {trial['fault']}" for trial in trials if trial["struck"])
     with capsys.disabled():
         click.echo(f"\nfaults: seeds {first} to {first + count - 1}; struck: {dict(sorted(kinds.items()))}")
@@ -59,19 +89,19 @@ def test_hundreds_of_builds_struck_at_random_points_end_with_the_same_bytes(
 SLOW_FINISH = """
 import functools, time
 from graphbuild.store import files as shards
-def slow(finish, *arguments, **options):
+def slow(write, *arguments, **options):
     time.sleep(0.1)
-    return finish(*arguments, **options)
+    return write(*arguments, **options)
 # A worker may load this more than once.
-if not isinstance(shards.finish, functools.partial):
-    shards.finish = functools.partial(slow, shards.finish)
+if not isinstance(shards.write_file, functools.partial):
+    shards.write_file = functools.partial(slow, shards.write_file)
 """
 
 
 def kill_a_worker(shards: Path, after: int, rng: random.Random, stop: threading.Event) -> None:
     """Kill some worker process of this one, once so many shards are there."""
     while not stop.is_set():
-        if len(list(shards.glob("part-*.json"))) >= after:
+        if len(list(shards.glob("part-*"))) >= after:
             # A process may be gone by the time it is asked.
             with suppress(psutil.Error, ProcessLookupError):
                 children = psutil.Process().children(recursive=True)
@@ -83,7 +113,7 @@ def kill_a_worker(shards: Path, after: int, rng: random.Random, stop: threading.
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {path.name: digest_file(path) for path in folder.glob("part-*") if path.suffix != ".json"}
+    return {path.name: digest_file(path) for path in folder.glob("part-*")}
 
 
 @pytest.mark.faults

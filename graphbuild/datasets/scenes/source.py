@@ -20,7 +20,7 @@ from graphbuild.datasets.scenes.draw import encode_png, render
 from graphbuild.datasets.scenes.words import describe, draw_scene
 from graphbuild.errors import OptionError
 from graphbuild.store import schemas
-from graphbuild.store.files import ShardRange, digest_json, finished, shard_ranges, write_parquet
+from graphbuild.store.files import ShardRange, digest_json, finished, remove_strays, shard_ranges, write_parquet
 from graphbuild.system.progress import Meter, progress
 
 SPLITS = ("train", "val")
@@ -92,10 +92,7 @@ def draw_pictures(graph_dir: Path, config: ScenesConfig) -> None:
             else:
                 write_parquet(graph_dir, name, _draw_part(config, split, part, meter), key=key)
     # Left from a larger set: readers take what the pattern matches.
-    for path in (graph_dir / schemas.IMAGES).glob("*.parquet"):
-        if path.relative_to(graph_dir).as_posix() not in expected:
-            path.unlink()
-            path.with_name(path.name + ".json").unlink(missing_ok=True)
+    remove_strays(graph_dir, schemas.IMAGES, expected)
 
 
 def _file_name(split: str, index: int) -> str:

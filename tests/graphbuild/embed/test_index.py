@@ -22,10 +22,11 @@ def test_full_disk_is_an_error_of_the_system_and_leaves_no_index(tmp_path: Path,
     def on_a_full_disk(path: Path) -> Iterator[Path]:
         yield Path("/dev/full")
 
-    monkeypatch.setattr("graphbuild.embed.index.atomic_path", on_a_full_disk)
     embedded = tmp_path / "g"
+    manifest = write_graph(embedded, clustered_vectors(300, 16))
+    monkeypatch.setattr("graphbuild.store.files.atomic_path", on_a_full_disk)
     with pytest.raises(OSError, match="No space left on device"):
-        build_index(embedded, write_graph(embedded, clustered_vectors(300, 16)), overwrite=True)
+        build_index(embedded, manifest, overwrite=True)
     assert not (embedded / "index.faiss").exists()
 
 

@@ -99,5 +99,5 @@ def test_same_table_gives_the_same_bytes(tmp_path: Path, table: pa.Table) -> Non
 
 def test_damaged_receipt_means_not_done(tmp_path: Path, table: pa.Table) -> None:
     shards.write_parquet(tmp_path, NAME, table, key="k")
-    shards.receipt_path(tmp_path / NAME).write_text("{")
+    shards.receipt_path(tmp_path, NAME).write_text("{")
     assert shards.finished(tmp_path, NAME, key="k") is None

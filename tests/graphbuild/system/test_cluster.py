@@ -17,10 +17,11 @@ import dask
 import pytest
 from distributed import Client
 from helpers_embed import embed, graphbuild, numbered_captions, shard_digests, write_captions
+from helpers_graph import receipt_of
 
 from graphbuild.embed.encoder_files import find_encoder, missing_on_this_machine
 from graphbuild.errors import ResourceError, SourceError
-from graphbuild.store.files import Receipt, read_receipt
+from graphbuild.store.files import Receipt
 from graphbuild.store.manifest import Manifest
 from graphbuild.system.cluster import Workers, _Expected, _look_around, _versions, run_tasks
 
@@ -302,7 +303,7 @@ def test_killed_worker_costs_a_task_and_killed_scheduler_a_second_run(
     receipts: list[Receipt] = []
     while process.poll() is None and not receipts:
         shards = sorted((tmp_path / "g/embeddings").glob("part-*.parquet"))
-        receipts = [receipt for path in shards if (receipt := read_receipt(path)) is not None]
+        receipts = [receipt for path in shards if (receipt := receipt_of(path)) is not None]
         time.sleep(0.01)
     os.kill(receipts[0].facts["pid"] if victim == "worker" else cluster.scheduler.pid, signal.SIGKILL)
     _, said = process.communicate(timeout=120)

@@ -1,0 +1,101 @@
+"""Only one process at a time: a lock file that ends with its process, and a note of who holds it.
+
+Where the file system has no locks (some mounts of Lustre, NFS and FUSE), the lock file itself stands for one; `filelock` removes
+it where the process that it names is gone from this machine, and this is said in a line.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from graphbuild.errors import UserError
+
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})
+
+
+class LockedError(UserError):
+    """Another process is at work in a folder."""
+
+
+@contextmanager
+def exclusive(path: Path, *, where: Path, advice: str, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file until the block ends; its folder is made.
+
+    Args:
+        path: The lock file.
+        where: What it protects, for messages.
+        advice: What to do if another process holds it.
+        wait: Wait for the other process, which is said, instead of raising.
+
+    Raises:
+        LockedError: If another process holds it: command, process, machine and time are named.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    note = path.with_name(f"{path.name}.holder")
+    lock = _take(path, where, wait=False)
+    if lock is None and not wait:
+        raise LockedError(f"{where}: {_holder(note)} is at work here. {advice}")
+    if lock is None:
+        click.echo(f"{where}: waiting for {_holder(note)}", err=True)
+        lock = _take(path, where, wait=True)
+    assert lock is not None, "waited without a limit"
+    try:
+        note.write_text(json.dumps(_this_process()), encoding="utf-8")
+        yield
+    finally:
+        note.unlink(missing_ok=True)
+        lock.release()
+
+
+def _take(path: Path, where: Path, *, wait: bool) -> BaseFileLock | None:
+    """The lock, held; None if another process holds it."""
+    soft = path.with_name(f"{path.name}.soft")
+    lock: BaseFileLock = FileLock(path)
+    try:
+        with warnings.catch_warnings():
+            # It tells of its own way out where there are no locks, which is told below.
+            warnings.simplefilter("ignore")
+            try:
+                lock.acquire(timeout=-1 if wait else 0)
+            except (OSError, NotImplementedError) as error:
+                if isinstance(error, Timeout) or getattr(error, "errno", errno.ENOSYS) not in _NO_LOCKS:
+                    raise
+                lock = SoftFileLock(soft)
+                lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        return None
+    if isinstance(lock, SoftFileLock):
+        click.echo(
+            f"{where}: this file system has no locks; {lock.lock_file} stands for one while this command runs. "
+            "Should it be left by another machine, remove it.",
+            err=True,
+        )
+    return lock
+
+
+def _this_process() -> dict[str, str | int]:
+    # Only the name of the command: its options may hold addresses with passwords.
+    words = [Path(sys.argv[0]).name, *(word for word in sys.argv[1:2] if word.isidentifier())]
+    command = " ".join(words if words[0] not in ("", "-c") else words[1:]) or "python"
+    return {"command": command, "pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+
+
+def _holder(note: Path) -> str:
+    """Who holds a lock, as far as it says."""
+    try:
+        told = json.loads(note.read_text(encoding="utf-8"))
+        return f"`{told['command']}` (process {told['pid']} on {told['host']}, since {told['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
