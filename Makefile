@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 # Set in many containers; then every process compiles torch and transformers anew, which takes longer than most commands do.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-faults lint bench lock clean help
+.PHONY: setup demo test test-slow test-faults lint bench lock clean help
 
 help:  ## show what can be made
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ demo: setup  ## graphs, SimCLR and X-CLR on drawn scenes, and runs/demo/report.h
 
 test: setup  ## the default suite
 	@$(BIN)/python -m pytest tests
+
+test-slow: setup  ## tests of over 20 seconds each
+	@$(BIN)/python -m pytest tests -m slow
 
 test-faults: setup  ## hundreds of random kills (slow)
 	@$(BIN)/python -m pytest tests -m faults

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NEEDS = re.compile(r"<!-- needs (a GPU|a download|make) -->\s*$")
+NEEDS = re.compile(r"<!-- needs (a GPU|a download|make|your loop) -->\s*$")
 
 
 def blocks() -> list[tuple[str, str]]:
