@@ -128,7 +128,8 @@ def _run(recipe: Recipe, layout: Layout, options: Mapping[str, Any], graph_dir: 
     from graphbuild.embed.config import EmbedConfig
     from graphbuild.knn.config import KnnConfig
     from graphbuild.knn.stage import build_knn
-    from pipelines.common import Steps, evaluate_once, score_headings, score_rows, write_whole
+    from graphbuild.store.files import write_text
+    from pipelines.common import Steps, evaluate_once, score_headings, score_rows
     from train.config import TrainConfig
     from train.results.compare.table import markdown_table
     from train.results.report.write import write_report
@@ -139,7 +140,7 @@ def _run(recipe: Recipe, layout: Layout, options: Mapping[str, Any], graph_dir: 
     click.echo(build_embeddings(graph_dir, EmbedConfig(**embed)).summary())
     click.echo(build_knn(graph_dir, KnnConfig(k=recipe.k)).summary())
     config, run_dir = TrainConfig(**options), out / str(options.get("objective", "xclr"))
-    write_whole(out / CONFIG, config.to_toml())
+    write_text(out / CONFIG, config.to_toml())
     steps.begin("train")
     click.echo(f"the same on several GPUs: torchrun --nproc-per-node N -m train run --config {out / CONFIG} --run-dir {run_dir}")
     click.echo(train(config, run_dir).summary())

@@ -106,7 +106,8 @@ def train_all(options: Mapping[str, Any], out: Path, steps: Any) -> None:
 
 def write_scores(out: Path, val_data: str) -> None:
     """Evaluate, print the table, and write scores.json and scores.md."""
-    from pipelines.common import evaluate_once, score_headings, score_rows, write_whole
+    from graphbuild.store.files import write_text
+    from pipelines.common import evaluate_once, score_headings, score_rows
     from train.results.compare.table import markdown_table
 
     scores: dict[str, Any] = {
@@ -114,8 +115,8 @@ def write_scores(out: Path, val_data: str) -> None:
         for number, name in enumerate(OBJECTIVES)
     }
     table = markdown_table(score_headings((COLUMN,)), score_rows(scores, (COLUMN,)))
-    write_whole(out / "scores.json", json.dumps(scores, indent=2) + "\n")
-    write_whole(out / "scores.md", table + "\n")
+    write_text(out / "scores.json", json.dumps(scores, indent=2) + "\n")
+    write_text(out / "scores.md", table + "\n")
     click.echo(table)
     click.echo(f"top-1 in percent on val; kept in {out / 'scores.json'} and {out / 'scores.md'}")
 

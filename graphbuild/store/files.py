@@ -31,7 +31,7 @@ from graphbuild.errors import ArtifactError, OptionError
 RECORDS = ".graphbuild"
 """What this program keeps for itself in a graph directory; whoever has this folder is a graph."""
 _CHUNK = 1 << 22
-_TEMPORARY = re.compile(r"\..+\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
+TEMPORARY = re.compile(r"\..+\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
 """Names of `atomic_path`, `scratch_name` and `replace_folder`; no other file is taken for a temporary one."""
 _NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 """What CIFS, FUSE and others answer where folders cannot be flushed; renaming is then as safe as they make it."""
@@ -138,25 +138,27 @@ class _HashSink:
         return False
 
 
+def temporary_name(path: Path) -> Path:
+    """Return a name beside `path` that no other process takes; it says that what has it is unfinished."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`; renamed to it, flushed, when the block ends well, removed when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     try:
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         temporary.replace(path)
         flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-
-
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Bring a file to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -167,7 +169,7 @@ def _flush(path: Path) -> None:
 def flush_folder(folder: Path) -> None:
     """Let the names in a folder reach the disk, where its file system can do that."""
     try:
-        _flush(folder)
+        flush(folder)
     except OSError as error:
         if error.errno not in _NO_FOLDER_SYNC:
             raise
@@ -179,6 +181,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, readable by people."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -187,7 +195,7 @@ def write_json(path: Path, value: Any) -> None:
 def remove_stale_temporaries(folder: Path) -> None:
     """Remove what killed writers left behind, known by its name; that of processes which are at work stays."""
     for path in folder.glob(".*.tmp"):
-        match = _TEMPORARY.fullmatch(path.name)
+        match = TEMPORARY.fullmatch(path.name)
         if match is None or _at_work(int(match["pid"])):
             continue
         if path.is_dir() and not path.is_symlink():
@@ -226,7 +234,7 @@ def remove_strays(graph_dir: Path, folder: str, names: Collection[str]) -> None:
 def scratch_name(folder: Path, label: str) -> Iterator[Path]:
     """A name for a file that is gone when the block ends; what a killed run leaves is removed by the next run."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = _temporary(folder / label)
+    path = temporary_name(folder / label)
     try:
         yield path
     finally:

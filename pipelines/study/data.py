@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphbuild.errors import SourceError
+from graphbuild.store.files import atomic_path
 
 if TYPE_CHECKING:
     import polars as pl
@@ -143,10 +144,9 @@ def _write_flickr(path: Path, out: Path) -> None:
 
 def write_frame(frame: pl.DataFrame, path: Path) -> None:
     """Write a Parquet file so that a crash leaves the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    # Small row groups: a reader that shuffles holds them all, and one that does not needs few.
-    frame.write_parquet(temporary, row_group_size=4096)
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        # Small row groups: a reader that shuffles holds them all, and one that does not needs few.
+        frame.write_parquet(temporary, row_group_size=4096)
 
 
 def hold_out(names: list[str]) -> list[str]:

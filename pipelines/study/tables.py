@@ -6,9 +6,9 @@ other texts, with p values that are corrected over the measures of a row.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from graphbuild.store.files import atomic_path
 from pipelines.study.figure import draw_gaps
 from pipelines.study.plan import ARMS, CAPTIONS, SCENES, controls
 from train.results.compare.arms import EVAL_FILE
@@ -35,7 +35,7 @@ def write_tables(records: Path, tables: Path) -> list[Path]:
     Returns:
         The Markdown files.
     """
-    from pipelines.common import write_whole
+    from graphbuild.store.files import write_text
 
     written = []
     for group in dict.fromkeys(arm.group for arm in ARMS):
@@ -50,11 +50,11 @@ def write_tables(records: Path, tables: Path) -> list[Path]:
         baseline = _BASELINE if _BASELINE in present else present[0]
         found = compare([run for name in present for run in runs[name]], baseline=baseline, measures=measures)
         for form in ("md", "csv"):
-            write_whole(tables / f"{group}.{form}", found.write(form) + "\n")
+            write_text(tables / f"{group}.{form}", found.write(form) + "\n")
         written.append(tables / f"{group}.md")
     if gaps := _gaps(records):
         rows = [found.cells_of(name, differences=True) for name, found in gaps.items()]
-        write_whole(tables / "gaps.md", f"{markdown_table(next(iter(gaps.values())).headings, rows)}\n\n{_GAPS_NOTE}\n")
+        write_text(tables / "gaps.md", f"{markdown_table(next(iter(gaps.values())).headings, rows)}\n\n{_GAPS_NOTE}\n")
         written.append(tables / "gaps.md")
     return written
 
@@ -68,9 +68,8 @@ def write_gaps_figure(records: Path, tables: Path) -> None:
     """
     if gaps := _gaps(records):
         path = tables / "gaps.png"
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")
-        draw_gaps({name: _differences(found, name) for name, found in gaps.items()}).savefig(temporary, dpi=200)
-        temporary.replace(path)
+        with atomic_path(path) as temporary:
+            draw_gaps({name: _differences(found, name) for name, found in gaps.items()}).savefig(temporary, dpi=200, format="png")
 
 
 def _differences(found: Comparison, arm: str) -> dict[str, Difference]:

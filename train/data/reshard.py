@@ -20,6 +20,8 @@ import numpy as np
 import xxhash
 
 from graphbuild.errors import ArtifactError, OptionError, ResourceError
+from graphbuild.store.files import atomic_path, digest_file, write_json
+from graphbuild.store.folders import remove_temporaries
 from graphbuild.system.progress import progress
 from graphbuild.targets.partition import PartitionConfig
 from train.config import TrainConfig
@@ -88,7 +90,7 @@ def reshard(config: TrainConfig, out: Path, *, shard_size: int = 10_000, memory_
     shards = np.split(order, np.arange(shard_size, len(order), shard_size))
     names = [f"{number:05d}.tar" for number in range(len(shards))]
     _enter(out, opened, order, shard_size)
-    missing = [number for number, name in enumerate(names) if not (out / name).exists()]
+    missing = [number for number, name in enumerate(names) if not _is_done(out / name)]
     with progress("write shards", len(shards), unit="shards", done=len(shards) - len(missing)) as meter:
         for part in _parts(missing, opened.source, shard_size, memory_gb):
             images = _gather(opened.source, np.concatenate([shards[number] for number in part]))
@@ -97,7 +99,7 @@ def reshard(config: TrainConfig, out: Path, *, shard_size: int = 10_000, memory_
                 meter.advance()
     _verify(out, opened, order)
     result = ReshardResult(out=out, samples=len(order), shards=len(shards), written=len(missing), unknown=unknown)
-    _write_json(out / RESULT_FILE, result.to_json())
+    write_json(out / RESULT_FILE, result.to_json())
     return result
 
 
@@ -124,6 +126,8 @@ def _enter(out: Path, opened: OpenData, order: Int64, shard_size: int) -> None:
         ids.update(opened.source.sample_ids[index].encode() + b"\n")
     plan = {"source": opened.source.name, "samples": len(order), "order": ids.hexdigest(), "shard_size": shard_size}
     path = out / PLAN_FILE
+    # What a killed call left would be in the way, and is nobody's.
+    remove_temporaries(out, (PLAN_FILE, RESULT_FILE))
     if path.exists():
         stored = json.loads(path.read_text(encoding="utf-8"))
         if changed := [f"{name}: {stored.get(name)} -> {value}" for name, value in plan.items() if stored.get(name) != value]:
@@ -131,8 +135,20 @@ def _enter(out: Path, opened: OpenData, order: Int64, shard_size: int) -> None:
         return
     if out.exists() and any(out.iterdir()):
         raise OptionError(f"{out}: exists, and is not empty. Choose another --out.")
-    out.mkdir(parents=True, exist_ok=True)
-    _write_json(path, plan)
+    write_json(path, plan)
+
+
+def _receipt(path: Path) -> Path:
+    return path.with_name(f".{path.name}.json")
+
+
+def _is_done(path: Path) -> bool:
+    """Tell whether a shard is there with the size and digest of its receipt; one that is damaged is written anew."""
+    try:
+        stored = json.loads(_receipt(path).read_text(encoding="utf-8"))
+        return bool(path.stat().st_size == stored["bytes"] and digest_file(path) == stored["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _parts(missing: Sequence[int], source: ImageSource, shard_size: int, memory_gb: float) -> Iterator[Sequence[int]]:
@@ -160,11 +176,10 @@ def _gather(source: ImageSource, indices: Int64) -> dict[int, Encoded]:
 
 
 def _write_shard(path: Path, number: int, opened: OpenData, indices: Int64, images: dict[int, Encoded]) -> None:
-    """Write one shard under a temporary name, read it back, and rename it."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Write one shard, and its receipt, under a temporary name each; it is read back before it gets its own."""
     digests = []
-    with temporary.open("wb") as stream:
-        with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+    with atomic_path(path) as temporary:
+        with tarfile.open(temporary, mode="w", format=tarfile.USTAR_FORMAT) as archive:
             metas = opened.source.metas(indices.tolist())
             for row, (index, meta) in enumerate(zip(indices.tolist(), metas, strict=True)):
                 # An image that the source lacks stays a sample, and is counted as corrupt by whoever reads it.
@@ -177,10 +192,8 @@ def _write_shard(path: Path, number: int, opened: OpenData, indices: Int64, imag
                 if default_id(meta) != sample_id:
                     meta = {ID_FIELDS[0]: sample_id} | meta
                 _add(archive, f"{key}.json", json.dumps(meta, ensure_ascii=False, default=str).encode())
-        stream.flush()
-        os.fsync(stream.fileno())
-    _read_back(temporary, digests)
-    temporary.replace(path)
+        _read_back(temporary, digests)
+    write_json(_receipt(path), {"bytes": path.stat().st_size, "digest": digest_file(path)})
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -213,9 +226,3 @@ def _verify(out: Path, opened: OpenData, order: Int64) -> None:
             )
     if len(written) != len(order):
         raise ArtifactError(f"{out}: holds {len(written):,} samples, not {len(order):,}. Remove what does not belong there.")
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)

@@ -5,22 +5,24 @@ Only what is missing is extracted, all of it in one pass over the images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import xxhash
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from train.data.base import ImageSource
 from train.data.store import CorruptImages, ImageStore
 from train.evaluate.features import Features, extract_features
 from train.evaluate.images import Images
 from train.model.encoders import Encoder
+from train.model.weights import save_weights
 
 FOLDER = "features"
+_DIGEST = "xxh3_128"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,16 +88,24 @@ def _read(path: Path | None) -> Features | None:
     if path is None or not path.exists():
         return None
     try:
-        stored = load_file(path)
-        return Features(stored["rows"].numpy(), (stored["features"],))
-    except (SafetensorError, OSError, KeyError):
+        with safe_open(path, "pt") as file:
+            stored = {name: file.get_tensor(name) for name in ("rows", "features")}
+            recorded = (file.metadata() or {}).get(_DIGEST)
+    except (SafetensorError, OSError):
         return None
+    # safetensors looks at sizes alone: values are checked here.
+    return Features(stored["rows"].numpy(), (stored["features"],)) if recorded == _digest(stored) else None
 
 
 def _write(path: Path | None, features: Features | None) -> None:
     if path is None or features is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file({"rows": torch.from_numpy(features.rows), "features": features.by_encoder[0].contiguous()}, temporary)
-    temporary.replace(path)
+    tensors = {"rows": torch.from_numpy(features.rows), "features": features.by_encoder[0]}
+    save_weights(path, tensors, {_DIGEST: _digest(tensors)})
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    hasher = xxhash.xxh3_128()
+    for _, tensor in sorted(tensors.items()):
+        hasher.update(tensor.contiguous().numpy().tobytes())
+    return hasher.hexdigest()

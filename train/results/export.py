@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import save as save_safetensors
 
 from graphbuild.errors import ArtifactError, OptionError
+from graphbuild.store.files import atomic_path, write_bytes
 from graphbuild.store.graph import Graph
 from train.config import TrainConfig
 from train.data.prepare import absolute, is_parquet
@@ -22,7 +22,8 @@ from train.data.sources import open_images
 from train.data.store import CorruptImages, ImageStore
 from train.evaluate.features import feature_batches
 from train.model.encoders import Encoder, has_fast_bfloat16
-from train.results.model_card import model_card
+from train.model.weights import dump_weights
+from train.results.model_card import INTRODUCTION, model_card
 from train.run.checkpoint import WEIGHTS, checkpoints, load_encoder, read_checkpoint
 from train.run.folder import read_run_config
 from train.run.loop import settle
@@ -44,7 +45,7 @@ class ExportResult:
     corrupt_images: int = 0
 
     def summary(self) -> str:
-        """For people."""
+        """Return one line for people."""
         written = f"{self.weights} (sha256 {self.sha256[:16]}...) and {self.card}"
         if self.features is None:
             return written
@@ -52,7 +53,7 @@ class ExportResult:
         return f"{written}; features of {self.images:,} images in {self.features}{corrupt}"
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
+        """Return the same for scripts."""
         paths = {"weights": str(self.weights), "card": str(self.card), "features": str(self.features) if self.features else None}
         return {**paths, "sha256": self.sha256, "images": self.images, "corrupt_images": self.corrupt_images}
 
@@ -67,7 +68,7 @@ def export_run(run_dir: Path, out: Path, *, features: Path | None = None, data: 
         data: Images of the features; None: those of the run.
 
     Raises:
-        OptionError: If the folder is not that of a run, or --data comes without --features.
+        OptionError: If the folder is not that of a run, --data comes without --features, or the card would replace another file.
         ArtifactError: If the run is not finished, or its files are damaged.
         SourceError: If the images are missing or none can be read.
     """
@@ -75,18 +76,23 @@ def export_run(run_dir: Path, out: Path, *, features: Path | None = None, data: 
         raise OptionError("--data names the images of --features: give the file to write with --features, too.")
     config = read_run_config(run_dir)
     encoder = load_encoder(run_dir)
-    state = {name: tensor.contiguous() for name, tensor in encoder.backbone.state_dict().items()}
-    content = save_safetensors(state, metadata={"format": "pt", "model": config.model, "image_size": str(config.image_size)})
+    facts = {"format": "pt", "model": config.model, "image_size": str(config.image_size)}
+    content = dump_weights(encoder.backbone.state_dict(), facts)
     sha256 = hashlib.sha256(content).hexdigest()
-    out.mkdir(parents=True, exist_ok=True)
-    _write(out / BACKBONE, content)
+    _require_own_card(out / CARD)
+    write_bytes(out / BACKBONE, content)
     card = model_card(config, weights=BACKBONE, facts=_facts(run_dir, config, encoder, sha256), scores=_scores(run_dir))
-    _write(out / CARD, card.encode())
+    write_bytes(out / CARD, card.encode())
     result = ExportResult(weights=out / BACKBONE, sha256=sha256, card=out / CARD)
     if features is None:
         return result
     images, corrupt = write_features(features, encoder, config, data, sha256)
     return replace(result, features=features, images=images, corrupt_images=corrupt)
+
+
+def _require_own_card(path: Path) -> None:
+    if path.exists() and INTRODUCTION not in path.read_text(encoding="utf-8", errors="replace"):
+        raise OptionError(f"{path}: exists, and is not a card that `train export` wrote. Choose another --out.")
 
 
 def write_features(path: Path, encoder: Encoder, config: TrainConfig, data: str | None, sha256: str) -> tuple[int, int]:
@@ -103,23 +109,20 @@ def write_features(path: Path, encoder: Encoder, config: TrainConfig, data: str 
     half = config.precision == "bfloat16" and has_fast_bfloat16(device)
     kind = pa.list_(pa.field("item", pa.float32(), nullable=False), encoder.feature_dim)
     schema = pa.schema([pa.field("sample_id", pa.string(), nullable=False), pa.field("feature", kind, nullable=False)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, written = path.with_name(f".{path.name}.tmp"), 0
+    schema, written = schema.with_metadata({"weights_sha256": sha256}), 0
     try:
-        with pq.ParquetWriter(temporary, schema.with_metadata({"weights_sha256": sha256}), compression="zstd") as writer:
+        with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for rows, (found,) in feature_batches([encoder], store, device=device, bfloat16=half, label="features"):
                 values = pa.FixedSizeListArray.from_arrays(pa.array(np.ravel(found.numpy())), type=kind)
-                writer.write_batch(pa.record_batch([pa.array(store.sample_ids(rows.tolist())), values], schema=writer.schema))
+                writer.write_batch(pa.record_batch([pa.array(store.sample_ids(rows.tolist())), values], schema=schema))
                 written += len(rows)
-        temporary.replace(path)
     finally:
         store.close()
-        temporary.unlink(missing_ok=True)
     return written, len(corrupt)
 
 
 def _facts(run_dir: Path, config: TrainConfig, encoder: Encoder, sha256: str) -> dict[str, dict[str, Any]]:
-    """Tables of the card."""
+    """Return the tables of the card."""
     last = (read_metrics(run_dir) or [{}])[-1]
     return {
         "Weights": {"file": BACKBONE, "sha256": sha256, "feature width": encoder.feature_dim, "of the run": run_dir.name},
@@ -177,9 +180,3 @@ def _scores(run_dir: Path) -> dict[str, Any]:
     stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     rows = (stored.get("scores") or {}).get("trained") or {}
     return {column: row for column, row in rows.items() if {"knn_top1", "linear_top1"} <= set(row)}
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)

@@ -9,9 +9,12 @@ from train.config import TrainConfig
 from train.data.augment import MEAN, STD
 from train.model.encoders import SMALL_IMAGE
 
+INTRODUCTION = "An image encoder without a head."
+"""How a card begins, by which it is known."""
+
 
 def model_card(config: TrainConfig, *, weights: str, facts: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Any]) -> str:
-    """The card.
+    """Return the card.
 
     Args:
         config: Of the run.
@@ -21,7 +24,7 @@ def model_card(config: TrainConfig, *, weights: str, facts: Mapping[str, Mapping
     """
     parts = [
         f"# {config.model}, trained with {_OBJECTIVES.get(config.objective, config.objective)}",
-        f"An image encoder without a head. Input: RGB, {config.image_size} x {config.image_size}, in [0, 1], less the mean {MEAN}, "
+        f"{INTRODUCTION} Input: RGB, {config.image_size} x {config.image_size}, in [0, 1], less the mean {MEAN}, "
         f"over the deviation {STD}. Evaluated on the largest centred square, resized with antialiasing.",
         f"## Load it\n\n```python\n{loading_code(config, weights)}```",
     ]

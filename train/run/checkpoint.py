@@ -2,15 +2,13 @@
 
 A checkpoint is a folder `checkpoints/step-00000100/` with `model.safetensors`, `state.pt` (optimizer; loaded with
 `weights_only=True`) and `checkpoint.json` (position in the run, and the digest of the other two). The folder is written
-under a temporary name, flushed, and renamed.
+under a temporary name, flushed, and renamed; an earlier one of the same step goes only when its successor stands.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,12 +18,14 @@ import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from graphbuild.errors import ArtifactError
+from graphbuild.store.files import digest_json, write_bytes
+from graphbuild.store.folders import atomic_folder, recover_folders, remove
 from train.model.encoders import Encoder
 from train.model.text_tower import TextTower
+from train.model.weights import dump_weights, save_weights
 
 FOLDER = "checkpoints"
 KEPT = 2
@@ -45,6 +45,10 @@ class Position:
     """Spent training, all sessions together."""
     fingerprint: str
     """Of the data; another one would not go on with the same batches."""
+    threads: int = 0
+    """Of a process; with another number sums are rounded otherwise. 0: not recorded."""
+    processes: int = 0
+    """Of the job. 0: not recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,24 +72,20 @@ def save_checkpoint(run_dir: Path, position: Position, weights: Mapping[str, Ten
     """
     stream = io.BytesIO()
     torch.save({"optimizer": optimizer}, stream)
-    files = {WEIGHTS: save_safetensors(_contiguous(weights)), STATE: stream.getvalue()}
+    files = {WEIGHTS: dump_weights(weights), STATE: stream.getvalue()}
+    where = asdict(position)
     receipt = {
-        "position": asdict(position),
+        "position": where,
+        "position_digest": digest_json(where),
         "files": {name: {"bytes": len(data), "digest": xxhash.xxh3_128_hexdigest(data)} for name, data in files.items()},
     }
     files[RECEIPT] = (json.dumps(receipt, indent=2) + "\n").encode()
     final = run_dir / FOLDER / f"step-{position.step:08d}"
-    temporary = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, data in files.items():
-        _write_flushed(temporary / name, data)
-    # A damaged checkpoint of the same step may stand in the way; a rename does not replace a folder that holds files.
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    _flush(final.parent)
+    with atomic_folder(final) as folder:
+        for name, data in files.items():
+            write_bytes(folder / name, data)
     for old in checkpoints(run_dir)[KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
     return final
 
 
@@ -104,6 +104,7 @@ def newest_checkpoint(run_dir: Path, on_damaged: Callable[[str], None]) -> Check
     Raises:
         ArtifactError: If there are checkpoints, but all of them are damaged.
     """
+    recover_folders(run_dir / FOLDER)
     found = checkpoints(run_dir)
     for path in found:
         try:
@@ -128,6 +129,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
             if xxhash.xxh3_128_hexdigest(content) != receipt["files"][name]["digest"]:
                 raise ArtifactError(f"{path / name} is damaged (its digest differs); the checkpoint before it is used, if any.")
         position = Position(**receipt["position"])
+        # Checkpoints of earlier versions have no such digest.
+        if receipt.get("position_digest", digest_json(receipt["position"])) != digest_json(receipt["position"]):
+            raise ArtifactError(f"{path / RECEIPT} is damaged (its digest differs); the checkpoint before it is used, if any.")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: not a readable checkpoint ({error}); the one before it is used, if any.") from error
     state = torch.load(io.BytesIO(data[STATE]), map_location="cpu", weights_only=True)
@@ -144,10 +148,7 @@ def save_encoder(path: Path, encoder: Encoder) -> None:
         "projector_hidden": str(encoder.projector_hidden),
         "projector_dim": str(encoder.projector_dim),
     }
-    temporary = path.with_name(f".{path.name}.tmp")
-    _write_flushed(temporary, save_safetensors(_contiguous(encoder.state_dict()), metadata=metadata))
-    temporary.replace(path)
-    _flush(path.parent)
+    save_weights(path, encoder.state_dict(), metadata)
 
 
 def load_encoder(run_dir: Path) -> Encoder:
@@ -181,9 +182,7 @@ def load_encoder(run_dir: Path) -> Encoder:
 def save_text_tower(run_dir: Path, tower: TextTower) -> None:
     """Write CLIP's text side, with what is needed to build it again, atomically."""
     metadata = {"format": "xclr-text-tower-1", **{name: str(value) for name, value in tower.shape.items()}}
-    temporary = run_dir / f".{TEXT_TOWER}.tmp"
-    _write_flushed(temporary, save_safetensors(_contiguous(tower.state_dict()), metadata=metadata))
-    temporary.replace(run_dir / TEXT_TOWER)
+    save_weights(run_dir / TEXT_TOWER, tower.state_dict(), metadata)
 
 
 def load_text_tower(run_dir: Path) -> TextTower:
@@ -204,23 +203,3 @@ def load_text_tower(run_dir: Path) -> TextTower:
     except (SafetensorError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{path}: not a text tower ({error}). Train again with --overwrite.") from error
     return tower.eval()
-
-
-def _contiguous(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # safetensors knows no channels_last: loading puts the values back into whatever layout the model has.
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-
-
-def _write_flushed(path: Path, data: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _flush(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

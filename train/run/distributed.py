@@ -88,9 +88,10 @@ class Ranks:
         dist.all_gather_object(every, own)
         return every
 
-    def largest(self, number: int) -> int:
-        """The largest of the processes' numbers."""
-        return int(self.gather_numbers(np.array([number], np.int64)).max())
+    def largest(self, *numbers: int) -> tuple[int, ...]:
+        """Return the largest of the processes' first numbers, of their second ones, and so on, in one exchange."""
+        every = self.gather_numbers(np.array(numbers, np.int64)).reshape(self.count, len(numbers))
+        return tuple(every.max(axis=0).tolist())
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
         """A module whose gradients, after `average_gradients`, are those of the mean of all processes' losses."""
@@ -112,28 +113,36 @@ class Ranks:
         for gradient, mean in zip(gradients, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
-    def told_by_main(self, make: Callable[[], Value]) -> Value:
-        """What the first process makes, for all; where that fails, all end and the first one says why."""
+    def broadcast_from_main(self, make: Callable[[], Value]) -> Value:
+        """Return to all processes what the first one makes; where that fails, all end and the first one says why."""
         if self.count == 1:
             return make()
-        told: list[Any] = [0, None]
+        sent: list[Any] = [0, None]
         if self.is_main:
             try:
-                told[1] = make()
+                sent[1] = make()
             except UserError as error:
                 dist.broadcast_object_list([error.exit_code, None])
                 raise
-        dist.broadcast_object_list(told)
-        if told[0]:
-            _end_quietly(told[0])
-        value: Value = told[1]
+        dist.broadcast_object_list(sent)
+        if sent[0]:
+            _end_quietly(sent[0])
+        value: Value = sent[1]
+        return value
+
+    def broadcast(self, own: Value | None) -> Value:
+        """Return to all processes what the first one passes; what the others pass is not looked at."""
+        sent: list[Any] = [own]
+        if self.count > 1:
+            dist.broadcast_object_list(sent)
+        value: Value = sent[0]
         return value
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """A piece of work that the first process does before the others: it makes files that they find."""
         if not self.is_main:
-            self.told_by_main(lambda: None)
+            self.broadcast_from_main(lambda: None)
             yield
             return
         try:
@@ -142,7 +151,7 @@ class Ranks:
             if self.count > 1:
                 dist.broadcast_object_list([error.exit_code, None])
             raise
-        self.told_by_main(lambda: None)
+        self.broadcast_from_main(lambda: None)
 
     def stop(self, error: UserError) -> NoReturn:
         """End all processes with an error that all of them know; the first one says it."""

@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import fcntl
 import re
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
 from graphbuild.errors import OptionError, UserError
-from train.config import TrainConfig, flag, load_config
+from graphbuild.store.files import write_text
+from graphbuild.store.folders import is_temporary, remove, remove_temporaries
+from train.config import TrainConfig, flag, load_config, read_toml
 from train.run.checkpoint import FOLDER, TEXT_TOWER, WEIGHTS
 from train.run.metrics import EVENTS_FILE, METRICS_FILE
 
 CONFIG_FILE = "config.toml"
 LOCK_FILE = ".lock"
-_OURS = (CONFIG_FILE, METRICS_FILE, EVENTS_FILE, WEIGHTS, TEXT_TOWER, FOLDER)
+_OURS = (WEIGHTS, TEXT_TOWER, METRICS_FILE, EVENTS_FILE, CONFIG_FILE)
+_FOLDERS = {FOLDER: "*step-*", "features": "*.safetensors", "tensorboard": "events.out.tfevents.*"}
+"""Folders of a run, and what it writes there; `*step-*` takes a killed process's unfinished checkpoint, too."""
 # Scores and pictures of an earlier run would be taken for those of the new one.
-_DERIVED = ("tensorboard", "eval.json", "features", "report.html")
+_DERIVED = ("eval.json", "report.html")
+_MARKS = {"objective", "model", "batch_size", "epochs", "seed", "precision"}
+"""Some of what every run's configuration holds."""
 _BY_MACHINE = ("precision", "load_size", "lr")
 """What a run settles for itself where the user leaves it open; a resumed run keeps it."""
 
@@ -73,11 +78,11 @@ def open_run(run_dir: Path | None, asked: TrainConfig, settled: TrainConfig, *, 
     """
     if run_dir is None:
         return _choose(asked, settled)
-    if run_dir.exists() and not (run_dir / CONFIG_FILE).exists() and any(item.name != LOCK_FILE for item in run_dir.iterdir()):
-        raise OptionError(f"{run_dir}: exists, and is not the folder of a run. Choose another --run-dir.")
+    _require_ours(run_dir)
     lock = _lock(run_dir)
     if lock is None:
         raise UserError(f"{run_dir}: another process is training in this folder. Wait for it, or choose another --run-dir.")
+    remove_temporaries(run_dir, _OURS)
     if overwrite:
         _remove_run(run_dir)
     return _enter(run_dir, asked, settled, lock)
@@ -118,7 +123,7 @@ def _same_data(one: TrainConfig, other: TrainConfig) -> bool:
 def _enter(path: Path, asked: TrainConfig, settled: TrainConfig, lock: IO[str]) -> RunFolder:
     """Compare with the run that is there, or write the configuration of a new one."""
     if not (path / CONFIG_FILE).exists():
-        _write(path / CONFIG_FILE, settled.to_toml())
+        write_text(path / CONFIG_FILE, settled.to_toml())
         return RunFolder(path, settled, False, lock)
     stored = read_run_config(path)
     settled = _keep_settled(stored, asked, settled)
@@ -153,16 +158,33 @@ def _lock(path: Path) -> IO[str] | None:
     return stream
 
 
+def _require_ours(path: Path) -> None:
+    """Refuse a folder that holds something else than a run.
+
+    Raises:
+        OptionError: If it holds files but no configuration of a run, or one that no run wrote.
+    """
+    if not path.exists():
+        return
+    if (path / CONFIG_FILE).exists():
+        written = read_toml(path / CONFIG_FILE)
+        # A run writes all fields that have a value, whatever is given: other programs' config.toml does not look so.
+        if not written.keys() >= _MARKS:
+            raise OptionError(f"{path}: its {CONFIG_FILE} was not written by a run. Choose another --run-dir.")
+    elif any(item.name != LOCK_FILE and not is_temporary(item.name, _OURS) for item in path.iterdir()):
+        raise OptionError(f"{path}: exists, and is not the folder of a run. Choose another --run-dir.")
+
+
 def _remove_run(path: Path) -> None:
-    for name in (*_OURS, *_DERIVED):
-        item = path / name
-        if item.is_dir():
-            shutil.rmtree(item)
-        else:
-            item.unlink(missing_ok=True)
+    """Remove what a run wrote, and nothing else.
 
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    The order leaves a run, finished or not, wherever the process is killed: without checkpoints it starts at its beginning, and
+    the configuration, by which the folder is known, goes last.
+    """
+    for folder, pattern in _FOLDERS.items():
+        for item in sorted((path / folder).glob(pattern)):
+            remove(item)
+        if (path / folder).is_dir() and not any((path / folder).iterdir()):
+            (path / folder).rmdir()
+    for name in (*_DERIVED, *_OURS):
+        remove(path / name)

@@ -30,6 +30,7 @@ from train.model.pretrained import absolute_init
 from train.run.checkpoint import (
     WEIGHTS,
     Checkpoint,
+    Position,
     newest_checkpoint,
     read_checkpoint,
     save_checkpoint,
@@ -90,7 +91,7 @@ def train(
     with ranks_of_job(config.device) as ranks:
         folder, opened = _enter(config, run_dir, overwrite, data, ranks)
         try:
-            if ranks.told_by_main(lambda: folder.finished):
+            if ranks.broadcast_from_main(lambda: folder.finished):
                 return finished_result(folder, _eval_command(folder, opened))
             loaded = data or load_data(opened)
             try:
@@ -107,22 +108,24 @@ def train(
 def _enter(
     config: TrainConfig, run_dir: Path | None, overwrite: bool, data: TrainingData | None, ranks: Ranks
 ) -> tuple[RunFolder, OpenData]:
-    """Find the images and enter the folder: the first process writes, locks and settles, the others are told."""
-    mine: list[tuple[RunFolder, OpenData]] = []
+    """Find the images and enter the folder: the first process locks, settles and writes, then the others learn what it chose."""
+    with ranks.main_first():
+        own = _enter_as_main(config, run_dir, overwrite, data, ranks) if ranks.is_main else None
+    path, settled, resumed = ranks.broadcast((own[0].path, own[0].config, own[0].resumed) if own else None)
+    settled = replace(settled, device=ranks.device(settled.device))
+    if own is None:
+        return RunFolder(path, settled, resumed), data.opened if data else open_data(settled)
+    own[0].config = settled
+    return own
 
-    def enter() -> tuple[Path, TrainConfig, bool]:
-        ranks.require_divisible(config.batch_size)
-        opened = data.opened if data else open_data(config)
-        folder = open_run(run_dir, config, settle(replace(config, **_data_fields(opened))), overwrite=overwrite)
-        folder.config = replace(folder.config, device=ranks.device(folder.config.device))
-        mine.append((folder, opened))
-        return folder.path, folder.config, folder.resumed
 
-    path, settled, resumed = ranks.told_by_main(enter)
-    if not mine:
-        settled = replace(settled, device=ranks.device(settled.device))
-        mine.append((RunFolder(path, settled, resumed), data.opened if data else open_data(settled)))
-    return mine[0]
+def _enter_as_main(
+    config: TrainConfig, run_dir: Path | None, overwrite: bool, data: TrainingData | None, ranks: Ranks
+) -> tuple[RunFolder, OpenData]:
+    ranks.require_divisible(config.batch_size)
+    opened = data.opened if data else open_data(config)
+    settled = settle(replace(config, **_data_fields(opened)))
+    return open_run(run_dir, config, settled, overwrite=overwrite), opened
 
 
 def measure_step_seconds(config: TrainConfig, *, steps: int = 5, data: TrainingData | None = None) -> float:
@@ -172,9 +175,10 @@ class _Session:
         trainer, first = self.trainer, self.trainer.step
         if self.config.tensorboard and self.ranks.is_main:
             self._scalars = Scalars(self.path, first)
-        self._event("resume" if first else "start", step=first, objective=self.config.objective, note=trainer.learner.note)
+        facts = {"threads": torch.get_num_threads(), "processes": self.ranks.count}
+        self._event("resume" if first else "start", step=first, objective=self.config.objective, note=trainer.learner.note, **facts)
         with (
-            stop_signal(deaf=self.ranks.count > 1) as stop,
+            stop_signal(ignore_second=self.ranks.count > 1) as stop,
             progress(label, int(trainer.total_steps), unit="steps", done=first) as meter,
         ):
             images = 0
@@ -185,10 +189,10 @@ class _Session:
                     images = 0
                 meter.advance()
                 # One exchange for both: all processes stop, or save, at the same step.
-                told = self.ranks.largest(2 * stop() + self._is_due())
-                if number := told // 2:
-                    self._interrupt(number)
-                if trainer.step % self.config.checkpoint_every == 0 or told:
+                signal_number, due = self.ranks.largest(stop(), self._is_due())
+                if signal_number:
+                    self._interrupt(signal_number)
+                if trainer.step % self.config.checkpoint_every == 0 or due:
                     self._checkpoint()
         self._checkpoint()
         if self.ranks.is_main:
@@ -218,7 +222,7 @@ class _Session:
             found = newest_checkpoint(self.path, self._warn)
             return found.path if found else None
 
-        path = self.ranks.told_by_main(find)
+        path = self.ranks.broadcast_from_main(find)
         if path is not None and found is None:
             found = read_checkpoint(path)
         if found is not None:
@@ -232,8 +236,19 @@ class _Session:
                 )
             self.trainer.restore(found.position, found.weights, found.optimizer)
             say(f"{self.path}: going on from step {found.position.step:,}.")
+            self._compare_arithmetic(found.position)
         if self.ranks.is_main:
             cut_metrics(self.path, self.trainer.step)
+
+    def _compare_arithmetic(self, before: Position) -> None:
+        """Say what will make the rest of the run differ in its last bits from an undisturbed one."""
+        now = self.trainer.position(self.fingerprint)
+        pairs = {"threads": (before.threads, now.threads), "processes": (before.processes, now.processes)}
+        changed = {name: pair for name, pair in pairs.items() if pair[0] and pair[0] != pair[1]}
+        if changed:
+            told = ", ".join(f"{one} {name} before, {other} now" for name, (one, other) in changed.items())
+            say(f"warning: {self.path}: {told}: sums are rounded otherwise, so the run is not bit for bit what it would have been.")
+            self._event("arithmetic", **{name: list(pair) for name, pair in changed.items()})
 
     def _is_logged(self, step: int) -> bool:
         return step == 1 or step % self.config.log_every == 0 or step == self.trainer.total_steps

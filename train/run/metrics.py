@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from graphbuild.store.files import write_text
+from graphbuild.system.progress import say
 
 METRICS_FILE, EVENTS_FILE = "metrics.jsonl", "events.jsonl"
 
@@ -19,15 +21,26 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All objects of a file, without a last line that a crash cut short; empty if there is no file."""
+    """Return all objects of a file, without a last line that a crash cut short; none if there is no file.
+
+    Other lines that cannot be read are left out, and said.
+    """
     if not path.exists():
         return []
-    objects = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    lines = path.read_bytes().split(b"\n")
+    objects, damaged = [], []
+    # What follows the last line feed is a line that a crash cut short.
+    for number, line in enumerate(lines[:-1], start=1):
         try:
-            objects.append(json.loads(line))
+            found = json.loads(line)
         except ValueError:
-            continue
+            found = None
+        if isinstance(found, dict):
+            objects.append(found)
+        else:
+            damaged.append(number)
+    if damaged:
+        say(f"warning: {path}: {len(damaged):,} lines cannot be read and are left out, the first of them line {damaged[0]:,}.")
     return objects
 
 
@@ -41,13 +54,8 @@ def cut_metrics(run_dir: Path, step: int) -> None:
     path = run_dir / METRICS_FILE
     if not path.exists():
         return
-    temporary = path.with_name(f".{path.name}.tmp")
     kept = [json.dumps(line, ensure_ascii=False) + "\n" for line in read_lines(path) if line["step"] <= step]
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write("".join(kept))
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    write_text(path, "".join(kept))
 
 
 def _clean(value: Any) -> Any:

@@ -10,11 +10,11 @@ from types import FrameType
 
 
 @contextmanager
-def stop_signal(*, deaf: bool = False) -> Iterator[Callable[[], int]]:
+def stop_signal(*, ignore_second: bool = False) -> Iterator[Callable[[], int]]:
     """Turn SIGTERM, SIGHUP and SIGINT into a number that the loop asks for; 0 before. A second signal acts as if none were caught.
 
     Args:
-        deaf: Take no notice of a second signal: a terminal and torchrun both send one, and torchrun kills in the end.
+        ignore_second: Take no notice of a second signal: a terminal and torchrun both send one, and torchrun kills in the end.
     """
     received = 0
     if threading.current_thread() is not threading.main_thread():
@@ -32,7 +32,7 @@ def stop_signal(*, deaf: bool = False) -> Iterator[Callable[[], int]]:
     def note(number: int, _frame: FrameType | None) -> None:
         nonlocal received
         received = number
-        if not deaf:
+        if not ignore_second:
             restore()
 
     for number in handlers:

@@ -86,7 +86,14 @@ class Trainer:
 
     def position(self, fingerprint: str) -> Position:
         """Where the run is, for a checkpoint."""
-        return Position(step=self.step, images_seen=self.images_seen, seconds=self.clock.total(), fingerprint=fingerprint)
+        return Position(
+            step=self.step,
+            images_seen=self.images_seen,
+            seconds=self.clock.total(),
+            fingerprint=fingerprint,
+            threads=torch.get_num_threads(),
+            processes=self.ranks.count,
+        )
 
     def steps(self) -> Iterator[StepReport]:
         """Train from where the run is to its end, a step at a time.

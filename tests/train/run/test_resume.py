@@ -136,14 +136,14 @@ def test_run_goes_on_from_every_step_with_the_same_losses(config: TrainConfig) -
     whole = Trainer(settled, data)
     states, losses = [], []
     for report in whole.steps():
-        losses.append(float(report.soft.loss.detach()))
+        losses.append(float(report.outcome.soft.loss.detach()))
         weights = {name: tensor.clone() for name, tensor in whole.model.state_dict().items()}
         state = torch.load(_saved(whole.optimizer.state_dict()), weights_only=True)
         states.append((whole.position("f"), weights, state))
     for start in (1, 4, 5, 13):
         resumed = Trainer(settled, data)
         resumed.restore(*states[start - 1])
-        assert [float(report.soft.loss.detach()) for report in resumed.steps()] == losses[start:]
+        assert [float(report.outcome.soft.loss.detach()) for report in resumed.steps()] == losses[start:]
 
 
 def _saved(state: dict[str, Any]) -> Any:

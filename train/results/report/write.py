@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graphbuild.errors import OptionError
+from graphbuild.store.files import write_text
 from graphbuild.store.graph import Graph
 from train.data.prepare import open_data
 from train.results.report.page import Page, RunHead, render_page
@@ -107,7 +108,4 @@ def _describe_graph(graph_dir: str | None) -> str:
 
 
 def _write(out: Path, html: str) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(out)
+    write_text(out, html)
