@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from graphbuild.embed.encoder_files import BUILT_IN_SHA256, EncoderSpec, quiet_libraries
+from graphbuild.embed.encoder_files import BUILT_IN_SHA256, EncoderSpec, quiet_libraries, require_recorded_files
 from graphbuild.embed.hashing import HashingEncoder, parse_width
 from graphbuild.errors import ArtifactError, OptionError, one_line
 from graphbuild.system.allocator import keep_freed_memory
@@ -58,14 +58,16 @@ class Encoder(Protocol):
 
 @lru_cache(maxsize=2)
 def load_encoder(spec: EncoderSpec) -> Encoder:
-    """Load an encoder, once per process.
+    """Load an encoder, once per process, after its files were compared with the digests of `spec`.
 
     Raises:
+        ArtifactMismatch: If its files here are others.
         OptionError: If it needs remote code, or is not made of a transformer.
         ArtifactError: If its files cannot be loaded.
     """
     if spec.folder is None:
         return HashingEncoder(parse_width(spec.name))
+    require_recorded_files(spec)
     return SentenceEncoder(Path(spec.folder), spec.precision)
 
 

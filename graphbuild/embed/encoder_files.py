@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import logging
 import os
+import platform
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,6 +77,16 @@ def find_encoder(name: str) -> EncoderSpec:
     return EncoderSpec(
         name=name, folder=str(folder), revision=revision, sha256=_weights_sha256(folder), files_digest=_files_digest(folder)
     )
+
+
+def require_recorded_files(spec: EncoderSpec) -> None:
+    """Compare an encoder's files with those of `spec`, in the process that is about to load them.
+
+    Raises:
+        ArtifactMismatch: If they are others, or missing.
+    """
+    if problem := missing_on_this_machine(spec):
+        raise ArtifactMismatch(f"{platform.node()} {problem}")
 
 
 def missing_on_this_machine(spec: EncoderSpec) -> str | None:

@@ -6,6 +6,7 @@ Shape letters: n texts of a shard, D vector width.
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from graphbuild.embed.text.table import Prompts
 from graphbuild.store import schemas
 from graphbuild.store.files import Receipt, finished, write_parquet
 from graphbuild.store.tables import read_parquet
+from graphbuild.system.cluster import versions
 
 Report = Callable[[int], None]
 
@@ -37,7 +39,7 @@ def embed_shard(root: str, index: int, spec: EncoderSpec, prompts: Prompts, key:
         report: Told how many texts were finished.
 
     Returns:
-        The receipt of the file that was written; its facts hold the process id and the seconds.
+        The receipt of the file that was written; its facts say which process of which host made it, with what.
 
     Raises:
         ArtifactError: If the shard of texts cannot be read.
@@ -53,7 +55,9 @@ def embed_shard(root: str, index: int, spec: EncoderSpec, prompts: Prompts, key:
     schema = schemas.embeddings_schema(dim)
     embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors_nD.ravel()), type=schema.field(schemas.EMBEDDING).type)
     table = pa.table([texts[schemas.TEXT_ID], texts[schemas.TEXT_HASH], embedding], schema=schema)
-    facts = {"pid": os.getpid(), "seconds": round(time.monotonic() - started, 3)}
+    # The encoder was compared with its digest when this process loaded it.
+    found = {"host": platform.node(), "weights": spec.sha256, "versions": versions()}
+    facts = {"pid": os.getpid(), "seconds": round(time.monotonic() - started, 3), **found}
     return write_parquet(graph_dir, name, table, key=key, facts=facts)
 
 

@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import click
 
 from graphbuild.errors import ResourceError, UserError
 
@@ -41,6 +44,9 @@ _VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
 _ONE_AT_A_TIME = threading.Lock()
 """A task uses all cores of its process; a worker started with several threads would run as many side by side."""
 
+_PASSED: set[str] = set()
+"""Runs whose check this worker process has passed."""
+
 _SHARE = "It must lie on a file system that all workers share, under the same absolute path."
 
 Report = Callable[[int], None]
@@ -60,6 +66,8 @@ class Workers:
     """Address of a running Dask scheduler, which takes precedence."""
     gpus: int = 0
     """GPUs that the processes on this machine share out, each seeing one alone; 0 leaves that as it is."""
+    patience: float = 60.0
+    """Seconds without any worker of a running cluster after which that is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +94,8 @@ def run_tasks(
         workers: Where to run. One call alone runs here, unless a scheduler is named: more processes cannot help.
         shared: Folders that every worker must see; checked on a running cluster. The first one must be writable.
         report: Told how much work was finished, from any thread.
-        check: Run on every worker of a running cluster before work starts.
+        check: Run on every worker of a running cluster before work starts, and in every process before its first task:
+            workers that join later are checked like the rest.
 
     Raises:
         UserError: What a task raised.
@@ -98,19 +107,51 @@ def run_tasks(
             yield task(*arguments, report=report)
         return
     with _client(count, workers) as client:
-        if workers.scheduler is not None:
-            _check_cluster(client, workers.scheduler, shared, check)
         client.subscribe_topic(_PROGRESS_TOPIC, lambda event: report(int(event[1])))
-        yield from _gather(client, task, calls)
+        if workers.scheduler is None:
+            yield from _gather(client, task, calls, None)
+            return
+        with _expectations(shared, check) as expected, _watched(client, workers):
+            _check_cluster(client, workers.scheduler, expected)
+            yield from _gather(client, task, calls, expected)
 
 
-def _gather(client: Any, task: Task, calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+@contextmanager
+def _watched(client: Any, workers: Workers) -> Iterator[None]:
+    """While work goes on: say so where there has been no worker for a while, instead of waiting in silence."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        seen = time.monotonic()
+        while not ended.wait(min(5.0, workers.patience)):
+            with suppress(Exception):
+                # Where the scheduler is gone, the work itself ends with an error.
+                if client.nthreads():
+                    seen = time.monotonic()
+                elif time.monotonic() - seen >= workers.patience:
+                    click.echo(
+                        f"no worker at {workers.scheduler} for {time.monotonic() - seen:.0f} s: waiting. Start some with "
+                        f"`dask worker --nthreads 1 {workers.scheduler}`, or stop this command: what was finished is kept.",
+                        err=True,
+                    )
+                    seen = time.monotonic()
+
+    thread = threading.Thread(target=watch, name="workers", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _gather(client: Any, task: Task, calls: Sequence[tuple[Any, ...]], expected: _Expected | None) -> Iterator[Any]:
     import distributed
 
     # Dask annotates parts of its interface only.
     dask: Any = distributed
 
-    futures = [client.submit(_run_one, task, arguments, pure=False, retries=_RETRIES) for arguments in calls]
+    futures = [client.submit(_run_one, task, arguments, expected, pure=False, retries=_RETRIES) for arguments in calls]
     try:
         for future in dask.as_completed(futures):
             result = future.result()
@@ -134,13 +175,19 @@ def _gather(client: Any, task: Task, calls: Sequence[tuple[Any, ...]]) -> Iterat
             client.cancel(futures)
 
 
-def _run_one(task: Task, arguments: tuple[Any, ...]) -> Any:
+def _run_one(task: Task, arguments: tuple[Any, ...], expected: _Expected | None) -> Any:
     from distributed import get_worker
 
     worker = get_worker()
     _take_own_gpu(worker.name)
     try:
         with _ONE_AT_A_TIME:
+            if expected is not None and expected.token not in _PASSED:
+                # Who works is who is checked: this process may have joined after the others were.
+                if problem := _look_around(expected)[0]:
+                    late = "(It joined after the others were checked; what was finished is kept.)"
+                    return _Failure(ResourceError(f"worker {worker.address} {problem} {late}"))
+                _PASSED.add(expected.token)
             return task(*arguments, report=lambda amount: worker.log_event(_PROGRESS_TOPIC, amount))
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.errno in _PASSING:
@@ -218,22 +265,27 @@ def _take_own_gpu(name: Any) -> None:
             os.environ[_VISIBLE_VARIABLE] = visible[int(name) % len(visible)]
 
 
-def _check_cluster(client: Any, scheduler: str, shared: Sequence[Path], check: Check | None) -> None:
+@contextmanager
+def _expectations(shared: Sequence[Path], check: Check | None) -> Iterator[_Expected]:
+    """What every worker must find, with a probe in the first folder that lies there as long as the work goes on."""
+    token = uuid.uuid4().hex
+    probe = shared[0] / f".probe-{token}.tmp"
+    try:
+        probe.write_text(token, encoding="utf-8")
+        yield _Expected(versions(), str(probe), token, tuple(str(path) for path in shared), check)
+    finally:
+        for path in shared[0].glob(f".probe-{token}*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def _check_cluster(client: Any, scheduler: str, expected: _Expected) -> None:
     """Before work starts: every worker runs the same versions, sees and may write the same folders, and passes the check.
 
     Raises:
         ResourceError: Naming a worker, how many others are like it, and what to do.
     """
-    token = uuid.uuid4().hex
-    probe = shared[0] / f".probe-{token}.tmp"
-    try:
-        probe.write_text(token, encoding="utf-8")
-        expected = _Expected(_versions(), str(probe), token, tuple(str(path) for path in shared), check)
-        found = client.run(_look_around, expected, on_error="return")
-        answers = {address: _judge(answer) for address, answer in found.items()}
-    finally:
-        for path in shared[0].glob(f".probe-{token}*.tmp"):
-            path.unlink(missing_ok=True)
+    found = client.run(_look_around, expected, on_error="return")
+    answers = {address: _judge(answer) for address, answer in found.items()}
     if not answers:
         raise ResourceError(
             f"--scheduler {scheduler}: this cluster has no workers. Start some with `dask worker --nthreads 1 {scheduler}`."
@@ -273,7 +325,7 @@ def _look_around(expected: _Expected) -> tuple[str | None, str]:
 
 
 def _problem(expected: _Expected, written: Path) -> str | None:
-    found = _versions()
+    found = versions()
     differing = [name for name, version in expected.versions.items() if found.get(name) != version]
     if differing:
         what = ", ".join(f"{name} {found.get(name)} (here {expected.versions[name]})" for name in differing)
@@ -291,8 +343,8 @@ def _problem(expected: _Expected, written: Path) -> str | None:
     return expected.check() if expected.check is not None else None
 
 
-def _versions() -> dict[str, str]:
-    """Of what decides the bytes."""
+def versions() -> dict[str, str]:
+    """Return the versions, in this process, of what decides the bytes."""
     packages = {package: _version(package) for package in ("torch", "sentence-transformers", "numpy", "pyarrow")}
     return {"graphbuild": version("xclr-graph"), "python": ".".join(platform.python_version_tuple()[:2]), **packages}
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,11 +21,12 @@ from distributed import Client
 from helpers_embed import embed, graphbuild, numbered_captions, shard_digests, write_captions
 from helpers_graph import receipt_of
 
+from graphbuild.embed.encoder import load_encoder
 from graphbuild.embed.encoder_files import find_encoder, missing_on_this_machine
-from graphbuild.errors import ResourceError, SourceError
+from graphbuild.errors import ArtifactMismatch, ResourceError, SourceError
 from graphbuild.store.files import Receipt
 from graphbuild.store.manifest import Manifest
-from graphbuild.system.cluster import Workers, _Expected, _look_around, _versions, run_tasks
+from graphbuild.system.cluster import Workers, _Expected, _look_around, run_tasks, versions
 
 Report = Callable[[int], None]
 
@@ -60,7 +63,7 @@ def _workers_find_this_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(folder))
     module = sys.modules[__name__]
     monkeypatch.setitem(sys.modules, "test_cluster", module)
-    for task in (square, fail, die_once, die_always, bad_encoder, visible_gpu, stale_once):
+    for task in (square, fail, die_once, die_always, bad_encoder, visible_gpu, stale_once, rest, other_weights):
         monkeypatch.setattr(task, "__module__", "test_cluster")
 
 
@@ -154,11 +157,11 @@ class Cluster:
         self.address = self.scheduler.stdout.readline().strip()
         self._processes = [self.scheduler]
 
-    def add_worker(self) -> None:
+    def add_worker(self, *more: str, **environment: str) -> None:
         """Start a worker."""
-        options = ["--no-dashboard", "--nthreads", "1", "--local-directory", str(self._folder)]
+        options = ["--no-dashboard", "--nthreads", "1", "--local-directory", str(self._folder), *more]
         command = [sys.executable, "-m", "distributed.cli.dask_worker", self.address, *options]
-        self._processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, **_QUIET))
+        self._processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, **environment}, **_QUIET))
 
     def stop(self) -> None:
         """End all of it."""
@@ -210,8 +213,8 @@ def test_running_cluster_gives_the_same_bytes(tmp_path: Path, worker: str) -> No
 def test_worker_of_another_version_is_refused_before_work_starts(
     tmp_path: Path, worker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = {**_versions(), "torch": "9.9"}
-    monkeypatch.setattr("graphbuild.system.cluster._versions", lambda: here)
+    here = {**versions(), "torch": "9.9"}
+    monkeypatch.setattr("graphbuild.system.cluster.versions", lambda: here)
     with pytest.raises(ResourceError, match=rf"runs torch {version('torch').replace('+', '.')} \(here 9\.9\)"):
         list(run_tasks(square, [(1,)], workers=Workers(scheduler=worker), shared=[tmp_path], report=lambda _: None))
     assert list(tmp_path.glob(".probe*")) == []
@@ -244,6 +247,65 @@ def test_worker_that_fails_the_check_is_named_and_no_task_runs(tmp_path: Path, w
     with pytest.raises(ResourceError, match=r"worker tcp://127\.0\.0\.1:\d+ has another encoder\."):
         list(run_tasks(die_once, calls, **options))  # type: ignore[arg-type]
     assert not (tmp_path / "ran").exists()
+
+
+def other_weights() -> str | None:
+    return "has other weights." if os.environ.get("OTHER_WEIGHTS") else None
+
+
+def rest(number: int, *, report: Report) -> int:
+    time.sleep(0.1)
+    return number
+
+
+def test_a_worker_that_joins_late_with_other_weights_does_no_work(tmp_path: Path, cluster: Cluster, worker: str) -> None:
+    options = {"workers": Workers(scheduler=worker), "shared": [tmp_path], "report": lambda _: None, "check": other_weights}
+    results = run_tasks(rest, [(number,) for number in range(2_000)], **options)  # type: ignore[arg-type]
+    next(results)
+    cluster.add_worker(OTHER_WEIGHTS="1")
+    with pytest.raises(ResourceError, match=r"worker tcp://127\.0\.0\.1:\d+ has other weights\..*joined after the others"):
+        list(results)
+    assert list(tmp_path.glob(".probe*")) == []
+
+
+def test_no_workers_left_is_said_and_work_goes_on_with_a_new_one(
+    tmp_path: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.add_worker("--no-nanny")
+    with Client(cluster.address) as client:
+        client.wait_for_workers(1, timeout=60)
+
+    def replace_the_dead() -> None:
+        while not (tmp_path / "died").exists():
+            time.sleep(0.05)
+        time.sleep(1.5)
+        cluster.add_worker()
+
+    helper = threading.Thread(target=replace_the_dead)
+    helper.start()
+    workers = Workers(scheduler=cluster.address, patience=0.5)
+    calls = [(str(tmp_path / "died"), number) for number in range(3)]
+    assert sorted(run_tasks(die_once, calls, workers=workers, shared=[tmp_path], report=lambda _: None)) == [0, 1, 2]
+    helper.join()
+    assert f"no worker at {cluster.address} for" in capsys.readouterr().err
+
+
+def test_receipts_say_where_and_with_what_vectors_were_made(tmp_path: Path) -> None:
+    embed(tmp_path / "g", write_captions(tmp_path / "a.parquet", {"caption": numbered_captions(3)}))
+    stage = Manifest.load(tmp_path / "g").stages["embed"]
+    facts = next(iter(stage.files.values())).facts
+    assert (facts["host"], facts["weights"], facts["versions"]) == (platform.node(), stage.config["sha256"], versions())
+
+
+def test_an_encoder_is_compared_with_its_digest_when_it_is_loaded(tmp_path: Path) -> None:
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "modules.json").write_text("[]")
+    spec = find_encoder(str(folder))
+    (folder / "model.safetensors").write_bytes(b"others!")
+    with pytest.raises(ArtifactMismatch, match=rf"has another encoder at {folder}.*here {spec.sha256[:12]}"):
+        load_encoder(spec)
 
 
 def looked(folder: Path, **changes: object) -> str | None:
