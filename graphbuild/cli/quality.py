@@ -91,13 +91,13 @@ def verify(graph_dir: Path | None, exact_sample: int, seed: int, as_json: bool) 
 @graph_dir_option
 @reading_options
 @click.option("--batch-size", type=click.IntRange(min=2), default=1024, show_default=True, help="Samples a batch.")
-@click.option("--tau-s", type=float, default=0.1, show_default=True, help="Temperature of the target.")
+@click.option("--tau-s", type=float, default=None, help="Temperature of the target (default: one is recommended).")
 @click.option("--batches", type=click.IntRange(min=1), default=4, show_default=True, help="Batches of either kind to measure on.")
 @click.option("--chunk", type=click.IntRange(min=1, max=128), default=32, show_default=True, help="Samples a chunk of neighbours.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the batches.")
 @json_option
 def advise(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
-    """Which k, sketch and tau_s suit this graph: bytes a row against KL to the dense target, and its effective positives."""
+    """Recommend k, sketch and tau_s: bytes a row against KL to the dense target, and the target's effective positives."""
     from graphbuild.quality.advise import advise as measure
 
     answer(measure(find_graph_dir(graph_dir), **options), as_json)

@@ -7,7 +7,8 @@ embeddings. Sketches of other widths are computed anew; fewer neighbours are a p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,9 @@ _NEIGHBORS = (16, 32, 64, 128, 256)
 _SKETCHES = (0, 32, 64, 128)
 _BASIS_TEXTS = 65_536
 """Texts that the sketches' basis is computed from; the knn stage takes all."""
+PAPER_TAU_S = 0.1
+LEAST_OWN_VIEW, MOST_OWN_VIEW = 0.1, 0.9
+"""Own-view mass, in random batches, of a target that is neither SimCLR's nor indifferent to views."""
 _ONE_HOT, _FLAT = 0.95, 0.5
 """Mass on the own view, and effective positives as a share of the columns, from which a target is called so."""
 
@@ -45,7 +49,7 @@ class FidelityConfig:
     batch_size: int = 1024
     """B."""
     fidelity_taus: tuple[float, ...] = (0.05, 0.1, 0.2)
-    """Temperatures that divergences are measured at."""
+    """Temperatures that divergences are measured at; none: the one that `choose_tau_s` takes."""
     sharpness_taus: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.5)
     """Temperatures that the dense target is described at."""
     batches: int = 4
@@ -124,13 +128,28 @@ def measure_fidelity(graph_dir: Path, config: FidelityConfig) -> Fidelity:
     vectors = _read_vectors(graph_dir, graph, np.concatenate([*drawn["random"], *drawn["neighbors"], basis.texts]))
     batches = {kind: [_open_batch(graph, vectors, texts) for texts in some] for kind, some in drawn.items()}
     absent = round(float(np.mean([_off_diagonal_mean(batch.dense) for batch in batches["random"]])), 2)
+    sharpness = tuple(_sharpness(batches, tau_s) for tau_s in config.sharpness_taus)
+    taus = config.fidelity_taus or (choose_tau_s(sharpness).tau_s,)
     return Fidelity(
         hit_rate_random=_hit_rate(batches["random"]),
         hit_rate_neighbors=_hit_rate(batches["neighbors"]),
         absent=absent,
-        storage=tuple(_storage(graph, batches, basis.moments(vectors), absent, config.fidelity_taus)),
-        sharpness=tuple(_sharpness(batches, tau_s) for tau_s in config.sharpness_taus),
+        storage=tuple(_storage(graph, batches, basis.moments(vectors), absent, taus)),
+        sharpness=sharpness,
     )
+
+
+def choose_tau_s(sharpness: Sequence[Sharpness]) -> Sharpness:
+    """Return the temperature nearest to the paper's 0.1 whose own-view mass is between 0.1 and 0.9 in random batches.
+
+    Where none is, the one that comes nearest to that range.
+    """
+
+    def distance(found: Sharpness) -> tuple[float, float]:
+        outside = max(LEAST_OWN_VIEW - found.own_view_random, found.own_view_random - MOST_OWN_VIEW, 0.0)
+        return outside, abs(math.log(found.tau_s / PAPER_TAU_S))
+
+    return min(sharpness, key=distance)
 
 
 def _draw(graph: Graph, config: FidelityConfig) -> dict[str, list[Int32]]:

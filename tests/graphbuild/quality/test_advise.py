@@ -16,8 +16,8 @@ from graphbuild.errors import OptionError
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.quality import fidelity
-from graphbuild.quality.advise import advise
-from graphbuild.quality.fidelity import Fidelity, FidelityConfig
+from graphbuild.quality.advise import TAUS, advise, recommend
+from graphbuild.quality.fidelity import Fidelity, FidelityConfig, Sharpness, Storage, choose_tau_s
 from graphbuild.store.graph import Graph
 from graphbuild.targets import assemble as targets
 
@@ -36,7 +36,7 @@ def graph_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def advice(graph_dir: Path) -> Fidelity:
-    return advise(graph_dir, batch_size=64, batches=3, chunk=16).found
+    return advise(graph_dir, batch_size=64, batches=3, chunk=16, tau_s=0.1).found
 
 
 def test_more_neighbours_and_a_wider_sketch_never_tell_less(advice: Fidelity) -> None:
@@ -79,9 +79,10 @@ def test_effective_positives_and_own_view_equal_the_reference(advice: Fidelity, 
 
 
 def test_verdicts_go_from_one_hot_to_flat_as_tau_s_rises(graph_dir: Path) -> None:
+    sharpest = advise(graph_dir, batch_size=64, batches=1, tau_s=0.02).found.sharpness[0]
     found = advise(graph_dir, batch_size=64, batches=1, tau_s=5.0).found.sharpness
-    assert [row.tau_s for row in found] == [0.02, 0.05, 0.1, 0.2, 0.5, 5.0]
-    assert found[0].verdict.startswith("one-hot")
+    assert [row.tau_s for row in found] == [*TAUS, 5.0]
+    assert sharpest.verdict.startswith("one-hot")
     assert found[-1].verdict == "flat"
     positives = [row.positives_random for row in found]
     assert positives == sorted(positives)
@@ -110,3 +111,58 @@ def test_command_prints_two_tables_or_json(graph_dir: Path) -> None:
     assert "effective positives" in said
     found = json.loads(CliRunner().invoke(cli, [*arguments, "--json"], catch_exceptions=False).output)
     assert {"storage", "sharpness", "hit_rate_random", "absent"} <= set(found)
+
+
+def sharp(tau_s: float, own_view: float) -> Sharpness:
+    return Sharpness(
+        tau_s=tau_s,
+        positives_random=2,
+        positives_neighbors=3,
+        own_view_random=own_view,
+        own_view_neighbors=own_view / 2,
+        verdict="soft",
+    )
+
+
+@pytest.mark.parametrize(
+    ("masses", "expected"),
+    [
+        ({0.05: 0.99, 0.1: 0.7, 0.15: 0.4, 0.2: 0.2}, 0.1),
+        ({0.05: 1.0, 0.1: 0.95, 0.15: 0.85, 0.2: 0.5}, 0.15),
+        ({0.05: 0.5, 0.07: 0.2, 0.1: 0.05, 0.2: 0.01}, 0.07),
+        ({0.05: 1.0, 0.1: 0.99, 0.2: 0.98}, 0.2),
+    ],
+)
+def test_tau_s_is_the_one_nearest_to_the_papers_that_is_neither_one_hot_nor_flat(
+    masses: dict[float, float], expected: float
+) -> None:
+    assert choose_tau_s([sharp(*pair) for pair in masses.items()]).tau_s == expected
+
+
+def store(k: int, sketch_dim: int, nats: float) -> Storage:
+    size = 6 * k + (sketch_dim + 4 if sketch_dim else 0)
+    return Storage(tau_s=0.1, k=k, sketch_dim=sketch_dim, bytes_a_row=size, kl_random=nats / 2, kl_neighbors=nats)
+
+
+def test_the_fewest_bytes_that_are_near_enough_are_recommended() -> None:
+    storage = (store(0, 64, 0.001), store(16, 0, 0.5), store(16, 64, 0.03), store(32, 64, 0.019), store(64, 0, 0.018))
+    found = Fidelity(hit_rate_random=1, hit_rate_neighbors=2, absent=0, storage=storage, sharpness=(sharp(0.1, 0.5),))
+    chosen = recommend(found)
+    assert (chosen.k, chosen.sketch_dim, chosen.tau_s) == (32, 64, 0.1)
+    assert "260 bytes a row, 0.0095 nats at random, 0.0190 among neighbours" in chosen.reasons[0]
+
+
+def test_where_nothing_is_near_enough_the_nearest_is_recommended_and_that_is_said() -> None:
+    storage = (store(16, 0, 0.5), store(256, 64, 0.03))
+    found = Fidelity(hit_rate_random=1, hit_rate_neighbors=2, absent=0, storage=storage, sharpness=(sharp(0.1, 0.5),))
+    assert recommend(found).k == 256
+    assert "nothing that can be stored" in recommend(found).reasons[0]
+
+
+def test_divergences_are_measured_at_the_recommended_tau_s(graph_dir: Path) -> None:
+    advice = advise(graph_dir, batch_size=64, batches=1)
+    assert {choice.tau_s for choice in advice.found.storage} == {advice.recommended.tau_s}
+    assert f"--tau-s {advice.recommended.tau_s:g}" in advice.summary()
+    assert advice.to_json()["recommended"]["k"] in {choice.k for choice in advice.found.storage}
+    settled = advise(graph_dir, batch_size=64, batches=1, tau_s=0.12)
+    assert settled.recommended.tau_s == settled.found.storage[0].tau_s == 0.12

@@ -7,7 +7,6 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +19,7 @@ from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from train.evaluate.options import EvalOptions
 from train.evaluate.run import evaluate_run
-from train.results.report.runs import read_runs, results
+from train.results.report.runs import RunRecord, distinct_names, read_runs, results
 from train.results.report.write import write_report
 from train.run.loop import train
 
@@ -101,6 +100,14 @@ def test_report_holds_no_path_of_this_machine(html: str, folder: Path) -> None:
     assert str(folder.parent) not in html
 
 
+def test_matrices_name_the_classes_and_held_out_pictures_show_captions(html: str) -> None:
+    text = _Reader(html).text
+    assert re.search(r"In this order: (<b>class \d</b>(, )?){5}", text)
+    assert all(
+        HOSTILE in str(attributes["alt"]) for tag, attributes in _Reader(html).tags if tag == "img" and "title" in attributes
+    )
+
+
 def test_queries_have_neighbours_of_each_run_and_marks(html: str) -> None:
     page = _Reader(html)
     assert sum(attributes.get("class") == "query" for _, attributes in page.tags) == 6
@@ -108,21 +115,44 @@ def test_queries_have_neighbours_of_each_run_and_marks(html: str) -> None:
     assert sum(attributes.get("class") == "marks" for _, attributes in page.tags) == 6 * 2 * 8
 
 
-def test_best_score_of_each_column_is_marked(folder: Path) -> None:
-    options = EvalOptions(data=str(folder / "val.parquet"), label_columns=("label",), device="cpu", untrained=False)
-    evaluate_run(folder / "xclr", options)
-    table = results(read_runs([folder / "simclr", folder / "xclr"]))
-    trained = [row for row in table.rows if not row.reference]
-    for column in range(2):
-        numbers = np.array([float(row.cells[column].text) for row in trained])
-        assert [row.cells[column].best for row in trained] == (numbers == numbers.max()).tolist()
+def record(name: str, knn: float, *, data: str = "val", images: int = 1000) -> RunRecord:
+    scores = {"knn_top1": knn, "linear_top1": 0.5, "chance": 0.1, "n_train": 100.0}
+    evaluated = {"data": data, "train_data": "train", "images": images, "train_images": 5000}
+    return RunRecord(Path(name), name, tiny_config(), [], None, {"trained": {"label": scores}}, evaluated)
+
+
+@pytest.mark.parametrize(
+    ("other", "images", "bold"), [(0.25, 1000, True), (0.29, 1000, False), (0.29, 100_000, True), (0.3, 100_000, False)]
+)
+def test_the_best_is_bold_only_where_the_images_tell_it_apart(other: float, images: int, bold: bool) -> None:
+    (table,) = results([record("one", 0.3, images=images), record("two", other, images=images)])
+    cells = {row.name: [cell.best for cell in row.cells] for row in table.rows if not row.reference}
+    assert cells == {"one": [bold, False], "two": [False, False]}
+
+
+def test_a_single_run_has_nothing_to_be_better_than() -> None:
+    (table,) = results([record("one", 0.3)])
+    assert not any(cell.best for row in table.rows for cell in row.cells)
+
+
+def test_runs_evaluated_on_different_data_stand_in_tables_of_their_own() -> None:
+    tables = results([record("one", 0.3), record("two", 0.9, data="other"), record("three", 0.2)])
+    shown = [[row.name for row in table.rows if not row.reference] for table in tables]
+    assert shown == [["one", "three"], ["two"]]
+    assert [row.color for row in tables[1].rows if not row.reference] == [1]
+    assert "of other" in tables[1].how
+
+
+def test_runs_whose_last_parts_agree_are_told_apart_by_as_much_of_the_path_as_it_takes() -> None:
+    paths = [Path("/a/runs/xclr-1"), Path("/b/runs/xclr-1"), Path("/b/runs/simclr-1"), Path("/c/d/simclr-1")]
+    assert distinct_names(paths) == ["a/runs/xclr-1", "b/runs/xclr-1", "runs/simclr-1", "d/simclr-1"]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(folder: Path, tmp_path: Path) -> None:
     for parent in ("first", "second"):
         shutil.copytree(folder / "xclr", tmp_path / parent / "xclr")
-    names = [run.name for run in read_runs([tmp_path / "first/xclr", tmp_path / "second/xclr"])]
-    assert names == ["first/xclr", "second/xclr"]
+    paths = [tmp_path / "first/xclr", tmp_path / "second/xclr"]
+    assert [run.name for run in read_runs([*paths, paths[0]])] == ["first/xclr", "second/xclr"]
 
 
 def test_report_without_evaluation_or_held_out_pictures_uses_training_ones(folder: Path, tmp_path: Path) -> None:

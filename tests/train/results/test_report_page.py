@@ -57,7 +57,7 @@ def _page(words: str) -> Page:
         runs=(RunHead(words, 0),),
         conditions=((words, (words,)),),
         remarks=(words,),
-        results=Results(words, ((words, (words,)),), (ResultRow(words, (Cell(words),), 0),)),
+        results=(Results(words, ((words, (words,)),), (ResultRow(words, (Cell(words),), 0),)),),
         curves=(CurveFigure(words, chart, words),),
         matrices=(MatrixFigure(words, matrix_image(np.eye(4, dtype=np.float32)), words),),
         matrices_how=words,

@@ -7,7 +7,7 @@ here are passed as markup.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -104,7 +104,8 @@ class Page:
     conditions: tuple[tuple[str, tuple[str, ...]], ...]
     """Name and values: one a run, or a single one that holds for all."""
     remarks: tuple[str, ...] = ()
-    results: Results = field(default_factory=Results)
+    results: tuple[Results, ...] = ()
+    """One a data set."""
     curves: tuple[CurveFigure, ...] = ()
     matrices: tuple[MatrixFigure, ...] = ()
     matrices_how: str = ""

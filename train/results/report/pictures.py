@@ -75,7 +75,7 @@ class Similarities:
     column: str | None
     """The label that they are ordered by; None: by the texts' own similarities."""
     names: list[str]
-    """Of that label's values, in their order."""
+    """Of the label's values, in the order of the texts; empty where there is no label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +119,14 @@ def measure_similarities(runs: Sequence[RunRecord], opened: OpenData, columns: S
     items.sort(key=lambda item: tuple(int(code[item[0]]) for code in codes.values()))
     ids = np.array([text_ids[item[0]] for item in items])
     texts_NN = _text_similarity(graph, ids, runs)
-    names = [] if first is None else list(dict.fromkeys(labels[first].names[codes[first][item[0]]] for item in items))
-    if first is None or len(names) > len(items) // 2:
+    named = [] if first is None else [labels[first].names[codes[first][item[0]]] for item in items]
+    by_label = first is not None and len(set(named)) <= len(items) // 2
+    if not by_label:
         # One text a label, or none at all: the texts' own similarities say which belong together.
         order = seriate(texts_NN)
-        items, texts_NN, names = [items[i] for i in order], texts_NN[np.ix_(order, order)], []
-    return Similarities(texts_NN, _learned_matrices(runs, opened, pool, items), items, first if names else None, names)
+        items, texts_NN, named = [items[i] for i in order], texts_NN[np.ix_(order, order)], [named[i] for i in order if named]
+    names = list(dict.fromkeys(named))
+    return Similarities(texts_NN, _learned_matrices(runs, opened, pool, items), items, first if by_label else None, names)
 
 
 def _text_similarity(graph: Graph, ids: Int64, runs: Sequence[RunRecord]) -> Matrix:
@@ -252,15 +254,23 @@ def _gallery(source: ImageSource, opened: OpenData, columns: Sequence[str], run:
     indices = known[chosen][rows]
     labels = {column: source.labels(column).codes[indices] for column in columns if column in source.label_columns()}
     texts = opened.joined.text_ids[opened.joined.offsets[chosen[rows]]] if trained_on and opened.joined is not None else None
-    return Gallery(store, rows, _captions(source, opened.graph, indices, texts), labels)
+    return Gallery(store, rows, _captions(source, opened.graph, indices, texts, columns), labels)
 
 
-def _captions(source: ImageSource, graph: Graph | None, indices: Int64, text_ids: Any) -> list[str]:
-    """What is said of pictures: the graph's texts, else the captions' own column, else a class, else their ids."""
+def _captions(source: ImageSource, graph: Graph | None, indices: Int64, text_ids: Any, columns: Sequence[str]) -> list[str]:
+    """What is said of pictures: the graph's texts, else the captions' own column, else a class, else their ids.
+
+    Args:
+        source: The pictures.
+        graph: Whose texts are known, and which column the captions were in.
+        indices: The pictures that are shown.
+        text_ids: Their texts; None where the graph does not hold them.
+        columns: Label columns, the surest first.
+    """
     if graph is not None and text_ids is not None:
         return read_texts(graph, text_ids)
     dataset: Mapping[str, Any] = graph.manifest.dataset if graph else {}
-    for column in (dataset.get("caption_column"), "name", "label"):
+    for column in (dataset.get("caption_column"), "name", *columns, "label"):
         if column in source.label_columns():
             labels = source.labels(str(column))
             return [labels.names[code] if code >= 0 else "" for code in labels.codes[indices]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from train.run.checkpoint import WEIGHTS
 from train.run.folder import read_run_config
 from train.run.metrics import EVENTS_FILE, read_lines, read_metrics
 
+_Z = 1.96
 _SCORES = (("knn_top1", "kNN"), ("linear_top1", "linear"))
 
 
@@ -48,12 +50,21 @@ def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
         OptionError: If a folder is not that of a run.
         ArtifactError: If a run is not finished, or its eval.json cannot be read.
     """
-    names = [path.resolve().name for path in paths]
-    # Folders of one name in different places are told apart by their parents.
-    shown = [
-        str(Path(*path.resolve().parts[-2:])) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)
-    ]
-    return [_read_run(path, name) for path, name in zip(paths, shown, strict=True)]
+    whole = list(dict.fromkeys(path.resolve() for path in paths))
+    return [_read_run(path, name) for path, name in zip(whole, distinct_names(whole), strict=True)]
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Name different folders by the last parts of their paths: as few as tell each from all others."""
+
+    def name(path: Path) -> str:
+        others = [other for other in paths if other != path]
+        for count in range(1, len(path.parts) + 1):
+            if all(other.parts[-count:] != path.parts[-count:] for other in others):
+                break
+        return str(Path(*path.parts[-count:]))
+
+    return [name(path) for path in paths]
 
 
 def _read_run(path: Path, name: str) -> RunRecord:
@@ -124,15 +135,26 @@ def _mean(run: RunRecord, name: str, unit: str = "") -> str:
     return f"{sum(values) / len(values):.3g}{unit}" if values else "none"
 
 
-def results(runs: Sequence[RunRecord]) -> Results:
-    """The table of scores: chance, untrained nets, then the runs; the best trained one of each column is marked."""
-    scored = [(number, run) for number, run in enumerate(runs) if run.scores]
-    if not scored:
-        return Results()
+def results(runs: Sequence[RunRecord]) -> tuple[Results, ...]:
+    """Return a table of scores for each data set that runs were evaluated on.
+
+    Chance and untrained nets stand first, then the runs; the best trained one of a column is marked where it is told apart
+    from the next.
+    """
+    by_data: dict[Any, list[tuple[int, RunRecord]]] = {}
+    for number, run in enumerate(runs):
+        if run.scores:
+            sides = [run.evaluated.get(name) for name in ("data", "train_data", "images", "train_images")]
+            by_data.setdefault(tuple(sides), []).append((number, run))
+    return tuple(_results(scored, named=len(by_data) > 1) for scored in by_data.values())
+
+
+def _results(scored: Sequence[tuple[int, RunRecord]], *, named: bool) -> Results:
     columns = list(dict.fromkeys(column for _, run in scored for column in run.columns))
     first = scored[0][1]
     trained = [_values(run.scores.get(TRAINED, {}), columns) for _, run in scored]
-    best = [max((value for value in values if value is not None), default=None) for values in zip(*trained, strict=True)]
+    images = int(first.evaluated.get("images", 0))
+    best = [_told_apart([value for value in values if value is not None], images) for values in zip(*trained, strict=True)]
     rows = [ResultRow("chance", tuple(Cell(_percent(value)) for value in _chance(scored, columns)), reference=True)]
     rows += [
         ResultRow(name, tuple(Cell(_percent(value)) for value in _values(run.scores[UNTRAINED], columns)), reference=True)
@@ -144,9 +166,22 @@ def results(runs: Sequence[RunRecord]) -> Results:
         )
         for (number, run), values in zip(scored, trained, strict=True)
     ]
-    images = f"{first.evaluated.get('images', 0):,} held-out images, {first.evaluated.get('train_images', 0):,} to learn from"
-    how = f"Top-1 accuracy in percent on {images}: a vote of the 20 nearest neighbours, and a linear probe. The best is bold."
+    sides = f"{images:,} held-out images, {first.evaluated.get('train_images', 0):,} to learn from"
+    where = f" of {short_path(str(first.evaluated.get('data', '')))}" if named else ""
+    how = (
+        f"Top-1 accuracy in percent on {sides}{where}: a vote of the 20 nearest neighbours, and a linear probe. Bold: ahead of "
+        "every other run by more than chance among these images explains (95 %). It says nothing of other seeds."
+    )
     return Results(how, tuple((column, tuple(name for _, name in _SCORES)) for column in columns), tuple(rows))
+
+
+def _told_apart(values: Sequence[float], images: int) -> float | None:
+    """The best of some accuracies, if a test of two proportions tells it from the next; None else, or where it stands alone."""
+    if len(values) < 2 or not images:
+        return None
+    second, best = sorted(values)[-2:]
+    error = math.sqrt((best * (1 - best) + second * (1 - second)) / images)
+    return best if best - second > _Z * error else None
 
 
 def _values(by_column: Mapping[str, Mapping[str, float]], columns: Sequence[str]) -> list[float | None]:
