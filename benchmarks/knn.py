@@ -162,7 +162,7 @@ def _contenders(vectors_ND: NDArray[np.float16], recall: Recall) -> tuple[list[C
 
 
 def _ours_on_gpu(vectors_ND: NDArray[np.float16]) -> Search:
-    from graphbuild.knn.engines.device import DeviceEngine
+    from graphbuild.knn.engines.gpu.engine import DeviceEngine
     from graphbuild.store.files import shard_ranges
     from graphbuild.system.memory import free_memory
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from graphbuild.knn.engines.base import Engine
 from graphbuild.knn.engines.choose import in_row_blocks
-from graphbuild.knn.engines.device import DeviceEngine
+from graphbuild.knn.engines.gpu.engine import DeviceEngine
 from graphbuild.knn.engines.rowblocks import RowBlockEngine
 from graphbuild.knn.engines.tiles import TileEngine
 from graphbuild.store.files import shard_ranges

@@ -53,7 +53,7 @@ class ShardWriter:
             codes_nR, scales_n = sketch.encode(vectors_nD, self.basis_DR)
             columns += [_fixed_size_list(codes_nR, schema.field(schemas.SKETCH).type), pa.array(scales_n)]
         batch = pa.RecordBatch.from_arrays(columns, schema=schema)
-        facts = {"recomputed_rows": found.recomputed, "precision": precision, "pid": os.getpid(), **self.facts}
+        facts = {"recomputed_rows": found.recomputed, "precision": precision, "pid": os.getpid(), **found.facts, **self.facts}
         return write_arrow(self.graph_dir, schemas.part_name(schemas.KNN, shard.index), batch, key=self.key, facts=facts)
 
 

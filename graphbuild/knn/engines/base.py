@@ -6,9 +6,9 @@ Ids are text ids, which are row numbers of the vectors. Nothing here reads or wr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ class Neighbors:
     similarities_nK: NDArray[np.float16]
     recomputed: int
     """Rows that the certificate did not settle, and that were computed again in another way."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the receipt says of how they were found."""
 
 
 Advance = Callable[[int], None]

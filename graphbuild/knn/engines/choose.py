@@ -44,7 +44,7 @@ def make_engine(
         ResourceError: If the limit is too small to work within.
     """
     if device != "cpu":
-        from graphbuild.knn.engines.device import DeviceEngine
+        from graphbuild.knn.engines.gpu.engine import DeviceEngine
 
         return DeviceEngine(vectors_ND, k=k, memory_limit=memory_limit, device=device, precision=precision)
     if in_row_blocks(len(vectors_ND), k):

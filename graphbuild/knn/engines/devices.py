@@ -6,8 +6,8 @@ import torch
 
 from graphbuild.errors import ResourceError
 
-_SHARE = 0.7
-"""Of the free memory of a GPU: the allocator, and the libraries' own scratch, take some."""
+_SHARE = 0.85
+"""Of the free memory of a GPU: kernels, and the libraries' own scratch, take some."""
 
 
 def open_device(name: str) -> torch.device:
@@ -38,5 +38,7 @@ def resolve_device(name: str) -> str:
 def device_memory(device: torch.device, memory_limit: int) -> int:
     """Bytes to work with on a device; on the CPU, the limit."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * _SHARE)
+        # What an earlier search gave back is the allocator's, and to be had again.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int((torch.cuda.mem_get_info(device)[0] + cached) * _SHARE)
     return memory_limit
