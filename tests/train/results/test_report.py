@@ -101,11 +101,11 @@ def test_report_holds_no_path_of_this_machine(html: str, folder: Path) -> None:
 
 
 def test_matrices_name_the_classes_and_held_out_pictures_show_captions(html: str) -> None:
-    text = _Reader(html).text
-    assert re.search(r"In this order: (<b>class \d</b>(, )?){5}", text)
-    assert all(
-        HOSTILE in str(attributes["alt"]) for tag, attributes in _Reader(html).tags if tag == "img" and "title" in attributes
-    )
+    page = _Reader(html)
+    assert re.search(r"In this order: (<b>class \d</b>(, )?){5}", page.text)
+    shown = [str(attributes["title"]) for tag, attributes in page.tags if tag == "div" and "title" in attributes]
+    assert len(shown) == 6 * 2 * 8
+    assert all(HOSTILE in caption for caption in shown)
 
 
 def test_queries_have_neighbours_of_each_run_and_marks(html: str) -> None:
