@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from graphbuild.quality.fidelity import Fidelity
 from graphbuild.quality.health.result import Health
-from graphbuild.quality.report.charts import Axis, Band, Line, chart, legend, linear_axis, log_axis
+from graphbuild.system.pages.charts import Axis, Band, Line, chart, legend, linear_axis, log_axis
 
 _RANK_MARKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 4000)
 _TAU_MARKS = (0.02, 0.05, 0.1, 0.2, 0.5)

@@ -16,6 +16,7 @@ from graphbuild.quality.report.pictures import pictures
 from graphbuild.quality.view import GraphView
 from graphbuild.store import schemas
 from graphbuild.store.files import write_json, write_text
+from graphbuild.system.pages import page_template
 
 _NEIGHBORHOODS, _NEIGHBORS = 8, 6
 _LEAST_BATCH = 16
@@ -156,10 +157,7 @@ def render(page: Page) -> str:
 
 @cache
 def _template() -> Any:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("graphbuild.quality.report", "templates")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("graph_report.html")
+    return page_template("graphbuild.quality.report", "graph_report.html")
 
 
 def _warnings(view: GraphView, health: Health) -> tuple[tuple[str, str], ...]:

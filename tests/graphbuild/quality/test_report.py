@@ -22,8 +22,8 @@ from PIL import Image
 from graphbuild.cli import cli
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
-from graphbuild.quality.report.charts import Line, chart, linear_axis, log_axis
 from graphbuild.quality.report.write import write_report
+from graphbuild.system.pages.charts import Line, chart, linear_axis, log_axis
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -106,9 +106,14 @@ def test_page_has_a_theme_for_dark_and_a_layout_for_phones() -> None:
 def test_chart_takes_its_colours_from_the_page() -> None:
     chart = line_chart([Curve("a", 0, [0, 1], [1, 2]), Curve("b", 3, [0, 1], [2, 1])], x_label="step", y_label="nats")
     assert chart is not None
-    assert "var(--run-0)" in chart
-    assert "var(--run-3)" in chart
-    assert "#0102" not in chart
+    assert 'class="line run-0"' in chart
+    assert 'class="line run-3"' in chart
+
+
+def test_a_curve_of_one_point_is_a_dot_and_a_seventh_run_has_a_colour() -> None:
+    chart = line_chart([Curve("a", 6, [5], [1])], x_label="step", y_label="nats")
+    assert chart is not None
+    assert 'class="dot run-0"' in chart
 
 
 def test_chart_of_a_long_run_stays_small() -> None:

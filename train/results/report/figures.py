@@ -1,27 +1,24 @@
 """Figures of the report as HTML fragments: curves as inline SVG, matrices and pictures as embedded PNG.
 
-Curves take their colours from the page's style sheet, so that they follow its light and dark theme. Nothing here refers
-to anything outside the page.
+Nothing here refers to anything outside the page.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 from PIL import Image
 
-_SIZE_INCHES = (5.0, 2.9)
-_INK = "#010203"
-"""Stands for the page's text colour until the figure is in the page."""
-_GRID = "#010204"
+from graphbuild.system.pages.charts import Line, chart, linear_axis
+
+COLORS = 6
+"""Colours of the style sheet; run number seven has that of the first again."""
 _MAX_POINTS = 400
 _CELL_PIXELS = 480
 
@@ -32,38 +29,19 @@ class Curve:
 
     name: str
     color: int
-    """Number of the run's colour in the style sheet, --run-0 and so on."""
+    """Number of the run, which decides its colour."""
     x: Sequence[float]
     y: Sequence[float]
 
 
 def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str) -> Markup | None:
-    """Draw curves over one another; None where no curve has a finite point."""
-    # Loaded here: a second of import that only reports need.
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    drawn = [curve for curve in curves if np.isfinite(np.asarray(curve.y, dtype=float)).any()]
-    if not drawn:
+    """Draw curves over one another; return None where no curve has a finite point."""
+    thinned = [(curve, *_thin(curve)) for curve in curves]
+    lines = [Line(curve.name, f"run-{curve.color % COLORS}", x.tolist(), y.tolist()) for curve, x, y in thinned if len(x)]
+    if not lines:
         return None
-    # Any: the keys are spelled out in matplotlib's types, some of them only in its newest ones.
-    style: Any = {"svg.fonttype": "none", "svg.hashsalt": y_label, "font.size": 10, "text.parse_math": False}
-    style |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color"), _INK)
-    with rc_context(style):
-        figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
-        axes = figure.subplots()
-        axes.patch.set_visible(False)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color=_GRID, linewidth=0.6)
-        for curve in drawn:
-            x, y = _thin(curve)
-            axes.plot(x, y, color=_run_color(curve.color), linewidth=1.8, marker="o" if len(x) == 1 else "")
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
-        axes.margins(x=0.01)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _for_page(buffer.getvalue(), f"{y_label} over {x_label}: {', '.join(curve.name for curve in drawn)}")
+    across, up = ([value for line in lines for value in getattr(line, side)] for side in ("x", "y"))
+    return chart(linear_axis(x_label, min(across), max(across)), linear_axis(y_label, min(up), max(up)), lines=lines)
 
 
 def matrix_image(matrix_NN: npt.NDArray[np.float32]) -> str:
@@ -105,22 +83,3 @@ def _thin(curve: Curve) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64
         return x, y
     groups = np.array_split(np.arange(len(x)), _MAX_POINTS)
     return np.array([x[group].mean() for group in groups]), np.array([y[group].mean() for group in groups])
-
-
-def _run_color(number: int) -> str:
-    return f"#0102{16 + number:02x}"
-
-
-def _for_page(svg: str, title: str) -> Markup:
-    """Strip what only a file of its own needs (it names outside addresses), and hand the colours to the style sheet."""
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r' xmlns(:\w+)?="[^"]*"', "", body)
-    body = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", body, count=1)
-    body = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", body, count=1)
-    # The page's own font is used: measured text would be drawn in one that the reader may lack.
-    body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", body)
-    body = body.replace(_INK, "currentColor").replace(_GRID, "var(--rule)")
-    body = re.sub(r"#0102([1-9a-f][0-9a-f])", lambda match: f"var(--run-{int(match[1], 16) - 16})", body)
-    head, rest = body.split(">", 1)
-    return Markup("{}{}{}").format(Markup(head + ' role="img">'), Markup("<title>{}</title>").format(title), Markup(rest))

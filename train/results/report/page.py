@@ -13,6 +13,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from graphbuild.system.pages import page_template
+
 
 @dataclass(frozen=True, slots=True)
 class RunHead:
@@ -121,17 +123,14 @@ class Page:
 
 
 def render_page(page: Page) -> str:
-    """The report as one HTML file, with every string escaped."""
+    """Return the report as one HTML file, with every string escaped."""
     html: str = _template().render(page=page)
     return html
 
 
 @cache
 def _template() -> Any:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("train.results.report", "templates")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("report.html")
+    return page_template("train.results.report", "report.html")
 
 
 def same_for_all(values: Sequence[str]) -> tuple[str, ...]:

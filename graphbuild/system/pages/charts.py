@@ -131,6 +131,9 @@ def _path(x: Axis, y: Axis, across: Sequence[float], up: Sequence[float]) -> str
 
 
 def _curve(x: Axis, y: Axis, line: Line) -> Markup:
+    if len(line.x) == 1:
+        across, up = _point(x, y, line.x[0], line.y[0])
+        return Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(line.style, across, up)
     return Markup('<polyline class="line {}" points="{}"/>').format(line.style, _path(x, y, line.x, line.y))
 
 
