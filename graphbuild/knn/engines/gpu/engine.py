@@ -107,7 +107,8 @@ class DeviceEngine:
         with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
             vectors = open_vectors(self._vectors_ND, self._device, resident=self._room.resident)
             certificate = Certificate(vectors.dim, self._device)
-            buffers = Buffers(self._room.tile, self._device, wide=self._wide(vectors, certificate))
+            buffers = Buffers(self._room.tile, self._device, wide=self.precision == FLOAT32.name)
+            self._check_products(vectors, buffers, certificate)
             parts: list[Neighbors] = []
             for group in self._groups(ranges):
                 for piece, found in zip(group, self._search_group(vectors, group, buffers, certificate, advance), strict=True):
@@ -116,15 +117,13 @@ class DeviceEngine:
                         yield _join(parts)
                         parts = []
 
-    def _wide(self, vectors: Vectors, certificate: Certificate) -> bool:
-        """Whether to multiply in float32: because it is asked for, or because a product of these vectors breaks the bound."""
-        if self.precision == FLOAT32.name:
-            return True
+    def _check_products(self, vectors: Vectors, buffers: Buffers, certificate: Certificate) -> None:
+        """Multiply in float32 from now on if a product of these vectors, of the shape that the search has, breaks the bound."""
         rows_tD = vectors.block(vectors.places_N[: self._room.tile])
-        scores_tC = Buffers(self._room.tile, self._device, wide=False).product(rows_tD, rows_tD)
+        scores_tC = buffers.product(rows_tD, rows_tD)
         if not certificate.holds(scores_tC[:ALIGNED], rows_tD[:ALIGNED], rows_tD):
+            buffers.wide = True
             self.precision = FLOAT32.name
-        return self.precision == FLOAT32.name
 
     def _groups(self, ranges: Sequence[ShardRange]) -> Iterator[list[ShardRange]]:
         """Pieces of the ranges, their index the range's number, in groups of as many rows as there is room for."""

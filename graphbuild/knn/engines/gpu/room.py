@@ -23,6 +23,7 @@ _HITS_BYTES = 24
 """Bytes for each score of a tile while torch looks for hits, of which there may be many."""
 _KEPT_BYTES = 40
 """Bytes for each candidate of a panel: similarity, key and result, or what `topk` sorts and joins."""
+_MOST_SPARE = 2**30
 _RESULT_BYTES = 6
 """Bytes for each neighbour: id and similarity."""
 _EARLY = 8
@@ -70,7 +71,7 @@ def plan_room(
     vectors = 0 if held else 2 * count * dim
     resident = held or (vectors <= free * _RESIDENT and (not on_cpu or kernels))
     left = free - (vectors if resident else 0) - 8 * count
-    spare = left // 8
+    spare = min(left // 8, _MOST_SPARE)
     width = min(room_for(k, deviations=_AMPLE), count + 1) if sweep else kept(k, count)
     if sweep and not on_cpu and count * Lists.row_bytes(width) > left // 2:
         width = min(room_for(k, deviations=_SCANT), count + 1)

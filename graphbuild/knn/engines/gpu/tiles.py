@@ -69,7 +69,7 @@ class Buffers:
             wide: Whether to multiply in float32, for devices whose float16 products break the error bound.
         """
         self._flat = [torch.empty(tile * tile * WIDEST, dtype=torch.float16, device=device) for _ in range(BUFFERS)]
-        self._wide = wide
+        self.wide = wide
         self.device = device
 
     @property
@@ -80,7 +80,7 @@ class Buffers:
     def product(self, rows_tD: Tensor, columns_CD: Tensor, which: int = 0) -> Tensor:
         """Scores of all rows with all columns, (t, C) float16, in one of the buffers."""
         out_tC = self._flat[which][: len(rows_tD) * len(columns_CD)].view(len(rows_tD), len(columns_CD))
-        if self._wide:
+        if self.wide:
             return out_tC.copy_(rows_tD.float() @ columns_CD.float().T)
         return torch.mm(rows_tD, columns_CD.T, out=out_tC)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from contextlib import nullcontext
 from functools import cache
 
 import numpy as np
@@ -115,7 +116,9 @@ def usable(device: torch.device) -> bool:
     if importlib.util.find_spec("triton") is None or (device.type != "cuda" and not interpreted):
         return False
     try:
-        return _agrees(device)
+        # Kernels are launched on the current device.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return _agrees(device)
     # What a compiler and a driver raise cannot be listed; the search goes on without the kernels.
     except Exception:
         return False

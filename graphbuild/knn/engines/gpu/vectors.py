@@ -112,30 +112,32 @@ class Vectors:
         return held_ND
 
 
-_kept: dict[tuple[str, int, int, str], Vectors] = {}
-"""The vectors of a scratch file that one task leaves for the next, on the same device: at most one set."""
+_Source = tuple[str, int, int]
+"""Name, time and size of the file that an array is mapped from."""
+_kept: dict[str, tuple[_Source, Vectors]] = {}
+"""By device, the vectors of a scratch file that one task leaves for the next: at most one set on each."""
 
 
 def open_vectors(vectors_ND: NDArray[np.float16], device: torch.device, *, resident: bool) -> Vectors:
-    """The vectors for a search; those of a mapped file stay on the device for the next search of this process."""
+    """The vectors for a search; those of a mapped file stay on a GPU for the next search of this process."""
     source = _mapped_file(vectors_ND)
     if source is None or not resident or device.type == "cpu":
         return Vectors(vectors_ND, device, resident=resident)
-    key = (*source, str(device))
-    if key not in _kept:
-        _kept.clear()
-        _kept[key] = Vectors(vectors_ND, device, resident=True)
-    return _kept[key]
+    if not is_kept(vectors_ND, device):
+        # What was kept before gives its memory back first.
+        _kept.pop(str(device), None)
+        _kept[str(device)] = source, Vectors(vectors_ND, device, resident=True)
+    return _kept[str(device)][1]
 
 
 def is_kept(vectors_ND: NDArray[np.float16], device: torch.device) -> bool:
     """Whether an earlier search of this process left these vectors on the device."""
-    source = _mapped_file(vectors_ND)
-    return source is not None and (*source, str(device)) in _kept
+    source, _ = _kept.get(str(device), (None, None))
+    return source is not None and source == _mapped_file(vectors_ND)
 
 
-def _mapped_file(vectors_ND: NDArray[np.float16]) -> tuple[str, int, int] | None:
-    """Name, time and size of the file that all of an array is mapped from."""
+def _mapped_file(vectors_ND: NDArray[np.float16]) -> _Source | None:
+    """The file that all of an array is mapped from, if it is."""
     base: object = vectors_ND
     while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
         base = base.base
