@@ -8,7 +8,7 @@ graph has these samples, in any process. Nothing here imports torch, faiss, dask
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from graphbuild.targets.batches import draw_captions
 Int64 = npt.NDArray[np.int64]
 Captions = Literal["draw", "average"]
 """What a sample with several captions shows: one of them, drawn by (seed, epoch), or the mean similarity of all."""
-_EXAMPLES = 3
+_EXAMPLES, _MOST_LOOKED_AT = 3, 100
 
 
 class Coverage(NamedTuple):
@@ -157,5 +157,6 @@ def _find(graph: Graph, sample_ids: Sequence[str]) -> SampleTexts:
 
 
 def _examples(graph: Graph) -> str:
-    stored: Any = graph.sample_column(schemas.SAMPLE_ID)
-    return ", ".join(repr(value.as_py()) for value in stored[:_EXAMPLES])
+    # A sample with several captions has as many rows, one after another as a rule.
+    first = graph.sample_column(schemas.SAMPLE_ID)[:_MOST_LOOKED_AT].to_pylist()
+    return ", ".join(repr(value) for value in list(dict.fromkeys(first))[:_EXAMPLES])

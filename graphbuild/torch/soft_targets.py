@@ -155,7 +155,8 @@ class SoftTargets:
 
         Returns:
             `own_view_mass`: share of the target on the other view of the same sample. `target_entropy`, and
-            `effective_positives`, its exponential. `hit_rate`: stored neighbours a sample in the batch (of the graph alone).
+            `effective_positives`, its exponential. `hit_rate`: stored neighbours a sample in the batch, other
+            captions of it included where all are averaged; not of the dense target.
             `kl_to_dense`: KL(dense || target), before `min_similarity` and `own_weight`; left out where embeddings take more
             than 4 GiB, or are the teacher.
         """

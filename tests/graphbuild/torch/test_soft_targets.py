@@ -218,6 +218,11 @@ def test_unknown_ids_are_named_and_counted(single: Path) -> None:
         graphbuild.open(single).similarity(["nobody"])
 
 
+def test_message_shows_different_ids_of_samples_with_several_captions(several: Path) -> None:
+    with pytest.raises(SourceError, match=r"such as 'picture-0\.jpg', 'picture-1\.jpg', 'picture-2\.jpg'"):
+        SoftTargets(several)(["nobody"])
+
+
 def test_coverage_counts_the_known_ids_and_marks_them(single: Path) -> None:
     found = SoftTargets(single).coverage([IDS[0], "nobody", IDS[2], "no one"])
     assert (found.known, found.total, found.share, found.mask.tolist()) == (2, 4, 0.5, [True, False, True, False])
