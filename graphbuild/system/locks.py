@@ -7,12 +7,12 @@ it where the process that it names is gone from this machine, and this is said i
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import socket
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,28 +61,31 @@ def exclusive(path: Path, *, where: Path, advice: str, wait: bool = False) -> It
 
 def _take(path: Path, where: Path, *, wait: bool) -> BaseFileLock | None:
     """The lock, held; None if another process holds it."""
-    soft = path.with_name(f"{path.name}.soft")
-    lock: BaseFileLock = FileLock(path)
+    soft = not _has_locks(path)
+    lock: BaseFileLock = SoftFileLock(path.with_name(f"{path.name}.soft")) if soft else FileLock(path)
     try:
-        with warnings.catch_warnings():
-            # It tells of its own way out where there are no locks, which is told below.
-            warnings.simplefilter("ignore")
-            try:
-                lock.acquire(timeout=-1 if wait else 0)
-            except (OSError, NotImplementedError) as error:
-                if isinstance(error, Timeout) or getattr(error, "errno", errno.ENOSYS) not in _NO_LOCKS:
-                    raise
-                lock = SoftFileLock(soft)
-                lock.acquire(timeout=-1 if wait else 0)
+        lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         return None
-    if isinstance(lock, SoftFileLock):
+    if soft:
         click.echo(
             f"{where}: this file system has no locks; {lock.lock_file} stands for one while this command runs. "
             "Should it be left by another machine, remove it.",
             err=True,
         )
     return lock
+
+
+def _has_locks(path: Path) -> bool:
+    """Whether the file system has locks; asked by giving back one that is not held."""
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_UN)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            return False
+    return True
 
 
 def _this_process() -> dict[str, str | int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -42,6 +43,8 @@ def test_file_system_without_locks_is_said_and_a_file_stands_for_one(
     def flock(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
+    # Left by a process that had locks.
+    (tmp_path / "lock").touch()
     monkeypatch.setattr(fcntl, "flock", flock)
     with exclusive(tmp_path / "lock", where=tmp_path, advice=ADVICE):
         said = capsys.readouterr().err
@@ -49,6 +52,10 @@ def test_file_system_without_locks_is_said_and_a_file_stands_for_one(
         assert "this file system has no locks" in said
         with pytest.raises(LockedError), exclusive(tmp_path / "lock", where=tmp_path, advice=ADVICE):
             pass
+    # Left by a process of this machine that is gone.
+    process = subprocess.Popen(["true"])
+    process.wait()
+    (tmp_path / "lock.soft").write_text(f"{process.pid}\n{socket.gethostname()}\n")
     with exclusive(tmp_path / "lock", where=tmp_path, advice=ADVICE):
         pass
 
