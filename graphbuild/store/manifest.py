@@ -70,7 +70,7 @@ class Manifest:
         """Read `graph.json`.
 
         Raises:
-            ArtifactError: If it is missing or not JSON.
+            ArtifactError: If it is missing, not JSON, or not what was written.
             ArtifactMismatch: If another version of this program wrote it.
         """
         path = graph_dir / schemas.MANIFEST_FILE
@@ -81,6 +81,11 @@ class Manifest:
                 raise ArtifactMismatch(
                     f"{path}: written in format {version}, but this program reads formats 1 to {schemas.FORMAT_VERSION}. "
                     "Build the graph again with `graphbuild embed`, or use the version that made it."
+                )
+            if (claimed := raw.pop("digest", None)) is not None and claimed != digest_json(raw):
+                raise ArtifactError(
+                    f"{path}: has other content than was written (its digest differs). Put a copy back, or move it away and run "
+                    "the same `graphbuild` commands again: what is finished is found by its receipts."
                 )
             return cls(**{**raw, "stages": _stages(raw["stages"]), "superseded": _stages(raw.get("superseded", {}))})
         except FileNotFoundError:
@@ -110,8 +115,9 @@ class Manifest:
                 "What both have finished is kept: run this command again."
             )
         self.generation, self.format = held + 1, schemas.FORMAT_VERSION
-        content = asdict(self)
-        write_json(path, {"format": content.pop("format"), **content})
+        # As it will be read back.
+        content = json.loads(json.dumps(asdict(self)))
+        write_json(path, {"format": content["format"], "digest": digest_json(content), **content})
 
     def require(self, stage: str, graph_dir: Path) -> Stage:
         """A finished stage.

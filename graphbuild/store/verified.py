@@ -1,7 +1,7 @@
 """Files compared with their digests once a version: what was found right is remembered by size, times and inode.
 
 A file whose size, time of change or inode is another is read again; the times are only ever a reason to read again, never
-a proof. What was found lies in `.verified.json` of the graph directory, or in the cache where that cannot be written.
+a proof. What was found lies among the records of the graph directory, or in the cache where that cannot be written.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 from graphbuild.errors import ArtifactError
 from graphbuild.store.cache import beside_or_cached
-from graphbuild.store.files import Receipt, damage, write_json
+from graphbuild.store.files import RECORDS, Receipt, damage, write_json
 
 VERIFY_VARIABLE = "GRAPHBUILD_VERIFY"
 """`0` (which `--no-verify` sets) leaves digests out, in this process and those that it starts."""
-FILE = ".verified.json"
+FILE = f"{RECORDS}/verified.json"
 _SETTLED_SECONDS = 3.0
 """A file changed less than this ago may change again within one tick of its file system's clock: it is not remembered."""
 
@@ -71,7 +71,7 @@ def _version(path: Path) -> list[int]:
 def _load(graph_dir: Path) -> dict[str, Any]:
     """What was found right before, by path; empty where that cannot be read: then it is found out again."""
     try:
-        known = json.loads((beside_or_cached(graph_dir, "verified") / FILE).read_text(encoding="utf-8"))
+        known = json.loads((beside_or_cached(graph_dir, RECORDS) / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}
@@ -80,4 +80,4 @@ def _load(graph_dir: Path) -> dict[str, Any]:
 def _remember(graph_dir: Path, found: dict[str, list[Any]]) -> None:
     # Two processes may each lose what the other one adds: it is found out again.
     with suppress(OSError):
-        write_json(beside_or_cached(graph_dir, "verified") / FILE, {**_load(graph_dir), **found})
+        write_json(beside_or_cached(graph_dir, RECORDS) / FILE, {**_load(graph_dir), **found})

@@ -101,6 +101,7 @@ def test_a_column_may_be_called_as_a_reader_is(graph_dir: Path) -> None:
 
 def _accept_size(graph_dir: Path, path: Path) -> None:
     manifest = json.loads((graph_dir / "graph.json").read_text())
+    del manifest["digest"]
     for stage in manifest["stages"].values():
         for name, receipt in stage["files"].items():
             if name == str(path.relative_to(graph_dir)):

@@ -31,6 +31,13 @@ def test_saved_manifest_loads_as_it_was(built: Manifest, tmp_path: Path) -> None
     assert Manifest.load(tmp_path) == built
 
 
+def test_a_manifest_that_claims_other_than_was_written_is_refused(built: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "graph.json"
+    path.write_text(path.read_text().replace('"texts": 1', '"texts": 3'))
+    with pytest.raises(ArtifactError, match=r"graph\.json: has other content than was written"):
+        Manifest.load(tmp_path)
+
+
 def test_equal_options_are_up_to_date_and_tuples_equal_lists(built: Manifest, tmp_path: Path) -> None:
     assert up_to_date(built, tmp_path, "knn", CONFIG, INPUTS, overwrite=False)
 

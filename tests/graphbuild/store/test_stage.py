@@ -47,6 +47,7 @@ def to_old_layout(graph_dir: Path) -> None:
             path.rename(graph_dir / path.relative_to(receipts))
     shutil.rmtree(graph_dir / RECORDS)
     manifest = json.loads((graph_dir / "graph.json").read_text())
+    del manifest["digest"]
     manifest["format"] = 1
     del manifest["generation"]
     files = manifest["stages"]["text"]["files"]
