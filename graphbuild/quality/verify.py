@@ -18,7 +18,7 @@ from graphbuild.errors import ArtifactError, ArtifactMismatch
 from graphbuild.quality.recall import Quality, asymmetric_pairs, measure
 from graphbuild.store import schemas
 from graphbuild.store.embeddings import embedding_blocks, require_aligned, require_unit_length
-from graphbuild.store.files import Receipt, damage
+from graphbuild.store.files import Receipt, damage, read_receipt, receipt_path
 from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.neighbors import Rows
@@ -97,6 +97,7 @@ def verify_graph(graph_dir: Path, *, exact_sample: int = _LEAST_SAMPLE, seed: in
     for stage in ("text",) if imported else ("text", "embed"):
         manifest.require(stage, graph_dir)
     receipts = [receipt for stage in manifest.stages.values() for receipt in stage.files.values()]
+    receipts += _picture_receipts(graph_dir, manifest)
     _check_digests(graph_dir, receipts)
     texts = _check_text_ids(graph_dir, manifest) if imported else _check_texts(graph_dir, manifest)
     samples = _check_samples(graph_dir, manifest, texts)
@@ -113,6 +114,15 @@ def verify_graph(graph_dir: Path, *, exact_sample: int = _LEAST_SAMPLE, seed: in
         recomputed_rows=knn.facts.get("recomputed_rows") if knn else None,
         quality=quality,
     )
+
+
+def _picture_receipts(graph_dir: Path, manifest: Manifest) -> list[Receipt]:
+    """Receipts of pictures that were drawn into the graph; those of other data sets lie elsewhere, and are not ours."""
+    images = manifest.dataset.get("images")
+    if not images or Path(images["path"]).is_absolute():
+        return []
+    records = receipt_path(graph_dir, f"{schemas.IMAGES}/any").parent.glob("*.json")
+    return [receipt for path in sorted(records) if (receipt := read_receipt(path)) is not None]
 
 
 def _check_digests(graph_dir: Path, receipts: list[Receipt]) -> None:

@@ -230,6 +230,16 @@ class Graph:
         """
         return load_embeddings(self.path, verify=self._verify)
 
+    @property
+    def tokenizer(self) -> Path:
+        """Return the folder of the encoder's tokenizer, after its files were compared with their receipts.
+
+        Raises:
+            ArtifactError: If one is missing or damaged.
+        """
+        self._verified("text", schemas.TOKENIZER)
+        return self.path / schemas.TOKENIZER
+
     def _files(self, stage: str, folder: str) -> list[Receipt]:
         return self.manifest.require(stage, self.path).in_folder(folder)
 

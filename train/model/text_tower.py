@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from graphbuild.errors import ArtifactError, OptionError
-from graphbuild.store import schemas
 from graphbuild.store.graph import Graph
 from graphbuild.system.progress import progress
 
@@ -148,5 +147,5 @@ def open_tokens(graph: Graph, length: int) -> tuple[TextTokens, int]:
     Raises:
         OptionError: If the graph has no tokenizer.
     """
-    tokenizer = Tokenizer(graph.path / schemas.TOKENIZER, length)
+    tokenizer = Tokenizer(graph.tokenizer, length)
     return TextTokens(graph, tokenizer), tokenizer.vocabulary

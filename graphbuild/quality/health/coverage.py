@@ -53,7 +53,7 @@ def measure_coverage(view: Frames, ids_s: npt.NDArray[np.integer[Any]]) -> Cover
     Returns:
         None for a graph without a tokenizer, such as an imported one.
     """
-    path = view.path / schemas.TOKENIZER / "tokenizer.json"
+    path = view.graph.tokenizer / "tokenizer.json"
     if not path.is_file():
         return None
     texts = view.texts_of(ids_s.tolist())

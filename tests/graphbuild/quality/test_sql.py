@@ -15,6 +15,7 @@ from helpers_graph import unit_rows, write_graph
 from graphbuild.cli import cli
 from graphbuild.errors import UserError, visible
 from graphbuild.quality.sql import run_sql
+from graphbuild.store.files import digest_file
 from graphbuild.system.answers import print_bytes
 
 HOSTILE = "a dog\x1b]0;owned\x07 \x9b31m \u202egod"
@@ -95,17 +96,17 @@ def test_a_column_may_be_called_as_a_reader_is(graph_dir: Path) -> None:
     samples = pq.read_table(path)
     columns = [*samples.column_names, "read_at"]
     pq.write_table(samples.append_column("read_at", [[1, 2]]).rename_columns(columns), path)
-    _accept_size(graph_dir, path)
+    _accept(graph_dir, path)
     assert json.loads(run_sql(graph_dir, "SELECT MAX(read_at) AS n FROM samples", form="json")) == [{"n": 2}]
 
 
-def _accept_size(graph_dir: Path, path: Path) -> None:
+def _accept(graph_dir: Path, path: Path) -> None:
     manifest = json.loads((graph_dir / "graph.json").read_text())
     del manifest["digest"]
     for stage in manifest["stages"].values():
         for name, receipt in stage["files"].items():
             if name == str(path.relative_to(graph_dir)):
-                receipt["bytes"] = path.stat().st_size
+                receipt.update(bytes=path.stat().st_size, digest=digest_file(path))
     (graph_dir / "graph.json").write_text(json.dumps(manifest))
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from helpers_embed import embed
 from helpers_graph import clustered_vectors, write_graph
 
 import graphbuild
 from graphbuild.errors import ArtifactError
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
+from graphbuild.quality.verify import verify_graph
 from graphbuild.store import schemas
 from graphbuild.store.files import Receipt, write_arrow
 from graphbuild.store.graph import Graph
@@ -168,3 +170,14 @@ def test_signs_of_patterns_and_partitions_in_a_folder_are_names(tmp_path: Path) 
     view = graphbuild.open(folder)
     assert view.texts.collect().columns == ["text_id", "text", "text_hash", "sample_count"]
     assert view.graph.texts().to_pylist()[4] == "text 4"
+
+
+def test_a_damaged_tokenizer_is_named_before_it_is_used_and_a_damaged_picture_by_verify(tmp_path: Path) -> None:
+    embed(tmp_path, None, "scenes", sources=("train=30,val=5",))
+    build_knn(tmp_path, KnnConfig(k=3))
+    flip(tmp_path / "images/val-00000.parquet")
+    with pytest.raises(ArtifactError, match=r"images/val-00000\.parquet has other bytes"):
+        verify_graph(tmp_path)
+    flip(tmp_path / "tokenizer/hashing.json", 5)
+    with pytest.raises(ArtifactError, match=r"tokenizer/hashing\.json has other bytes"):
+        _ = Graph.open(tmp_path).tokenizer
