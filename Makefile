@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 # Set in many containers; then every process compiles torch and transformers anew, which takes longer than most commands do.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-slow test-faults lint bench lock clean help
+.PHONY: setup demo test test-slow test-faults lint docs bench lock clean help
 
 help:  ## show what can be made
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,7 +31,7 @@ demo: setup  ## graphs, SimCLR and X-CLR on drawn scenes, and runs/demo/report.h
 test: setup  ## the default suite
 	@$(BIN)/python -m pytest tests
 
-test-slow: setup  ## tests of over 20 seconds each
+test-slow: setup  ## what takes over 20 seconds a test: the wheel, examples, the map in a browser
 	@$(BIN)/python -m pytest tests -m slow
 
 test-faults: setup  ## hundreds of random kills (slow)
@@ -44,6 +44,9 @@ lint: setup  ## ruff, mypy, import-linter, deptry, vulture
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/deptry .
 	@$(BIN)/vulture
+
+docs: setup  ## the documentation as a site, in docs/_build
+	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 
 bench: setup  ## every benchmark's table at a small size
 	@$(BIN)/python -m benchmarks
