@@ -234,6 +234,16 @@ def export(run: Path, out: Path | None, features: Path | None, data: str | None,
     _answer(export_run(run, out or run / "export", features=features, data=data), as_json)
 
 
+@cli.command()
+@click.argument("runs", metavar="[RUN]...", nargs=-1, type=click.Path(file_okay=False, path_type=Path), help="Folders of runs.")
+@json_option
+def status(runs: tuple[Path, ...], as_json: bool) -> None:
+    """Show where runs stand, and how to go on: those named, else all under runs/."""
+    from train.results.status import runs_status
+
+    _answer(runs_status(runs), as_json)
+
+
 def _answer(result: Any, as_json: bool) -> None:
     """Print a result; one process of a job speaks."""
     from graphbuild.system.progress import is_main_process
