@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from graphbuild.errors import OptionError
 from graphbuild.quality.fidelity import Fidelity, FidelityConfig, measure_fidelity
 from graphbuild.quality.health.result import Health
 from graphbuild.quality.report.figures import Figure, figures
@@ -111,9 +113,12 @@ def write_report(graph_dir: Path, out: Path | None = None, *, fidelity: bool = T
 
     Raises:
         ArtifactError: If the graph is not finished, or damaged.
-        OptionError: If there is nothing to measure.
+        OptionError: If there is nothing to measure, or a metrics.json of others would be replaced.
         SourceError: If a column or file named in the options is not there.
     """
+    out = out or graph_dir / schemas.REPORT / "report.html"
+    metrics = out.with_name("metrics.json")
+    _require_ours(metrics)
     view = GraphView(graph_dir)
     health = view.health(**options)
     found = _fidelity(view, health) if fidelity else None
@@ -133,11 +138,21 @@ def write_report(graph_dir: Path, out: Path | None = None, *, fidelity: bool = T
         pictures_note=note,
         made_of=_made_of(view),
     )
-    out = out or graph_dir / schemas.REPORT / "report.html"
-    metrics = out.with_name("metrics.json")
     write_text(out, render(page))
     write_json(metrics, health.to_json() | ({"fidelity": asdict(found)} if found else {}))
     return ReportResult(out=out, metrics=metrics, warnings=tuple(head for head, _ in warnings), bytes=out.stat().st_size)
+
+
+def _require_ours(metrics: Path) -> None:
+    """Refuse to replace a file that no report wrote: nobody named it."""
+    if not metrics.exists():
+        return
+    try:
+        held = json.loads(metrics.read_text(encoding="utf-8"))
+    except ValueError:
+        held = None
+    if not isinstance(held, dict) or not {"graph_dir", "measures"} <= held.keys():
+        raise OptionError(f"{metrics}: is there already, and no report wrote it. Move it, or choose another folder for --out.")
 
 
 def _fidelity(view: GraphView, health: Health) -> Fidelity | None:

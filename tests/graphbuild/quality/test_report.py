@@ -20,6 +20,7 @@ from helpers_graph import clustered_vectors, write_graph
 from PIL import Image
 
 from graphbuild.cli import cli
+from graphbuild.errors import OptionError
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.quality.report.write import write_report
@@ -245,3 +246,11 @@ def test_the_page_as_written_gives_no_console_message(chromium: str, page: str, 
     assert "CONSOLE" not in done.stderr, done.stderr
     with Image.open(shot) as image:
         assert len(np.unique(np.asarray(image.convert("L")))) > 10, "an empty page"
+
+
+def test_metrics_of_others_are_not_replaced(graph_dir: Path, tmp_path: Path) -> None:
+    for content in ('{"loss": 1}', "no json"):
+        (tmp_path / "metrics.json").write_text(content)
+        with pytest.raises(OptionError, match=r"metrics\.json: is there already, and no report wrote it"):
+            write_report(graph_dir, tmp_path / "page.html")
+        assert (tmp_path / "metrics.json").read_text() == content
