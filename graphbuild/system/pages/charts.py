@@ -53,16 +53,18 @@ class Axis:
 
 
 def linear_axis(label: str, low: float, high: float, *, percent: bool = False) -> Axis:
-    """About five round ticks between two values; the range grows to hold them."""
+    """Return an axis with about five round ticks between two values; the range grows to hold them."""
     step = _round_step((high - low) / 4 or 1.0)
     first, last = math.floor(low / step), math.ceil(high / step)
+    # A constant has a range, too: it lies on the line below.
+    last += first == last
     values = [round(i * step, 10) for i in range(first, last + 1)]
     shown = [f"{value:.0%}" if percent else f"{value:g}" for value in values]
     return Axis(label=label, low=values[0], high=values[-1], ticks=list(zip(values, shown, strict=True)))
 
 
 def log_axis(label: str, values: Sequence[float], marks: Sequence[float] | None = None) -> Axis:
-    """Decades (or the marks given) between the least and the largest value; all are positive."""
+    """Return an axis of decades (or the marks given) between the least and the largest value; all are positive."""
     low, high = min(values), max(values)
     if marks is None:
         marks = [10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
@@ -76,7 +78,7 @@ def _round_step(raw: float) -> float:
 
 
 def chart(x: Axis, y: Axis, *, lines: Sequence[Line] = (), bands: Sequence[Band] = (), bars: Sequence[Line] = ()) -> Markup:
-    """Bands, bars and lines over one another, in this order, on a grid.
+    """Draw bands, bars and lines over one another, in this order, on a grid; return an SVG element.
 
     Args:
         x: The horizontal axis.
@@ -96,7 +98,7 @@ def chart(x: Axis, y: Axis, *, lines: Sequence[Line] = (), bands: Sequence[Band]
 
 
 def legend(entries: Sequence[tuple[str, str]]) -> Markup:
-    """Names beside their colours: (name, style)."""
+    """Return names beside their colours: (name, style)."""
     items = (Markup('<span><i class="key {}"></i>{}</span>').format(style, name) for name, style in entries)
     return Markup('<div class="legend">{}</div>').format(Markup("").join(items))
 

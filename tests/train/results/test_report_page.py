@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from graphbuild.system.pages.charts import linear_axis
 from train.results.report.figures import Curve, line_chart, matrix_image, off_diagonal_range, picture
 from train.results.report.page import (
     Cell,
@@ -114,6 +115,11 @@ def test_a_curve_of_one_point_is_a_dot_and_a_seventh_run_has_a_colour() -> None:
     chart = line_chart([Curve("a", 6, [5], [1])], x_label="step", y_label="nats")
     assert chart is not None
     assert 'class="dot run-0"' in chart
+
+
+def test_a_constant_has_an_axis_of_its_own() -> None:
+    axis = linear_axis("hit rate", 31, 31)
+    assert (axis.low, axis.high, [text for _, text in axis.ticks]) == (31, 32, ["31", "32"])
 
 
 def test_chart_of_a_long_run_stays_small() -> None:

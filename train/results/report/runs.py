@@ -230,5 +230,5 @@ def curves(runs: Sequence[RunRecord]) -> tuple[CurveFigure, ...]:
         ]
         svg = line_chart(drawn, x_label="step", y_label=unit)
         if svg is not None:
-            figures.append(CurveFigure(title, svg, caption))
+            figures.append(CurveFigure(f"{title} ({unit})", svg, caption))
     return tuple(figures)
