@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from train.evaluate.options import EvalOptions
-from train.evaluate.run import EVAL_FILE, TRAINED, UNTRAINED, evaluate_run
+from train.evaluate.run import evaluate_run
 from train.run.checkpoint import RECEIPT, WEIGHTS, checkpoints
-from train.run.folder import CONFIG_FILE, read_run_config
+from train.run.folder import CONFIG_FILE, EVAL_FILE, TRAINED, UNTRAINED, read_run_config
 
 SCORES = (("knn_top1", "kNN"), ("linear_top1", "linear"))
 

@@ -21,8 +21,7 @@ from pipelines.study.jobs import claim, run_jobs
 from pipelines.study.plan import ARMS, COMMON, SCENES, Arm, Planned
 from pipelines.study.scenes import COLUMNS, prepare_scenes
 from pipelines.study.tables import write_gaps_figure, write_tables
-from train.results.compare.arms import EVAL_FILE
-from train.run.folder import CONFIG_FILE, read_run_config
+from train.run.folder import CONFIG_FILE, EVAL_FILE, read_run_config
 
 if TYPE_CHECKING:
     from train.config import ModelName, TrainConfig

@@ -11,9 +11,9 @@ from pathlib import Path
 from graphbuild.store.files import atomic_path
 from pipelines.study.figure import draw_gaps
 from pipelines.study.plan import ARMS, CAPTIONS, SCENES, controls
-from train.results.compare.arms import EVAL_FILE
 from train.results.compare.differences import Difference
 from train.results.compare.table import ALIKE, HEADLINES, UNKNOWN, Comparison, compare, markdown_table
+from train.run.folder import EVAL_FILE
 
 _GAPS_NOTE = (
     "Less the same weights between other texts, in percent (severity in edges) ± 95 % interval, paired by seed. "

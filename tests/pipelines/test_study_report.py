@@ -19,10 +19,9 @@ from pipelines.study.figure import draw_gaps
 from pipelines.study.plan import controls
 from pipelines.study.tables import write_gaps_figure, write_tables
 from train.config import ModelName
-from train.results.compare.arms import EVAL_FILE
 from train.results.compare.differences import Difference
 from train.results.compare.table import compare
-from train.run.folder import CONFIG_FILE
+from train.run.folder import CONFIG_FILE, EVAL_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = (ROOT / "docs/study.md").read_text(encoding="utf-8")

@@ -35,12 +35,10 @@ from train.evaluate.protocols.zero_shot import read_templates, zero_shot_scores
 from train.model.encoders import Encoder, has_fast_bfloat16
 from train.model.text_tower import TextTower, Tokenizer
 from train.run.checkpoint import TEXT_TOWER, load_text_tower
-from train.run.folder import read_run_config
+from train.run.folder import EVAL_FILE, TRAINED, UNTRAINED, read_run_config
 from train.run.loop import settle
 from train.run.trainer import build_model
 
-EVAL_FILE = "eval.json"
-TRAINED, UNTRAINED = "trained", "untrained"
 _HIDDEN = ("classes", "n_train", "n_test", "unlabelled", "unseen", "linear_l2", "images")
 """Scores that the table for people leaves out."""
 _COUNTED = ("severity", "severity_all", "severity_chance", "held_out_classes")

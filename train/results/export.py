@@ -25,7 +25,7 @@ from train.model.encoders import Encoder, has_fast_bfloat16
 from train.model.weights import dump_weights
 from train.results.model_card import INTRODUCTION, model_card
 from train.run.checkpoint import WEIGHTS, checkpoints, load_encoder, read_checkpoint
-from train.run.folder import read_run_config
+from train.run.folder import EVAL_FILE, TRAINED, read_run_config
 from train.run.loop import settle
 from train.run.metrics import read_metrics
 
@@ -174,9 +174,9 @@ def _fingerprint(run_dir: Path) -> str | None:
 
 
 def _scores(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "eval.json"
+    path = run_dir / EVAL_FILE
     if not path.exists() or path.stat().st_mtime < (run_dir / WEIGHTS).stat().st_mtime:
         return {}
     stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    rows = (stored.get("scores") or {}).get("trained") or {}
+    rows = (stored.get("scores") or {}).get(TRAINED) or {}
     return {column: row for column, row in rows.items() if {"knn_top1", "linear_top1"} <= set(row)}

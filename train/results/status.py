@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 from graphbuild.errors import OptionError
 from graphbuild.system.answers import plain, render, table
-from train.evaluate.run import EVAL_FILE
 from train.run.checkpoint import WEIGHTS, checkpoints
-from train.run.folder import CONFIG_FILE, read_run_config
+from train.run.folder import CONFIG_FILE, EVAL_FILE, read_run_config
 from train.run.metrics import read_metrics
 
 _RUNS = Path("runs")

@@ -23,8 +23,11 @@ LOCK_FILE = ".lock"
 _OURS = (WEIGHTS, TEXT_TOWER, METRICS_FILE, EVENTS_FILE, CONFIG_FILE)
 _FOLDERS = {FOLDER: "*step-*", "features": "*.safetensors", "tensorboard": "events.out.tfevents.*"}
 """Folders of a run, and what it writes there; `*step-*` takes a killed process's unfinished checkpoint, too."""
+EVAL_FILE = "eval.json"
+TRAINED, UNTRAINED = "trained", "untrained"
+"""The two encoders whose scores it holds."""
 # Scores and pictures of an earlier run would be taken for those of the new one.
-_DERIVED = ("eval.json", "report.html")
+_DERIVED = (EVAL_FILE, "report.html")
 _MARKS = {"objective", "model", "batch_size", "epochs", "seed", "precision"}
 """Some of what every run's configuration holds."""
 _BY_MACHINE = ("precision", "load_size", "lr")

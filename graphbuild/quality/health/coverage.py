@@ -60,7 +60,7 @@ def measure_coverage(view: Frames, ids_s: npt.NDArray[np.integer[Any]]) -> Cover
     covered = Vocabulary.read(path).covers(texts[schemas.TEXT].to_list())
     uncovered = [text_id for text_id, known in zip(texts[schemas.TEXT_ID].to_list(), covered, strict=True) if not known]
     counts = view.manifest.counts
-    counted = counts.get("unknown_texts", 0) / max(counts.get("texts", 1), 1)
+    counted = counts.get("unknown_captions", 0) / max(counts.get("captions", 1), 1)
     return Coverage(max(len(uncovered) / max(len(texts), 1), counted), uncovered)
 
 

@@ -107,9 +107,9 @@ def test_a_graph_without_a_tokenizer_is_not_judged(foreign: Path) -> None:
     assert graphbuild.open(foreign).health(batch_size=8).measure("uncovered") is None
 
 
-def test_what_embed_counted_of_all_texts_counts_where_the_sample_has_less(tmp_path: Path, built_in: Path) -> None:
+def test_what_embed_counted_of_all_captions_counts_where_the_sample_has_less(tmp_path: Path, built_in: Path) -> None:
     view = graphbuild.open(with_tokenizer(tmp_path, [f"{ENGLISH[i % 5]} {i}" for i in range(60)], built_in))
-    view.manifest.counts["unknown_texts"] = 12
+    view.manifest.counts |= {"unknown_captions": 12, "captions": 60}
     found = view.health(batch_size=8).measure("uncovered")
     assert found is not None
     assert found.value == pytest.approx(0.2)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from graphbuild.errors import ArtifactError, OptionError
 from train.config import TrainConfig
-from train.run.folder import read_run_config
+from train.run.folder import EVAL_FILE, TRAINED, read_run_config
 
-EVAL_FILE, TRAINED = "eval.json", "trained"
 _SEED_FOLDER = re.compile(r"seed-\d+")
 _NUMBER = re.compile(r"[-_](seed[-_]?)?\d+$")
 

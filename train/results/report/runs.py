@@ -11,11 +11,11 @@ from typing import Any
 
 from graphbuild.errors import ArtifactError
 from train.config import TrainConfig
-from train.evaluate.run import EVAL_FILE, TRAINED, UNTRAINED, Scores
+from train.evaluate.run import Scores
 from train.results.report.figures import Curve, line_chart
 from train.results.report.page import Cell, CurveFigure, ResultRow, Results, same_for_all
 from train.run.checkpoint import WEIGHTS
-from train.run.folder import read_run_config
+from train.run.folder import EVAL_FILE, TRAINED, UNTRAINED, read_run_config
 from train.run.metrics import EVENTS_FILE, read_lines, read_metrics
 
 _Z = 1.96
