@@ -40,7 +40,10 @@ def conceptual_recipe(name: str, title: str, *, epochs: int) -> Recipe:
             "batch_size": 1024,
             "batches": "neighbors",
             "epochs": epochs,
+            # SimCLR's settings for photographs (arXiv 2002.05709, appendix A).
             "augment": "simclr",
+            "color_strength": 1.0,
+            "crop_min": 0.08,
             "optimizer": "lars",
             "lr": 0.075,
             "lr_scaling": "sqrt",

@@ -16,8 +16,9 @@ import torch
 from graphbuild.errors import ArtifactError, UserError
 from graphbuild.store.files import damage
 from graphbuild.store.manifest import Manifest
+from graphbuild.system.pictures import UnreadablePicture
 from train.config import TrainConfig
-from train.data.base import ImageSource, UnreadableImage, decode
+from train.data.base import ImageSource, decode
 from train.data.prepare import OpenData, load_data, open_data
 from train.data.sources import open_images
 from train.data.store import choose_load_size
@@ -93,7 +94,7 @@ def _data(config: TrainConfig, found: DryRun) -> ImageSource:
     for row, image in zip(rows, images, strict=True):
         try:
             decode(image, size)
-        except UnreadableImage as error:
+        except UnreadablePicture as error:
             failed.append(f"{source.sample_ids[row]}: {error}")
     rate = len(rows) / (time.perf_counter() - began)
     mean = np.mean([len(image) for image in images if isinstance(image, bytes)] or [0])

@@ -144,10 +144,14 @@ class TrainConfig:
     """Width of the embedding that the loss sees."""
     projector_hidden: Positive = 512
     """Width of the projector's hidden layer."""
+    projector_bn: bool = False
+    """End the projector in a BatchNorm, as SimCLR's does."""
     augment: AugmentName = "simclr"
     """How views are made."""
     crop_min: Fraction = 0.2
-    """Smallest share of an image's area that a crop keeps."""
+    """Smallest share of an image's area that a crop keeps; SimCLR has 0.08 on ImageNet."""
+    color_strength: NonNegative = 0.5
+    """Strength of the simclr augmentation's colour jitter; SimCLR has 1 on ImageNet, 0.5 on CIFAR."""
     seed: Count = 0
     """Decides weights, batches, captions and augmentations."""
     precision: Precision = "auto"

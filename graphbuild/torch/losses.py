@@ -154,15 +154,23 @@ class _Tiles(torch.autograd.Function):
 
 
 class LogitScale(nn.Module):
-    """CLIP's learned scale exp(t) <= 100, initially 1 / 0.07."""
+    """CLIP's learned scale exp(t), initially 1 / 0.07; `limit` after every step keeps it from 1 to 100, as open_clip does.
+
+    A limit on the output would end learning there: beyond it the gradient is zero, and the scale never comes back.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def forward(self) -> Tensor:
-        """The scale; a scalar."""
-        return self.log_scale.exp().clamp(max=100.0)
+        """Return the scale; a scalar."""
+        return self.log_scale.exp()
+
+    @torch.no_grad()
+    def limit(self) -> None:
+        """Bring the parameter back into its range."""
+        self.log_scale.clamp_(0, math.log(100))
 
 
 def clip_loss(images_BD: Tensor, texts_BD: Tensor, scale: Tensor, text_ids_B: Tensor, anchors: range, *, tile: int) -> SoftLoss:

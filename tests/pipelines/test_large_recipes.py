@@ -47,12 +47,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write_imagenet(root: Path) -> None:
     """Four of the classes, with the file names of the publisher."""
-    for split, count in (("train", 8), ("val", 3)):
+    for split, first, count in (("train", 0, 8), ("val", 8, 3)):
         for number, one in enumerate(read_classes()[:4]):
             (root / split / one.folder).mkdir(parents=True)
             for i in range(count):
                 name = f"{one.folder}_{i}.JPEG" if split == "train" else f"ILSVRC2012_val_{i:08d}.JPEG"
-                (root / split / one.folder / name).write_bytes(encode(draw(5 * i + number, height=20, width=24), "jpeg"))
+                (root / split / one.folder / name).write_bytes(encode(draw(5 * (first + i) + number, height=20, width=24), "jpeg"))
 
 
 def test_imagenet_recipe_goes_from_prompts_to_scores_and_a_report(place: Path) -> None:

@@ -5,7 +5,7 @@ Cropping, resizing, flipping and blurring are matrix products: a view is A x B^T
 for columns, which is what antialiased bilinear resizing is, on a CPU as on a GPU. All parameters come from one CPU
 generator, seeded by (seed, epoch, step), so a resumed run and another device draw the same ones.
 
-SimCLR's recipe is that of arXiv 2002.05709, appendix A, with the colour strength of its CIFAR experiments (0.5).
+SimCLR's recipe is that of arXiv 2002.05709, appendix A; by default with the colour strength of its CIFAR experiments (0.5).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ STD = (0.229, 0.224, 0.225)
 _ATTEMPTS = 10
 _RATIO = (3 / 4, 4 / 3)
 _JITTER_SHARE, _GRAY_SHARE, _BLUR_SHARE = 0.8, 0.2, 0.5
-_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 0.4, 0.4, 0.4, 0.1
+_STRENGTHS = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+"""At a colour strength of 1."""
 _BLUR_SIGMA = (0.1 / 224, 2.0 / 224)
 """In view widths: the paper's 0.1 to 2 pixels at 224."""
 _LEAST_BLUR = 0.3
@@ -51,15 +52,21 @@ class Colours:
     """Width of the blur in pixels; (n,)."""
 
     @classmethod
-    def draw(cls, count: int, size: int, generator: torch.Generator) -> Colours:
-        """Draw all of them; `size` is S."""
+    def draw(cls, count: int, size: int, generator: torch.Generator, *, strength: float = 0.5) -> Colours:
+        """Draw the parameters of all views.
+
+        Args:
+            count: n.
+            size: S.
+            generator: On the CPU.
+            strength: Of the jitter; the paper has 1 for ImageNet, 0.5 for CIFAR.
+        """
         jittered = torch.rand(count, generator=generator) < _JITTER_SHARE
-        strengths = {"brightness": _BRIGHTNESS, "contrast": _CONTRAST, "saturation": _SATURATION, "hue": _HUE}
         factors = {}
-        for name, strength in strengths.items():
+        for name, most in _STRENGTHS.items():
             neutral = 0.0 if name == "hue" else 1.0
             # No image is picked out, which a GPU would have to wait for: the others get what changes nothing.
-            drawn = neutral + strength * (2 * torch.rand(count, generator=generator) - 1)
+            drawn = neutral + strength * most * (2 * torch.rand(count, generator=generator) - 1)
             factors[name] = torch.where(jittered, drawn, neutral)
         # One order for the batch: each image's own order is as uniform as if it were drawn alone.
         order = tuple(list(factors)[index] for index in torch.randperm(len(factors), generator=generator).tolist())
@@ -91,6 +98,8 @@ class Augmenter:
     """S."""
     crop_min: float = 0.2
     """Smallest share of an image's area that a crop keeps."""
+    color_strength: float = 0.5
+    """Of SimCLR's colour jitter."""
 
     def two_views(
         self, pixels: Tensor, sizes: Tensor, *, seed: int, epoch: int, step: int, rank: int = 0, count: int = 2
@@ -124,7 +133,7 @@ class Augmenter:
             boxes = random_boxes(sizes, generator, scale=(self.crop_min, 1.0))
             flips = torch.rand(count, generator=generator) < 0.5
         if self.name == "simclr":
-            colours = Colours.draw(count, self.size, generator)
+            colours = Colours.draw(count, self.size, generator, strength=self.color_strength)
         for which in _chunks(pixels, self.size):
             images = pixels[which].float().div_(255)
             view = resized_crop(images, boxes[which], sizes[which], self.size, flips=flips[which])

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from graphbuild.errors import OptionError, ResourceError, SourceError
+from graphbuild.system.pictures import UnreadablePicture
 from graphbuild.system.progress import progress
 from train.config import OnDeviceName
-from train.data.base import Bool, ImageSource, Int32, Int64, UInt8, UnreadableImage, decode, short_side
+from train.data.base import Bool, Encoded, ImageSource, Int32, Int64, UInt8, decode, short_side
 
+Decoder = Callable[[Encoded, int], tuple[UInt8, tuple[int, int]]]
 _CHUNK = 256
 _PROBED = 64
 _SHARE_OF_FREE = 0.3
@@ -87,6 +89,7 @@ class ImageStore:
         indices: Int64 | None = None,
         workers: int = 2,
         cache_bytes: int = 4 << 30,
+        decoder: Decoder = decode,
     ) -> None:
         """Decode everything, if it fits.
 
@@ -97,11 +100,12 @@ class ImageStore:
             indices: The images of the source that are wanted; None: all. Rows of the store are positions in here.
             workers: Threads that decode.
             cache_bytes: Decoded images are held up to this size.
+            decoder: Makes L x L pixels of an image's bytes, and says what height and width they stand for.
 
         Raises:
             SourceError: If too many images cannot be read.
         """
-        self.source, self.size = source, size
+        self.source, self.size, self._decoder = source, size, decoder
         self._indices = np.arange(len(source)) if indices is None else np.asarray(indices)
         self._corrupt, self._workers = corrupt, max(1, workers)
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="decode")
@@ -202,8 +206,8 @@ class ImageStore:
             items = self.source.encoded(self._indices[rows[positions]].tolist())
             for position, item in zip(positions, items, strict=True):
                 try:
-                    pixels[position], sizes[position] = decode(item, self.size)
-                except UnreadableImage as error:
+                    pixels[position], sizes[position] = self._decoder(item, self.size)
+                except UnreadablePicture as error:
                     reasons[position] = str(error)
                     self.readable[rows[position]] = False
 

@@ -14,7 +14,7 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from train.data.base import ImageSource
+from train.data.base import ImageSource, decode_centre
 from train.data.store import CorruptImages, ImageStore
 from train.evaluate.features import Features, extract_features
 from train.evaluate.images import Images
@@ -32,8 +32,6 @@ class Extraction:
     folder: Path | None
     """None: they are not kept."""
     device: torch.device
-    load_size: int
-    """Height and width at which images are held."""
     bfloat16: bool = False
     workers: int = 2
     max_corrupt: int = 100
@@ -45,7 +43,7 @@ class Extraction:
             hasher.update(name.encode())
             # As bytes: NumPy knows no bfloat16.
             hasher.update(weights.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        hasher.update(f"{images} centre {encoder.image_size} of {self.load_size} bfloat16 {self.bfloat16}".encode())
+        hasher.update(f"{images} centred square of {encoder.image_size} bfloat16 {self.bfloat16}".encode())
         return hasher.hexdigest()
 
 
@@ -77,7 +75,9 @@ def features_of(encoders: Sequence[Encoder], images: Images, how: Extraction, *,
 def _extract(encoders: Sequence[Encoder], source: ImageSource, how: Extraction, label: str) -> Features:
     corrupt = CorruptImages(source.name, how.max_corrupt)
     # Each image is read once, so that holding them all would only take memory.
-    store = ImageStore(source, size=how.load_size, corrupt=corrupt, workers=how.workers, cache_bytes=0)
+    store = ImageStore(
+        source, size=encoders[0].image_size, corrupt=corrupt, workers=how.workers, cache_bytes=0, decoder=decode_centre
+    )
     try:
         return extract_features(encoders, store, device=how.device, bfloat16=how.bfloat16, label=label)
     finally:

@@ -12,8 +12,6 @@ import torch
 from graphbuild.store import schemas
 from graphbuild.store.files import write_json
 from train.config import TrainConfig
-from train.data.base import ImageSource
-from train.data.store import choose_load_size
 from train.evaluate.cache import FOLDER, Extraction, features_of
 from train.evaluate.data import EvalData
 from train.evaluate.encoders import SUFFIX, read_encoder
@@ -224,16 +222,15 @@ class _Evaluation:
     def _features(self, images: Images, label: str) -> Features:
         """Features of images by every encoder; computed once."""
         if images not in self._extracted:
-            how = self._extraction(images.source)
+            how = self._extraction()
             self._extracted[images] = features_of(list(self.encoders.values()), images, how, label=label)
         return self._extracted[images]
 
-    def _extraction(self, source: ImageSource) -> Extraction:
+    def _extraction(self) -> Extraction:
         config = self.config
         return Extraction(
             folder=_beside(self.path, FOLDER) if self.options.cache else None,
             device=self.device,
-            load_size=config.load_size or choose_load_size(source, config.image_size),
             # The run's arithmetic, but not where it would be a hundred times slower than float32.
             bfloat16=config.precision == "bfloat16" and has_fast_bfloat16(self.device),
             workers=config.workers,
@@ -257,4 +254,5 @@ def _config_of(encoder: Encoder) -> TrainConfig:
         image_size=encoder.image_size,
         projector_hidden=encoder.projector_hidden,
         projector_dim=encoder.projector_dim,
+        projector_bn=encoder.projector_bn,
     )

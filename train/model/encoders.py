@@ -38,7 +38,9 @@ class SmallNet(nn.Sequential):
 class Encoder(nn.Module):
     """A backbone, whose features are what is kept and evaluated, and a projector, which only the loss sees."""
 
-    def __init__(self, name: ModelName, *, image_size: int, projector_hidden: int, projector_dim: int) -> None:
+    def __init__(
+        self, name: ModelName, *, image_size: int, projector_hidden: int, projector_dim: int, projector_bn: bool = False
+    ) -> None:
         """Build it with random weights from the global generator.
 
         Args:
@@ -46,16 +48,18 @@ class Encoder(nn.Module):
             image_size: S; decides the stem of a ResNet.
             projector_hidden: Width of the projector's hidden layer.
             projector_dim: D.
+            projector_bn: Whether the projector ends in a BatchNorm, as SimCLR's does (arXiv 2002.05709).
         """
         super().__init__()
         self.name, self.image_size = name, image_size
-        self.projector_hidden, self.projector_dim = projector_hidden, projector_dim
+        self.projector_hidden, self.projector_dim, self.projector_bn = projector_hidden, projector_dim, projector_bn
         self.backbone, self.feature_dim = build_backbone(name, image_size)
         self.projector = nn.Sequential(
             nn.Linear(self.feature_dim, projector_hidden, bias=False),
             nn.BatchNorm1d(projector_hidden),
             nn.ReLU(inplace=True),
-            nn.Linear(projector_hidden, projector_dim),
+            nn.Linear(projector_hidden, projector_dim, bias=not projector_bn),
+            *([nn.BatchNorm1d(projector_dim)] if projector_bn else []),
         )
 
     def forward(self, views: Tensor) -> Tensor:

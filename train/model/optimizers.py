@@ -28,7 +28,8 @@ def peak_lr(config: TrainConfig) -> float:
 def build_optimizer(config: TrainConfig, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
     """The optimiser of a settled configuration, in one kernel where the device has it.
 
-    LARS (arXiv 1708.03888) adapts kernels and matrices, and leaves biases and normalisation alone, as SimCLR has it.
+    LARS (arXiv 1708.03888) adapts the steps of kernels and matrices, with weight decay or without, and leaves biases and
+    normalisation alone, as SimCLR has it.
     """
     groups, lr = weight_groups(model, config.weight_decay), peak_lr(config)
     # On a CPU the fused kernels round otherwise, and gain nothing.
@@ -39,4 +40,6 @@ def build_optimizer(config: TrainConfig, model: nn.Module, device: torch.device)
         return torch.optim.AdamW(groups, lr=lr, betas=(config.momentum, 0.999), fused=fused)
     from timm.optim.lars import Lars
 
-    return Lars(groups, lr=lr, momentum=config.momentum)
+    adapted, plain = groups
+    # By default timm's adapts only what has weight decay: without any it would be plain SGD.
+    return Lars([{**adapted, "always_adapt": True}, plain], lr=lr, momentum=config.momentum)

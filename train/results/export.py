@@ -17,6 +17,7 @@ from graphbuild.errors import ArtifactError, OptionError
 from graphbuild.store.files import atomic_path, write_bytes
 from graphbuild.store.graph import Graph
 from train.config import TrainConfig
+from train.data.base import decode_centre
 from train.data.prepare import absolute, is_parquet
 from train.data.sources import open_images
 from train.data.store import CorruptImages, ImageStore
@@ -105,7 +106,9 @@ def write_features(path: Path, encoder: Encoder, config: TrainConfig, data: str 
     id_column = config.id_column if parquet or data is None else None
     source = open_images(absolute(chosen), image_column=config.image_column if parquet else None, id_column=id_column)
     corrupt = CorruptImages(source.name, config.max_corrupt)
-    store = ImageStore(source, size=config.load_size, corrupt=corrupt, workers=config.workers, cache_bytes=0)
+    store = ImageStore(
+        source, size=config.image_size, corrupt=corrupt, workers=config.workers, cache_bytes=0, decoder=decode_centre
+    )
     half = config.precision == "bfloat16" and has_fast_bfloat16(device)
     kind = pa.list_(pa.field("item", pa.float32(), nullable=False), encoder.feature_dim)
     schema = pa.schema([pa.field("sample_id", pa.string(), nullable=False), pa.field("feature", kind, nullable=False)])

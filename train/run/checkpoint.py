@@ -147,6 +147,7 @@ def save_encoder(path: Path, encoder: Encoder) -> None:
         "feature_dim": str(encoder.feature_dim),
         "projector_hidden": str(encoder.projector_hidden),
         "projector_dim": str(encoder.projector_dim),
+        **({"projector_bn": "true"} if encoder.projector_bn else {}),
     }
     save_weights(path, encoder.state_dict(), metadata)
 
@@ -172,6 +173,7 @@ def load_encoder(run_dir: Path) -> Encoder:
             image_size=int(facts["image_size"]),
             projector_hidden=int(facts["projector_hidden"]),
             projector_dim=int(facts["projector_dim"]),
+            projector_bn=facts.get("projector_bn") == "true",
         )
         encoder.load_state_dict(weights)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:

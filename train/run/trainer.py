@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from graphbuild.errors import UserError
 from graphbuild.system.allocator import keep_freed_memory
 from graphbuild.targets.batches import Batch
+from graphbuild.torch.losses import LogitScale
 from train.config import TrainConfig
 from train.data.augment import Augmenter
 from train.data.base import Int64
@@ -65,11 +66,12 @@ class Trainer:
             steps_per_epoch=self.batches.steps_per_epoch,
             warmup_epochs=config.warmup_epochs,
         )
-        self.augment = Augmenter(config.augment, config.image_size, config.crop_min)
+        self.augment = Augmenter(config.augment, config.image_size, config.crop_min, config.color_strength)
         self.model = self.learner.module
         if ranks.count > 1 and self.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
         self.optimizer = build_optimizer(config, self.model, self.device)
+        self._scales = [module for module in self.model.modules() if isinstance(module, LogitScale)]
         self.step = 0
         """Steps done."""
         self.images_seen = 0
@@ -166,6 +168,8 @@ class Trainer:
         self.ranks.average_gradients(self.model, self.device)
         report = StepReport(self, batch.epoch, lr, target, outcome, len(samples))
         self.optimizer.step()
+        for scale in self._scales:
+            scale.limit()
         self.step += 1
         self.images_seen += len(samples)
         return report
@@ -276,6 +280,7 @@ def build_model(config: TrainConfig, device: torch.device) -> Encoder:
             image_size=config.image_size,
             projector_hidden=config.projector_hidden,
             projector_dim=config.projector_dim,
+            projector_bn=config.projector_bn,
         )
         if config.init is not None:
             load_backbone(model, config.init)

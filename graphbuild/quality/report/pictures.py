@@ -70,16 +70,13 @@ def _from_folder(graph_dir: Path, dataset: dict[str, Any], sample_ids: list[str]
 
 
 def _shrink(data: bytes | None, pixels: int) -> bytes | None:
-    from PIL import Image, UnidentifiedImageError
+    from graphbuild.system.pictures import UnreadablePicture, open_picture, to_rgb
 
-    if not data:
-        return None
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            small = image.convert("RGB")
-            small.thumbnail((pixels, pixels))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError):
+        small = to_rgb(open_picture(data), at_least=pixels)
+    except UnreadablePicture:
         return None
+    small.thumbnail((pixels, pixels))
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=80)
     return buffer.getvalue()

@@ -200,7 +200,12 @@ def test_logit_scale_starts_at_the_inverse_of_007_and_ends_at_100() -> None:
     assert scale().item() == pytest.approx(1 / 0.07)
     with torch.no_grad():
         scale.log_scale.fill_(9.0)
-    assert scale().item() == 100.0
+    scale.limit()
+    assert scale().item() == pytest.approx(100.0)
+    # At the limit there is still a gradient that leads back.
+    scale().backward()
+    assert scale.log_scale.grad is not None
+    assert scale.log_scale.grad.item() == pytest.approx(100.0)
 
 
 @pytest.mark.parametrize("tile", [1, 3, 10])

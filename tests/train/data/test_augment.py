@@ -178,3 +178,12 @@ def test_views_are_distributed_as_those_of_torchvision_one_image_at_a_time() -> 
 
     assert least_p_value(0.2) > 1e-3
     assert least_p_value(0.5) < 1e-6, "the test would not notice other crops"
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+def test_colours_reach_as_far_as_simclrs_at_their_strength(strength: float) -> None:
+    found = Colours.draw(20_000, 32, torch.Generator().manual_seed(0), strength=strength)
+    # get_color_distortion of arXiv 2002.05709, appendix A: 0.8 s, 0.8 s, 0.8 s and 0.2 s.
+    for name, most in (("brightness", 0.8), ("contrast", 0.8), ("saturation", 0.8), ("hue", 0.2)):
+        neutral = 0.0 if name == "hue" else 1.0
+        assert float((found.factors[name] - neutral).abs().max()) == pytest.approx(most * strength, rel=1e-2)

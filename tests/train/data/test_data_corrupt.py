@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from graphbuild.errors import SourceError
+from graphbuild.system.pictures import UnreadablePicture
 from graphbuild.targets.batches import Batch, NeighborBatches, RandomBatches
-from train.data.base import UnreadableImage, decode
+from train.data.base import decode
 from train.data.prepare import TrainingData, prepare
 from train.run.loop import settle
 from train.run.trainer import Trainer
@@ -30,7 +31,7 @@ def test_damaged_bytes_are_a_picture_or_unreadable_and_nothing_else(kind: bytes,
         data[place % len(data)] ^= 0x55
     try:
         pixels, _ = decode(bytes(data), 16)
-    except UnreadableImage:
+    except UnreadablePicture:
         return
     assert pixels.shape == (3, 16, 16)
 
@@ -38,7 +39,7 @@ def test_damaged_bytes_are_a_picture_or_unreadable_and_nothing_else(kind: bytes,
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.97])
 @pytest.mark.parametrize("whole", [JPEG, PNG], ids=["jpeg", "png"])
 def test_picture_cut_short_is_unreadable(whole: bytes, share: float) -> None:
-    with pytest.raises(UnreadableImage):
+    with pytest.raises(UnreadablePicture):
         decode(whole[: int(share * len(whole))], 16)
 
 
@@ -46,7 +47,7 @@ def test_png_with_wrong_bytes_is_unreadable() -> None:
     wrong = bytearray(PNG)
     start = PNG.index(b"IDAT") + 4
     wrong[start + 200 : start + 260] = bytes(60)
-    with pytest.raises(UnreadableImage):
+    with pytest.raises(UnreadablePicture):
         decode(bytes(wrong), 16)
 
 

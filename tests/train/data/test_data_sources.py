@@ -14,7 +14,8 @@ from helpers_train import CLASSES, draw, encode, write_images
 from PIL import Image
 
 from graphbuild.errors import OptionError, SourceError
-from train.data.base import UnreadableImage, decode, short_side
+from graphbuild.system.pictures import UnreadablePicture
+from train.data.base import decode, short_side
 from train.data.sources import open_images, recorded_images
 
 
@@ -165,7 +166,7 @@ def test_cmyk_jpeg_decodes() -> None:
     "item", [None, b"", b"not an image", encode(draw(0))[:60], encode(draw(0, height=64, width=64), "jpeg")[:400]]
 )
 def test_what_is_no_whole_image_is_unreadable(item: bytes | None) -> None:
-    with pytest.raises(UnreadableImage):
+    with pytest.raises(UnreadablePicture):
         decode(item, 8)
 
 

@@ -184,11 +184,22 @@ def test_states_are_split_by_image_or_by_the_published_pairs(tmp_path: Path) -> 
     assert len(images.sources["mit-states"].source) == 40
     colours = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
     scores = images.scores({"mit-states": Found(np.arange(40), colours)})
-    assert {name: found["n_test"] for name, found in scores.items()} == {"mit-states attribute": 8, "mit-states object": 8}
+    assert {name: found["n_test"] for name, found in scores.items()} == {"mit-states attribute": 20, "mit-states object": 20}
     (tmp_path / "compositional-split").mkdir()
     (tmp_path / "compositional-split/test_pairs.txt").write_text("ripe apple\n")
     split = MitStates(tmp_path).scores({"mit-states": Found(np.arange(40), colours)})
     assert split["mit-states object"]["n_test"] == 10
+
+
+def test_no_question_is_about_an_attribute_or_object_that_was_never_learned(tmp_path: Path) -> None:
+    write_states(tmp_path)
+    (tmp_path / "compositional-split").mkdir()
+    # Every picture of "ripe" is in the test set; its objects are in both.
+    ripe = [path.name for path in (tmp_path / "images").iterdir() if path.name.startswith("ripe ")]
+    (tmp_path / "compositional-split/test_pairs.txt").write_text("\n".join(ripe) + "\n")
+    colours = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(SourceError, match="0 to classify"):
+        MitStates(tmp_path).scores({"mit-states": Found(np.arange(40), colours)})
 
 
 def test_a_folder_that_names_no_pair_is_told(tmp_path: Path) -> None:

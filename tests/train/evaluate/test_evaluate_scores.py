@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from graphbuild.errors import SourceError
+from train.evaluate.protocols import linear, low_data
 from train.evaluate.protocols.knn import knn_predict
 from train.evaluate.protocols.linear import fit_probe
 from train.evaluate.protocols.scores import describe, knn_scores, linear_scores
@@ -105,3 +106,31 @@ def test_nothing_labelled_is_an_error() -> None:
     train, labels = blobs(6)
     with pytest.raises(SourceError, match="6 labelled images to learn from, 0 to classify"):
         all_scores(train, labels, train[:0], labels[:0])
+
+
+def test_the_final_penalty_is_the_chosen_one_beside_the_sum_of_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "_SWEEP_ROWS", 50)
+    train, labels = blobs(1000, classes=4, spread=3.0)
+    probe = fit_probe(train, labels, classes=4)
+    # 40 of the 50 rows were fitted with it: beside the mean of 1,000 losses it is a 25th.
+    assert min(abs(probe.penalty * 25 / one - 1) for one in linear.PENALTIES) < 1e-9
+    inputs = ((train - train.mean(dim=0)) / train.std(dim=0, correction=0)).double().numpy()
+    reference = LogisticRegression(C=1 / (probe.penalty * len(inputs)), tol=1e-8, max_iter=5000).fit(inputs, labels.numpy())
+    assert np.abs(probe.weight_FC.T.numpy() - reference.coef_).max() < 2e-3
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_with_one_or_two_a_class_no_penalty_is_chosen(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, labels = blobs(200, classes=4)
+    test, truth = blobs(40, classes=4, seed=1)
+    asked: list[tuple[int, tuple[float, ...]]] = []
+    plain = low_data.fit_probe
+
+    def fit(features: Tensor, places: Tensor, *, classes: int, penalties: tuple[float, ...]) -> linear.LinearProbe:
+        asked.append((len(features) // classes, penalties))
+        return plain(features, places, classes=classes, penalties=penalties)
+
+    monkeypatch.setattr(low_data, "fit_probe", fit)
+    monkeypatch.setattr(low_data, "PER_CLASS", (count,))
+    low_data.low_data_scores(make_task(train, labels, test, truth))
+    assert {len(penalties) for rows, penalties in asked if rows == count} == {1}

@@ -20,6 +20,7 @@ from graphbuild.errors import ArtifactError, OptionError
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from train.data.augment import centre_views
+from train.data.base import decode_centre
 from train.data.parquet import ParquetImages
 from train.data.store import CorruptImages, ImageStore
 from train.evaluate.options import EvalOptions
@@ -68,7 +69,7 @@ def test_zero_shot_equals_a_loop_over_images_classes_and_prompts(root: Path) -> 
     source = ParquetImages([root / "images.parquet"])
     right = 0
     for row, name in enumerate(source.labels("label").codes):
-        store = ImageStore(source, size=12, corrupt=CorruptImages("x", 0))
+        store = ImageStore(source, size=8, corrupt=CorruptImages("x", 0), decoder=decode_centre)
         image = store.batch(pa.array([row]).to_numpy())
         with torch.inference_mode():
             z = encoder(centre_views(image.pixels, image.sizes, 8))[0]

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from train.model.encoders import Encoder, weight_groups
+from train.run.checkpoint import load_encoder, save_encoder
 
 
 @pytest.mark.parametrize(("name", "size", "features"), [("small", 32, 256), ("resnet18", 32, 512), ("resnet18", 96, 512)])
@@ -29,3 +32,11 @@ def test_only_matrices_and_kernels_take_weight_decay() -> None:
     assert {parameter.ndim for parameter in bare["params"]} == {1}
     assert (decayed["weight_decay"], bare["weight_decay"]) == (0.1, 0.0)
     assert len(decayed["params"]) + len(bare["params"]) == len(list(encoder.parameters()))
+
+
+def test_a_projector_with_batch_norm_comes_back_from_its_file(tmp_path: Path) -> None:
+    encoder = Encoder("small", image_size=16, projector_hidden=8, projector_dim=4, projector_bn=True).eval()
+    assert [type(layer).__name__ for layer in encoder.projector] == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]
+    save_encoder(tmp_path / "net.safetensors", encoder)
+    views = torch.randn(2, 3, 16, 16)
+    assert torch.equal(load_encoder(tmp_path / "net.safetensors")(views), encoder(views))

@@ -38,17 +38,18 @@ def test_scaling_without_a_learning_rate_is_refused() -> None:
         TrainConfig(lr_scaling="sqrt")
 
 
-def test_lars_step_equals_its_formula() -> None:
+@pytest.mark.parametrize("weight_decay", [0.01, 0.0])
+def test_lars_step_equals_its_formula(weight_decay: float) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(6, 4)
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
     gradient, bias_gradient = torch.randn(4, 6), torch.randn(4)
     layer.weight.grad, layer.bias.grad = gradient.clone(), bias_gradient.clone()
-    config = settled(optimizer="lars", lr=0.3, weight_decay=0.01, momentum=0.9)
+    config = settled(optimizer="lars", lr=0.3, weight_decay=weight_decay, momentum=0.9)
     build_optimizer(config, layer, torch.device("cpu")).step()
     # You et al. (arXiv 1708.03888): a local rate of 0.001 |w| / (|g| + decay |w|); none for biases.
-    local = 0.001 * weight.norm() / (gradient.norm() + 0.01 * weight.norm())
-    torch.testing.assert_close(layer.weight.detach(), weight - 0.3 * local * (gradient + 0.01 * weight))
+    local = 0.001 * weight.norm() / (gradient.norm() + weight_decay * weight.norm())
+    torch.testing.assert_close(layer.weight.detach(), weight - 0.3 * local * (gradient + weight_decay * weight))
     torch.testing.assert_close(layer.bias.detach(), bias - 0.3 * bias_gradient)
 
 

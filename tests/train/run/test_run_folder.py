@@ -29,7 +29,7 @@ def config(tmp_path: Path) -> TrainConfig:
 
 def test_what_a_killed_start_left_is_no_obstacle(tmp_path: Path, config: TrainConfig) -> None:
     (tmp_path / "run").mkdir()
-    for name in (".config.toml.tmp", ".config.toml.71-0a1b2c3d.tmp", ".lock"):
+    for name in (".config.toml.tmp", ".config.toml.99999999-0a1b2c3d.tmp", ".lock"):
         (tmp_path / "run" / name).write_text("half")
     assert train(config, tmp_path / "run").steps == 2
     assert not list((tmp_path / "run").glob("*.tmp"))

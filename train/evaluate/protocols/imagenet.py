@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from graphbuild.errors import SourceError
+from graphbuild.system.pictures import UnreadablePicture, open_picture, to_rgb
 from train.data.base import Encoded, ImageSource, Int64
 from train.data.subset import Subset
 from train.evaluate.images import Images
@@ -112,8 +112,8 @@ class WithoutBorder(Subset):
 
 def _crop(item: Encoded, border: int) -> Encoded:
     try:
-        image = Image.open(io.BytesIO(item)).convert("RGB") if isinstance(item, bytes) else Image.fromarray(np.asarray(item))
+        image = to_rgb(open_picture(item))
         return np.asarray(image.crop((border, border, image.width - border, image.height - border)))
-    except Exception:
+    except UnreadablePicture:
         # Whatever is wrong with it is told, and counted, when it is decoded.
         return item

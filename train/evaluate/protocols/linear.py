@@ -38,6 +38,9 @@ class LinearProbe(NamedTuple):
 def fit_probe(train_NF: Tensor, labels_N: Tensor, *, classes: int, penalties: Sequence[float] = PENALTIES) -> LinearProbe:
     """Fit on all rows, with the penalty that does best on a fifth of (at most 25,000 of) them.
 
+    The penalty stands beside the mean of the rows' losses, so one that was chosen on n rows is n / N as large on all N: the same
+    beside their sum.
+
     Args:
         train_NF: Training features; (N, F).
         labels_N: Their classes, 0..C-1; (N,).
@@ -50,24 +53,29 @@ def fit_probe(train_NF: Tensor, labels_N: Tensor, *, classes: int, penalties: Se
     scale = torch.where(deviation > 1e-6 * (1 + mean.abs()), 1 / deviation.clamp_min(1e-12), 0.0)
     inputs = (features - mean) * scale
     ordered = sorted(penalties, reverse=True)
-    penalty = ordered[0] if len(ordered) == 1 else _choose_penalty(inputs, labels_N, classes, ordered)
+    if len(ordered) == 1:
+        penalty = ordered[0]
+    else:
+        chosen, rows = _choose_penalty(inputs, labels_N, classes, ordered)
+        penalty = chosen * rows / len(inputs)
     weight, bias = _fit(inputs, labels_N, _zeros(inputs, classes), penalty)
     return LinearProbe(mean, scale, weight, bias, penalty)
 
 
-def _choose_penalty(inputs: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]) -> float:
+def _choose_penalty(inputs: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]) -> tuple[float, int]:
+    """The penalty, and the number of rows that it was chosen for."""
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))[:_SWEEP_ROWS].to(inputs.device)
     held = max(1, int(len(order) * _HELD_OUT))
     fitted, checked = order[held:], order[:held]
     if not len(fitted):
-        return penalties[0]
+        return penalties[0], len(inputs)
     state, best, best_correct = _zeros(inputs, classes), penalties[0], -1
     for penalty in penalties:
         state = _fit(inputs[fitted], labels[fitted], state, penalty)
         correct = int(((inputs[checked] @ state[0] + state[1]).argmax(dim=1) == labels[checked]).sum())
         if correct > best_correct:
             best, best_correct = penalty, correct
-    return best
+    return best, len(fitted)
 
 
 def _zeros(inputs: Tensor, classes: int) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,9 @@ PER_CLASS = (1, 5, 20)
 DRAWS = 3
 _PENALTIES = (1.0, 1e-1, 1e-2)
 """Stronger than those of the full probe: a handful of samples is fitted perfectly by any weaker one."""
+_FEW = 2
+_FIXED = (1e-1,)
+"""With so few samples a class there is nothing to choose a penalty on."""
 
 
 def low_data_scores(task: Task) -> dict[str, float]:
@@ -35,5 +38,5 @@ def low_data_scores(task: Task) -> dict[str, float]:
 def _probe_accuracy(task: Task, count: int, seed: int) -> float:
     seen, places = task.classes
     rows = draw_per_class(places, count, seed)
-    probe = fit_probe(task.train.features[rows], places[rows], classes=len(seen), penalties=_PENALTIES)
+    probe = fit_probe(task.train.features[rows], places[rows], classes=len(seen), penalties=_FIXED if count <= _FEW else _PENALTIES)
     return accuracy(seen[probe.predict(task.test.features)], task.test.labels)

@@ -1,8 +1,9 @@
 """MIT-States: which attribute, and which object, a picture shows; probes on frozen features.
 
 Isola et al. 2015; used by X-CLR (arXiv 2407.18134). FOLDER/images/<attribute object>/*.jpg; folders of the attribute "adj"
-have none and are left out. With FOLDER/compositional-split/{train,test}_pairs.txt, pairs that are asked about were never
-learned from; without, a fifth of every pair's images is asked about.
+have none and are left out. With FOLDER/compositional-split/{train,test}_pairs.txt, the pairs of the test set are none of the
+training set; without, the images are divided at random into two halves, as X-CLR has it. A test image is left out where its
+attribute, or its object, is none of the training set's.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from train.evaluate.protocols.task import Labelled, Task
 
 _NO_ATTRIBUTE = "adj"
 _SPLIT = "compositional-split"
-_ASKED_EVERY = 5
 
 
 class MitStates:
@@ -46,31 +46,29 @@ class MitStates:
         known = [pairs[place] for place in kept]
         self._is_test = _split(folder / _SPLIT, known)
         if self._is_test.all() or not self._is_test.any():
-            raise SourceError(f"{folder}: the split leaves no picture to learn from, or none to ask about.")
+            raise SourceError(f"{folder}: the split leaves no picture to learn from, or none to classify.")
         self._labels = {"attribute": encode_labels([pair[0] for pair in known]), "object": encode_labels([p[1] for p in known])}
 
     def scores(self, found: Mapping[str, Found]) -> dict[str, dict[str, float]]:
         """Return kNN and linear probe under `mit-states attribute` and `mit-states object`."""
         side = found["mit-states"]
         device = side.features.device
-        asked = torch.from_numpy(self._is_test[side.rows]).to(device)
+        is_test = torch.from_numpy(self._is_test[side.rows]).to(device)
         scores = {}
         for name, labels in self._labels.items():
             pictures = Labelled(side.features, torch.from_numpy(labels.codes[side.rows]).to(device))
-            task = Task(pictures.where(~asked), pictures.where(asked), labels.names)
+            known = torch.isin(pictures.labels, pictures.labels[~is_test])
+            task = Task(pictures.where(~is_test), pictures.where(is_test & known), labels.names)
             scores[f"mit-states {name}"] = {**describe(task), **knn_scores(task), **linear_scores(task)}
         return scores
 
 
 def _split(folder: Path, pairs: list[tuple[str, ...]]) -> Bool:
-    """Whether each picture is asked about."""
+    """Whether each picture belongs to the test set."""
     if (folder / "test_pairs.txt").exists():
         lines = (folder / "test_pairs.txt").read_text(encoding="utf-8").splitlines()
-        asked = {tuple(line.split()) for line in lines if line.strip()}
-        return np.array([pair in asked for pair in pairs])
-    counts: dict[tuple[str, ...], int] = {}
-    chosen = []
-    for pair in pairs:
-        counts[pair] = counts.get(pair, 0) + 1
-        chosen.append(counts[pair] % _ASKED_EVERY == 0)
-    return np.array(chosen)
+        of_test = {tuple(line.split()) for line in lines if line.strip()}
+        return np.array([pair in of_test for pair in pairs])
+    is_test = np.zeros(len(pairs), np.bool_)
+    is_test[np.random.default_rng(0).permutation(len(pairs))[: len(pairs) // 2]] = True
+    return is_test
