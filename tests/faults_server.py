@@ -339,7 +339,7 @@ def _key(path: Path) -> str | None:
 
 def _content(graph_dir: Path) -> dict[str, Any]:
     """All that must be the same: digests, or for JSON the values that are no times or processes."""
-    files = [path for path in graph_dir.rglob("*") if path.is_file() and not path.name.startswith(("lock", ".verified"))]
+    files = [path for path in graph_dir.rglob("*") if path.is_file() and not path.name.startswith(("lock", "verified"))]
     return {
         path.relative_to(graph_dir).as_posix(): _stable(json.loads(path.read_text()))
         if path.suffix == ".json"
@@ -350,7 +350,9 @@ def _content(graph_dir: Path) -> dict[str, Any]:
 
 def _stable(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _stable(item) for name, item in value.items() if name not in _VOLATILE}
+        # The manifest's digest of itself covers its times, too.
+        left_out = (*_VOLATILE, "digest") if "generation" in value else _VOLATILE
+        return {name: _stable(item) for name, item in value.items() if name not in left_out}
     return [_stable(item) for item in value] if isinstance(value, list) else value
 
 
