@@ -44,4 +44,4 @@ def test_every_command_and_snippet_of_the_readme_runs(user_folder: Path) -> None
 
 
 def test_readme_is_short_enough_to_be_read() -> None:
-    assert len(README.splitlines()) < 150
+    assert len(README.splitlines()) <= 80
