@@ -46,7 +46,7 @@ class Comparison:
     changed_rank: int
 
     def summary(self) -> str:
-        """Tables for people."""
+        """Return tables for people."""
         overlap = table(("rank", "overlap", "random"), right=("rank", "overlap", "random"))
         for entry in self.overlap_by_rank:
             overlap.add_row(f"{entry['rank']:,.0f}", f"{entry['overlap']:.1%}", f"{entry['random']:.1%}")
@@ -59,7 +59,7 @@ class Comparison:
         return render(head, {"neighbours in both, by rank": overlap, title: changed})
 
     def to_json(self) -> dict[str, Any]:
-        """The same for scripts."""
+        """Return the same for scripts."""
         return {**asdict(self), "first": str(self.first), "second": str(self.second)}
 
 

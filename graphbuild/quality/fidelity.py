@@ -182,7 +182,7 @@ class _BasisSample:
 
     @classmethod
     def draw(cls, graph: Graph, seed: int) -> _BasisSample:
-        """A text comes as often as samples show it, as the basis weighs it."""
+        """Draw texts as often as samples show them, as the basis weighs them."""
         _, texts = graph.sample_rows()
         if len(texts) <= _BASIS_TEXTS:
             return cls(texts)
@@ -190,7 +190,7 @@ class _BasisSample:
         return cls(texts[places])
 
     def moments(self, vectors: _Vectors) -> npt.NDArray[np.float64]:
-        """Their second moments; (D, D)."""
+        """Return their second moments; (D, D)."""
         found = vectors.of(self.texts)
         return second_moments([(found, np.ones(len(found), np.int32))], found.shape[1])
 
@@ -203,7 +203,7 @@ class _Vectors:
     values: Vectors
 
     def of(self, texts: Int32) -> Vectors:
-        """One row a text; (B, D)."""
+        """Return one row a text; (B, D)."""
         return self.values[np.searchsorted(self.ids, texts)]
 
 

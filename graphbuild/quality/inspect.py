@@ -42,7 +42,7 @@ class GraphSummary:
     """None where there are no neighbours, or it was not asked for."""
 
     def summary(self) -> str:
-        """Tables for people."""
+        """Return tables for people."""
         tables = {
             "data set": pair_table({key: value for key, value in self.dataset.items() if key != "files"}),
             "encoder": pair_table(self.encoder),
@@ -88,7 +88,7 @@ class GraphSummary:
         return made
 
     def to_json(self) -> dict[str, Any]:
-        """The same for scripts."""
+        """Return the same for scripts."""
         return {
             "graph_dir": str(self.graph_dir),
             "dataset": self.dataset,
@@ -100,7 +100,7 @@ class GraphSummary:
         }
 
     def to_frame(self) -> pl.DataFrame:
-        """Counts and figures as one table: section, name, value, shuffled, verdict."""
+        """Return counts and figures as one table: section, name, value, shuffled, verdict."""
         import polars as pl
 
         rows: list[tuple[str, str, float, float | None, str | None]] = [

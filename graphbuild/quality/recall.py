@@ -87,7 +87,7 @@ def measure(graph_dir: Path, graph: Graph, *, rows: int, seed: int) -> Quality:
 
 
 def asymmetric_pairs(graph: Graph, text_ids: NDArray[np.integer]) -> list[tuple[int, int]]:
-    """Pairs (text, neighbour) that both rows store, with different similarities; only rows of `text_ids` are looked at."""
+    """Return pairs (text, neighbour) that both rows store, with different similarities; only rows of `text_ids` are looked at."""
     found = []
     for text_id in text_ids:
         own = graph.rows([text_id])

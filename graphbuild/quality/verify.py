@@ -52,7 +52,7 @@ class VerifyResult:
     """None where there are no neighbours to measure."""
 
     def summary(self) -> str:
-        """A few lines for people."""
+        """Return a few lines for people."""
         lines = [f"{self.graph_dir}: {self.files} files, {self.bytes / 1e6:,.1f} MB, digests are right"]
         lines.append(f"{self.texts:,} texts, {self.samples:,} sample rows: ids, hashes, counts and lengths are right")
         if self.k is None:
@@ -75,7 +75,7 @@ class VerifyResult:
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """The same for scripts."""
+        """Return the same for scripts."""
         return {**asdict(self), "graph_dir": str(self.graph_dir)}
 
 

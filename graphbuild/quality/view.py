@@ -29,7 +29,7 @@ class GraphView(Frames):
         return NearestTexts.open(self.path, verify=self._verify)
 
     def neighbors(self, text: str | int, *, count: int = 10) -> pl.DataFrame:
-        """The nearest texts of a text.
+        """Return the nearest texts of a text.
 
         Args:
             text: A text id, or a text. One that the graph holds is looked up; any other is embedded by the graph's encoder.
@@ -123,7 +123,7 @@ class GraphView(Frames):
         return two_view_target(shaped, tau_s)
 
     def health(self, **options: Any) -> Health:
-        """How good the graph is, measured; see `graphbuild.quality.health.measure.check_health` for the options."""
+        """Measure how good the graph is; see `graphbuild.quality.health.measure.check_health` for the options."""
         return check_health(self, **options)
 
     def _find(self, text: str) -> int | None:

@@ -26,7 +26,7 @@ _LONGEST_VALUE = 200
 
 
 def table(columns: tuple[str, ...], *, right: tuple[str, ...] = ()) -> Table:
-    """An empty table without lines; columns in `right` are flush right."""
+    """Return an empty table without lines; columns in `right` are flush right."""
     from rich.table import Table
 
     made = Table(box=None, pad_edge=False)
@@ -36,7 +36,7 @@ def table(columns: tuple[str, ...], *, right: tuple[str, ...] = ()) -> Table:
 
 
 def pair_table(pairs: Mapping[str, Any]) -> Table:
-    """Names and values, without those that are empty."""
+    """Return names and values, without those that are empty."""
     made = table(("", "value"))
     made.show_header = False
     for key, value in pairs.items():
@@ -46,7 +46,7 @@ def pair_table(pairs: Mapping[str, Any]) -> Table:
 
 
 def render(head: str, tables: Mapping[str, Table]) -> str:
-    """A heading, and each table that has rows under its title."""
+    """Return a heading, and each table that has rows under its title."""
     from rich.console import Console
 
     output = io.StringIO()
@@ -60,14 +60,14 @@ def render(head: str, tables: Mapping[str, Table]) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that a rich table shows as it is: captions hold square brackets, too."""
+    """Return text that a rich table shows as it is: captions hold square brackets, too."""
     from rich.markup import escape
 
     return escape(text)
 
 
 def show(value: Any) -> str:
-    """A value in a table, cut if it is long."""
+    """Return a value in a table, cut if it is long."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     text = json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list | tuple) else str(value)
@@ -75,7 +75,7 @@ def show(value: Any) -> str:
 
 
 def encode(frame: pl.DataFrame, form: Form) -> bytes:
-    """A frame as CSV, a JSON list of rows, or Parquet.
+    """Return a frame as CSV, a JSON list of rows, or Parquet.
 
     Raises:
         OptionError: If a column cannot be written so, such as a list in CSV.

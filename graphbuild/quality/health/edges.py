@@ -87,7 +87,7 @@ def _add(counts: EdgeCounts, first: int, ids_nK: Ids, values_nK: Floats, share_N
 
 
 def random_ends(rng: np.random.Generator, first: int, shape: tuple[int, ...], n_texts: int) -> Ids:
-    """Ends of the shuffled graph's edges: any other text with equal chance; (n, K) int32.
+    """Return the ends of the shuffled graph's edges: any other text with equal chance; (n, K) int32.
 
     Drawn independently where K is far below N; without repetition where rows are nearly full, for there it matters.
     """
@@ -148,7 +148,7 @@ def _flatten(parents_N: Ids) -> None:
 
 
 def component_sizes(parents_N: Ids) -> npt.NDArray[np.int64]:
-    """Sizes of the components of a union-find forest, largest first."""
+    """Return the sizes of the components of a union-find forest, largest first."""
     _flatten(parents_N)
     sizes = np.bincount(parents_N)
     return np.sort(sizes[sizes > 0])[::-1]
@@ -174,7 +174,7 @@ def _components(found: EdgePass) -> list[dict[str, Any]]:
 
 
 def mutual_share(graph: Graph, ids_s: npt.NDArray[np.integer[Any]], ranks: int) -> float:
-    """Share of edges (first `ranks` of each sampled row) whose end holds the text among its own first `ranks`."""
+    """Return the share of edges (first `ranks` of each sampled row) whose end holds the text among its own first `ranks`."""
     mutual = 0
     for start in range(0, len(ids_s), _FEW):
         part = ids_s[start : start + _FEW]

@@ -127,7 +127,7 @@ def _target(
 
 
 def similarity_by_rank(rows: Rows, k: int) -> list[dict[str, float]]:
-    """Quantiles of the similarity to the neighbour of each of some ranks, over the given rows."""
+    """Return the quantiles of the similarity to the neighbour of each of some ranks, over the given rows."""
     values_sK = rows.similarities.astype(np.float32)
     ranks = sorted({rank for rank in (*_RANKS, k) if 1 <= rank <= k})
     return [{"rank": rank, **_quantiles(values_sK[:, rank - 1])} for rank in ranks]

@@ -56,7 +56,7 @@ class Measure:
     """Why it matters, and what to do if it is not."""
 
     def show(self, value: float | None) -> str:
-        """A value as people read it."""
+        """Return a value as people read it."""
         if value is None:
             return ""
         if self.unit == "share":
@@ -95,25 +95,25 @@ class Health:
     near_duplicates: list[dict[str, Any]] = field(default_factory=list)
 
     def measure(self, key: str) -> Measure | None:
-        """A figure by its key; None where it was not measured."""
+        """Return a figure by its key; None where it was not measured."""
         return next((one for one in self.measures if one.key == key), None)
 
     @property
     def warnings(self) -> tuple[Measure, ...]:
-        """The figures that are poor."""
+        """Return the figures that are poor."""
         return tuple(one for one in self.measures if one.verdict == "poor")
 
     def to_json(self) -> dict[str, Any]:
-        """The same for scripts."""
+        """Return the same for scripts."""
         return {**asdict(self), "graph_dir": str(self.graph_dir)}
 
     def summary(self) -> str:
-        """Tables for people."""
+        """Return tables for people."""
         return render(str(self.graph_dir), health_tables(self))
 
 
 def health_tables(health: Health) -> dict[str, Table]:
-    """What was measured, as tables with titles."""
+    """Return what was measured, as tables with titles."""
     measures = table(("figure", "value", "shuffled", "verdict", "good is"), right=("value", "shuffled"))
     for one in health.measures:
         measures.add_row(plain(one.title), one.show(one.value), one.show(one.shuffled), one.verdict, plain(one.good))

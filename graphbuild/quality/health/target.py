@@ -33,7 +33,7 @@ class PairSimilarity:
         """Where the similarities come from; None where the graph holds neither."""
 
     def vectors(self, ids: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32]:
-        """Vectors whose inner products are the similarities."""
+        """Return vectors whose inner products are the similarities."""
         if self._vectors is not None:
             return np.asarray(self._vectors[ids], np.float32)
         rows = self._graph.rows(ids)
@@ -41,7 +41,7 @@ class PairSimilarity:
 
 
 def random_pairs(pairs: PairSimilarity, n_texts: int, rng: np.random.Generator, count: int = 50_000) -> npt.NDArray[np.float32]:
-    """Similarities of pairs of different texts drawn at random."""
+    """Return the similarities of pairs of different texts drawn at random."""
     one = rng.integers(0, n_texts, count)
     other = (one + rng.integers(1, max(n_texts, 2), count)) % n_texts
     parts = [
@@ -54,7 +54,7 @@ def random_pairs(pairs: PairSimilarity, n_texts: int, rng: np.random.Generator, 
 def truncated_mass(
     graph: Graph, pairs: PairSimilarity, ids_s: npt.NDArray[np.integer[Any]], tau_s: float, rng: np.random.Generator
 ) -> float:
-    """Share of softmax(similarity / tau_s), over all other texts, that lies on pairs the rows do not store; mean over rows.
+    """Return the share of softmax(similarity / tau_s), over all other texts, that lies on pairs the rows do not store; mean over rows.
 
     The texts beyond k are estimated from a random sample of them, so that millions need not be read.
     """
@@ -87,7 +87,7 @@ def _products(
 def target_by_temperature(
     graph: Graph, ids_B: npt.NDArray[np.integer[Any]], temperatures: tuple[float, ...], absent: float | None
 ) -> list[dict[str, float]]:
-    """Entropy, effective positives (its exponential) and own-view mass of a random batch's target, for each tau_s."""
+    """Return entropy, effective positives (its exponential) and own-view mass of a random batch's target, for each tau_s."""
     similarity = assemble(graph.rows(ids_B), ids_B, absent=absent).similarity_BB
     table = []
     for tau_s in temperatures:

@@ -28,7 +28,7 @@ class Figure:
 
 
 def figures(health: Health, fidelity: Fidelity | None) -> tuple[Figure, ...]:
-    """Every chart that the measurements allow."""
+    """Return every chart that the measurements allow."""
     made = [_similarity(health), _in_degrees(health), _components(health)]
     made += [_entropy(health), _own_view(health)] if health.target else []
     return tuple(made + ([_divergence(fidelity)] if fidelity else []))

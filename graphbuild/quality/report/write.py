@@ -35,12 +35,12 @@ class ReportResult:
     bytes: int
 
     def summary(self) -> str:
-        """A few lines for people: warnings first."""
+        """Return a few lines for people, warnings first."""
         lines = [f"warning: {warning}" for warning in self.warnings]
         return "\n".join([*lines, f"{self.out}: {self.bytes / 1e3:,.0f} kB, one file, no network needed; {self.metrics}"])
 
     def to_json(self) -> dict[str, Any]:
-        """The same, for scripts."""
+        """Return the same for scripts."""
         return {**asdict(self), "out": str(self.out), "metrics": str(self.metrics), "warnings": list(self.warnings)}
 
 
@@ -165,7 +165,7 @@ def _fidelity(view: GraphView, health: Health) -> Fidelity | None:
 
 
 def render(page: Page) -> str:
-    """The page as HTML, with every string escaped."""
+    """Return the page as HTML, with every string escaped."""
     html: str = _template().render(page=page)
     return html
 

@@ -32,7 +32,7 @@ class Arm:
     """By seed."""
 
     def values(self, measure: Measure) -> dict[int, float]:
-        """A score by seed, for the seeds that have it."""
+        """Return a score by seed, for the seeds that have it."""
         return {seed: found[measure] for seed, found in self.scores.items() if measure in found}
 
 

@@ -28,12 +28,12 @@ class Difference:
 
     @property
     def half(self) -> float | None:
-        """Half the 95 % interval; None where there is none."""
+        """Return half the 95 % interval; None where there is none."""
         return None if self.error is None else half_interval(self.error, self.degrees)
 
     @property
     def p(self) -> float | None:
-        """The two-sided p value of a difference of zero; None where there is no interval."""
+        """Return the two-sided p value of a difference of zero; None where there is no interval."""
         if self.error is None:
             return None
         if not self.error:
@@ -44,7 +44,7 @@ class Difference:
 
     @property
     def significant(self) -> bool | None:
-        """Whether the 95 % interval leaves out zero; None where there is no interval."""
+        """Tell whether the 95 % interval leaves out zero; None where there is no interval."""
         return None if self.half is None else abs(self.mean) > self.half
 
     def equivalent(self, bound: float) -> bool | None:

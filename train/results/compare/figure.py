@@ -19,7 +19,7 @@ Point = tuple[float, float, float]
 
 
 def accuracy_curve(arm: Arm, column: str) -> list[Point]:
-    """The points of one arm, by samples per class; empty where low-data probes were not run."""
+    """Return the points of one arm, by samples per class; empty where low-data probes were not run."""
     counts, classes = arm.values((column, "n_train")), arm.values((column, "classes"))
     found = dict(_POINTS)
     if counts and classes:

@@ -44,7 +44,7 @@ def write_matrices(runs: Sequence[Path], names: Sequence[str], out: Path, *, col
 
 
 def draw(panels: dict[str, Matrix], out: Path) -> None:
-    """One row of matrices, each on its own scale: the 1st to the 99th percentile of what is off the diagonal."""
+    """Draw one row of matrices, each on its own scale: the 1st to the 99th percentile of what is off the diagonal."""
     # Loaded here: a second of import that only figures need.
     from matplotlib.figure import Figure
 

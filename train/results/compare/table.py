@@ -52,7 +52,7 @@ class Cell:
 
     @property
     def significant(self) -> bool | None:
-        """Whether the difference is told apart from zero, after the correction if one was asked for; None if not known."""
+        """Tell whether the difference is told apart from zero, after the correction if one was asked for; None if not known."""
         if self.versus is None:
             return None
         return self.versus.significant if self.holm_p is None else self.holm_p < ALPHA

@@ -45,7 +45,7 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str) -> Markup
 
 
 def matrix_image(matrix_NN: npt.NDArray[np.float32]) -> str:
-    """A similarity matrix as a data URI: dark is dissimilar; the scale is `off_diagonal_range`."""
+    """Return a similarity matrix as a data URI: dark is dissimilar; the scale is `off_diagonal_range`."""
     from matplotlib import colormaps
 
     low, high = off_diagonal_range(matrix_NN)
@@ -57,14 +57,14 @@ def matrix_image(matrix_NN: npt.NDArray[np.float32]) -> str:
 
 
 def off_diagonal_range(matrix_NN: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """The 1st and 99th percentile of what is off the diagonal."""
+    """Return the 1st and 99th percentile of what is off the diagonal."""
     values = matrix_NN[~np.eye(len(matrix_NN), dtype=bool)]
     low, high = np.percentile(values, [1, 99]) if values.size else (0.0, 1.0)
     return float(low), float(high)
 
 
 def picture(pixels_3HW: npt.NDArray[np.uint8]) -> str:
-    """A picture as a data URI."""
+    """Return a picture as a data URI."""
     return _data_uri(pixels_3HW.transpose(1, 2, 0))
 
 

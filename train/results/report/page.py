@@ -118,7 +118,7 @@ class Page:
 
     @property
     def neighbors_shown(self) -> int:
-        """The longest row of neighbours, which decides the columns of the strip."""
+        """Return the longest row of neighbours, which decides the columns of the strip."""
         return max((len(row.hits) for query in self.queries for row in query.rows), default=1)
 
 
@@ -134,5 +134,5 @@ def _template() -> Any:
 
 
 def same_for_all(values: Sequence[str]) -> tuple[str, ...]:
-    """A condition's values as one if they are equal, else as they are."""
+    """Return a condition's values as one if they are equal, else as they are."""
     return (values[0],) if len(set(values)) == 1 else tuple(values)

@@ -59,7 +59,7 @@ class Gallery:
     """Codes of each label column; (S,)."""
 
     def picture(self, index: int) -> str:
-        """One picture as a data URI."""
+        """Return one picture as a data URI."""
         return picture(self.store.batch(self.rows[[index]]).pixels[0].numpy())
 
 
@@ -88,7 +88,7 @@ class MatrixSection:
 
 
 def compare_similarities(runs: Sequence[RunRecord], opened: OpenData, columns: Sequence[str]) -> MatrixSection | None:
-    """Text and learned similarities of some training images, as the report shows them; None without a graph."""
+    """Return text and learned similarities of some training images, as the report shows them; None without a graph."""
     found = measure_similarities(runs, opened, columns)
     if found is None or opened.graph is None:
         return None
@@ -99,7 +99,7 @@ def compare_similarities(runs: Sequence[RunRecord], opened: OpenData, columns: S
 
 
 def measure_similarities(runs: Sequence[RunRecord], opened: OpenData, columns: Sequence[str]) -> Similarities | None:
-    """Text and learned similarities of some training images; None without a graph.
+    """Return text and learned similarities of some training images; None without a graph.
 
     Args:
         runs: Whose encoders are compared; the untrained net of the first stands beside them.
@@ -195,7 +195,7 @@ def _join_names(names: Sequence[str]) -> str:
 
 
 def held_out_images(run: RunRecord, graph: Graph | None, data: str | None) -> ImageSource | None:
-    """Images that were not trained on: the ones named, else what the graph records, else those that were evaluated."""
+    """Return images that were not trained on: the ones named, else what the graph records, else those that were evaluated."""
     if data is not None:
         return open_images(absolute(data), validation=True)
     recorded = recorded_images(graph.manifest.dataset, graph.path, validation=True) if graph else None
@@ -208,7 +208,7 @@ def held_out_images(run: RunRecord, graph: Graph | None, data: str | None) -> Im
 def find_neighbors(
     runs: Sequence[RunRecord], opened: OpenData, columns: Sequence[str], data: str | None
 ) -> tuple[tuple[Query, ...], str]:
-    """Nearest neighbours of some pictures by each run's features, and a sentence that says among what.
+    """Return nearest neighbours of some pictures by each run's features, and a sentence that says among what.
 
     Args:
         runs: Whose encoders are asked.
@@ -278,6 +278,6 @@ def _captions(source: ImageSource, graph: Graph | None, indices: Int64, text_ids
 
 
 def read_texts(graph: Graph, text_ids: Int64) -> list[str]:
-    """The texts of some ids, in their order; reads only the shards that hold them."""
+    """Return the texts of some ids, in their order; reads only the shards that hold them."""
     found = graph.texts_of(text_ids)
     return [found[int(text_id)] for text_id in text_ids]

@@ -39,7 +39,7 @@ class RunRecord:
 
     @property
     def columns(self) -> list[str]:
-        """The label columns that were evaluated."""
+        """Return the label columns that were evaluated."""
         return [name for name, scores in next(iter(self.scores.values()), {}).items() if "n_train" in scores]
 
 
@@ -112,7 +112,7 @@ def conditions(runs: Sequence[RunRecord], graphs: Sequence[str]) -> tuple[tuple[
 
 
 def short_path(path: str) -> str:
-    """A path below the working directory as it is; of any other the last three parts: reports are read on other machines."""
+    """Return a path below the working directory as it is; of any other the last three parts: reports are read on other machines."""
     given = Path(path)
     if not given.is_absolute():
         return path
@@ -220,7 +220,7 @@ _CURVES = (
 
 
 def curves(runs: Sequence[RunRecord]) -> tuple[CurveFigure, ...]:
-    """Charts over steps, of all runs that logged the figure."""
+    """Return charts over steps, of all runs that logged the figure."""
     figures = []
     for key, title, unit, caption in _CURVES:
         drawn = [

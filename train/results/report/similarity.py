@@ -44,12 +44,12 @@ def choose_items(text_ids_S: Indices, label_codes_S: Indices | None, *, most: in
 
 
 def mean_features(features_SF: Features, items: list[Indices]) -> Features:
-    """The mean feature vector of each item's pictures; (N, F)."""
+    """Return the mean feature vector of each item's pictures; (N, F)."""
     return np.stack([features_SF[item].mean(axis=0) for item in items]).astype(np.float32)
 
 
 def cosine_matrix(features_NF: Features) -> Matrix:
-    """Cosine similarities after the mean vector is taken off; (N, N).
+    """Return cosine similarities after the mean vector is taken off; (N, N).
 
     Features behind a ReLU are all positive, so that without this every cosine would be near 1.
     """
@@ -59,14 +59,14 @@ def cosine_matrix(features_NF: Features) -> Matrix:
 
 
 def normalize(features_NF: Features) -> Features:
-    """Rows of unit length; a row of zeros stays."""
+    """Return rows of unit length; a row of zeros stays."""
     length = np.linalg.norm(features_NF, axis=1, keepdims=True)
     unit: Features = features_NF / np.maximum(length, 1e-12)
     return unit
 
 
 def seriate(similarity_NN: Matrix) -> Indices:
-    """An order in which similar rows are neighbours: by the Fiedler vector of the similarities, shifted to be positive."""
+    """Return an order in which similar rows are neighbours: by the Fiedler vector of the similarities, shifted to be positive."""
     weights = similarity_NN.astype(np.float64) - similarity_NN.min()
     np.fill_diagonal(weights, 0.0)
     # Sharpened, or the dense background of middling similarities decides the order.
@@ -78,7 +78,7 @@ def seriate(similarity_NN: Matrix) -> Indices:
 
 
 def agreement(one_NN: Matrix, other_NN: Matrix) -> float:
-    """Pearson correlation of two matrices of similarities over their pairs, the diagonal left out; NaN where one is constant."""
+    """Return Pearson's correlation of two similarity matrices over their pairs, without the diagonal; NaN where one is constant."""
     pairs = np.triu_indices(len(one_NN), 1)
     x, y = one_NN[pairs].astype(np.float64), other_NN[pairs].astype(np.float64)
     if len(x) < 2 or x.std() == 0 or y.std() == 0:
@@ -87,7 +87,7 @@ def agreement(one_NN: Matrix, other_NN: Matrix) -> float:
 
 
 def nearest(features_SF: Features, queries_Q: Indices, *, count: int) -> Indices:
-    """The nearest pictures of each query by cosine, the query itself left out; (Q, M), ties to the lower index."""
+    """Return the nearest pictures of each query by cosine, the query itself left out; (Q, M), ties to the lower index."""
     unit = normalize(features_SF)
     similarity = unit[queries_Q] @ unit.T
     similarity[np.arange(len(queries_Q)), queries_Q] = -np.inf

@@ -26,11 +26,11 @@ class ReportResult:
     bytes: int
 
     def summary(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         return f"{self.out}: {', '.join(self.runs)} ({self.bytes / 1e6:.1f} MB, one file, no network needed)"
 
     def to_json(self) -> dict[str, Any]:
-        """The same, for scripts."""
+        """Return the same for scripts."""
         return {**asdict(self), "out": str(self.out), "runs": list(self.runs)}
 
 
