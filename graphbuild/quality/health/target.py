@@ -54,7 +54,7 @@ def random_pairs(pairs: PairSimilarity, n_texts: int, rng: np.random.Generator, 
 def truncated_mass(
     graph: Graph, pairs: PairSimilarity, ids_s: npt.NDArray[np.integer[Any]], tau_s: float, rng: np.random.Generator
 ) -> float:
-    """Return the share of softmax(similarity / tau_s), over all other texts, that lies on pairs the rows do not store; mean over rows.
+    """Return the share of softmax(similarity / tau_s) over all other texts that lies on pairs not stored; mean over rows.
 
     The texts beyond k are estimated from a random sample of them, so that millions need not be read.
     """
