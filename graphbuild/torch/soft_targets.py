@@ -35,7 +35,7 @@ class SoftTargets:
     """Similarities among the samples of a batch, as a graph stores them: what `XCLRLoss` takes.
 
     Files are opened where they are first needed, so that it pickles in bytes, and works in threads and in forked or spawned
-    DataLoader workers. Nothing is written.
+    DataLoader workers. The graph directory may be read-only.
 
     >>> from graphbuild.torch import SoftTargets
     >>> targets = SoftTargets(example_graph)
