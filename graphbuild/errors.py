@@ -7,6 +7,7 @@ Nothing here loads more than click.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import signal
@@ -75,6 +76,15 @@ def visible(text: str) -> str:
     return _CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
+_URL = re.compile(r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<user>[^/@\s'\"]*(?::[^@\s'\"]*)?@)?(?P<rest>[^\s'\"]*)")
+_SIGNED = re.compile(r"\?[^\s'\"]*(?:sig|token|key|secret|credential|passw|auth)[^\s'\"]*", re.IGNORECASE)
+
+
+def redact(text: str) -> str:
+    """Text in whose URLs users, passwords, keys and signed queries are replaced by `***`; for all that is printed or stored."""
+    return _URL.sub(lambda url: f"{url['scheme']}{'***@' if url['user'] else ''}{_SIGNED.sub('?***', url['rest'])}", text)
+
+
 def wait_without_spinning() -> None:
     """Let OpenMP threads sleep while they wait; has effect only before the first library that uses OpenMP is loaded.
 
@@ -113,6 +123,10 @@ def run_cli(command: Callable[..., Any], *, debug_variable: str = "GRAPHBUILD_DE
     """
     wait_without_spinning()
     _stop_at_signals()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal of Latin-1 must not end a command that has done its work.
+            stream.reconfigure(errors="backslashreplace")
     # Taken out here, so that it may stand anywhere on the line, and not only before the subcommand.
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1 or bool(os.environ.get(debug_variable))
@@ -138,7 +152,7 @@ def run_cli(command: Callable[..., Any], *, debug_variable: str = "GRAPHBUILD_DE
     except Exception as error:
         if debug:
             traceback.print_exc()
-        click.echo(f"error: {visible(_message(error))}", err=True)
+        click.echo(f"error: {visible(redact(_message(error)))}", err=True)
         sys.exit(getattr(error, "exit_code", 1))
 
 

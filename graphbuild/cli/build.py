@@ -28,6 +28,11 @@ from graphbuild.system.answers import answer
 @click.option("--caption-column", default=None, help="Column of the captions (default: a usual name, if there is just one).")
 @click.option("--id-column", default=None, help="Column of the sample ids (default: <file>:<row>).")
 @click.option("--keep-columns", default=None, metavar="A,B", help="Columns copied into samples, separated by commas.")
+@click.option("--columns", default=None, metavar="A,B", help="Names of the columns of csv and tsv files without a header.")
+@click.option(
+    "--images", default=None, metavar="DIR", help="Folder of the pictures, for train run: sample ids are paths of files in it."
+)
+@click.option("--skip-broken", is_flag=True, help="Leave out rows that cannot be read; they are counted and listed.")
 @click.option(
     "--template",
     "templates",
@@ -64,8 +69,8 @@ def embed(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
     from graphbuild.embed.build import build_embeddings, default_graph_dir
     from graphbuild.embed.config import EmbedConfig
 
-    keep = options.pop("keep_columns")
-    config = EmbedConfig(keep_columns=tuple(keep.split(",")) if keep else (), **options)
+    keep, columns = (tuple(value.split(",")) if (value := options.pop(name)) else () for name in ("keep_columns", "columns"))
+    config = EmbedConfig(keep_columns=keep, columns=columns, **options)
     answer(build_embeddings(graph_dir or default_graph_dir(config), config), as_json)
 
 

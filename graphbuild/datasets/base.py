@@ -14,12 +14,28 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from graphbuild.errors import SourceError
+from graphbuild.errors import OptionError, SourceError
+from graphbuild.store.images import Images
 
 BATCH_ROWS = 8_192
-"""Samples a batch; bounds the memory of reading."""
-USUAL_CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "sentence", "title", "class_name", "label_name", "name")
+"""Samples a batch."""
+BATCH_BYTES = 1 << 25
+"""Text a batch, beyond which it has fewer samples; both bound the memory of reading."""
+USUAL_CAPTION_COLUMNS = (
+    "caption",
+    "captions",
+    "text",
+    "texts",
+    "sentence",
+    "sentences",
+    "title",
+    "class_name",
+    "label_name",
+    "name",
+)
 """Looked for, in this order of search but never of preference, where no --caption-column is given."""
+
+_SHOWN = 500
 
 Captions = list[str | None]
 
@@ -33,6 +49,10 @@ class SourceInfo:
     size: str
     licence: str
     origin: str
+    named_by_source: bool = False
+    """It stands for any data of a format, so that a graph is called after its source and not after it."""
+    by_wnid: bool = False
+    """It has classes that WordNet tells by their wnids, for --definitions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +69,10 @@ class SourceOptions:
     """Copied into samples."""
     definitions: str | None = None
     """WordNet's `data.noun`, or its folder: classes found by wnid are told as `NAME: DEFINITION`."""
+    columns: tuple[str, ...] = ()
+    """Names of the columns of files that have no header."""
+    skip_broken: bool = False
+    """Rows that cannot be read are counted and listed, and are no error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +138,8 @@ class OpenSource:
     """Rows of one sample id are captions of one sample, as --multi-caption says for other sources."""
     replacements: tuple[str, ...] = ()
     """`OLD=NEW`, for placeholders that the publisher put into the captions; what the user says about OLD goes first."""
-    images: dict[str, Any] | None = None
-    """Where the pictures are, for `train run`: kind (`parquet`, `imagefolder`, `cifar10`, ...), path (a path or glob;
-    relative to the graph directory if inside it, else absolute), image_column, id_column, label_column, val."""
+    images: Images | None = None
+    """Where the pictures are, for `train run`."""
 
 
 class Source(Protocol):
@@ -148,38 +171,39 @@ def choose_caption_column(where: str, columns: list[str], wanted: str | None) ->
     usual = [name for name in columns if name.lower() in USUAL_CAPTION_COLUMNS]
     if len(usual) == 1:
         return usual[0]
-    why = f"several columns may hold the captions ({', '.join(usual)})" if usual else "no column has a usual caption name"
-    raise SourceError(f"{where}: {why}. Choose one with --caption-column; the columns are: {', '.join(columns)}.")
+    why = f"several columns may hold the captions ({show_names(usual)})" if usual else "no column has a usual caption name"
+    raise SourceError(f"{where}: {why}. Choose one with --caption-column; the columns are: {show_names(columns)}.")
 
 
 def require_columns(where: str, columns: list[str], wanted: tuple[str, ...]) -> None:
-    """Check that columns exist.
+    """Check that columns exist, once each.
 
     Raises:
         SourceError: Naming the missing one and those that exist.
     """
     for name in wanted:
         if name not in columns:
-            raise SourceError(f"{where}: no column {name!r}; the columns are: {', '.join(columns)}.")
+            raise SourceError(f"{where}: no column {name!r}; the columns are: {show_names(columns)}.")
+        if columns.count(name) > 1:
+            raise SourceError(f"{where}: there are {columns.count(name)} columns called {name!r}. Rename all but one.")
 
 
-def image_path(path: str | Path, graph_dir: Path) -> str:
-    """A path or glob as the manifest records it: relative if inside the graph directory, else absolute."""
-    absolute = Path(path).absolute()
-    root = graph_dir.absolute()
-    return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else str(absolute)
+def show_names(names: list[str]) -> str:
+    """Names of a file's columns, for messages: as they stand where they can be printed, and shortened."""
+    shown = ", ".join(name if name.isprintable() else repr(name) for name in names)
+    return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + " ..."
+
+
+def refuse_headerless(options: SourceOptions, dataset: str) -> None:
+    """Sources whose columns have names take no --columns.
+
+    Raises:
+        OptionError: If it is given.
+    """
+    if options.columns:
+        raise OptionError(f"--columns names the columns of csv and tsv files without a header; {dataset} has names. Leave it out.")
 
 
 def nothing_kept(rows: int) -> pa.Table:
     """A table of no columns and so many rows."""
     return pa.table({"_": pa.nulls(rows)}).drop_columns(["_"])
-
-
-def mend(value: bytes | None) -> tuple[str | None, bool]:
-    """Text of some bytes, each invalid sequence replaced by U+FFFD, and whether there was one."""
-    if value is None:
-        return None, False
-    try:
-        return value.decode("utf-8"), False
-    except UnicodeDecodeError:
-        return value.decode("utf-8", errors="replace"), True

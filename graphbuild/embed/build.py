@@ -5,34 +5,46 @@ Run again with equal options, it does nothing; killed, it goes on where it was. 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from graphbuild.datasets.base import OpenSource, SourceOptions
-from graphbuild.datasets.registry import get_source
+from graphbuild.datasets.formats.files import is_url
+from graphbuild.datasets.registry import NAMES, get_source
 from graphbuild.datasets.templates import read_templates
 from graphbuild.embed.config import EmbedConfig, EmbedResult
 from graphbuild.embed.encoder import choose_precision
 from graphbuild.embed.encoder_files import EncoderSpec, find_encoder
 from graphbuild.embed.stages import EmbedRun
 from graphbuild.embed.text.policy import describe_collapse
+from graphbuild.embed.text.stage import RepeatedIds
 from graphbuild.embed.text.table import DEFAULT_TEMPLATE, Prompts, TextPolicy
-from graphbuild.errors import OptionError
+from graphbuild.errors import OptionError, SourceError
 from graphbuild.store import schemas
+from graphbuild.store.images import Images, place_of, recorded
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.stage import writing
+from graphbuild.system.inputs import is_pattern
 
-_FILE_SOURCES = ("parquet", "csv", "tsv", "jsonl", "lines", "img2dataset", "imagefolder")
-_WITH_WNIDS = ("imagefolder", "imagenet")
+_PARTS = frozenset({"train", "val", "valid", "validation", "test", "data", "images", "shards"})
+"""Names of folders and files that say nothing about which data they are."""
+_LOOKED_FOR = 100
+_CHECKED_EARLY = 100_000
 _RESERVED = frozenset({schemas.SAMPLE_ID, schemas.SAMPLE_HASH, schemas.TEXT_ID})
 
 
 def default_graph_dir(config: EmbedConfig) -> Path:
-    """`graphs/<data set>`, or for file formats `graphs/<stem of the source>`."""
+    """`graphs/<data set>`, or for file formats `graphs/<stem of the source>`, with its folder where the stem alone says nothing."""
     name = config.dataset
-    if config.dataset in _FILE_SOURCES and config.sources:
-        source = Path(config.sources[0])
-        # A glob names no data set, but the folder that it looks into does.
-        name = (source.parent.name if any(sign in source.name for sign in "*?[") else source.stem) or config.dataset
+    if config.sources and get_source(config.dataset).info.named_by_source:
+        source = Path(urlsplit(config.sources[0]).path if is_url(config.sources[0]) else config.sources[0])
+        # A pattern names no data set, but the folder that it looks into does.
+        while is_pattern(source.name):
+            source = source.parent
+        stem = source.name.split(".")[0] or source.name
+        above = source.absolute().parent.name
+        name = (f"{above}-{stem}" if stem.lower() in _PARTS and above else stem) or config.dataset
     return Path("graphs") / name
 
 
@@ -56,6 +68,8 @@ def _build(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> EmbedRes
     policy = TextPolicy.parse(config.replacements, defaults=source.replacements)
     if source.class_names and source.definitions is None and not prompts.templates:
         prompts = Prompts((DEFAULT_TEMPLATE,))
+    if "text" not in manifest.stages:
+        _look_at_first_samples(source, repeated=config.multi_caption or source.repeated_ids)
     run = EmbedRun(graph_dir, config, manifest, source, policy, prompts, _settle_precision(manifest, spec, config.precision))
     built = [
         name for name, build in (("text", run.text), ("lookup", run.lookup), ("embed", run.embed), ("index", run.index)) if build()
@@ -70,6 +84,21 @@ def _build(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> EmbedRes
     )
 
 
+def _look_at_first_samples(source: OpenSource, *, repeated: bool) -> None:
+    """Read the beginning of a source for nothing but its errors, before an encoder is loaded and a folder is made.
+
+    Raises:
+        SourceError: If a row is broken, or a sample id comes twice.
+    """
+    ids, seen = RepeatedIds(source, allowed=repeated), 0
+    for batch in source.read():
+        ids.add(batch.sample_ids)
+        seen += len(batch.sample_ids)
+        if seen >= _CHECKED_EARLY:
+            break
+    ids.finish()
+
+
 def _refuse_other_dataset(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> None:
     held = manifest.dataset.get("name")
     if held is not None and held != config.dataset and not config.overwrite:
@@ -77,8 +106,8 @@ def _refuse_other_dataset(graph_dir: Path, manifest: Manifest, config: EmbedConf
             f"{graph_dir}: holds a graph of data set {held!r}, not {config.dataset!r}. "
             "Add --overwrite to replace it, or choose another --graph-dir."
         )
-    images, sources = manifest.dataset.get("images"), manifest.dataset.get("sources")
-    drawn_here = images is not None and not Path(images["path"]).is_absolute()
+    images, sources = recorded(manifest.dataset), manifest.dataset.get("sources")
+    drawn_here = images is not None and not Path(images.path).is_absolute()
     if drawn_here and sources != list(config.sources) and not config.overwrite:
         raise OptionError(
             f"{graph_dir}: its pictures were made with --source {' '.join(sources or []) or '(none)'}, "
@@ -91,11 +120,10 @@ def _open_source(graph_dir: Path, config: EmbedConfig) -> OpenSource:
         raise OptionError(
             f"--keep-columns {sorted(clash)[0]}: samples have a column of this name already. Rename it in the source."
         )
-    if config.definitions is not None and config.dataset not in _WITH_WNIDS:
-        raise OptionError(
-            f"--definitions: data set {config.dataset!r} names no classes by wnid, as {' and '.join(_WITH_WNIDS)} do. Leave it out."
-        )
     source = get_source(config.dataset)
+    if config.definitions is not None and not source.info.by_wnid:
+        having = " and ".join(name for name in NAMES if get_source(name).info.by_wnid)
+        raise OptionError(f"--definitions: data set {config.dataset!r} names no classes by wnid, as {having} do. Leave it out.")
     keep = tuple(dict.fromkeys(name.strip() for name in config.keep_columns))
     options = SourceOptions(
         sources=config.sources,
@@ -103,9 +131,29 @@ def _open_source(graph_dir: Path, config: EmbedConfig) -> OpenSource:
         id_column=config.id_column,
         keep_columns=keep,
         definitions=config.definitions,
+        columns=config.columns,
+        skip_broken=config.skip_broken,
     )
     source.prepare(options, graph_dir)
-    return source.open(options, graph_dir)
+    opened = source.open(options, graph_dir)
+    return opened if config.images is None else replace(opened, images=_place_images(opened, Path(config.images), graph_dir))
+
+
+def _place_images(source: OpenSource, folder: Path, graph_dir: Path) -> Images:
+    """The folder that --images names.
+
+    Raises:
+        SourceError: If it is none, or holds none of the first samples.
+    """
+    if not folder.is_dir():
+        raise SourceError(f"--images {folder}: no such folder.")
+    ids = next((batch.sample_ids for batch in source.read() if batch.sample_ids), [])[:_LOOKED_FOR]
+    if ids and not any((folder / sample_id).is_file() for sample_id in ids):
+        raise SourceError(
+            f"--images {folder}: none of the first {len(ids)} samples is a file in it, such as {ids[0]!r}. Sample ids are paths of "
+            "pictures below the folder: name their column with --id-column."
+        )
+    return Images(kind="imagefolder", path=place_of(folder, graph_dir))
 
 
 def _settle_precision(manifest: Manifest, spec: EncoderSpec, requested: str) -> tuple[EncoderSpec, float | None]:

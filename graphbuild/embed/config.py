@@ -9,6 +9,14 @@ from typing import Any
 from graphbuild.embed.text.policy import NOTES
 from graphbuild.store import schemas
 
+LEFT_OUT = {
+    "failed_downloads": "rows whose picture was not downloaded, left out",
+    "broken_rows": "rows that could not be read, left out",
+    "hidden_files": "hidden files (their names begin with a dot), left out",
+    "files_not_pictures": "files that are no pictures, left out",
+}
+"""What people are told of what a source left out."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedConfig:
@@ -24,6 +32,12 @@ class EmbedConfig:
     """None: `<file>:<row>`, or the data set's own ids."""
     keep_columns: tuple[str, ...] = ()
     """Source columns copied into samples."""
+    columns: tuple[str, ...] = ()
+    """Names of the columns of csv and tsv files without a header."""
+    images: str | None = None
+    """Folder of the pictures, whose paths below it are the sample ids."""
+    skip_broken: bool = False
+    """Rows that cannot be read are counted and listed, and are no error."""
     templates: tuple[str, ...] = ()
     """Prompts for class names; several are averaged."""
     definitions: str | None = None
@@ -72,11 +86,17 @@ class EmbedResult:
         ]
         noted = {
             **NOTES,
-            "failed_downloads": "rows whose picture was not downloaded, left out",
+            **LEFT_OUT,
             "truncated_captions": f"captions longer than the encoder reads ({self.encoder['max_tokens']} tokens), cut",
         }
         lines += [f"{counts[name]:,} {words}" for name, words in noted.items() if counts.get(name)]
-        return "\n".join([*lines, *([self.repeated] if self.repeated else [])])
+        lines += [self.repeated] if self.repeated else []
+        if unknown := counts.get("unknown_captions"):
+            lines.append(
+                f"{unknown:,} captions of which half the tokens or more are unknown to the encoder: texts of the same known tokens "
+                "are one text. For other languages choose a multilingual --encoder"
+            )
+        return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """The same, for scripts."""

@@ -55,6 +55,14 @@ class Encoder(Protocol):
     def save_tokenizer(self, folder: Path) -> None:
         """Save the tokenizer for later use without the encoder."""
 
+    @property
+    def unknown_token(self) -> int | None:
+        """The token that stands for what the vocabulary does not have; None where it has everything."""
+
+    @property
+    def special_tokens(self) -> frozenset[int]:
+        """Tokens that stand for no part of a text."""
+
 
 @lru_cache(maxsize=2)
 def load_encoder(spec: EncoderSpec) -> Encoder:
@@ -139,6 +147,17 @@ class SentenceEncoder:
             for row, tokens in zip(full, whole, strict=True):
                 cut[row] = len(tokens) > self.max_tokens
         return [np.asarray(tokens, dtype=np.int32) for tokens in ids], cut
+
+    @property
+    def unknown_token(self) -> int | None:
+        """The token that stands for what the vocabulary does not have; None where it has everything."""
+        found: int | None = getattr(self._tokenizer, "unk_token_id", None)
+        return found
+
+    @property
+    def special_tokens(self) -> frozenset[int]:
+        """Tokens that stand for no part of a text."""
+        return frozenset(self._tokenizer.all_special_ids) - {self.unknown_token}
 
     def _token_ids(self, texts: list[str], **options: Any) -> list[list[int]]:
         if not texts:

@@ -46,6 +46,10 @@ class HashingEncoder:
         words = [text.lower().split() for text in texts]
         return [self._tokens(some[:MAX_TOKENS]) for some in words], [len(some) > MAX_TOKENS for some in words]
 
+    unknown_token = None
+    """Every word has a hash."""
+    special_tokens: frozenset[int] = frozenset()
+
     @staticmethod
     def _tokens(words: list[str]) -> NDArray[np.int32]:
         return np.fromiter((xxhash.xxh32_intdigest(word.encode()) & 0x7FFFFFFF for word in words), dtype=np.int32, count=len(words))

@@ -26,6 +26,7 @@ from graphbuild.embed.text.append import ALL_SOURCES, Addition, Segment, plan_ad
 from graphbuild.embed.text.stage import TextOutcome, TextWork, write_texts
 from graphbuild.embed.text.table import Prompts, TextPolicy
 from graphbuild.embed.workers import choose_workers
+from graphbuild.errors import redact
 from graphbuild.store import schemas
 from graphbuild.store.files import Receipt, copy_files, finished, require_intact
 from graphbuild.store.lookup import build_lookup
@@ -135,7 +136,7 @@ class EmbedRun:
     def _describe_dataset(self) -> dict[str, Any]:
         return {
             "name": self._config.dataset,
-            "sources": list(self._config.sources),
+            "sources": [redact(source) for source in self._config.sources],
             "files": [asdict(file) for file in self._source.files],
             "caption_column": self._source.caption_column,
             "id_column": self._source.id_column,
@@ -143,7 +144,7 @@ class EmbedRun:
             "templates": list(self._prompts.templates),
             "replacements": [list(pair) for pair in self._policy.replacements],
             "multi_caption": self._config.multi_caption,
-            "images": self._source.images,
+            "images": self._source.images.record() if self._source.images else None,
             **({"definitions": asdict(self._source.definitions)} if self._source.definitions else {}),
         }
 

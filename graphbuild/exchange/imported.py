@@ -7,7 +7,6 @@ Shape letters: N texts, E edges, K neighbours kept, n texts of a shard.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,8 @@ from graphbuild.store.hashes import hash_strings
 from graphbuild.store.lookup import build_lookup
 from graphbuild.store.manifest import Manifest, stage_key, up_to_date
 from graphbuild.store.stage import Made, run_stage, writing
+from graphbuild.system.decoding import NotText, read_text
+from graphbuild.system.inputs import PARQUET, suffix_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -152,19 +153,20 @@ def _digest(path: Path) -> str:
 def _read(path: Path, wanted: tuple[str, ...]) -> pl.DataFrame:
     import polars as pl
 
-    readers: dict[str, Callable[[Path], pl.DataFrame]] = {
-        ".parquet": pl.read_parquet,
-        ".csv": pl.read_csv,
-        ".jsonl": pl.read_ndjson,
-    }
+    # As they stand: an id such as 007 is no number, and 1e3 may be a text.
+    names = dict.fromkeys((ID, schemas.TEXT, SRC, DST, schemas.SAMPLE_ID), pl.String)
     try:
-        if path.suffix == ".tsv":
-            frame = pl.read_csv(path, separator="\t", quote_char=None)
-        elif path.suffix in readers:
-            frame = readers[path.suffix](path)
+        kind = suffix_of(path.name)
+        if kind in (".csv", ".tsv"):
+            form: dict[str, Any] = {"separator": "\t", "quote_char": None} if kind == ".tsv" else {}
+            frame = pl.read_csv(read_text(path), schema_overrides=names, infer_schema_length=None, **form)
+        elif kind == ".jsonl":
+            frame = pl.read_ndjson(read_text(path), infer_schema_length=None)
+        elif kind in PARQUET:
+            frame = pl.read_parquet(path, glob=False)
         else:
             raise SourceError(f"{path}: the name does not tell the form. Call it .parquet, .csv, .tsv or .jsonl.")
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, OSError, NotText) as error:
         raise SourceError(f"{path}: cannot be read ({one_line(str(error).split(chr(10), 1)[0])}).") from error
     for name in wanted:
         if name not in frame.columns:

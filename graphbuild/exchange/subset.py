@@ -35,10 +35,13 @@ from graphbuild.store.files import (
     shard_ranges,
     write_parquet,
 )
+from graphbuild.store.images import recorded
 from graphbuild.store.lookup import SampleLookup, build_lookup
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.stage import Made, run_stage, writing
 from graphbuild.store.tables import read_parquet
+from graphbuild.system.decoding import NotText, read_text
+from graphbuild.system.inputs import PARQUET, suffix_of
 from graphbuild.system.progress import progress
 
 _ID_COLUMNS = (schemas.SAMPLE_ID, "url", "id")
@@ -127,36 +130,36 @@ def subset_graph(graph_dir: Path, out: Path, config: SubsetConfig) -> SubsetResu
 
 def _read_ids(path: Path, column: str | None) -> pa.Array:
     try:
-        if path.suffix in (".parquet", ".pq"):
+        if suffix_of(path.name) in PARQUET:
             schema = pq.read_schema(path)
             # A curation lists every sample, with its decision.
             kept = pc.field(KEEP) if KEEP in schema.names and pa.types.is_boolean(schema.field(KEEP).type) else None
             table = pq.read_table(path, columns=[_id_column(path, schema.names, column)], filters=kept)
-        elif path.suffix in (".csv", ".tsv"):
-            with path.open("rb") as stream:
-                header = pyarrow.csv.open_csv(stream, parse_options=_delimiter(path)).schema.names
+        elif suffix_of(path.name) in (".csv", ".tsv"):
+            data = pa.py_buffer(read_text(path))
+            header = pyarrow.csv.open_csv(pa.BufferReader(data), parse_options=_delimiter(path)).schema.names
             name = _id_column(path, header, column)
             # As text: an id such as 0012 is not a number, and NA is not a missing one.
             convert = pyarrow.csv.ConvertOptions(
                 include_columns=[name], column_types={name: pa.string()}, strings_can_be_null=False
             )
-            table = pyarrow.csv.read_csv(path, parse_options=_delimiter(path), convert_options=convert)
+            table = pyarrow.csv.read_csv(pa.BufferReader(data), parse_options=_delimiter(path), convert_options=convert)
         else:
-            lines = path.read_bytes().decode("utf-8").splitlines()
+            lines = read_text(path).decode("utf-8").splitlines()
             return pa.array([line for line in lines if line], pa.string())
         return table.column(0).cast(pa.string()).combine_chunks().drop_null()
     except UnicodeDecodeError as error:
         raise SourceError(
             f"{path}: holds invalid UTF-8 ({error.reason} at byte {error.start:,}). Give text, CSV or Parquet."
         ) from None
-    except (pa.ArrowException, FileNotFoundError) as error:
+    except (pa.ArrowException, FileNotFoundError, NotText) as error:
         raise SourceError(
             f"{path}: sample ids cannot be read ({error}). Give one id a line, CSV with a header, or Parquet."
         ) from error
 
 
 def _delimiter(path: Path) -> pyarrow.csv.ParseOptions:
-    return pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
+    return pyarrow.csv.ParseOptions(delimiter="\t" if suffix_of(path.name) == ".tsv" else ",")
 
 
 def _id_column(path: Path, names: Sequence[str], wanted: str | None) -> str:
@@ -306,10 +309,9 @@ class _Work:
 
     def _dataset(self) -> dict[str, Any]:
         held = self._origin.dataset
-        images = dict(held["images"]) if held.get("images") else None
-        if images is not None and not Path(images["path"]).is_absolute():
-            # Pictures that were drawn into the origin stay there.
-            images["path"] = str((self._graph_dir / images["path"]).absolute())
+        images = recorded(held)
+        # Pictures that were drawn into the origin stay there.
+        there = images.at(self._graph_dir.absolute()).record() if images else None
         kept = {"file": str(self._config.keep), "digest": digest_file(self._config.keep), "rows": int(self._kept.sum())}
         origin = {"graph_dir": str(self._graph_dir.absolute()), "digest": self._inputs["origin"], "counts": self._origin.counts}
-        return {**held, "images": images, "origin": origin, "keep": kept}
+        return {**held, "images": there, "origin": origin, "keep": kept}

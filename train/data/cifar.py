@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from graphbuild.errors import SourceError
+from graphbuild.system.cifar import cifar_ids, load_cifar
 from train.data.base import Encoded, Labels
 
 
@@ -22,9 +23,8 @@ class CifarImages:
             SourceError: If it is not there and cannot be downloaded, or is damaged.
         """
         self.name = f"{kind} in {root}"
-        self._set = _load(kind, root, train)
-        split = "train" if train else "test"
-        self.sample_ids: Sequence[str] = [f"{split}/{index}" for index in range(len(self._set.data))]
+        self._set = load_cifar(kind, root, train=train, download=True)
+        self.sample_ids: Sequence[str] = cifar_ids(len(self._set.data), train=train)
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -54,20 +54,3 @@ class CifarImages:
     def class_ids(self) -> Sequence[str] | None:
         """The class names."""
         return [self._set.classes[code] for code in self._set.targets]
-
-
-def _load(kind: str, root: Path, train: bool) -> Any:
-    from torchvision import datasets
-
-    loader = datasets.CIFAR10 if kind == "cifar10" else datasets.CIFAR100
-    try:
-        return loader(str(root), train=train, download=False)
-    except RuntimeError:
-        pass
-    try:
-        return loader(str(root), train=train, download=True)
-    # urllib, hashing and unpacking raise a dozen kinds of error here.
-    except Exception as error:
-        raise SourceError(
-            f"{root}: no {kind} here, and it could not be downloaded ({error}). Unpack it there, or pass --data {kind}:FOLDER."
-        ) from None

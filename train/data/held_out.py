@@ -16,6 +16,7 @@ import xxhash
 
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store.graph import Graph
+from graphbuild.store.images import recorded
 from train.config import TrainConfig
 from train.data.base import Bool, ImageSource
 from train.data.sources import CIFAR, recorded_images
@@ -107,7 +108,8 @@ def default_label_column(config: TrainConfig, dataset: Mapping[str, Any], source
         source: The images.
     """
     exist = source.label_columns()
-    named = (config.label_column, (dataset.get("images") or {}).get("label_column"), "label")
+    images = recorded(dataset)
+    named = (config.label_column, images.label_column if images else None, "label")
     return next((str(column) for column in named if column in exist), None)
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from graphbuild.errors import SourceError
+from graphbuild.system.inputs import PICTURES, LeftOut, walk_pictures
 from train.data.base import Encoded, Labels, encode_labels
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
 
 class FolderImages:
@@ -26,9 +24,12 @@ class FolderImages:
             raise SourceError(f"{root}: no such folder. Check --data.")
         self.name = str(root)
         self._root = root
-        self.sample_ids: Sequence[str] = sorted(_list_images(root))
+        left_out = LeftOut()
+        self.sample_ids: Sequence[str] = sorted(walk_pictures(root, left_out=left_out))
+        self.skipped = {"hidden files": left_out.hidden, "files that are no pictures": left_out.other}
+        """What was left out."""
         if not self.sample_ids:
-            raise SourceError(f"{root}: holds no image files ({', '.join(SUFFIXES)}). Check --data.")
+            raise SourceError(f"{root}: holds no image files ({', '.join(PICTURES)}). Check --data.")
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -68,13 +69,3 @@ class FolderImages:
 
 def _folder_of(sample_id: str) -> str | None:
     return sample_id.split("/", 1)[0] if "/" in sample_id else None
-
-
-def _list_images(root: Path) -> list[str]:
-    found: list[str] = []
-    # os.walk: it takes ten times fewer calls than Path.rglob on a folder of a million files.
-    for folder, _, names in os.walk(root, followlinks=True):
-        below = Path(folder).relative_to(root).as_posix()
-        prefix = "" if below == "." else f"{below}/"
-        found += [prefix + name for name in names if name.lower().endswith(SUFFIXES)]
-    return found

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from graphbuild.errors import SourceError
+from graphbuild.errors import SourceError, one_line
+from graphbuild.system.inputs import file_names
 from train.data.base import Encoded, Int64, Labels, encode_labels
 
 _KEPT_BYTES = 2 << 30
@@ -27,7 +28,7 @@ _LABEL_TYPES = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_strin
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    path: Path
+    file: int
     number: int
     start: int
 
@@ -42,11 +43,15 @@ class ParquetImages:
             SourceError: If a file is missing or no Parquet, a column does not exist, or there are no rows.
         """
         self.name = str(paths[0]) if len(paths) == 1 else f"{paths[0].parent} ({len(paths)} files)"
+        self._paths = list(paths)
+        # Footers are parsed once: that of a file of many row groups takes longer than reading one of them.
+        self._metadata = [_open(path).metadata for path in paths]
         self._schema = _open(paths[0]).schema_arrow
         self.image_column = _choose_image_column(self.name, self._schema, image_column)
         self.id_column = id_column
-        self._paths = list(paths)
-        self._groups, self._starts, self._rows = _index(paths, [self.image_column, *([id_column] if id_column else [])])
+        self._groups, self._starts, self._rows = _index(
+            paths, self._metadata, [self.image_column, *([id_column] if id_column else [])]
+        )
         self.sample_ids: Sequence[str] = self._read_ids()
         self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self._kept_bytes = 0
@@ -73,7 +78,7 @@ class ParquetImages:
                 self._kept.move_to_end(number)
                 return self._kept[number]
             group = self._groups[number]
-            column = _open(group.path).read_row_group(group.number, columns=[self.image_column])[self.image_column]
+            column = self._read_group(group)
             if pa.types.is_struct(column.type):
                 column = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks], type=column.type.field("bytes").type)
             self._kept[number] = column
@@ -82,10 +87,20 @@ class ParquetImages:
                 self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
             return column
 
+    def _read_group(self, group: _Group) -> pa.ChunkedArray:
+        path = self._paths[group.file]
+        try:
+            with pq.ParquetFile(path, metadata=self._metadata[group.file]) as opened:
+                return opened.read_row_group(group.number, columns=[self.image_column])[self.image_column]
+        except (pa.ArrowException, OSError) as error:
+            raise SourceError(
+                f"{path}: row group {group.number} cannot be read ({one_line(str(error))}). Restore the file, and run again."
+            ) from None
+
     @property
     def random_order_note(self) -> str:
         """What a user should know about reading in random order; empty if the images stay in memory once they are read."""
-        sizes = [_image_bytes(_open(path).metadata, self.image_column) for path in self._paths]
+        sizes = [_image_bytes(metadata, self.image_column) for metadata in self._metadata]
         total, groups = sum(sizes), len(self._groups)
         if total <= _KEPT_BYTES:
             return ""
@@ -96,18 +111,24 @@ class ParquetImages:
 
     def _read_ids(self) -> list[str]:
         if self.id_column is None:
-            counts = [_open(path).metadata.num_rows for path in self._paths]
-            return [f"{path.name}:{row}" for path, count in zip(self._paths, counts, strict=True) for row in range(count)]
+            counts = [metadata.num_rows for metadata in self._metadata]
+            names = file_names([str(path.absolute()) for path in self._paths])
+            return [f"{name}:{row}" for name, count in zip(names, counts, strict=True) for row in range(count)]
         return [str(value) for value in self._column(self.id_column)]
 
     def _column(self, name: str) -> list[object]:
-        return [value for path in self._paths for value in pq.read_table(path, columns=[name])[name].to_pylist()]
+        values: list[object] = []
+        for path in self._paths:
+            table = _read_columns(path, [name])
+            values += table[name].to_pylist() if name in table.column_names else [None] * table.num_rows
+        return values
 
     def metas(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The columns of integers, strings or booleans."""
         if self._metas is None:
             # All of them: they are small beside the images, and asked for in any order.
-            self._metas = pq.read_table(self._paths, columns=list(self.label_columns()))
+            tables = [_read_columns(path, list(self.label_columns())) for path in self._paths]
+            self._metas = pa.concat_tables(tables, promote_options="permissive")
         rows: list[dict[str, Any]] = self._metas.take(pa.array(indices, pa.int64())).to_pylist()
         return rows
 
@@ -139,6 +160,14 @@ def _open(path: Path) -> pq.ParquetFile:
         raise SourceError(f"{path}: not a readable Parquet file ({error}). Was it copied completely?") from None
 
 
+def _read_columns(path: Path, columns: list[str]) -> pa.Table:
+    try:
+        with pq.ParquetFile(path) as opened:
+            return opened.read([name for name in columns if name in opened.schema_arrow.names])
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{path}: cannot be read ({one_line(str(error))}). Was it copied completely?") from None
+
+
 def _image_bytes(metadata: pq.FileMetaData, column: str) -> int:
     """Uncompressed size of the images of a file."""
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
@@ -146,18 +175,19 @@ def _image_bytes(metadata: pq.FileMetaData, column: str) -> int:
     return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
 
 
-def _index(paths: Sequence[Path], columns: Sequence[str]) -> tuple[list[_Group], Int64, int]:
+def _index(paths: Sequence[Path], metadata: Sequence[pq.FileMetaData], columns: Sequence[str]) -> tuple[list[_Group], Int64, int]:
     """Every row group, the row at which each starts, and the number of rows."""
     groups: list[_Group] = []
     rows = 0
-    for path in paths:
-        opened = _open(path)
+    for file, (path, one) in enumerate(zip(paths, metadata, strict=True)):
+        names = one.schema.to_arrow_schema().names
         for column in columns:
-            if column not in opened.schema_arrow.names:
-                raise SourceError(f"{path}: no column {column!r}; the columns are: {', '.join(opened.schema_arrow.names)}.")
-        for number in range(opened.num_row_groups):
-            groups.append(_Group(path, number, rows))
-            rows += opened.metadata.row_group(number).num_rows
+            if names.count(column) != 1:
+                what = "no column" if column not in names else "several columns called"
+                raise SourceError(f"{path}: {what} {column!r}; the columns are: {', '.join(names)}.")
+        for number in range(one.num_row_groups):
+            groups.append(_Group(file, number, rows))
+            rows += one.row_group(number).num_rows
     if not rows:
         raise SourceError(f"{paths[0]}: holds no rows. Check --data.")
     return groups, np.array([group.start for group in groups], dtype=np.int64), rows

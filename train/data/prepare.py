@@ -15,6 +15,7 @@ import numpy as np
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import find_graph_dir
+from graphbuild.system.inputs import PARQUET, SHARDS, list_files, suffix_of
 from graphbuild.system.progress import say
 from train.config import TrainConfig
 from train.data.base import ImageSource, Int64, Labels, encode_labels
@@ -213,11 +214,10 @@ def _image_arguments(config: TrainConfig, graph: Graph | None) -> dict[str, Any]
 
 def is_parquet(data: str) -> bool:
     """Whether `--data` names Parquet files."""
-    folder = Path(data)
-    if not folder.is_dir():
-        return ".parquet" in data
+    if not Path(data).is_dir():
+        return suffix_of(data) in PARQUET
     # Beside shards lie Parquet files that hold no images.
-    return any(folder.glob("*.parquet")) and not any(folder.glob("*.tar"))
+    return bool(list_files(data, PARQUET).paths) and not list_files(data, SHARDS).paths
 
 
 def absolute(data: str) -> str:

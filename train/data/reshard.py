@@ -22,6 +22,7 @@ import xxhash
 from graphbuild.errors import ArtifactError, OptionError, ResourceError
 from graphbuild.store.files import atomic_path, digest_file, write_json
 from graphbuild.store.folders import remove_temporaries
+from graphbuild.system.archives import OWN_FIELD, SAMPLE_ID
 from graphbuild.system.progress import progress
 from graphbuild.targets.partition import PartitionConfig
 from train.config import TrainConfig
@@ -29,7 +30,7 @@ from train.data.base import Encoded, ImageSource, Int64
 from train.data.chunks import chunks_of
 from train.data.prepare import OpenData, open_data
 from train.data.sources import open_images
-from train.data.tar_scan import ID_FIELDS, default_id, scan_shard
+from train.data.tar_scan import scan_shard
 
 PLAN_FILE, RESULT_FILE = "reshard-plan.json", "reshard.json"
 _READ_AT_ONCE = 256
@@ -189,8 +190,8 @@ def _write_shard(path: Path, number: int, opened: OpenData, indices: Int64, imag
                 key = f"{number:05d}{row:06d}"
                 _add(archive, f"{key}.{_suffix(image)}", image)
                 sample_id = opened.source.sample_ids[index]
-                if default_id(meta) != sample_id:
-                    meta = {ID_FIELDS[0]: sample_id} | meta
+                # Apart from the user's columns, whatever they are called.
+                meta = meta | {OWN_FIELD: {SAMPLE_ID: sample_id}}
                 _add(archive, f"{key}.json", json.dumps(meta, ensure_ascii=False, default=str).encode())
         _read_back(temporary, digests)
     write_json(_receipt(path), {"bytes": path.stat().st_size, "digest": digest_file(path)})

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from graphbuild.errors import OptionError, SourceError
+from graphbuild.store.images import Images, recorded
+from graphbuild.system.inputs import PARQUET, SHARDS, list_files, suffix_of
+from graphbuild.system.progress import say
 from train.data.base import ImageSource
 
 CIFAR = ("cifar10", "cifar100")
-_SUFFIXES = (".tar", ".parquet")
-"""Files that hold many images; where there are both, the first counts."""
 
 
 def open_images(
@@ -21,7 +21,8 @@ def open_images(
     """Open the images that `--data` names.
 
     Args:
-        data: Webdataset shards or Parquet files (a path, folder or glob), a folder of class folders, or `cifar10[:FOLDER]`.
+        data: Webdataset shards or Parquet files (a path, folder or glob), a folder of class folders, the folder of files that
+            img2dataset writes, or `cifar10[:FOLDER]`.
         image_column: Parquet column of the image bytes; None: the only binary one.
         id_column: Parquet column of the sample ids, or key of the JSON in shards; None: `<file>:<row>`, or the URL.
         validation: The test split, for sources that know one (CIFAR).
@@ -30,25 +31,47 @@ def open_images(
         SourceError: If nothing is there, or it cannot be read.
         OptionError: If a column is named for images that are not in Parquet.
     """
+    source = _open(data, image_column, id_column, validation)
+    skipped: Mapping[str, int] = getattr(source, "skipped", {})
+    if left_out := [f"{count:,} {what}" for what, count in skipped.items() if count]:
+        say(f"{source.name}: left out: {', '.join(left_out)}")
+    return source
+
+
+def _open(data: str, image_column: str | None, id_column: str | None, validation: bool) -> ImageSource:
     kind, _, folder = data.partition(":")
-    paths = [] if kind in CIFAR else _files(data)
-    if paths and paths[0].suffix == ".parquet":
-        from train.data.parquet import ParquetImages
-
-        return ParquetImages(paths, image_column=image_column, id_column=id_column)
-    if image_column is not None:
-        raise OptionError(f"{data}: --image-column {image_column!r} is for Parquet files. Leave it out.")
-    if paths:
-        from train.data.tar import TarImages
-
-        return TarImages(paths, id_column=id_column)
     if kind in CIFAR:
+        _refuse_column(data, image_column)
         from train.data.cifar import CifarImages
 
         return CifarImages(kind, Path(folder or "data"), train=not validation)
+    paths, hidden = _files(data)
+    if paths and suffix_of(paths[0].name) in PARQUET:
+        return _open_parquet(data, paths, image_column, id_column)
+    _refuse_column(data, image_column)
+    if paths:
+        from train.data.tar import TarImages
+
+        shards = TarImages(paths, id_column=id_column)
+        shards.skipped["hidden files"] = hidden
+        return shards
     from train.data.imagefolder import FolderImages
 
     return FolderImages(Path(data))
+
+
+def _open_parquet(data: str, paths: Sequence[Path], image_column: str | None, id_column: str | None) -> ImageSource:
+    from train.data.img2dataset import CrawledFiles, holds_crawled_files
+    from train.data.parquet import ParquetImages
+
+    if image_column is None and holds_crawled_files(Path(data), paths):
+        return CrawledFiles(Path(data), paths, id_column=id_column)
+    return ParquetImages(paths, image_column=image_column, id_column=id_column)
+
+
+def _refuse_column(data: str, image_column: str | None) -> None:
+    if image_column is not None:
+        raise OptionError(f"{data}: --image-column {image_column!r} is for Parquet files. Leave it out.")
 
 
 def recorded_images(dataset: Mapping[str, Any], graph_dir: Path, *, validation: bool = False) -> dict[str, Any] | None:
@@ -59,40 +82,44 @@ def recorded_images(dataset: Mapping[str, Any], graph_dir: Path, *, validation: 
         graph_dir: Relative paths are taken from here.
         validation: The validation images, which not every data set has.
     """
-    images = dataset.get("images")
-    if not images or (validation and not images.get("val") and images["kind"] not in CIFAR):
+    images = recorded(dataset)
+    if images is None or (validation and not images.val and images.kind not in CIFAR):
         return None
-    path = str(images["val"] if validation and images.get("val") else images["path"])
-    if images["kind"] in CIFAR:
-        return {"data": f"{images['kind']}:{graph_dir / path}", "validation": validation}
-    columns = {"image_column": images.get("image_column"), "id_column": images.get("id_column") or dataset.get("id_column")}
-    if images["kind"] == "webdataset":
-        del columns["image_column"]
-    return {"data": str(graph_dir / path), **(columns if images["kind"] in ("parquet", "webdataset") else {})}
+    there = images.at(graph_dir)
+    path = there.val if validation and there.val else there.path
+    if images.kind in CIFAR:
+        return {"data": f"{images.kind}:{path}", "validation": validation}
+    return {"data": path, **_columns(images, dataset)}
 
 
-def _files(data: str) -> list[Path]:
-    """The shards or Parquet files that a path, a folder or a glob stands for, all of one kind; none if it is something else.
+def _columns(images: Images, dataset: Mapping[str, Any]) -> dict[str, Any]:
+    if images.kind == "imagefolder":
+        return {}
+    id_column = {"id_column": images.id_column or dataset.get("id_column")}
+    return {"image_column": images.image_column, **id_column} if images.kind == "parquet" else id_column
+
+
+def _files(data: str) -> tuple[list[Path], int]:
+    """The shards or Parquet files that a path, a folder or a pattern stands for, all of one kind, and the number of hidden ones.
+
+    An empty list stands for a folder of something else.
 
     Raises:
         SourceError: If nothing is there.
     """
     path = Path(data)
-    if path.is_file():
-        if path.suffix not in _SUFFIXES:
-            raise SourceError(
-                f"{data}: --data takes webdataset shards (.tar), Parquet files, a folder of images or cifar10, not "
-                f"{path.suffix or 'such'} files."
-            )
-        return [path]
-    if path.is_dir():
-        found = sorted(path.iterdir())
-    else:
-        found = sorted(Path(name) for name in glob.glob(data, recursive=True))  # noqa: PTH207 - an absolute pattern is none for Path.glob
-        if not found:
-            raise SourceError(
-                f"{data}: nothing there. Check --data: webdataset shards, Parquet files, a folder of class folders, or cifar10."
-            )
+    if path.is_file() and suffix_of(path.name) not in (*SHARDS, *PARQUET):
+        raise SourceError(
+            f"{data}: --data takes webdataset shards (.tar), Parquet files, a folder of images or cifar10, not "
+            f"{path.suffix or 'such'} files."
+        )
+    if not path.exists() and not any(sign in data for sign in "*?[{"):
+        raise SourceError(
+            f"{data}: nothing there. Check --data: webdataset shards, Parquet files, a folder of class folders, or cifar10."
+        )
     # img2dataset puts a Parquet file of what it downloaded beside each shard.
-    by_suffix = ([name for name in found if name.suffix == suffix] for suffix in _SUFFIXES)
-    return next((names for names in by_suffix if names), [])
+    for suffixes in (SHARDS, PARQUET):
+        listing = list_files(data, suffixes)
+        if found := [one for one in listing.paths if suffix_of(one.name) in suffixes]:
+            return found, listing.hidden
+    return [], 0

@@ -1,7 +1,6 @@
-"""Images in webdataset shards as img2dataset writes them: `00000.tar` with KEY.jpg, KEY.txt, KEY.json.
+"""Images in webdataset shards: `00000.tar` with KEY.jpg, KEY.txt, KEY.json.
 
-Any image in any order: an index that is built once says where its bytes lie, and they are read by position. A sample's id
-is the `url` of its JSON, so that graphs of CC3M and CC12M, whose ids are URLs, know it.
+Any image in any order: an index that is built once says where its bytes lie, and they are read by position.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from graphbuild.errors import SourceError
+from graphbuild.system.archives import DamagedArchive, parse_record
 from train.data.base import Encoded, Int64, Labels, encode_labels
 from train.data.tar_index import open_index
-from train.data.tar_scan import DamagedShard, parse_meta
 
 _OPEN_FILES = 128
 """Shards held open; systems allow a process about a thousand files."""
@@ -34,7 +33,7 @@ class TarImages:
 
         Args:
             paths: The shards.
-            id_column: Key of the samples' JSON that holds the id; None: sample_id or url, else the sample's key.
+            id_column: Key of the samples' JSON that holds the id; None: sample_id or url, else shard and key.
 
         Raises:
             SourceError: If a shard is missing, cut short or damaged, or none holds an image.
@@ -43,8 +42,12 @@ class TarImages:
         self.id_column = id_column
         self._paths = list(paths)
         index = open_index(paths, id_column)
-        self.skipped = {"failed": index.failed, "without_image": index.without_image}
-        """Samples that are left out, and why."""
+        self.skipped = {
+            "samples that were not downloaded": index.failed,
+            "samples without an image": index.without_image,
+            "hidden members": index.hidden,
+        }
+        """What was left out."""
         self._starts = np.cumsum([0, *(batch.num_rows for batch in index.batches)], dtype=np.int64)
         if not self._starts[-1]:
             raise SourceError(f"{self.name}: holds no images (KEY.jpg, KEY.png, ...). Check --data.")
@@ -72,8 +75,8 @@ class TarImages:
         """
         found = zip(indices, self._read(indices, self._metas), strict=True)
         try:
-            return [parse_meta(data, f"the JSON of {self.sample_ids[index]}") if data else {} for index, data in found]
-        except DamagedShard as error:
+            return [parse_record(data, f"the JSON of {self.sample_ids[index]}") if data else {} for index, data in found]
+        except DamagedArchive as error:
             raise SourceError(f"{self.name}: {error}. Restore the shard, and run again.") from None
 
     def _read(self, indices: Sequence[int], places: list[tuple[Int64, Int64]]) -> Iterator[bytes]:

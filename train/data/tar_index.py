@@ -22,12 +22,13 @@ import xxhash
 
 from graphbuild.store.cache import beside_or_cached
 from graphbuild.store.hashes import hash_strings
+from graphbuild.system.inputs import file_names
 from graphbuild.system.progress import progress
 from train.data.base import Int64
 from train.data.tar_scan import ScannedShard, scan_shard
 
 FOLDER = ".xclr-index"
-_FORMAT = "tar index 1"
+_FORMAT = "tar index 2"
 _SCHEMA = pa.schema(
     [
         pa.field("sample_id", pa.large_string(), nullable=False),
@@ -46,6 +47,7 @@ class TarIndex:
     batches: tuple[pa.RecordBatch, ...]
     failed: int
     without_image: int
+    hidden: int
 
     def column(self, name: str) -> list[Int64]:
         """Views of one number column, a shard each."""
@@ -98,8 +100,7 @@ def _read(path: Path, key: bytes) -> TarIndex | None:
     except (OSError, pa.ArrowInvalid, KeyError):
         # Missing, or damaged: it is made from the shards again.
         return None
-    failed, without_image = (sum(pair[place] for pair in counts) for place in range(2))
-    return TarIndex(tuple(item.batch for item in found), failed, without_image)
+    return TarIndex(tuple(item.batch for item in found), *(sum(one[place] for one in counts) for place in range(3)))
 
 
 def _build(path: Path, paths: Sequence[Path], id_field: str | None, key: bytes) -> None:
@@ -113,8 +114,9 @@ def _build(path: Path, paths: Sequence[Path], id_field: str | None, key: bytes) 
             pa.ipc.new_file(sink, schema) as writer,
             progress("index shards", len(paths), unit="shards") as meter,
         ):
-            for scanned in pool.map(lambda shard: scan_shard(shard, id_field), paths):
-                skipped = json.dumps([scanned.failed, scanned.without_image])
+            names = file_names([str(shard.absolute()) for shard in paths])
+            for scanned in pool.map(lambda shard, name: scan_shard(shard, id_field, name), paths, names):
+                skipped = json.dumps([scanned.failed, scanned.without_image, scanned.hidden])
                 writer.write_batch(_batch(scanned, schema), custom_metadata={"skipped": skipped})
                 meter.advance()
         with temporary.open("rb") as written:

@@ -1,46 +1,58 @@
-"""Captions in comma-separated files with a header line, quoted as in RFC 4180; NA and null are captions."""
+"""Captions in comma-separated files, quoted as in RFC 4180; NA and null are captions.
+
+The rows are split by Python's csv module; readers of data frames would guess types, and lose 007 and NA.
+"""
 
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from graphbuild.datasets.base import SourceInfo, mend
+from graphbuild.datasets.base import SourceInfo
 from graphbuild.datasets.formats.files import File
-from graphbuild.datasets.formats.rows import Row, RowSource, Wanted
+from graphbuild.datasets.formats.rows import Broken, Record, Row, RowSource, Wanted
 from graphbuild.errors import SourceError
+from graphbuild.system.decoding import mend
 
 _LONGEST_FIELD = 1 << 30
 
 
 class CsvFormat:
-    """One record a row; quoted fields may hold commas and line breaks."""
+    """One record a row; quoted fields may hold commas and line breaks. Names in the first row, unless they are given."""
 
-    def columns(self, path: File) -> list[str] | None:
-        """Names in the first row."""
-        with _reader(path) as rows:
-            header = next(rows, None)
-        return [_mended(name)[0] for name in header] if header else None
+    def __init__(self, names: tuple[str, ...] = ()) -> None:
+        self._names = list(names)
 
-    def rows(self, path: File, wanted: Wanted) -> Iterator[Row]:
-        """Records of a file; empty lines are not records.
+    def columns(self, file: File) -> list[str] | None:
+        """The names that were given, else those in the first row."""
+        with _reader(file) as rows:
+            first = next(rows, None)
+        if self._names:
+            return self._names if first is not None else None
+        return [_mended(name)[0] for name in first] if first else None
+
+    def rows(self, file: File, wanted: Wanted) -> Iterator[Record]:
+        """Records of a file; empty lines are not records, and those with another number of fields than the header are broken.
 
         Raises:
-            SourceError: If a row has another number of fields than the header, or its quotes are broken.
+            SourceError: If its quotes are broken.
         """
-        with _reader(path) as rows:
-            names = [_mended(name)[0] for name in next(rows)]
+        with _reader(file) as rows:
+            names = self._names or [_mended(name)[0] for name in next(rows)]
+            expected = f"not {len(names)}" if self._names else f"the header {len(names)}"
             taken = {name: names.index(name) for name in wanted.names()}
             for fields in rows:
                 if not fields:
                     continue
                 if len(fields) != len(names):
-                    raise SourceError(
-                        f"{path}: line {rows.line_num:,} has {len(fields)} fields, the header {len(names)}. "
+                    yield Broken(
+                        f"line {rows.line_num:,} has {len(fields)} fields, {expected}. "
                         "A comma outside quotes, or a broken row: mend it."
                     )
+                    continue
                 values = {name: _mended(fields[column]) for name, column in taken.items()}
                 yield Row(
                     captions=[values[wanted.caption][0]],
@@ -51,15 +63,15 @@ class CsvFormat:
 
 
 @contextmanager
-def _reader(path: File) -> Iterator[Any]:
+def _reader(file: File) -> Iterator[Any]:
     csv.field_size_limit(_LONGEST_FIELD)
     # Invalid bytes pass as surrogates, so that the row they stand in can be named.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+    with file.text() as raw, io.TextIOWrapper(raw, encoding="utf-8", errors="surrogateescape", newline="") as stream:
         rows = csv.reader(stream, strict=True)
         try:
             yield rows
         except csv.Error as error:
-            raise SourceError(f"{path}: line {rows.line_num:,} is not CSV ({error}). Mend it, or use --dataset tsv.") from None
+            raise SourceError(f"{file}: line {rows.line_num:,} is not CSV ({error}). Mend it, or use --dataset tsv.") from None
 
 
 def _mended(field: str) -> tuple[str, bool]:
@@ -72,11 +84,14 @@ def _mended(field: str) -> tuple[str, bool]:
 SOURCE = RowSource(
     SourceInfo(
         name="csv",
-        what="Comma-separated files with a header line, fields quoted as in RFC 4180. Invalid UTF-8 becomes U+FFFD and is counted.",
+        what="Comma-separated files with a header line, or with --columns, fields quoted as in RFC 4180. Invalid UTF-8 becomes "
+        "U+FFFD and is counted.",
         size="any; read in batches",
         licence="that of your data",
-        origin="--source: files, folders, globs or URLs",
+        origin="--source: files, folders, globs or URLs, .gz or .zst too",
+        named_by_source=True,
     ),
     CsvFormat(),
     (".csv",),
+    headerless=CsvFormat,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from graphbuild.datasets.base import (
     SourceFile,
     SourceInfo,
     SourceOptions,
-    image_path,
+    refuse_headerless,
     require_columns,
 )
 from graphbuild.datasets.wordnet import Nouns, is_wnid, read_nouns
 from graphbuild.errors import OptionError, SourceError
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff"})
+from graphbuild.store.images import Images, place_of
+from graphbuild.system.inputs import PICTURES, LeftOut, is_hidden, suffix_of, walk_pictures
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +42,7 @@ class _Listing:
     """What is in the folders, without keeping it."""
 
     pictures: int = 0
-    other_files: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
     bytes: int = 0
     hasher: Any = field(default_factory=xxhash.xxh3_128)
 
@@ -57,6 +57,8 @@ class ImageFolderSource:
         size="any",
         licence="that of your data",
         origin="--source: one folder",
+        named_by_source=True,
+        by_wnid=True,
     )
 
     def prepare(self, options: SourceOptions, graph_dir: Path) -> None:
@@ -72,7 +74,8 @@ class ImageFolderSource:
         names = class_folders(root)
         nouns = _look_up(root, names, options.definitions) if options.definitions is not None else None
         classes = [
-            FolderClass(folder=name, name=nouns.describe(name) if nouns else name, label=label) for label, name in enumerate(names)
+            FolderClass(folder=name, name=nouns.describe(name) if nouns else name.replace("_", " "), label=label)
+            for label, name in enumerate(names)
         ]
         return open_folder(root, classes, options, graph_dir, key_column="class", definitions=nouns.file if nouns else None)
 
@@ -109,10 +112,33 @@ def class_folders(root: Path) -> list[str]:
     Raises:
         SourceError: If there is none.
     """
-    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name))
     if not names:
         raise SourceError(f"{root}: no class folders in this folder. Give the folder above them with --source.")
+    if above := [name for name in names if _holds_classes(root / name)]:
+        raise SourceError(
+            f"{root}: {', '.join(above[:3])}{' ...' if len(above) > 3 else ''} hold no pictures but folders of them, and so are no "
+            f"classes. Give one of them with --source, such as {root / above[0]}."
+        )
     return names
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Whether a folder holds no picture of its own, but several folders that do: it is then one level too high for a class."""
+    below = []
+    for entry in os.scandir(folder):
+        if is_hidden(entry.name):
+            continue
+        if not entry.is_dir():
+            if suffix_of(entry.name) in PICTURES:
+                return False
+        else:
+            below.append(entry.path)
+    return len(below) > 1 and sum(_holds_pictures(Path(path)) for path in below) > 1
+
+
+def _holds_pictures(folder: Path) -> bool:
+    return any(suffix_of(entry.name) in PICTURES and not is_hidden(entry.name) for entry in os.scandir(folder))
 
 
 def open_folder(
@@ -143,7 +169,7 @@ def open_folder(
     require_columns(str(root), schema.names, options.keep_columns)
     listing = _list(root, classes)
     if not listing.pictures:
-        raise SourceError(f"{root}: no pictures in its {len(classes)} class folders ({', '.join(sorted(SUFFIXES))}).")
+        raise SourceError(f"{root}: no pictures in its {len(classes)} class folders ({', '.join(PICTURES)}).")
     validation = root.with_name("val")
     return OpenSource(
         # The pictures themselves are not read here: the listing is what the graph depends on.
@@ -153,15 +179,16 @@ def open_folder(
         class_names=True,
         definitions=definitions,
         class_column=key_column,
-        images={
-            "kind": "imagefolder",
-            "path": image_path(root, graph_dir),
-            "image_column": None,
-            "id_column": None,
-            "label_column": None,
-            "val": image_path(validation, graph_dir) if root.name == "train" and validation.is_dir() else None,
+        images=Images(
+            kind="imagefolder",
+            path=place_of(root, graph_dir),
+            val=place_of(validation, graph_dir) if root.name == "train" and validation.is_dir() else None,
+        ),
+        counts={
+            name: count
+            for name, count in (("hidden_files", listing.left_out.hidden), ("files_not_pictures", listing.left_out.other))
+            if count
         },
-        facts={"files_not_pictures": listing.other_files} if listing.other_files else {},
     )
 
 
@@ -171,6 +198,7 @@ def refuse_columns(options: SourceOptions, what: str) -> None:
     Raises:
         OptionError: If one is given.
     """
+    refuse_headerless(options, what)
     for option, value in (("--caption-column", options.caption_column), ("--id-column", options.id_column)):
         if value is not None:
             raise OptionError(f"{option} {value}: {what} have no columns to choose from. Leave it out.")
@@ -178,43 +206,20 @@ def refuse_columns(options: SourceOptions, what: str) -> None:
 
 def _list(root: Path, classes: Sequence[FolderClass]) -> _Listing:
     listing = _Listing()
-
-    def skip() -> None:
-        listing.other_files += 1
-
     for one in classes:
-        for path in _pictures(root, one.folder, skip):
-            line = _listed(root, path, one.label)
+        for path in walk_pictures(root, one.folder, listing.left_out):
+            line = f"{path}\t{one.label}\n".encode()
             listing.hasher.update(line)
             listing.bytes += len(line)
             listing.pictures += 1
     return listing
 
 
-def _listed(root: Path, path: str, label: int) -> bytes:
-    try:
-        return f"{path}\t{label}\n".encode()
-    except UnicodeEncodeError:
-        raise SourceError(f"{root}: the file name {path!r} is not UTF-8, and cannot be an id. Rename it.") from None
-
-
-def _pictures(root: Path, folder: str, skip: Callable[[], None]) -> Iterator[str]:
-    """Paths of the pictures below a class folder, relative to the root, in a fixed order."""
-    for directory, folders, files in os.walk(root / folder, followlinks=True):
-        folders.sort()
-        relative = Path(directory).relative_to(root).as_posix()
-        for name in sorted(files):
-            if Path(name).suffix.lower() in SUFFIXES:
-                yield f"{relative}/{name}"
-            else:
-                skip()
-
-
 def _read(root: Path, classes: Sequence[FolderClass], schema: pa.Schema) -> Iterator[CaptionBatch]:
     for one in classes:
         paths: list[str] = []
         first_row = 0
-        for path in _pictures(root, one.folder, lambda: None):
+        for path in walk_pictures(root, one.folder):
             paths.append(path)
             if len(paths) == BATCH_ROWS:
                 yield _batch(one, first_row, paths, schema)

@@ -1,92 +1,102 @@
-"""The elements of an array in a large JSON object, one after the other, in bounded memory."""
+"""The objects of an array in a large JSON file, one after the other, in bounded memory, and whether each held invalid UTF-8."""
 
 from __future__ import annotations
 
-import json
+import codecs
+import io
 from collections.abc import Iterator
 from typing import IO, Any
 
-_CHUNK = 1 << 20
-_SPACE = " \t\r\n"
-_DECODER = json.JSONDecoder()
+import ijson
+
+from graphbuild.datasets.formats.files import File
+from graphbuild.errors import SourceError, one_line, visible
+
+_MARK = "\ufdd0"
+"""Stands for invalid bytes while JSON is parsed: a code point that is none of a character, and that no text holds."""
+_HANDLER = "xclr-mark"
+_CHUNK = 1 << 16
+
+codecs.register_error(_HANDLER, lambda error: (_MARK, error.end))  # type: ignore[attr-defined]
 
 
-def stream_array(stream: IO[str], key: str) -> Iterator[Any]:
-    """Elements of the array under `key` of the object that a stream holds; what comes before it is skipped.
+def stream_objects(file: File, key: str | None, *, expected: str) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Objects of the array under a key of the object in a file, or of the array that the file is.
 
-    Held in memory: one element, or one value of another key that is no array.
+    Args:
+        file: The file.
+        key: Where the array stands; None: the file is the array.
+        expected: What the file should be, for messages.
+
+    Yields:
+        An object, invalid UTF-8 in it as U+FFFD, and whether there was any.
 
     Raises:
-        ValueError: If the stream is not such an object, or ends too early.
+        SourceError: If it is no such file, or ends too early.
     """
-    cursor = _Cursor(stream)
-    cursor.take("{")
-    while True:
-        name = cursor.value()
-        cursor.take(":")
-        if cursor.peek() == "[":
-            for element in cursor.elements():
-                if name == key:
-                    yield element
-            if name == key:
-                return
-        else:
-            cursor.value()
-        if cursor.peek() == "}":
-            raise ValueError(f"it has no list {key!r}")
-        cursor.take(",")
+    found = 0
+    try:
+        with file.text() as raw:
+            stream = _Marked(raw)
+            for element in ijson.items(stream, "item" if key is None else f"{key}.item", use_float=True):
+                found += 1
+                if not isinstance(element, dict):
+                    raise SourceError(f"{file}: {key or 'the list'!r} holds {type(element).__name__}, not objects. {expected}")
+                mended = _mended(element) if stream.marked else element
+                yield mended, mended != element
+        if not found and key is not None and key not in _arrays(file):
+            raise SourceError(f"{file}: it has no list {key!r}. {expected}")
+    except ijson.JSONError as error:
+        raise SourceError(f"{file}: {_describe(error)}, after {found:,} objects. {expected}") from None
 
 
-class _Cursor:
-    """A place in a stream of JSON."""
+def first_array(file: File, *, expected: str) -> str | None:
+    """The key of the first array in the object that a file holds; None where the file is an array itself.
 
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
-        self._buffer = stream.read(_CHUNK).removeprefix("\ufeff")
-        self._position = 0
+    Raises:
+        SourceError: If it is neither.
+    """
+    try:
+        found = next(_arrays(file), None)
+    except ijson.JSONError as error:
+        raise SourceError(f"{file}: {_describe(error)}. {expected}") from None
+    if found is None:
+        raise SourceError(f"{file}: holds no list of objects. {expected}")
+    return found or None
 
-    def peek(self) -> str:
-        """The next character that is no white space; empty at the end."""
-        while True:
-            while self._position < len(self._buffer) and self._buffer[self._position] in _SPACE:
-                self._position += 1
-            if self._position < len(self._buffer):
-                return self._buffer[self._position]
-            if not self._grow():
-                return ""
 
-    def take(self, sign: str) -> None:
-        """Step over a sign that must come."""
-        if (found := self.peek()) != sign:
-            raise ValueError(f"{sign!r} expected, {found!r} found" if found else "it ends too early")
-        self._position += 1
+def _arrays(file: File) -> Iterator[str]:
+    """Keys of the arrays in a file's object; empty for the file as an array."""
+    with file.text() as raw:
+        for prefix, event, _ in ijson.parse(_Marked(raw)):
+            if event == "start_array" and "." not in prefix and prefix != "item":
+                yield prefix
 
-    def value(self) -> Any:
-        """The next value, whole."""
-        self.peek()
-        while True:
-            try:
-                value, end = _DECODER.raw_decode(self._buffer, self._position)
-                # A number at the end of the buffer may go on behind it.
-                if end < len(self._buffer) or not self._grow():
-                    self._position = end
-                    return value
-            except json.JSONDecodeError as error:
-                if not self._grow():
-                    raise ValueError(f"it ends too early, or is broken ({error.msg})") from None
 
-    def elements(self) -> Iterator[Any]:
-        """Elements of the array that begins here."""
-        self.take("[")
-        if self.peek() != "]":
-            yield self.value()
-            while self.peek() == ",":
-                self.take(",")
-                yield self.value()
-        self.take("]")
+def _describe(error: ijson.JSONError) -> str:
+    # The parser calls what ends too early and what is no JSON at all by one class of error.
+    why = visible(one_line(str(error)))[:200]
+    return "it ends too early" if "premature" in why or "ncomplete" in why else f"no JSON ({why})"
 
-    def _grow(self) -> bool:
-        """Read on, and forget what was passed; False at the end."""
-        more = self._stream.read(_CHUNK)
-        self._buffer, self._position = self._buffer[self._position :] + more, 0
-        return bool(more)
+
+def _mended(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace(_MARK, "\ufffd")
+    if isinstance(value, list):
+        return [_mended(item) for item in value]
+    return {key: _mended(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+class _Marked:
+    """A stream of UTF-8 in which `_MARK` stands in the places of invalid bytes."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._text = io.TextIOWrapper(raw, encoding="utf-8", errors=_HANDLER, newline="")
+        self.marked = False
+        """Whether there were any so far."""
+
+    def read(self, size: int) -> bytes:
+        """The next bytes; ijson asks for none, to learn what it is given."""
+        text = self._text.read(min(size, _CHUNK)) if size else ""
+        self.marked = self.marked or _MARK in text
+        return text.encode("utf-8")

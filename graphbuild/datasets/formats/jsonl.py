@@ -2,77 +2,88 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from graphbuild.datasets.base import Captions, SourceInfo, mend
+from graphbuild.datasets.base import Captions, SourceInfo
 from graphbuild.datasets.formats.files import File
-from graphbuild.datasets.formats.rows import Row, RowSource, Wanted
+from graphbuild.datasets.formats.rows import Broken, Record, Row, RowSource, Wanted
 from graphbuild.errors import SourceError
+from graphbuild.system.decoding import as_text, mend, parse_object
+
+TEXT_FIELDS = ("raw", "caption", "text", "sentence")
+"""Where captions that are objects hold their text, as in `dataset_karpathy.json`."""
 
 
 class JsonLinesFormat:
     """One object a line. A key that an object lacks is null there; the first object names the columns."""
 
-    def columns(self, path: File) -> list[str] | None:
-        """Keys of the first object."""
-        for _, record, _ in _records(path):
-            return list(record)
-        return None
-
-    def rows(self, path: File, wanted: Wanted) -> Iterator[Row]:
-        """Records of a file; blank lines are not records.
+    def columns(self, file: File) -> list[str] | None:
+        """Keys of the first object that can be read.
 
         Raises:
-            SourceError: If a line is not an object, or a caption is not text.
+            SourceError: If no line can be read.
         """
-        for number, record, invalid in _records(path):
-            captions, lone = _captions(path, number, wanted.caption, record.get(wanted.caption))
-            yield Row(
-                captions=captions,
-                sample_id=as_text(record.get(wanted.sample_id)) if wanted.sample_id else None,
-                kept=tuple(as_text(record.get(name)) for name in wanted.kept),
-                invalid=invalid or lone,
-            )
+        broken = None
+        for number, record, _ in _records(file):
+            if isinstance(record, dict):
+                return list(record)
+            broken = broken or f"line {number:,} {record}"
+        if broken is not None:
+            raise SourceError(f"{file}: {broken}")
+        return None
+
+    def rows(self, file: File, wanted: Wanted) -> Iterator[Record]:
+        """Records of a file; blank lines are not records. Those that are no object, or whose caption is no text, are broken."""
+        for number, record, invalid in _records(file):
+            place = f"line {number:,}"
+            yield record_row(place, record, wanted, invalid) if isinstance(record, dict) else Broken(f"{place} {record}")
 
 
-def _records(path: File) -> Iterator[tuple[int, dict[str, Any], bool]]:
-    with path.open("rb") as stream:
+def _records(file: File) -> Iterator[tuple[int, dict[str, Any] | str, bool]]:
+    """Line, object or what is wrong, and whether it held invalid UTF-8."""
+    with file.text() as stream:
         for number, line in enumerate(stream, 1):
-            text, invalid = mend(line.removeprefix(b"\xef\xbb\xbf"))
+            text, invalid = mend(line)
             if not text or text.isspace():
                 continue
             try:
-                record = json.loads(text)
+                yield number, parse_object(text), invalid
             except ValueError as error:
-                raise SourceError(f"{path}: line {number:,} is not JSON ({error}). Mend or remove it.") from None
-            if not isinstance(record, dict):
-                raise SourceError(f"{path}: line {number:,} is not a JSON object but {type(record).__name__}. One object a line.")
-            yield number, record, invalid
+                yield number, f"is no JSON object ({error}). Mend or remove it.", invalid
 
 
-def _captions(path: File, number: int, column: str, value: Any) -> tuple[Captions, bool]:
-    values = value if isinstance(value, list) else [value]
+def record_row(place: str, record: Mapping[str, Any], wanted: Wanted, invalid: bool) -> Record:
+    """The row of a JSON object; a caption is text, a list of texts, objects that hold a text, or null."""
+    try:
+        captions, lone = captions_of_json(record.get(wanted.caption))
+    except ValueError as error:
+        return Broken(f"{place}: {wanted.caption!r} holds {error}, not text. Choose another --caption-column.")
+    return Row(
+        captions=captions,
+        sample_id=as_text(record.get(wanted.sample_id)) if wanted.sample_id else None,
+        kept=tuple(as_text(record.get(name)) for name in wanted.kept),
+        invalid=invalid or lone,
+    )
+
+
+def captions_of_json(value: Any) -> tuple[Captions, bool]:
+    """The captions that a JSON value holds, and whether a lone surrogate was mended.
+
+    Raises:
+        ValueError: If it holds something else than text; the type is named.
+    """
     captions: Captions = []
     lone = False
-    for item in values:
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, dict):
+            item = next((item[name] for name in TEXT_FIELDS if isinstance(item.get(name), str)), item)
         if item is not None and not isinstance(item, str):
-            raise SourceError(
-                f"{path}: line {number:,}: {column!r} holds {type(item).__name__}, not text. Choose another --caption-column."
-            )
+            raise ValueError(type(item).__name__)
         text = as_text(item)
         lone |= text != item
         captions.append(text)
     return captions, lone
-
-
-def as_text(value: Any) -> str | None:
-    """Text as it is, save that lone surrogates, which are no characters, become U+FFFD; other values as JSON."""
-    if value is None:
-        return None
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text.encode("utf-16", errors="surrogatepass").decode("utf-16", errors="replace")
 
 
 SOURCE = RowSource(
@@ -82,7 +93,8 @@ SOURCE = RowSource(
         "Kept columns become text. Invalid UTF-8 becomes U+FFFD and is counted.",
         size="any; read in batches",
         licence="that of your data",
-        origin="--source: files, folders, globs or URLs",
+        origin="--source: files, folders, globs or URLs, .gz or .zst too",
+        named_by_source=True,
     ),
     JsonLinesFormat(),
     (".jsonl", ".ndjson"),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from graphbuild.datasets.base import SourceInfo
 from graphbuild.datasets.formats.files import File
-from graphbuild.datasets.formats.rows import Row, RowSource, Wanted
+from graphbuild.datasets.formats.rows import Record, Row, RowSource, Wanted
 from graphbuild.datasets.formats.tsv import mended_line
 
 _COLUMN = "text"
@@ -15,14 +15,14 @@ _COLUMN = "text"
 class LinesFormat:
     """One caption a line."""
 
-    def columns(self, path: File) -> list[str] | None:
+    def columns(self, file: File) -> list[str] | None:
         """The one there is."""
-        with path.open("rb") as stream:
+        with file.text() as stream:
             return [_COLUMN] if stream.read(1) else None
 
-    def rows(self, path: File, wanted: Wanted) -> Iterator[Row]:
+    def rows(self, file: File, wanted: Wanted) -> Iterator[Record]:
         """Lines of a file; blank ones are blank captions, so that row numbers are line numbers less one."""
-        with path.open("rb") as stream:
+        with file.text() as stream:
             for line in stream:
                 text, invalid = mended_line(line)
                 yield Row(captions=[text], sample_id=text, kept=(text,) * len(wanted.kept), invalid=invalid)
@@ -34,7 +34,8 @@ SOURCE = RowSource(
         what="Plain text, a caption a line. Invalid UTF-8 becomes U+FFFD and is counted.",
         size="any; read in batches",
         licence="that of your data",
-        origin="--source: files, folders, globs or URLs",
+        origin="--source: files, folders, globs or URLs, .gz or .zst too",
+        named_by_source=True,
     ),
     LinesFormat(),
     (".txt",),

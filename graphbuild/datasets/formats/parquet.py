@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from graphbuild.datasets.base import (
+    BATCH_BYTES,
     BATCH_ROWS,
     CaptionBatch,
     Captions,
@@ -18,19 +20,38 @@ from graphbuild.datasets.base import (
     SourceInfo,
     SourceOptions,
     choose_caption_column,
-    image_path,
-    mend,
-    nothing_kept,
+    refuse_headerless,
     require_columns,
 )
+from graphbuild.datasets.formats.columns import captions_of, holds_captions, ids_of, is_text, kept_of, unify
 from graphbuild.datasets.formats.files import File, describe_files, find_files, is_url, open_parquet
-from graphbuild.errors import SourceError
+from graphbuild.errors import SourceError, one_line
+from graphbuild.store.images import Images, place_of
+from graphbuild.system.inputs import PARQUET, suffix_of
 
 # Tell classes apart where captions are class names, best first.
 _CLASS_COLUMNS = ("wnid", "label", "class")
-_SUFFIXES = (".parquet", ".pq")
 _SPLIT = re.compile(r"(.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.parquet")
 """As the Hugging Face hub names files."""
+_PARTITION = re.compile(r"([^=]+)=(.+)")
+"""A folder of a hive-partitioned data set: a column and its value in all files below."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says about itself."""
+
+    schema: pa.Schema
+    metadata: pq.FileMetaData
+    partition: dict[str, str]
+    """Columns that the names of its folders give."""
+    class_names: dict[str, list[str]] = field(default_factory=dict)
+    """Of columns of labels: what the numbers stand for, as Hugging Face data sets record it."""
+
+    @property
+    def names(self) -> list[str]:
+        """All columns."""
+        return [*self.schema.names, *(name for name in self.partition if name not in self.schema.names)]
 
 
 class ParquetSource:
@@ -38,11 +59,13 @@ class ParquetSource:
 
     info = SourceInfo(
         name="parquet",
-        what="Parquet files: a column of captions or class names (strings, or lists of strings: several captions a sample). "
-        "Pictures may lie in the same files.",
+        what="Parquet files: a column of captions or class names (strings, or lists of strings: several captions a sample), or of "
+        "labels whose names a Hugging Face data set records. Pictures may lie in the same files; folders such as lang=de "
+        "are columns.",
         size="any; read in batches",
         licence="that of your data",
         origin="--source: files, folders, globs or URLs",
+        named_by_source=True,
     )
 
     def prepare(self, options: SourceOptions, graph_dir: Path) -> None:
@@ -54,25 +77,29 @@ class ParquetSource:
         Raises:
             SourceError: If a file or column is missing, a column has the wrong type, or there are no rows.
         """
+        refuse_headerless(options, "parquet")
         options = replace(options, sources=tuple(_hub_data(source) for source in options.sources))
-        paths = find_files(options.sources, dataset="parquet", suffixes=_SUFFIXES)
-        _refuse_mixed_splits(options.sources, paths)
-        headers = {path: _read_header(path) for path in paths}
-        schema, _ = headers[paths[0]]
-        caption_column = choose_caption_column(str(paths[0]), schema.names, options.caption_column)
-        used = tuple(dict.fromkeys((caption_column, *([options.id_column] if options.id_column else []), *options.keep_columns)))
-        for path, (other, _) in headers.items():
-            _check_columns(path, other, caption_column, options.id_column, used)
-        if not sum(rows for _, rows in headers.values()):
+        found = find_files(options.sources, dataset="parquet", suffixes=PARQUET)
+        _refuse_mixed_splits(options.sources, found.files)
+        headers = {file: read_header(file) for file in found.files}
+        first, header = next(iter(headers.items()))
+        caption = _choose_caption(str(first), header, options.caption_column)
+        for file, other in headers.items():
+            _check_columns(file, other, caption, options)
+        if not sum(other.metadata.num_rows for other in headers.values()):
             raise SourceError(f"{', '.join(options.sources)}: no rows. Name files that hold captions with --source.")
+        keep = _keep_schema(headers, options.keep_columns)
+        classes = caption in header.class_names
         return OpenSource(
-            files=describe_files(paths),
-            read=lambda: _read(paths, caption_column, options),
-            caption_column=caption_column,
+            files=describe_files(found.files),
+            read=lambda: _read(headers, caption, keep, options.id_column),
+            caption_column=caption,
             id_column=options.id_column,
-            keep_schema=pa.schema([schema.field(name) for name in options.keep_columns]),
-            class_column=next((name for name in _CLASS_COLUMNS if name in options.keep_columns), None),
-            images=_images(schema, options, graph_dir),
+            keep_schema=keep,
+            class_names=classes,
+            class_column=next((name for name in _CLASS_COLUMNS if name in keep.names), None),
+            images=_images(header.schema, options, graph_dir),
+            counts={"hidden_files": found.hidden} if found.hidden else {},
         )
 
 
@@ -80,18 +107,18 @@ def _hub_data(source: str) -> str:
     """A clone of a data set of the Hugging Face hub keeps its files in `data`."""
     folder = Path(source)
     inner = folder / "data"
-    if not inner.is_dir() or any(path.suffix in _SUFFIXES for path in folder.iterdir()):
+    if not inner.is_dir() or any(suffix_of(path.name) in PARQUET for path in folder.iterdir()):
         return source
     return str(inner)
 
 
-def _refuse_mixed_splits(sources: tuple[str, ...], paths: list[File]) -> None:
+def _refuse_mixed_splits(sources: tuple[str, ...], files: list[File]) -> None:
     """A folder names all its files; those of train and test together are hardly ever meant.
 
     Raises:
         SourceError: If a folder holds several splits, named as on the Hugging Face hub; they are listed.
     """
-    splits = sorted({match[1] for path in paths if (match := _SPLIT.fullmatch(path.name))})
+    splits = sorted({match[1] for file in files if (match := _SPLIT.fullmatch(file.name))})
     if len(splits) > 1 and len(sources) == 1 and Path(sources[0]).is_dir():
         raise SourceError(
             f"{sources[0]}: holds the splits {', '.join(splits)}. Choose with a pattern, such as --source "
@@ -99,50 +126,77 @@ def _refuse_mixed_splits(sources: tuple[str, ...], paths: list[File]) -> None:
         )
 
 
-def _read_header(path: File) -> tuple[pa.Schema, int]:
+def read_header(file: File) -> Header:
+    """The footer of a file.
+
+    Raises:
+        SourceError: If it is no Parquet file, or a truncated one.
+    """
+    with open_parquet(file) as opened:
+        schema: pa.Schema = opened.schema_arrow
+        parts = PurePosixPath(str(file)).parent.parts
+        partition = {match[1]: match[2] for part in parts if (match := _PARTITION.fullmatch(part))}
+        return Header(schema.remove_metadata(), opened.metadata, partition, _class_names(schema))
+
+
+def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Names of the labels in each column that is a `ClassLabel` of a Hugging Face data set."""
     try:
-        with open_parquet(path) as file:
-            return file.schema_arrow.remove_metadata(), file.metadata.num_rows
-    except pa.ArrowException as error:
-        raise SourceError(f"{path}: not a Parquet file, or a truncated one ({error}). Fetch it again.") from error
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        found = {name: one["names"] for name, one in features.items() if one.get("_type") == "ClassLabel"}
+    # Whatever else stands there is none.
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    whole = (name for name in found if name in schema.names and pa.types.is_integer(schema.field(name).type))
+    return {name: [str(one).replace("_", " ") for one in found[name]] for name in whole}
 
 
-def _check_columns(path: File, schema: pa.Schema, caption_column: str, id_column: str | None, used: tuple[str, ...]) -> None:
-    require_columns(str(path), schema.names, used)
-    captions = schema.field(caption_column).type
-    if not _is_text(captions.value_type if _is_list(captions) else captions):
-        raise SourceError(f"{path}: column {caption_column!r} holds {captions}, not text or lists of text. Choose another.")
-    if id_column is not None and not _is_id(schema.field(id_column).type):
-        raise SourceError(f"{path}: column {id_column!r} holds {schema.field(id_column).type}; ids are text or whole numbers.")
+def _choose_caption(where: str, header: Header, wanted: str | None) -> str:
+    if wanted is None and len(header.class_names) == 1:
+        try:
+            return choose_caption_column(where, header.names, None)
+        except SourceError:
+            return next(iter(header.class_names))
+    return choose_caption_column(where, header.names, wanted)
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+def _check_columns(file: File, header: Header, caption: str, options: SourceOptions) -> None:
+    id_column = options.id_column
+    require_columns(str(file), header.names, (caption, *([id_column] if id_column else []), *options.keep_columns))
+    schema = header.schema
+    if caption not in schema.names or not (caption in header.class_names or holds_captions(schema.field(caption).type)):
+        kind = schema.field(caption).type if caption in schema.names else "a value for each folder"
+        raise SourceError(f"{file}: column {caption!r} holds {kind}, not text or lists of text. Choose another.")
+    if id_column is not None and not (
+        id_column in schema.names and (is_text(schema.field(id_column).type) or pa.types.is_integer(schema.field(id_column).type))
+    ):
+        kind = schema.field(id_column).type if id_column in schema.names else "a value for each folder"
+        raise SourceError(f"{file}: column {id_column!r} holds {kind}; ids are text or whole numbers.")
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+def _keep_schema(headers: dict[File, Header], names: Sequence[str]) -> pa.Schema:
+    """Types of the kept columns; those that folders give are text."""
+    schemas = {
+        file: pa.schema(
+            [*header.schema, *(pa.field(name, pa.string()) for name in header.partition if name not in header.schema.names)]
+        )
+        for file, header in headers.items()
+    }
+    return unify(schemas, names)
 
 
-def _is_id(kind: pa.DataType) -> bool:
-    return _is_text(kind) or bool(pa.types.is_integer(kind))
-
-
-def _images(schema: pa.Schema, options: SourceOptions, graph_dir: Path) -> dict[str, Any] | None:
+def _images(schema: pa.Schema, options: SourceOptions, graph_dir: Path) -> Images | None:
     columns = [field.name for field in schema if _holds_pictures(field.type)]
     # A manifest names one path or glob; several sources are for `train run --data` to name, as are URLs.
     if len(columns) != 1 or len(options.sources) != 1 or is_url(options.sources[0]):
         return None
-    return {
-        "kind": "parquet",
-        "path": image_path(options.sources[0], graph_dir),
-        "image_column": columns[0],
-        "id_column": options.id_column,
-        "label_column": "label" if "label" in schema.names else None,
-        "val": None,
-    }
+    return Images(
+        kind="parquet",
+        path=place_of(options.sources[0], graph_dir),
+        image_column=columns[0],
+        id_column=options.id_column,
+        label_column="label" if "label" in schema.names else None,
+    )
 
 
 def _holds_pictures(kind: pa.DataType) -> bool:
@@ -151,70 +205,66 @@ def _holds_pictures(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _read(paths: list[File], caption_column: str, options: SourceOptions) -> Iterator[CaptionBatch]:
-    wanted = list(dict.fromkeys([caption_column, *([options.id_column] if options.id_column else []), *options.keep_columns]))
-    for path in paths:
+def _read(headers: dict[File, Header], caption: str, keep: pa.Schema, id_column: str | None) -> Iterator[CaptionBatch]:
+    for file, header in headers.items():
+        wanted = [caption, *([id_column] if id_column else []), *(name for name in keep.names if name in header.schema.names)]
         first_row = 0
-        try:
-            with open_parquet(path) as file:
-                for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
-                    yield _caption_batch(path, first_row, pa.Table.from_batches([batch]), caption_column, options)
-                    first_row += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
-            raise SourceError(f"{path}: cannot be read beyond row {first_row:,} ({error}). Fetch it again.") from error
+        for table in read_tables(file, header, wanted, caption):
+            captions, invalid = _captions(file, header, caption, table[caption], first_row)
+            yield CaptionBatch(
+                file=file.name,
+                first_row=first_row,
+                sample_ids=[f"{file.name}:{row}" for row in range(first_row, first_row + table.num_rows)]
+                if id_column is None
+                else ids_of(table[id_column], id_column, str(file), first_row),
+                captions=captions,
+                kept=kept_of(table, keep, str(file), {k: v for k, v in header.partition.items() if k not in header.schema.names}),
+                invalid_rows=tuple(first_row + row for row in invalid),
+            )
+            first_row += table.num_rows
 
 
-def _caption_batch(path: File, first_row: int, table: pa.Table, caption_column: str, options: SourceOptions) -> CaptionBatch:
-    captions, invalid = captions_of(table[caption_column])
-    return CaptionBatch(
-        file=path.name,
-        first_row=first_row,
-        sample_ids=_sample_ids(path, first_row, table, options.id_column),
-        captions=captions,
-        kept=table.select(list(options.keep_columns)) if options.keep_columns else nothing_kept(table.num_rows),
-        invalid_rows=tuple(first_row + row for row in invalid),
-    )
+def _captions(
+    file: File, header: Header, caption: str, column: pa.ChunkedArray, first_row: int
+) -> tuple[list[Captions], list[int]]:
+    names = header.class_names.get(caption)
+    if names is None:
+        return captions_of(column)
+    codes = column.to_pylist()
+    for row, code in enumerate(codes):
+        # -1 says that there is no label.
+        if code is not None and not -1 <= code < len(names):
+            raise SourceError(f"{file}: row {first_row + row:,} has the label {code}, but the file names {len(names)} classes.")
+    return [[None if code is None or code < 0 else names[code]] for code in codes], []
 
 
-def _sample_ids(path: File, first_row: int, table: pa.Table, id_column: str | None) -> list[str]:
-    if id_column is None:
-        return [f"{path.name}:{row}" for row in range(first_row, first_row + table.num_rows)]
+def read_tables(file: File, header: Header, wanted: Sequence[str], caption: str) -> Iterator[pa.Table]:
+    """Some columns of a file, in tables of at most `BATCH_ROWS` rows and about `BATCH_BYTES` bytes.
+
+    Raises:
+        SourceError: If the file is damaged; the row is named.
+    """
+    names = list(dict.fromkeys(wanted))
+    kind = header.schema.field(caption).type
+    # Repeated texts then stay one text each, however often they are repeated.
+    dictionary = [caption] if pa.types.is_string(kind) or pa.types.is_large_string(kind) else []
+    first_row = 0
     try:
-        values = table[id_column].to_pylist()
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path}: column {id_column!r} holds invalid UTF-8 after row {first_row:,} ({error.reason}).") from None
-    if None in values:
-        row = first_row + values.index(None)
-        raise SourceError(f"{path}: row {row:,} has no id in column {id_column!r}. Fill it, or leave --id-column out.")
-    return [str(value) for value in values]
+        with open_parquet(file, metadata=header.metadata, read_dictionary=dictionary) as opened:
+            for batch in opened.iter_batches(_batch_rows(header.metadata, names), columns=names):
+                yield pa.Table.from_batches([batch])
+                first_row += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{file}: cannot be read beyond row {first_row:,} ({one_line(str(error))}). Fetch it again.") from error
 
 
-def captions_of(column: pa.ChunkedArray) -> tuple[list[Captions], list[int]]:
-    """Captions of each row, and the rows that held invalid UTF-8."""
-    invalid: list[int] = []
-    try:
-        values = column.to_pylist()
-    except UnicodeDecodeError:
-        values, invalid = _mended(column)
-    if _is_list(column.type):
-        return [[None] if value is None else value for value in values], invalid
-    return [[value] for value in values], invalid
-
-
-def _mended(column: pa.ChunkedArray) -> tuple[list[Any], list[int]]:
-    nested = _is_list(column.type)
-    if pa.types.is_dictionary(column.type):
-        column = pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks])
-    raw = column.cast(pa.large_list(pa.large_binary()) if nested else pa.large_binary()).to_pylist()
-    values: list[Any] = []
-    invalid = []
-    for row, value in enumerate(raw):
-        pairs = [mend(item) for item in (value if nested and value is not None else [value])]
-        if any(broken for _, broken in pairs):
-            invalid.append(row)
-        texts = [text for text, _ in pairs]
-        values.append(texts if nested else texts[0])
-    return values, invalid
+def _batch_rows(metadata: pq.FileMetaData, names: Sequence[str]) -> int:
+    rows = BATCH_ROWS
+    for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
+        chunks = (group.column(number) for number in range(group.num_columns))
+        used = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in names)
+        rows = min(rows, BATCH_BYTES * group.num_rows // max(used, 1))
+    return max(1, rows)
 
 
 SOURCE = ParquetSource()

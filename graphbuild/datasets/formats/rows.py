@@ -5,14 +5,15 @@ Kept columns of these formats are text, as they stand in the file: text formats 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from graphbuild.datasets.base import (
+    BATCH_BYTES,
     BATCH_ROWS,
     CaptionBatch,
     Captions,
@@ -21,10 +22,13 @@ from graphbuild.datasets.base import (
     SourceOptions,
     choose_caption_column,
     nothing_kept,
+    refuse_headerless,
     require_columns,
 )
-from graphbuild.datasets.formats.files import File, describe_files, find_files
+from graphbuild.datasets.formats.files import File, describe_files, find_files, tell_forms
 from graphbuild.errors import SourceError
+
+_LISTED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,17 @@ class Row:
     kept: tuple[str | None, ...]
     invalid: bool
     """Whether it held invalid UTF-8, which was mended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A record that cannot be understood."""
+
+    why: str
+    """Where it stands, what is wrong, and what to do; the file is named by whoever tells it."""
+
+
+Record = Row | Broken
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,14 +69,14 @@ class Wanted:
 class RowFormat(Protocol):
     """How one format of text rows is read."""
 
-    def columns(self, path: File) -> list[str] | None:
+    def columns(self, file: File) -> list[str] | None:
         """Column names of a file, from its beginning; None if it is empty."""
 
-    def rows(self, path: File, wanted: Wanted) -> Iterator[Row]:
+    def rows(self, file: File, wanted: Wanted) -> Iterator[Record]:
         """Records of a file, one after the other.
 
         Raises:
-            SourceError: Naming file and line, if one cannot be understood.
+            SourceError: If nothing beyond some place can be understood.
         """
 
 
@@ -76,6 +91,7 @@ class RowSource:
         id_column: The sample ids, unless the user names others; None makes them of file and row.
         repeated_ids: Rows of one id are captions of one sample.
         replacements: `OLD=NEW` for placeholders in the captions.
+        headerless: How files without a header are read, by the names of their columns; None: there are none.
     """
 
     def __init__(
@@ -88,12 +104,14 @@ class RowSource:
         id_column: str | None = None,
         repeated_ids: bool = False,
         replacements: tuple[str, ...] = (),
+        headerless: Callable[[tuple[str, ...]], RowFormat] | None = None,
     ) -> None:
         self.info = info
         self._format = row_format
         self._suffixes = suffixes
         self._caption_column, self._id_column = caption_column, id_column
         self._repeated_ids, self._replacements = repeated_ids, replacements
+        self._headerless = headerless
 
     def prepare(self, options: SourceOptions, graph_dir: Path) -> None:
         """Nothing to write."""
@@ -104,8 +122,11 @@ class RowSource:
         Raises:
             SourceError: If a file or column is missing, or there are no rows.
         """
-        paths = find_files(options.sources, dataset=self.info.name, suffixes=self._suffixes)
-        headers = {path: columns for path in paths if (columns := self._format.columns(path)) is not None}
+        if self._headerless is None:
+            refuse_headerless(options, self.info.name)
+        used = self._headerless(options.columns) if self._headerless and options.columns else self._format
+        found = find_files(options.sources, dataset=self.info.name, suffixes=self._suffixes)
+        headers = {file: columns for file in found.files if (columns := used.columns(file)) is not None}
         if not headers:
             raise SourceError(f"{', '.join(options.sources)}: empty. Name files that hold captions with --source.")
         first, columns = next(iter(headers.items()))
@@ -114,28 +135,60 @@ class RowSource:
             sample_id=options.id_column or self._id_column,
             kept=options.keep_columns,
         )
-        for path, names in headers.items():
-            require_columns(str(path), names, wanted.names())
+        for file, names in headers.items():
+            require_columns(str(file), names, wanted.names())
+        tell_forms(found.files)
+        counts, facts = {"hidden_files": found.hidden} if found.hidden else {}, dict[str, Any]()
+        broken = _Skipped(counts, facts) if options.skip_broken else None
         return OpenSource(
-            files=describe_files(paths),
-            read=lambda: self._read(list(headers), wanted),
+            files=describe_files(found.files),
+            read=lambda: _read(used, list(headers), wanted, broken),
             caption_column=wanted.caption,
             id_column=wanted.sample_id,
             keep_schema=_keep_schema(wanted),
             class_column=next((name for name in ("wnid", "label", "class") if name in wanted.kept), None),
             repeated_ids=self._repeated_ids and wanted.sample_id == self._id_column,
             replacements=self._replacements,
+            counts=counts,
+            facts=facts,
         )
 
-    def _read(self, paths: list[File], wanted: Wanted) -> Iterator[CaptionBatch]:
-        for path in paths:
-            pending = _Pending(path.name, wanted)
-            for row in self._format.rows(path, wanted):
+
+def _read(row_format: RowFormat, files: list[File], wanted: Wanted, skipped: _Skipped | None) -> Iterator[CaptionBatch]:
+    if skipped is not None:
+        skipped.begin()
+    for file in files:
+        pending = _Pending(file.name, wanted)
+        for record in row_format.rows(file, wanted):
+            row = pending.checked(record)
+            if isinstance(row, Row):
                 pending.add(row)
-                if len(pending.ids) == BATCH_ROWS:
-                    yield pending.take()
-            if pending.ids:
+            elif skipped is None:
+                raise SourceError(f"{file}: {row.why} Or leave such rows out with --skip-broken.")
+            else:
+                pending.skip()
+                skipped.add(f"{file.name}: {row.why}")
+            if pending.full:
                 yield pending.take()
+        if pending.ids:
+            yield pending.take()
+
+
+class _Skipped:
+    """Counts and lists the rows that --skip-broken leaves out."""
+
+    def __init__(self, counts: dict[str, int], facts: dict[str, Any]) -> None:
+        self._counts, self._facts = counts, facts
+
+    def begin(self) -> None:
+        """Before each reading."""
+        self._counts["broken_rows"], self._facts["broken_rows"] = 0, []
+
+    def add(self, why: str) -> None:
+        """Leave a row out."""
+        self._counts["broken_rows"] += 1
+        if len(self._facts["broken_rows"]) < _LISTED:
+            self._facts["broken_rows"].append(why)
 
 
 def _keep_schema(wanted: Wanted) -> pa.Schema:
@@ -148,31 +201,41 @@ class _Pending:
 
     file: str
     wanted: Wanted
-    first_row: int = 0
+    next_row: int = 0
+    bytes: int = 0
     ids: list[str] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
     captions: list[Captions] = field(default_factory=list)
     kept: list[tuple[str | None, ...]] = field(default_factory=list)
     invalid: list[int] = field(default_factory=list)
 
-    def add(self, row: Row) -> None:
-        """Take in the next row of the file.
+    @property
+    def full(self) -> bool:
+        """Whether the batch is to be handed over."""
+        return len(self.ids) == BATCH_ROWS or self.bytes > BATCH_BYTES
 
-        Raises:
-            SourceError: If it has no id where a column of ids was named.
-        """
-        number = self.first_row + len(self.ids)
-        if self.wanted.sample_id is None:
-            self.ids.append(f"{self.file}:{number}")
-        elif row.sample_id:
-            self.ids.append(row.sample_id)
-        else:
-            raise SourceError(
-                f"{self.file}: row {number:,} has no id in column {self.wanted.sample_id!r}. Fill it, or leave --id-column out."
+    def checked(self, record: Record) -> Record:
+        """The record, or what is wrong with it."""
+        if isinstance(record, Row) and self.wanted.sample_id is not None and not record.sample_id:
+            return Broken(
+                f"row {self.next_row:,} has no id in column {self.wanted.sample_id!r}. Fill it, or leave --id-column out."
             )
+        return record
+
+    def skip(self) -> None:
+        """Leave out the next row of the file."""
+        self.next_row += 1
+
+    def add(self, row: Row) -> None:
+        """Take in the next row of the file."""
+        self.ids.append(row.sample_id if self.wanted.sample_id and row.sample_id else f"{self.file}:{self.next_row}")
+        self.numbers.append(self.next_row)
         self.captions.append(row.captions)
         self.kept.append(row.kept)
+        self.bytes += sum(len(text) for text in (*row.captions, *row.kept) if text)
         if row.invalid:
-            self.invalid.append(number)
+            self.invalid.append(self.next_row)
+        self.next_row += 1
 
     def take(self) -> CaptionBatch:
         """Hand over the rows taken in since the last call, and begin the next batch after them."""
@@ -180,12 +243,12 @@ class _Pending:
         columns = [list(column) for column in zip(*self.kept, strict=True)] if schema.names else []
         batch = CaptionBatch(
             file=self.file,
-            first_row=self.first_row,
+            first_row=self.numbers[0],
             sample_ids=self.ids,
             captions=self.captions,
             kept=pa.table(columns, schema=schema) if schema.names else nothing_kept(len(self.ids)),
             invalid_rows=tuple(self.invalid),
+            file_rows=tuple(self.numbers),
         )
-        self.first_row += len(self.ids)
-        self.ids, self.captions, self.kept, self.invalid = [], [], [], []
+        self.ids, self.numbers, self.captions, self.kept, self.invalid, self.bytes = [], [], [], [], [], 0
         return batch

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from graphbuild.datasets.base import BATCH_ROWS, CaptionBatch, OpenSource, SourceInfo, SourceOptions, image_path, require_columns
-from graphbuild.datasets.formats.files import describe_files
+from graphbuild.datasets.base import BATCH_ROWS, CaptionBatch, OpenSource, SourceInfo, SourceOptions, require_columns
+from graphbuild.datasets.formats.files import describe_files, local_file
 from graphbuild.datasets.formats.imagefolder import refuse_columns
-from graphbuild.errors import OptionError, SourceError, one_line
+from graphbuild.errors import OptionError
+from graphbuild.store.images import Images, Kind, place_of
+from graphbuild.system.cifar import cifar_ids, load_cifar
 
 _DEFAULT_FOLDER = "data"
 _SCHEMA = pa.schema([pa.field("label", pa.int32())])
@@ -20,7 +21,8 @@ _SCHEMA = pa.schema([pa.field("label", pa.int32())])
 class CifarSource:
     """The train split of CIFAR-10 or CIFAR-100; the test split is for validation."""
 
-    def __init__(self, name: str, *, classes: int) -> None:
+    def __init__(self, name: Kind, *, classes: int) -> None:
+        self._kind = name
         self.info = SourceInfo(
             name=name,
             what=f"{name.upper().replace('CIFAR', 'CIFAR-')}: {classes} class prompts, 'a photo of a {{}}' by default, for "
@@ -33,7 +35,7 @@ class CifarSource:
     def prepare(self, options: SourceOptions, graph_dir: Path) -> None:
         """Download the pictures, unless --source names a folder or they are there."""
         if not options.sources:
-            _load(self.info.name, Path(_DEFAULT_FOLDER), download=True)
+            load_cifar(self._kind, Path(_DEFAULT_FOLDER), train=True, download=True)
 
     def open(self, options: SourceOptions, graph_dir: Path) -> OpenSource:
         """Read names and labels.
@@ -47,50 +49,34 @@ class CifarSource:
         refuse_columns(options, "CIFAR's pictures")
         require_columns(self.info.name, _SCHEMA.names, options.keep_columns)
         root = Path(options.sources[0] if options.sources else _DEFAULT_FOLDER)
-        split = _load(self.info.name, root, download=False)
+        split = load_cifar(self._kind, root, train=True, download=False)
         labels = [int(label) for label in split.targets]
         # Names such as maple_tree are meant to be read.
         names = [str(name).replace("_", " ") for name in split.classes]
         folder = root / split.base_folder
         return OpenSource(
-            files=describe_files([folder / name for name, _ in [*split.train_list, (split.meta["filename"], None)]]),
+            files=describe_files([local_file(folder / name) for name, _ in [*split.train_list, (split.meta["filename"], None)]]),
             read=lambda: _read(labels, names),
             keep_schema=_SCHEMA,
             class_names=True,
             class_column="label",
-            images={
-                "kind": self.info.name,
-                "path": image_path(root, graph_dir),
-                "image_column": None,
-                "id_column": None,
-                "label_column": "label",
-                "val": image_path(root, graph_dir),
-            },
+            images=Images(
+                kind=self._kind,
+                path=place_of(root, graph_dir),
+                label_column="label",
+                val=place_of(root, graph_dir),
+            ),
         )
 
 
-def _load(name: str, root: Path, *, download: bool) -> Any:
-    from torchvision import datasets
-
-    loader = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
-    try:
-        return loader(str(root), train=True, download=download)
-    # urllib, hashing and unpacking raise a dozen kinds of error here.
-    except Exception as error:
-        what = "could not be downloaded" if download else "is not here, or damaged"
-        raise SourceError(
-            f"{root}: {name} {what} ({type(error).__name__}: {one_line(str(error))[:200]}). "
-            "Unpack its Python version into a folder, and name that with --source."
-        ) from None
-
-
 def _read(labels: list[int], names: list[str]) -> Iterator[CaptionBatch]:
+    ids = cifar_ids(len(labels), train=True)
     for start in range(0, len(labels), BATCH_ROWS):
         part = labels[start : start + BATCH_ROWS]
         yield CaptionBatch(
             file="train",
             first_row=start,
-            sample_ids=[f"train/{row}" for row in range(start, start + len(part))],
+            sample_ids=ids[start : start + len(part)],
             captions=[[names[label]] for label in part],
             kept=pa.table([part], schema=_SCHEMA),
         )

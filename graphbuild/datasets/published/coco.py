@@ -3,62 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from graphbuild.datasets.base import SourceInfo
 from graphbuild.datasets.formats.files import File
-from graphbuild.datasets.formats.json_stream import stream_array
-from graphbuild.datasets.formats.jsonl import as_text
-from graphbuild.datasets.formats.rows import Row, RowSource, Wanted
-from graphbuild.errors import SourceError
+from graphbuild.datasets.formats.json_stream import stream_objects
+from graphbuild.datasets.formats.jsonl import record_row
+from graphbuild.datasets.formats.rows import Broken, Record, RowSource, Wanted
 
 _COLUMNS = ("file_name", "caption", "image_id", "id")
+_EXPECTED = "It should be COCO captions: captions_<split>.json, whole."
 
 
 class CocoFormat:
     """One annotation a row; held in memory are the pictures' file names alone."""
 
-    def columns(self, path: File) -> list[str] | None:
+    def columns(self, file: File) -> list[str] | None:
         """Those of COCO, if there is an annotation."""
-        return list(_COLUMNS) if next(_elements(path, "annotations"), None) is not None else None
+        return list(_COLUMNS) if next(stream_objects(file, "annotations", expected=_EXPECTED), None) is not None else None
 
-    def rows(self, path: File, wanted: Wanted) -> Iterator[Row]:
-        """Annotations of a file.
+    def rows(self, file: File, wanted: Wanted) -> Iterator[Record]:
+        """Annotations of a file; those of no picture in it, or without a text, are broken.
 
         Raises:
-            SourceError: If it is not COCO's JSON, or an annotation is of no picture in it.
+            SourceError: If it is not COCO's JSON.
         """
-        names = {image.get("id"): image.get("file_name") for image in _elements(path, "images")}
-        for number, annotation in enumerate(_elements(path, "annotations")):
-            if (image_id := annotation.get("image_id")) not in names:
-                raise SourceError(f"{path}: annotation {number:,} is of picture {image_id!r}, which is not among its images.")
-            row = {**annotation, "file_name": names[image_id]}
-            values = {name: as_text(_without_surrogates(row.get(name))) for name in wanted.names()}
-            yield Row(
-                captions=[values[wanted.caption]],
-                sample_id=values[wanted.sample_id] if wanted.sample_id else None,
-                kept=tuple(values[name] for name in wanted.kept),
-                invalid=any(isinstance(row.get(name), str) and values[name] != row[name] for name in values),
-            )
-
-
-def _elements(path: File, key: str) -> Iterator[dict[str, Any]]:
-    # Invalid bytes pass as surrogates, so that the row they stand in can be named.
-    with path.open("r", encoding="utf-8", errors="surrogateescape") as stream:
-        try:
-            for element in stream_array(stream, key):
-                if not isinstance(element, dict):
-                    raise ValueError(f"{key!r} holds {type(element).__name__}, not objects")
-                yield element
-        except ValueError as error:
-            raise SourceError(f"{path}: not COCO captions: {error}. It should be captions_<split>.json, whole.") from None
-
-
-def _without_surrogates(value: Any) -> Any:
-    """Escaped bytes as U+FFFD."""
-    if not isinstance(value, str) or value.isascii():
-        return value
-    return "".join("\ufffd" if "\udc80" <= sign <= "\udcff" else sign for sign in value)
+        names = {image.get("id"): image.get("file_name") for image, _ in stream_objects(file, "images", expected=_EXPECTED)}
+        for number, (annotation, invalid) in enumerate(stream_objects(file, "annotations", expected=_EXPECTED)):
+            if (image_id := annotation.get("image_id")) in names:
+                yield record_row(f"annotation {number:,}", {**annotation, "file_name": names[image_id]}, wanted, invalid)
+            else:
+                yield Broken(f"annotation {number:,} is of picture {image_id!r}, which is not among its images.")
 
 
 SOURCE = RowSource(

@@ -9,7 +9,7 @@ from pathlib import Path
 from graphbuild.datasets.base import OpenSource, SourceInfo, SourceOptions
 from graphbuild.datasets.formats.files import File, find_files
 from graphbuild.datasets.formats.img2dataset import SUFFIXES, Img2DatasetSource
-from graphbuild.datasets.formats.rows import Row, RowSource, Wanted
+from graphbuild.datasets.formats.rows import Record, Row, RowSource, Wanted
 from graphbuild.datasets.formats.tsv import TsvFormat
 from graphbuild.datasets.published.download import fetch
 from graphbuild.errors import OptionError, SourceError
@@ -38,26 +38,27 @@ class UrlPairs:
         self._names = columns
         self._format = TsvFormat(columns)
 
-    def columns(self, path: File) -> list[str] | None:
+    def columns(self, file: File) -> list[str] | None:
         """The two, if the first line fits.
 
         Raises:
             SourceError: If it does not.
         """
-        names = self._format.columns(path)
+        names = self._format.columns(file)
         if names is None:
             return None
-        first = next(self._format.rows(path, Wanted(caption="caption", sample_id="url", kept=())))
-        if "://" not in (first.sample_id or ""):
+        first = next(self._format.rows(file, Wanted(caption="caption", sample_id="url", kept=())))
+        url = (first.sample_id or "") if isinstance(first, Row) else ""
+        if "://" not in url:
             raise SourceError(
-                f"{path}: line 1 has {(first.sample_id or '')[:60]!r} where a URL should be; the file should be "
+                f"{file}: line 1 has {url[:60]!r} where a URL should be; the file should be "
                 f"{'<TAB>'.join(self._names)}, without a header."
             )
         return names
 
-    def rows(self, path: File, wanted: Wanted) -> Iterator[Row]:
+    def rows(self, file: File, wanted: Wanted) -> Iterator[Record]:
         """Pairs of a file."""
-        return self._format.rows(path, wanted)
+        return self._format.rows(file, wanted)
 
 
 class ConceptualSource:
@@ -99,8 +100,8 @@ class ConceptualSource:
             SourceError: If files are missing or of another form.
         """
         if options.sources:
-            paths = find_files(options.sources, dataset=self.info.name, suffixes=(".tsv", *SUFFIXES))
-            crawled = any(path.suffix in SUFFIXES for path in paths)
+            found = find_files(options.sources, dataset=self.info.name, suffixes=(".tsv", *SUFFIXES))
+            crawled = any(file.suffix in SUFFIXES for file in found.files)
             return (self._crawl if crawled else self._pairs).open(options, graph_dir)
         opened = self._pairs.open(replace(options, sources=(str(self._path()),)), graph_dir)
         opened.facts["download"] = asdict(fetch(str(self._publication.url), self._path()))

@@ -1,7 +1,7 @@
 """Downloads a large public file: with progress, on from where an earlier attempt stopped, checked against what the server says.
 
 The bytes go to `<file>.part`; beside it lies `<file>.part.json`, the version (ETag) that they belong to. What was checked
-stays in `<file>.json`, so that a second run needs no network.
+stays in `<file>.json`, so that a second run needs no network. Of several processes that want a file one fetches it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import http.client
 import json
+import re
 import ssl
 import time
 import urllib.error
@@ -20,18 +21,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import click
+from google_crc32c import extend as crc32c
 
-from graphbuild.datasets.published.crc32c import crc32c
-from graphbuild.errors import ArtifactError, SourceError
+from graphbuild.errors import ArtifactError, SourceError, redact
 from graphbuild.store.files import write_json
-from graphbuild.system.progress import progress
+from graphbuild.system.locks import exclusive
+from graphbuild.system.progress import progress, say
 
 _CHUNK = 1 << 20
 _MB = 1_000_000
 _ATTEMPTS = 5
 """Failures in a row, none of which brought the download forward."""
 _TIMEOUT_SECONDS = 60
+_LEAST_RATE = 1_000
+"""Bytes a second, over `_TIMEOUT_SECONDS`; a connection that is slower counts as broken."""
+_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+_PASSING = (http.HTTPStatus.REQUEST_TIMEOUT, http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, http.HTTPStatus.TOO_MANY_REQUESTS)
+"""Refusals that another attempt may not meet."""
 _NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 
@@ -73,9 +79,15 @@ def fetch(url: str, path: Path, *, pause: Callable[[float], None] = time.sleep) 
         SourceError: If it cannot be reached, or stops again and again; what was fetched is kept.
         ArtifactError: If the bytes are not those that the server stated; they are removed.
     """
-    if (known := _read(path.with_name(path.name + ".json"))) and path.is_file() and path.stat().st_size == known.bytes:
-        return known
     path.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(path.with_name(f".{path.name}.lock"), where=path, advice="Wait for it.", wait=True):
+        known = _read(path.with_name(path.name + ".json"))
+        if known is not None and path.is_file() and path.stat().st_size == known.bytes:
+            return known
+        return _fetch(url, path, pause)
+
+
+def _fetch(url: str, path: Path, pause: Callable[[float], None]) -> Download:
     part = path.with_name(path.name + ".part")
     stated = _persist(url, path, part, pause)
     _check(part, stated)
@@ -94,14 +106,15 @@ def _persist(url: str, path: Path, part: Path, pause: Callable[[float], None]) -
         except _NETWORK_ERRORS as error:
             failures = 0 if _size(part) > most else failures + 1
             most = max(most, _size(part))
-            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
+            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in _PASSING
             if refused or failures == _ATTEMPTS:
+                why = f"{type(error).__name__}: {error}"
                 raise SourceError(
-                    f"{url}: could not be downloaded ({type(error).__name__}: {error}); {_size(part) / 1e6:,.0f} MB are here. "
+                    f"{redact(url)}: could not be downloaded ({why}); {_size(part) / 1e6:,.0f} MB are here. "
                     f"Run the command again to go on, or fetch it elsewhere and give --source {path.name}."
                 ) from None
             seconds = min(2.0**failures, 30.0)
-            click.echo(f"{url}: {error}; trying again in {seconds:.0f} s", err=True)
+            say(f"{redact(url)}: {error}; trying again in {seconds:.0f} s")
             pause(seconds)
 
 
@@ -109,37 +122,87 @@ def _receive(url: str, part: Path) -> Download:
     """One attempt: the rest of the file, or all of it where the server has another version by now."""
     note = part.with_name(part.name + ".json")
     begun = _read(note)
-    etag = begun.etag if begun is not None and begun.url == url and _size(part) <= begun.bytes else None
+    etag = begun.etag if begun is not None and begun.url == redact(url) and _size(part) <= begun.bytes else None
     start = _size(part) if etag else 0
     if begun is not None and start == begun.bytes:
         return begun
-    request = urllib.request.Request(url)
+    # Packed bytes would have other sizes and hashes than the file.
+    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
     if start and etag:
         request.add_header("Range", f"bytes={start}-")
         request.add_header("If-Range", etag)
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
-        if response.status != http.HTTPStatus.PARTIAL_CONTENT:
-            start = 0
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            _drop(part)
+        raise
+    with response:
+        start = _start(response, part, start, begun)
         length = response.headers.get("Content-Length")
-        if length is None:
-            raise SourceError(f"{url}: the server does not say how large the file is. Fetch it by hand, and give --source.")
-        stated = Download.stated(url, response.headers, start + int(length))
+        if length is None or response.headers.get("Content-Encoding", "identity") != "identity":
+            raise SourceError(f"{redact(url)}: the server does not say how large the file is. Fetch it by hand, and give --source.")
+        stated = Download.stated(redact(url), response.headers, start + int(length))
         write_json(note, asdict(stated))
         _store(response, part, start, stated.bytes)
     return stated
+
+
+def _start(response: Any, part: Path, asked: int, begun: Download | None) -> int:
+    """The byte at which an answer begins.
+
+    Raises:
+        http.client.HTTPException: If it is a part that was not asked for, or of another version; what was fetched is dropped.
+    """
+    if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+        return 0
+    found = _RANGE.fullmatch(response.headers.get("Content-Range") or "")
+    etag = response.headers.get("ETag")
+    if begun is None or found is None or (int(found[1]), int(found[2])) != (asked, begun.bytes) or etag not in (None, begun.etag):
+        _drop(part)
+        raise http.client.HTTPException("the server sent another part, or one of another version, than was asked for")
+    return asked
+
+
+def _drop(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    part.with_name(part.name + ".json").unlink(missing_ok=True)
 
 
 def _store(response: Any, part: Path, start: int, size: int) -> None:
     with part.open("r+b" if start else "wb") as stream, progress("downloading", size // _MB, unit="MB") as meter:
         done = stream.seek(start)
         meter.advance(done // _MB)
-        while chunk := response.read(_CHUNK):
+        pace = _Pace(done)
+        # As it comes: a read of a whole chunk would wait for a slow server however slow it is.
+        while chunk := response.read1(_CHUNK):
+            pace.check(done)
             stream.write(chunk)
             meter.advance((done + len(chunk)) // _MB - done // _MB)
             done += len(chunk)
         if done < size:
             # Without this, a connection that is closed early looks like the end.
             raise http.client.IncompleteRead(b"", size - done)
+
+
+class _Pace:
+    """Notices a connection that gives next to nothing."""
+
+    def __init__(self, done: int) -> None:
+        self._since, self._done = time.monotonic(), done
+
+    def check(self, done: int) -> None:
+        """Compare what came since the last time with the least rate.
+
+        Raises:
+            TimeoutError: If it is less.
+        """
+        seconds = time.monotonic() - self._since
+        if seconds < _TIMEOUT_SECONDS:
+            return
+        if done - self._done < _LEAST_RATE * seconds:
+            raise TimeoutError(f"{(done - self._done) / seconds:,.0f} bytes a second, fewer than {_LEAST_RATE:,}")
+        self._since, self._done = time.monotonic(), done
 
 
 def _check(part: Path, stated: Download) -> None:
@@ -149,13 +212,12 @@ def _check(part: Path, stated: Download) -> None:
             if stated.md5:
                 md5.update(chunk)
             elif stated.crc32c:
-                crc = crc32c(chunk, crc)
+                crc = crc32c(crc, chunk)
     found = {"bytes": _size(part), "md5": md5.hexdigest() if stated.md5 else None, "crc32c": None if stated.md5 else f"{crc:08x}"}
     for name, value in found.items():
         expected = getattr(stated, name)
         if expected is not None and value is not None and value != expected:
-            part.unlink()
-            part.with_name(part.name + ".json").unlink(missing_ok=True)
+            _drop(part)
             raise ArtifactError(
                 f"{part}: {name} {value} was received, but {stated.url} states {expected}. It was removed: run the command again."
             )

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from graphbuild.datasets.base import SourceInfo
 from graphbuild.datasets.formats.csv import CsvFormat
 from graphbuild.datasets.formats.files import File
-from graphbuild.datasets.formats.rows import Row, RowSource, Wanted
+from graphbuild.datasets.formats.rows import Broken, Record, Row, RowSource, Wanted
 from graphbuild.datasets.formats.tsv import mended_line
 from graphbuild.errors import SourceError
 
@@ -25,43 +25,44 @@ _CSV_NAMES = {"image": "image", "image_name": "image", "caption": "caption", "co
 class FlickrFormat:
     """One caption a row."""
 
-    def columns(self, path: File) -> list[str] | None:
+    def columns(self, file: File) -> list[str] | None:
         """The two of every form."""
-        with path.open("rb") as stream:
+        with file.text() as stream:
             return ["image", "caption"] if stream.read(1) else None
 
-    def rows(self, path: File, wanted: Wanted) -> Iterator[Row]:
-        """Captions of a file.
+    def rows(self, file: File, wanted: Wanted) -> Iterator[Record]:
+        """Captions of a file; a line that does not fit is broken.
 
         Raises:
-            SourceError: If the file has none of the known forms, or a line does not fit.
+            SourceError: If the file has none of the known forms.
         """
-        with path.open("rb") as stream:
+        with file.text() as stream:
             first, _ = mended_line(stream.readline())
         if _TOKEN.fullmatch(first):
-            return _matched(path, _TOKEN, wanted, header=False)
+            return _matched(file, _TOKEN, wanted, header=False)
         if first.startswith("image_name|"):
-            return _matched(path, _BARS, wanted, header=True)
+            return _matched(file, _BARS, wanted, header=True)
         names = {_CSV_NAMES[name]: name for name in first.split(",") if name in _CSV_NAMES}
         if len(names) < 2:
             raise SourceError(
-                f"{path}: no Flickr captions: line 1 is {first[:80]!r}. Known are <file>#0<TAB>caption, "
+                f"{file}: no Flickr captions: line 1 is {first[:80]!r}. Known are <file>#0<TAB>caption, "
                 "image,caption and image_name| comment_number| comment; for others use --dataset tsv or csv."
             )
         ids = names[wanted.sample_id] if wanted.sample_id else None
         taken = Wanted(caption=names[wanted.caption], sample_id=ids, kept=tuple(names[name] for name in wanted.kept))
-        return CsvFormat().rows(path, taken)
+        return CsvFormat().rows(file, taken)
 
 
-def _matched(path: File, pattern: re.Pattern[str], wanted: Wanted, *, header: bool) -> Iterator[Row]:
-    with path.open("rb") as stream:
+def _matched(file: File, pattern: re.Pattern[str], wanted: Wanted, *, header: bool) -> Iterator[Record]:
+    with file.text() as stream:
         for number, line in enumerate(stream, 1):
             text, invalid = mended_line(line)
             if header and number == 1:
                 continue
             match = pattern.fullmatch(text)
             if match is None:
-                raise SourceError(f"{path}: line {number:,} is not <file>, number, caption: {text[:80]!r}. Mend it.")
+                yield Broken(f"line {number:,} is not <file>, number, caption: {text[:80]!r}. Mend it.")
+                continue
             values = {"image": match["file"], "caption": match["caption"]}
             yield Row(
                 captions=[values[wanted.caption]],

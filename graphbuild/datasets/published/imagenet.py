@@ -37,6 +37,7 @@ class ImageNetSource:
         size="1,000 texts; 1,281,167 pictures in the train split, which are not included",
         licence="class names are facts; the pictures: non-commercial research, see image-net.org",
         origin="built in; --source: your folder of wnid folders",
+        by_wnid=True,
     )
 
     def prepare(self, options: SourceOptions, graph_dir: Path) -> None:

@@ -14,13 +14,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from graphbuild.datasets.base import BATCH_ROWS, CaptionBatch, OpenSource, SourceInfo, SourceOptions, nothing_kept, require_columns
-from graphbuild.datasets.formats.files import describe_files
+from graphbuild.datasets.base import (
+    BATCH_ROWS,
+    CaptionBatch,
+    OpenSource,
+    SourceInfo,
+    SourceOptions,
+    nothing_kept,
+    refuse_headerless,
+    require_columns,
+)
+from graphbuild.datasets.formats.files import describe_files, local_file
 from graphbuild.datasets.scenes.draw import encode_png, render
 from graphbuild.datasets.scenes.words import describe, draw_scene
 from graphbuild.errors import OptionError
 from graphbuild.store import schemas
 from graphbuild.store.files import ShardRange, digest_json, finished, remove_strays, shard_ranges, write_parquet
+from graphbuild.store.images import Images
 from graphbuild.system.progress import Meter, progress
 
 SPLITS = ("train", "val")
@@ -140,6 +150,7 @@ class ScenesSource:
             SourceError: If a column to keep does not exist.
         """
         parse_config(options.sources)
+        refuse_headerless(options, "scenes")
         for option, given, only in (
             ("--caption-column", options.caption_column, "caption"),
             ("--id-column", options.id_column, schemas.SAMPLE_ID),
@@ -149,20 +160,20 @@ class ScenesSource:
         require_columns("--dataset scenes", [name for name in _SCHEMA.names if name != "image"], options.keep_columns)
         paths = sorted((graph_dir / schemas.IMAGES).glob("train-*.parquet"))
         return OpenSource(
-            files=describe_files(paths),
+            files=describe_files([local_file(path) for path in paths]),
             read=lambda: _read(paths, options.keep_columns),
             caption_column="caption",
             id_column=schemas.SAMPLE_ID,
             keep_schema=pa.schema([_SCHEMA.field(name) for name in options.keep_columns]),
-            images={
-                "kind": "parquet",
-                "path": f"{schemas.IMAGES}/train-*.parquet",
-                "val": f"{schemas.IMAGES}/val-*.parquet",
-                "image_column": "image",
-                "id_column": schemas.SAMPLE_ID,
-                "label_column": "object",
-                "note": SYNTHETIC,
-            },
+            images=Images(
+                kind="parquet",
+                path=f"{schemas.IMAGES}/train-*.parquet",
+                val=f"{schemas.IMAGES}/val-*.parquet",
+                image_column="image",
+                id_column=schemas.SAMPLE_ID,
+                label_column="object",
+                note=SYNTHETIC,
+            ),
         )
 
 

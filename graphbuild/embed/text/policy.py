@@ -22,6 +22,8 @@ LISTED = 100
 """Examples of each thing that the manifest lists."""
 LONG = 1_000
 """Characters from which a caption is called very long: no caption of a picture is, but alt texts of a whole page are."""
+LONGEST = 100_000
+"""Characters after which a caption is cut: far beyond what encoders read, and what a tokenizer takes in reasonable memory."""
 _REPEATED = 10
 _EXCERPT = 80
 # Those of the classes Cc and Cf that are neither white space nor joiners, which some scripts and emoji need.
@@ -36,6 +38,7 @@ COUNTS = {
     "control": "control_captions",
     "recomposed": "recomposed_captions",
     "long": "long_captions",
+    "cut": "cut_captions",
 }
 """What is listed, and how the manifest calls its count."""
 
@@ -46,6 +49,7 @@ NOTES = {
     "control_captions": "captions with control or invisible characters, kept as they are",
     "recomposed_captions": "captions brought to Unicode NFC",
     "long_captions": f"captions over {LONG:,} characters",
+    "cut_captions": f"captions over {LONGEST:,} characters, cut there",
 }
 """What people are told of each."""
 
@@ -83,7 +87,7 @@ class Cleaner:
             for caption in captions or [None]:
                 if caption is None:
                     self._listings["null"].add(batch.place(row))
-                elif text := self._policy.clean(caption):
+                elif text := self._policy.clean(caption[:LONGEST]):
                     rows.append(row)
                     cleaned.append(text)
                     self._look_at(batch, row, caption)
@@ -101,6 +105,8 @@ class Cleaner:
             self._listings["recomposed"].add(batch.place(row), caption)
         if len(caption) > LONG:
             self._listings["long"].add(batch.place(row), caption)
+        if len(caption) > LONGEST:
+            self._listings["cut"].add(batch.place(row), caption)
 
     @property
     def left_out(self) -> int:

@@ -137,6 +137,7 @@ class _Reading:
                 **collapse_facts(self._graph_dir, self._writer.receipts, counts),
                 "listed": self._cleaner.listed(),
                 "truncated_text_ids": self._texts.truncated_ids()[:LISTED].tolist(),
+                "unknown_text_ids": self._texts.unknown_ids()[:LISTED].tolist(),
                 "replaced": self._replaced,
                 **self._source.facts,
             },
@@ -152,6 +153,7 @@ class _Reading:
             "duplicate_captions": self._samples.total - len(self._texts),
             "truncated_texts": len(self._texts.truncated_ids()),
             "truncated_captions": self._texts.truncated_captions(),
+            "unknown_captions": self._texts.unknown_captions(),
             **self._cleaner.counts(),
             **{name: count + before.get(name, 0) for name, count in self._source.counts.items()},
         }

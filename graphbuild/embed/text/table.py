@@ -6,7 +6,7 @@ A text is unique by the token sequence that the encoder reads. Text ids run from
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -22,6 +22,7 @@ from graphbuild.store import schemas
 DEFAULT_TEMPLATE = "a photo of a {}"
 _CACHED_TEXTS = 100_000
 _RESTORED_TEXTS = 8_192
+_TOKENIZED_CHARACTERS = 1 << 22
 
 Tokens = NDArray[np.int32]
 
@@ -31,6 +32,14 @@ class Tokenizer(Protocol):
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[Tokens], list[bool]]:
         """Token ids of each text, cut to the encoder's length, and whether it was cut."""
+
+    @property
+    def unknown_token(self) -> int | None:
+        """The token that stands for what the vocabulary does not have; None where it has everything."""
+
+    @property
+    def special_tokens(self) -> frozenset[int]:
+        """Tokens that stand for no part of a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +114,18 @@ def hash_tokens(prompts: Sequence[Tokens]) -> tuple[int, int]:
     return xxhash.xxh3_64_intdigest(joined), xxhash.xxh64_intdigest(joined)
 
 
+def _by_length(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Names in runs of so many characters that a tokenizer's memory stays bounded, whatever single names are like."""
+    start, length = 0, 0
+    for at, name in enumerate(names):
+        length += len(name)
+        if length > _TOKENIZED_CHARACTERS:
+            yield names[start : at + 1]
+            start, length = at + 1, 0
+    if start < len(names):
+        yield names[start:]
+
+
 class NewText(NamedTuple):
     """A row of the texts table."""
 
@@ -122,6 +143,8 @@ class TextTable:
         self._ids = KeyTable()
         self._counts = Growing(np.int32)
         self._truncated = Growing(np.bool_)
+        self._unknown = Growing(np.bool_)
+        self._special = np.array(sorted(tokenizer.special_tokens), np.int32)
         self._cache: dict[str, int] = {}
         self._new: list[NewText] = []
 
@@ -150,7 +173,7 @@ class TextTable:
             for row in range(0, table.num_rows, _RESTORED_TEXTS):
                 part = table.slice(row, _RESTORED_TEXTS)
                 hashes_n, first = part[schemas.TEXT_HASH].to_numpy(), len(self)
-                keys_n2, cut_n = self._keys([self._prompts.name_of(text) for text in part[schemas.TEXT].to_pylist()])
+                keys_n2, cut_n, unknown_n = self._keys([self._prompts.name_of(text) for text in part[schemas.TEXT].to_pylist()])
                 ids_n = self._ids.number(keys_n2)
                 differ = np.flatnonzero((keys_n2[:, 0] != hashes_n) | (ids_n != np.arange(first, first + len(ids_n))))
                 if len(differ):
@@ -161,17 +184,19 @@ class TextTable:
                     )
                 self._reserve()
                 self._truncated.values[ids_n] = cut_n
+                self._unknown.values[ids_n] = unknown_n
         for _, table in held.tables(schemas.SAMPLES, [schemas.TEXT_ID]):
             np.add.at(self._counts.values, table[schemas.TEXT_ID].to_numpy(), 1)
 
     def _reserve(self) -> None:
         self._counts.reserve(len(self))
         self._truncated.reserve(len(self))
+        self._unknown.reserve(len(self))
 
     def _enter(self, names: list[str]) -> NDArray[np.int32]:
         """Text ids of distinct names; texts that are new wait for `take_new`."""
         known = len(self)
-        keys_n2, cut_n = self._keys(names)
+        keys_n2, cut_n, unknown_n = self._keys(names)
         text_ids = self._ids.number(keys_n2)
         self._reserve()
         fresh, firsts = np.unique(text_ids, return_index=True)
@@ -179,15 +204,31 @@ class TextTable:
             if text_id >= known:
                 self._new.append(NewText(text_id, self._prompts.all_of(names[row])[0], int(keys_n2[row, 0])))
                 self._truncated.values[text_id] = cut_n[row]
+                self._unknown.values[text_id] = unknown_n[row]
         return text_ids
 
-    def _keys(self, names: Sequence[str]) -> tuple[Keys, NDArray[np.bool_]]:
-        """Both hashes of each name's prompts, and whether one of them was cut."""
+    def _keys(self, names: Sequence[str]) -> tuple[Keys, NDArray[np.bool_], NDArray[np.bool_]]:
+        """Both hashes of each name's prompts, whether one of them was cut, and whether the encoder knows less than half of it."""
+        parts = [self._keys_of(part) for part in _by_length(names)]
+        if not parts:
+            return np.empty((0, 2), np.uint64), np.empty(0, np.bool_), np.empty(0, np.bool_)
+        keys, cut, unknown = zip(*parts, strict=True)
+        return np.concatenate(keys), np.concatenate(cut), np.concatenate(unknown)
+
+    def _keys_of(self, names: Sequence[str]) -> tuple[Keys, NDArray[np.bool_], NDArray[np.bool_]]:
         width = max(1, len(self._prompts.templates))
         tokens, cut = self._tokenizer.tokenize([prompt for name in names for prompt in self._prompts.all_of(name)])
         hashes = [hash_tokens(tokens[at : at + width]) for at in range(0, len(tokens), width)]
         cut_n: NDArray[np.bool_] = np.array(cut, np.bool_).reshape(-1, width).max(axis=1, initial=False)
-        return np.array(hashes, np.uint64).reshape(-1, 2), cut_n
+        unknown_n = np.fromiter((self._is_unknown(tokens[at]) for at in range(0, len(tokens), width)), np.bool_, len(hashes))
+        return np.array(hashes, np.uint64).reshape(-1, 2), cut_n, unknown_n
+
+    def _is_unknown(self, tokens: Tokens) -> bool:
+        """Whether at least half of a text's tokens stand for what the vocabulary does not have."""
+        if self._tokenizer.unknown_token is None:
+            return False
+        unknown = int(np.count_nonzero(tokens == self._tokenizer.unknown_token))
+        return unknown > 0 and 2 * unknown >= len(tokens) - int(np.count_nonzero(np.isin(tokens, self._special)))
 
     def take_new(self) -> list[NewText]:
         """The texts that came since the last call."""
@@ -202,6 +243,14 @@ class TextTable:
     def truncated_ids(self) -> NDArray[np.int64]:
         """Texts that are longer than the encoder reads."""
         return np.flatnonzero(self._truncated.values[: len(self)])
+
+    def unknown_ids(self) -> NDArray[np.int64]:
+        """Texts of which the encoder knows less than half."""
+        return np.flatnonzero(self._unknown.values[: len(self)])
+
+    def unknown_captions(self) -> int:
+        """Captions whose text the encoder knows less than half of."""
+        return int(self.counts()[self._unknown.values[: len(self)]].sum())
 
     def truncated_captions(self) -> int:
         """Captions whose text is longer than the encoder reads."""

@@ -13,6 +13,7 @@ from graphbuild.quality.samples import has_several_captions
 from graphbuild.store import schemas
 from graphbuild.store.frames import Frames
 from graphbuild.store.hierarchy import read_hierarchy
+from graphbuild.store.images import recorded
 
 _PURITY_RANKS = (1, 5, 10)
 
@@ -38,8 +39,9 @@ def _label_columns(view: Frames, config: HealthConfig) -> tuple[str, ...]:
     if config.label_columns:
         return config.label_columns
     usual = _usual(view, labels.LABEL_NAMES)
-    recorded = (view.manifest.dataset.get("images") or {}).get("label_column")
-    return (recorded, *usual) if recorded in view.graph.sample_columns and recorded not in usual else usual
+    images = recorded(view.manifest.dataset)
+    label = images.label_column if images else None
+    return (label, *usual) if label is not None and label in view.graph.sample_columns and label not in usual else usual
 
 
 def _group_column(view: Frames, config: HealthConfig, label_columns: tuple[str, ...]) -> str | None:

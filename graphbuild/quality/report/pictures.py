@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import glob
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from graphbuild.store.images import Images, recorded
 from graphbuild.store.manifest import Manifest
+from graphbuild.system.inputs import PARQUET, file_names, list_files
 
 _PIXELS = 160
 
@@ -22,15 +23,16 @@ def pictures(graph_dir: Path, manifest: Manifest, sample_ids: Sequence[str]) -> 
 
 def picture_bytes(graph_dir: Path, manifest: Manifest, sample_ids: Sequence[str], *, pixels: int) -> tuple[dict[str, bytes], str]:
     """Return a JPEG, at most `pixels` wide and high, of each sample that has a picture, and what to say about the rest."""
-    images = manifest.dataset.get("images")
-    if not images:
+    images = recorded(manifest.dataset)
+    if images is None:
         return {}, "The manifest names no pictures, so neighbourhoods are shown as text."
     readers = {"parquet": _from_parquet, "imagefolder": _from_folder}
-    if images["kind"] not in readers:
-        return {}, f"Pictures of kind {images['kind']} are not shown here; neighbourhoods are text."
+    if images.kind not in readers:
+        return {}, f"Pictures of kind {images.kind} are not shown here; neighbourhoods are text."
+    there = replace(images.at(graph_dir), id_column=images.id_column or manifest.dataset.get("id_column"))
     found: dict[str, bytes] = {}
     try:
-        for sample_id, data in readers[images["kind"]](graph_dir, manifest.dataset, sorted(set(sample_ids))):
+        for sample_id, data in readers[images.kind](there, sorted(set(sample_ids))):
             if (picture := _shrink(data, pixels)) is not None:
                 found[sample_id] = picture
     # Whatever the pictures' files hold: a report without them is better than none.
@@ -40,28 +42,27 @@ def picture_bytes(graph_dir: Path, manifest: Manifest, sample_ids: Sequence[str]
     return found, f"{missing} of {len(set(sample_ids))} pictures could not be read." if missing else ""
 
 
-def _from_parquet(graph_dir: Path, dataset: dict[str, Any], sample_ids: list[str]) -> Iterator[tuple[str, bytes]]:
+def _from_parquet(images: Images, sample_ids: list[str]) -> Iterator[tuple[str, bytes]]:
     import polars as pl
 
-    images = dataset["images"]
-    path, column = str(graph_dir / images["path"]), images["image_column"]
-    files = sorted(Path(path).glob("*.parquet")) if Path(path).is_dir() else [Path(name) for name in sorted(glob.glob(path))]  # noqa: PTH207
-    id_column = images.get("id_column") or dataset.get("id_column")
-    for file in files:
-        frame = pl.scan_parquet(file)
+    column, id_column = images.image_column or "", images.id_column
+    files = list_files(images.path, PARQUET).paths
+    names = file_names([str(file.absolute()) for file in files])
+    for file, name in zip(files, names, strict=True):
+        frame = pl.scan_parquet(file, glob=False)
         if id_column:
             rows = frame.filter(pl.col(id_column).cast(pl.String).is_in(sample_ids)).select(
                 pl.col(id_column).cast(pl.String), column
             )
         else:
-            named = pl.format("{}:{}", pl.lit(file.name), pl.col("row"))
+            named = pl.format("{}:{}", pl.lit(name), pl.col("row"))
             rows = frame.with_row_index("row").select(named.alias("id"), column).filter(pl.col("id").is_in(sample_ids))
         for sample_id, value in rows.collect(engine="streaming").iter_rows():
             yield sample_id, value["bytes"] if isinstance(value, dict) else value
 
 
-def _from_folder(graph_dir: Path, dataset: dict[str, Any], sample_ids: list[str]) -> Iterator[tuple[str, bytes]]:
-    root = (graph_dir / dataset["images"]["path"]).resolve()
+def _from_folder(images: Images, sample_ids: list[str]) -> Iterator[tuple[str, bytes]]:
+    root = Path(images.path).resolve()
     for sample_id in sample_ids:
         path = (root / sample_id).resolve()
         # An id from outside must not reach files beside the pictures.

@@ -143,9 +143,9 @@ def test_sidecars_of_img2dataset_give_what_was_downloaded_by_url(tmp_path: Path)
     assert column(tmp_path / "g", "samples", "width") == [256, 99]
     assert manifest.dataset["images"] == {
         "kind": "webdataset",
-        "path": str(crawl / "*.tar"),
+        "path": str(crawl),
         "image_column": None,
-        "id_column": "url",
+        "id_column": None,
         "label_column": None,
         "val": None,
     }
@@ -197,7 +197,7 @@ def test_table_that_is_no_crawl_names_the_missing_column(tmp_path: Path) -> None
 def test_truncated_shard_is_named(tmp_path: Path) -> None:
     content = write_shard(tmp_path / "00000.tar").read_bytes()
     (tmp_path / "00000.tar").write_bytes(content[:1800])
-    with pytest.raises(SourceError, match=r"00000\.tar: not a tar file, or a truncated one"):
+    with pytest.raises(SourceError, match=r"00000\.tar: not a whole tar file: cut short at byte 1,800"):
         embed(tmp_path / "g", tmp_path / "00000.tar", "img2dataset")
 
 
@@ -255,7 +255,7 @@ def test_invalid_utf8_in_coco_is_named_by_its_row(tmp_path: Path) -> None:
         (coco([{"image_id": 1, "id": 1, "caption": "x"}]), "annotation 0 is of picture 1, which is not among its images"),
         (coco([{"image_id": 9, "id": 1, "caption": "x"}])[:-9], "ends too early"),
         ('{"images": [], "info": {}}', "it has no list 'annotations'"),
-        ("[1, 2]", "'{' expected"),
+        ("[1, 2]", "it has no list 'annotations'"),
         ('{"annotations": [3]}', "'annotations' holds int, not objects"),
         ("", "ends too early"),
     ],

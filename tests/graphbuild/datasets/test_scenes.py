@@ -176,7 +176,7 @@ def test_the_source_says_that_it_is_synthetic(drawn: Path) -> None:
     images = SOURCE.open(SMALL, drawn).images
     assert "ynthetic" in SOURCE.info.what
     assert images is not None
-    assert "synthetic" in images["note"]
+    assert "synthetic" in (images.note or "")
 
 
 @pytest.mark.parametrize("source", ["pictures.parquet", "train=0", "train=x", "side=2", "train"])

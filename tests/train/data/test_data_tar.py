@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphbuild.errors import OptionError, SourceError
+from graphbuild.system.archives import read_members
 from train.data import tar, tar_index
 from train.data.prepare import open_data
 from train.data.sources import open_images
-from train.data.tar_scan import read_members
 from train.run.loop import train
 
 
@@ -91,9 +91,9 @@ def test_samples_without_an_image_or_marked_as_failed_are_counted_and_left_out(t
     failed = {"jpg": b"x", "json": b'{"url": "v", "status": "failed_to_resize"}'}
     shard_of(tmp_path / "0.tar", {"a": good, "b": failed, "c": {"txt": b"words"}, "d": {"webp": b"y"}})
     source = open_images(str(tmp_path / "0.tar"))
-    # Without JSON the key is the id.
-    assert list(source.sample_ids) == ["u", "d"]
-    assert source.skipped == {"failed": 1, "without_image": 1}  # type: ignore[attr-defined]
+    # Without JSON the id is the shard and the key.
+    assert list(source.sample_ids) == ["u", "0/d"]
+    assert [count for count in source.skipped.values() if count] == [1, 1]  # type: ignore[attr-defined]
 
 
 def test_id_column_names_a_key_of_the_json(tmp_path: Path) -> None:
@@ -137,7 +137,9 @@ def test_broken_json_is_an_error_that_names_shard_and_member(tmp_path: Path) -> 
         open_images(str(tmp_path / "0.tar"))
 
 
-@pytest.mark.parametrize(("name", "message"), [("*.tar", "nothing there"), ("a.zip", "webdataset shards")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("*.tar", "no file matches"), ("shards", "nothing there"), ("a.zip", "webdataset shards")]
+)
 def test_what_is_no_shard_is_one_error(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "a.zip").write_bytes(b"")
     with pytest.raises(SourceError, match=message):
@@ -153,7 +155,7 @@ def scans(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many shards are read to open a folder."""
     seen: list[Path] = []
     scan = tar_index.scan_shard
-    monkeypatch.setattr(tar_index, "scan_shard", lambda path, field: (seen.append(path), scan(path, field))[1])
+    monkeypatch.setattr(tar_index, "scan_shard", lambda path, *rest: (seen.append(path), scan(path, *rest))[1])
     open_images(str(folder))
     monkeypatch.setattr(tar_index, "scan_shard", scan)
     return len(seen)
@@ -184,10 +186,10 @@ import os, signal, sys
 from pathlib import Path
 from train.data.sources import open_images; from train.data import tar_index
 scan = tar_index.scan_shard
-def scan_and_die(path, field):
+def scan_and_die(path, *rest):
     if path.name == "00002.tar":
         os.kill(os.getpid(), signal.SIGKILL)
-    return scan(path, field)
+    return scan(path, *rest)
 tar_index.scan_shard = scan_and_die
 tar_index._THREADS = 1
 open_images(sys.argv[1])

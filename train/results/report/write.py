@@ -10,6 +10,7 @@ from typing import Any
 from graphbuild.errors import OptionError
 from graphbuild.store.files import write_text
 from graphbuild.store.graph import Graph
+from graphbuild.store.images import recorded
 from train.data.prepare import open_data
 from train.results.report.page import Page, RunHead, render_page
 from train.results.report.pictures import compare_similarities, find_neighbors
@@ -79,8 +80,8 @@ def write_report(
 
 
 def _default_columns(run: RunRecord, graph: Graph | None) -> list[str]:
-    images = (graph.manifest.dataset.get("images") if graph else None) or {}
-    column = run.config.label_column or images.get("label_column")
+    images = recorded(graph.manifest.dataset) if graph else None
+    column = run.config.label_column or (images.label_column if images else None)
     return [column] if column else []
 
 
@@ -91,8 +92,8 @@ def _subtitle(runs: Sequence[RunRecord], graph: Graph | None) -> str:
 
 
 def _notes(graph: Graph | None) -> tuple[str, ...]:
-    images = (graph.manifest.dataset.get("images") if graph else None) or {}
-    return (f"The pictures are {images['note']}.",) if images.get("note") else ()
+    images = recorded(graph.manifest.dataset) if graph else None
+    return (f"The pictures are {images.note}.",) if images and images.note else ()
 
 
 def _describe_graph(graph_dir: str | None) -> str:

@@ -1,0 +1,184 @@
+"""Captions in webdataset shards: the `.txt` and `.json` members of each sample, for img2dataset's shards and any others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from graphbuild.datasets.base import (
+    BATCH_BYTES,
+    BATCH_ROWS,
+    CaptionBatch,
+    Captions,
+    choose_caption_column,
+    nothing_kept,
+    show_names,
+)
+from graphbuild.datasets.formats.files import File
+from graphbuild.datasets.formats.jsonl import captions_of_json
+from graphbuild.errors import SourceError
+from graphbuild.system.archives import OWN_FIELD, DamagedArchive, Sample, Shard, download_failed
+from graphbuild.system.decoding import as_text, mend
+
+TEXT_MEMBER = "txt"
+_LONGEST_TEXT = 1 << 20
+"""Bytes of a `.txt` member that are read: captions are cut long before."""
+_READ_AS_TEXT = (TEXT_MEMBER, "cls", "text", "caption")
+"""Members, besides JSON, that can be captions or kept."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TarColumns:
+    """What to take of each sample: keys of its JSON, or what follows its key in members' names (`txt`, `cls`)."""
+
+    caption: str | None
+    """None: the `.txt` member, else `fallback`."""
+    fallback: str
+    sample_id: str | None
+    """None: the usual keys, else shard and key."""
+    kept: tuple[str, ...]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Kept values are text, as JSON has them."""
+        return pa.schema([pa.field(name, pa.string()) for name in self.kept])
+
+
+@dataclass(slots=True)
+class TarCounts:
+    """What was left out."""
+
+    failed: int = 0
+    hidden: int = 0
+
+
+@contextmanager
+def _opened(file: File, id_field: str | None) -> Iterator[Shard]:
+    try:
+        with file.open() as stream:
+            total = stream.seek(0, 2)
+            yield Shard(file.name, stream, total, id_field)
+    except DamagedArchive as error:
+        raise SourceError(f"{file}: not a whole tar file: {error}. Fetch it again, or move it away.") from None
+
+
+def settle_columns(
+    files: Sequence[File], *, caption: str | None, sample_id: str | None, kept: tuple[str, ...], fallback: str | None
+) -> TarColumns:
+    """Find the columns that are asked for in the first samples that have them.
+
+    Args:
+        files: The shards.
+        caption: As asked for.
+        sample_id: As asked for.
+        kept: As asked for.
+        fallback: Key of the captions where a sample has no `.txt` member; None: the only usual name among the keys.
+
+    Raises:
+        SourceError: If no sample has one of them; the names that there are, are listed.
+    """
+    missing = dict.fromkeys([*([caption] if caption else []), *([sample_id] if sample_id else []), *kept])
+    seen: dict[str, None] = {}
+    for file in files:
+        with _opened(file, sample_id) as shard:
+            for sample in shard.samples():
+                names = [*shard.record(sample), *sample.members]
+                seen |= dict.fromkeys(names)
+                for name in [name for name in missing if name in names]:
+                    del missing[name]
+                if not missing and seen:
+                    if caption is None and fallback is None:
+                        texts = [name for name in names if name not in sample.members]
+                        usable = TEXT_MEMBER in sample.members
+                        fallback = "caption" if usable else choose_caption_column(str(file), texts, None)
+                    return TarColumns(caption=caption, fallback=fallback or "caption", sample_id=sample_id, kept=kept)
+    if not seen:
+        raise SourceError(f"{', '.join(map(str, files[:3]))}: no samples in these shards. Check --source.")
+    raise SourceError(f"{files[0]}: no sample has {next(iter(missing))!r}; they have: {show_names(list(seen))}.")
+
+
+def read_shard(file: File, columns: TarColumns, counts: TarCounts) -> Iterator[CaptionBatch]:
+    """The samples of one shard.
+
+    Raises:
+        SourceError: If it is damaged, or a sample has no id; the sample and the byte are named.
+    """
+    batch = _Batch(file.name, columns)
+    with _opened(file, columns.sample_id) as shard:
+        for row, sample in enumerate(shard.samples()):
+            record = shard.record(sample)
+            if download_failed(record.get("status")) and OWN_FIELD not in record:
+                counts.failed += 1
+                continue
+            batch.add(row, shard, sample, record)
+            if len(batch.rows) == BATCH_ROWS or batch.bytes > BATCH_BYTES:
+                yield batch.take()
+        if batch.rows:
+            yield batch.take()
+        counts.hidden += shard.hidden
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Samples on their way into a batch."""
+
+    file: str
+    columns: TarColumns
+    bytes: int = 0
+    rows: list[int] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    captions: list[Captions] = field(default_factory=list)
+    kept: list[tuple[str | None, ...]] = field(default_factory=list)
+    invalid: list[int] = field(default_factory=list)
+
+    def add(self, row: int, shard: Shard, sample: Sample, record: Mapping[str, Any]) -> None:
+        captions, mended = _captions(shard, sample, record, self.columns)
+        self.rows.append(row)
+        self.ids.append(shard.sample_id(sample, record))
+        self.captions.append(captions)
+        self.kept.append(tuple(_value(shard, sample, record, name) for name in self.columns.kept))
+        self.bytes += sum(len(text) for text in (*captions, *self.kept[-1]) if text)
+        if mended:
+            self.invalid.append(row)
+
+    def take(self) -> CaptionBatch:
+        schema = self.columns.schema
+        columns = [list(column) for column in zip(*self.kept, strict=True)]
+        batch = CaptionBatch(
+            file=self.file,
+            first_row=self.rows[0],
+            sample_ids=self.ids,
+            captions=self.captions,
+            kept=pa.table(columns, schema=schema) if schema.names else nothing_kept(len(self.rows)),
+            invalid_rows=tuple(self.invalid),
+            file_rows=tuple(self.rows),
+        )
+        self.rows, self.ids, self.captions, self.kept, self.invalid, self.bytes = [], [], [], [], [], 0
+        return batch
+
+
+def _captions(shard: Shard, sample: Sample, record: Mapping[str, Any], columns: TarColumns) -> tuple[Captions, bool]:
+    """Captions of a sample, and whether something was mended."""
+    name = columns.caption or (TEXT_MEMBER if TEXT_MEMBER in sample.members else columns.fallback)
+    if name in record and (columns.caption is not None or name != TEXT_MEMBER):
+        try:
+            return captions_of_json(record[name])
+        except ValueError as error:
+            raise DamagedArchive(
+                f"sample {sample.key} has {error} under {name!r}, which is not text; choose another --caption-column"
+            ) from None
+    text, mended = _text(shard, sample, name)
+    return [text], mended
+
+
+def _value(shard: Shard, sample: Sample, record: Mapping[str, Any], name: str) -> str | None:
+    return as_text(record[name]) if name in record else _text(shard, sample, name)[0]
+
+
+def _text(shard: Shard, sample: Sample, name: str) -> tuple[str | None, bool]:
+    member = sample.members.get(name) if name in _READ_AS_TEXT else None
+    return (None, False) if member is None else mend(shard.read(member, _LONGEST_TEXT))
