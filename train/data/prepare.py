@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ class OpenData:
     source: ImageSource
     graph: Graph | None
     joined: Joined | None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Samples of the source that have no image, by reason; none is 0."""
 
 
 @dataclass(slots=True)
@@ -121,6 +123,10 @@ def open_data(config: TrainConfig) -> OpenData:
     graph = _open_graph(config)
     arguments = _image_arguments(config, graph)
     every = open_images(**arguments)
+    left_out = {reason: count for reason, count in getattr(every, "skipped", {}).items() if count}
+    if left_out:
+        told = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in left_out.items())
+        say(f"warning: {every.name}: samples left out: {told}")
     source = _without_held_out(every, config)
     joined = join(source, graph, allow_missing=config.allow_missing) if graph else None
     if joined is not None:
@@ -134,7 +140,7 @@ def open_data(config: TrainConfig) -> OpenData:
         val_ids=str(Path(config.val_ids).absolute()) if config.val_ids else None,
         load_size=config.load_size or choose_load_size(source, config.image_size),
     )
-    return OpenData(settled, source, graph, joined)
+    return OpenData(settled, source, graph, joined, left_out)
 
 
 def _without_held_out(source: ImageSource, config: TrainConfig) -> ImageSource:
@@ -152,6 +158,8 @@ def load_data(opened: OpenData) -> TrainingData:
         SourceError: If too many cannot be read, or none can.
     """
     config, events = opened.config, []
+    if opened.left_out:
+        events.append(event("samples_left_out", **opened.left_out))
     if opened.joined is not None and opened.joined.unknown:
         events.append(event("unknown_images", count=opened.joined.unknown, examples=list(opened.joined.examples)))
     corrupt = CorruptImages(

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.system.archives import read_members
 from train.data import tar, tar_index
-from train.data.prepare import open_data
+from train.data.prepare import open_data, prepare
 from train.data.sources import open_images
 from train.run.loop import train
 
@@ -221,3 +221,18 @@ def test_run_over_shards_trains_and_their_removal_is_one_error(tmp_path: Path) -
     with pytest.raises(SourceError, match=r"00000\.tar: shorter than it was when it was indexed"):
         source.encoded([0])
     assert json.loads((folder / "00000_stats.json").read_text())["count"] == 16
+
+
+def test_samples_without_an_image_are_said_and_counted_in_the_runs_events(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tarfile.open(tmp_path / "00000.tar", "w") as archive:
+        for number in range(12):
+            for suffix, content in (("png" if number % 3 else "doc", encode(draw(number))), ("txt", b"a caption")):
+                entry = tarfile.TarInfo(f"{number:05d}.{suffix}")
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+    data = prepare(tiny_config(objective="simclr", data=str(tmp_path / "00000.tar"), id_column=None))
+    assert "samples left out: 4 without image" in capsys.readouterr().err
+    assert [(line["event"], line["without_image"]) for line in data.events] == [("samples_left_out", 4)]
+    data.close()
