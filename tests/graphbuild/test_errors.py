@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from graphbuild.errors import describe_os_error
+from graphbuild.errors import describe_os_error, redact
 
 PROGRAM = """
 import click, sys
@@ -69,3 +69,17 @@ def test_os_errors_name_the_file_and_what_to_do(code: int) -> None:
     text = describe_os_error(OSError(code, "?", "/data/x.parquet"))
     assert text.startswith("/data/x.parquet: ")
     assert text.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://KEY:SEC/RET+x@bucket/a.parquet: no", "s3://***@bucket/a.parquet: no"),
+        ("see https://user:pass@host/a?x=1 and ftp://me@h/b", "see https://***@host/a?x=1 and ftp://***@h/b"),
+        ("https://h/a.tar?X-Amz-Signature=abc&n=1.", "https://h/a.tar?***"),
+        ("'https://h/a?sv=1&sig=abc' is", "'https://h/a?***' is"),
+        ("a path/with@sign and https://h/plain?page=2", "a path/with@sign and https://h/plain?page=2"),
+    ],
+)
+def test_secrets_in_urls_are_not_shown(text: str, shown: str) -> None:
+    assert redact(text) == shown

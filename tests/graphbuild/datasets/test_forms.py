@@ -5,9 +5,11 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +17,7 @@ from helpers_embed import column, embed, write_captions
 
 from graphbuild.embed.build import default_graph_dir
 from graphbuild.embed.config import EmbedConfig
+from graphbuild.embed.text.table import Prompts, TextTable
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.exchange.subset import SubsetConfig, subset_graph
 from graphbuild.store.manifest import Manifest
@@ -250,3 +253,24 @@ def test_default_names_of_graphs_say_which_data_they_are() -> None:
     }
     for (dataset, source), name in named.items():
         assert default_graph_dir(EmbedConfig(dataset=dataset, sources=(source,))) == Path("graphs") / name
+
+
+def test_captions_that_the_encoder_does_not_know_are_counted(tmp_path: Path) -> None:
+    known, unknown = ["a dog in the snow", "a red kite"], ["\U0001f436", "\U0001f431", "\u732b \u732b"]
+    policy = TextTable(Half({*["a", "dog", "in", "the", "snow", "red", "kite"]}), Prompts())
+    assert policy.add([*known, *unknown, "a dog \U0001f436 x", "a dog \U0001f436"]).tolist() == [0, 1, 2, 2, 3, 4, 5]
+    assert (policy.unknown_captions(), policy.unknown_ids().tolist()) == (4, [2, 3, 4])
+
+
+class Half:
+    """A tokenizer of a few words; 0 stands for all others, and 1 begins every text."""
+
+    unknown_token = 0
+    special_tokens = frozenset({1})
+
+    def __init__(self, words: set[str]) -> None:
+        self._words = {word: number for number, word in enumerate(sorted(words), 2)}
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[list[Any], list[bool]]:
+        tokens = [np.array([1, *(self._words.get(word, 0) for word in text.split())], np.int32) for text in texts]
+        return tokens, [False] * len(texts)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from helpers_graph import clustered_vectors, unit_rows, write_graph
@@ -223,3 +224,14 @@ def test_commands_answer_in_json(graph_dir: Path, tmp_path: Path) -> None:
     assert json.loads(exported.output)["edges"] == N * K
     compared = CliRunner().invoke(cli, ["compare", str(graph_dir), str(graph_dir), "--json"])
     assert json.loads(compared.output)["texts"] == N
+
+
+def test_ids_and_texts_of_csv_stay_as_they_stand(tmp_path: Path) -> None:
+    ids, texts = ["007", "8", *(str(i) for i in range(100, 250)), "n1"], ["2.50", "1e3", *(f"text {i}" for i in range(150)), "NA"]
+    (tmp_path / "t.csv").write_text("id,text\n" + "".join(f"{one},{text}\n" for one, text in zip(ids, texts, strict=True)))
+    (tmp_path / "e.csv").write_text(
+        "src,dst,similarity\n" + "".join(f"{a},{b},0.5\n" for a, b in zip(ids, ids[1:] + ids[:1], strict=True))
+    )
+    import_graph(tmp_path / "g", ImportConfig(texts=tmp_path / "t.csv", edges=tmp_path / "e.csv"))
+    assert pq.read_table(tmp_path / "g/samples")["sample_id"].to_pylist() == ids
+    assert pq.read_table(tmp_path / "g/texts")["text"].to_pylist() == texts

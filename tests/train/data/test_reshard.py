@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers_train import draw, encode, tiny_config, write_images, write_tar_shards, write_tiny_graph
 
@@ -145,3 +147,15 @@ def test_damaged_or_foreign_shards_are_written_anew(tmp_path: Path, graph_dir: P
         assert reshard(config_of(graph_dir, data), out, shard_size=32).written == 1
         assert (out / "00001.tar").read_bytes() == whole
     assert json.loads((out / PLAN_FILE).read_text())["samples"] == 64
+
+
+def test_columns_of_users_may_have_the_names_that_shards_use(tmp_path: Path, graph_dir: Path) -> None:
+    data = write_images(tmp_path / "images.parquet", 64)
+    table = pq.read_table(data)
+    for name, values in (("status", ["failed_review"] * 64), ("sample_id", [str(i) for i in range(64)]), ("url", ["same"] * 64)):
+        table = table.append_column(name, pa.array(values))
+    pq.write_table(table, data)
+    reshard(config_of(graph_dir, data, id_column="id"), tmp_path / "out")
+    after = open_images(str(tmp_path / "out"))
+    assert sorted(after.sample_ids) == sorted(table["id"].to_pylist())
+    assert {meta["status"] for meta in after.metas(range(64))} == {"failed_review"}
