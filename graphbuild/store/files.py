@@ -32,7 +32,7 @@ RECORDS = ".graphbuild"
 """What this program keeps for itself in a graph directory; whoever has this folder is a graph."""
 _CHUNK = 1 << 22
 TEMPORARY = re.compile(r"\..+\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
-"""Names of `atomic_path`, `scratch_name` and `replace_folder`; no other file is taken for a temporary one."""
+"""Names of `atomic_path`, `scratch_name` and `atomic_folder`; no other file is taken for a temporary one."""
 _NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 """What CIFS, FUSE and others answer where folders cannot be flushed; renaming is then as safe as they make it."""
 

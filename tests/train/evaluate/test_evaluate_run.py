@@ -142,7 +142,7 @@ def test_features_are_kept_and_a_second_call_decodes_nothing(
     assert evaluate_run(run_dir, EvalOptions(data=str(squares[1]))) == first
 
 
-@pytest.mark.parametrize("change", ["an image", "the weights", "a cut file"])
+@pytest.mark.parametrize("change", ["an image", "the weights", "a cut file", "a flipped bit"])
 def test_features_are_made_anew_where_anything_changed(
     run_dir: Path, squares: tuple[Path, Path], tmp_path: Path, change: str
 ) -> None:
@@ -156,12 +156,17 @@ def test_features_are_made_anew_where_anything_changed(
         encoder = load_encoder(folder)
         torch.nn.init.zeros_(next(encoder.parameters()))
         save_encoder(folder / "model.safetensors", encoder)
-    else:
+    elif change == "a cut file":
         for path in before:
             path.write_bytes(path.read_bytes()[:100])
+    else:
+        for path in before:
+            content = bytearray(path.read_bytes())
+            content[-3] ^= 1
+            path.write_bytes(content)
     evaluate_run(folder, options)
     made = [path for path in (folder / "features").iterdir() if before.get(path) != path.stat().st_mtime_ns]
-    assert len(made) == {"an image": 1, "the weights": 2, "a cut file": len(before)}[change]
+    assert len(made) == {"an image": 1, "the weights": 2, "a cut file": len(before), "a flipped bit": len(before)}[change]
 
 
 def test_without_a_cache_nothing_is_kept(run_dir: Path, squares: tuple[Path, Path], tmp_path: Path) -> None:

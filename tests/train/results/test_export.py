@@ -135,3 +135,14 @@ def test_card_without_its_graph_says_so(run_dir: Path, tmp_path: Path) -> None:
     finally:
         (run_dir.parent / "moved").rename(graph)
     assert "strict=True" in loading_code(tiny_config(model="resnet50"), "w")
+
+
+def test_a_readme_that_is_not_ours_is_not_replaced(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# My project\n")
+    with pytest.raises(OptionError, match=r"README\.md: exists, and is not a card"):
+        export_run(run_dir, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    export_run(run_dir, tmp_path / "out")
+    first = (tmp_path / "out/backbone.safetensors").read_bytes()
+    export_run(run_dir, tmp_path / "out")
+    assert (tmp_path / "out/backbone.safetensors").read_bytes() == first
