@@ -10,7 +10,7 @@ option, `--set lr_scaling=none|sqrt|linear`.
 
 from __future__ import annotations
 
-from graphbuild.errors import run_cli
+from graphbuild.system.process import run_cli
 from pipelines.conceptual import conceptual_recipe
 from pipelines.recipe import command
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphbuild.errors import run_cli
+from graphbuild.system.process import run_cli
 
 if TYPE_CHECKING:
     from train.config import Objective, TrainConfig

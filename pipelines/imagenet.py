@@ -17,7 +17,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from graphbuild.errors import SourceError, run_cli
+from graphbuild.errors import SourceError
+from graphbuild.system.process import run_cli
 from pipelines.recipe import Layout, Recipe, command
 
 

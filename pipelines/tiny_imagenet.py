@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphbuild.errors import SourceError, run_cli
+from graphbuild.errors import SourceError
+from graphbuild.system.process import run_cli
 
 if TYPE_CHECKING:
     from train.config import Objective

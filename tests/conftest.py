@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from graphbuild.errors import wait_without_spinning
+from graphbuild.system.process import wait_without_spinning
 
 wait_without_spinning()
 

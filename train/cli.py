@@ -11,8 +11,9 @@ from typing import Any
 
 import click
 
-from graphbuild.errors import run_cli, visible
+from graphbuild.errors import visible
 from graphbuild.system.answers import answer
+from graphbuild.system.process import run_cli
 from train.config import FieldType, TrainConfig, field_docs, field_types, flag, load_config, split_type
 from train.evaluate.options import PROTOCOLS, EvalOptions
 

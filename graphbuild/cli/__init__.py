@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from graphbuild.cli import build, curate, exchange, quality
-from graphbuild.errors import run_cli
+from graphbuild.system.process import run_cli
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

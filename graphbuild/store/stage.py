@@ -25,8 +25,8 @@ from graphbuild.store.files import (
     remove_strays,
     write_receipt,
 )
+from graphbuild.store.locks import exclusive
 from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
-from graphbuild.system.locks import exclusive
 
 _FOLDERS = (
     schemas.TEXTS,

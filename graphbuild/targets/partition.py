@@ -22,11 +22,11 @@ from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError, Reso
 from graphbuild.store import schemas
 from graphbuild.store.cache import beside_or_cached
 from graphbuild.store.files import RECORDS, Receipt, finished, write_arrow
+from graphbuild.store.locks import exclusive
 from graphbuild.store.manifest import Manifest, Stage, stage_key
 from graphbuild.store.neighbors import outside
 from graphbuild.store.stage import writing
 from graphbuild.store.tables import map_arrow
-from graphbuild.system.locks import exclusive
 from graphbuild.system.memory import resolve_limit
 from graphbuild.system.progress import progress
 

@@ -10,7 +10,7 @@ from typing import get_args
 
 import click
 
-from graphbuild.errors import run_cli
+from graphbuild.system.process import run_cli
 from train.config import ModelName
 
 

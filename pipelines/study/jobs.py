@@ -14,8 +14,9 @@ from pathlib import Path
 
 import click
 
-from graphbuild.errors import ResourceError, run_cli
+from graphbuild.errors import ResourceError
 from graphbuild.system.cluster import thread_shares
+from graphbuild.system.process import run_cli
 from train.run.signals import stop_signal
 
 _LOOK_SECONDS = 1.0

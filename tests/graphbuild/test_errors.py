@@ -12,7 +12,8 @@ from graphbuild.errors import describe_os_error, redact
 
 PROGRAM = """
 import click, sys
-from graphbuild.errors import OptionError, run_cli
+from graphbuild.errors import OptionError
+from graphbuild.system.process import run_cli
 
 @click.group()
 def cli(): pass

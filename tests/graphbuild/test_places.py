@@ -128,7 +128,7 @@ def test_a_cache_dir_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch:
 
 WAITING = """
 import time, click
-from graphbuild.errors import run_cli
+from graphbuild.system.process import run_cli
 @click.command()
 def wait():
     try:

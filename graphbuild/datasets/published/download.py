@@ -25,7 +25,7 @@ from google_crc32c import extend as crc32c
 
 from graphbuild.errors import ArtifactError, SourceError, redact
 from graphbuild.store.files import write_json
-from graphbuild.system.locks import exclusive
+from graphbuild.store.locks import exclusive
 from graphbuild.system.progress import progress, say
 
 _CHUNK = 1 << 20

@@ -22,9 +22,9 @@ from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.quality.verify import verify_graph
 from graphbuild.store.files import RECORDS, receipt_path, write_parquet
+from graphbuild.store.locks import LockedError
 from graphbuild.store.manifest import Manifest, Stage
 from graphbuild.store.stage import run_stage, writing
-from graphbuild.system.locks import LockedError
 from graphbuild.targets.partition import PartitionConfig, build_partition
 
 HOLD = """

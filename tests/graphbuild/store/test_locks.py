@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from graphbuild.store.files import write_text
-from graphbuild.system.locks import LockedError, exclusive
+from graphbuild.store.locks import LockedError, exclusive
 
 ADVICE = "Wait."
 
@@ -29,7 +29,7 @@ def test_lock_is_free_again_after_its_block_and_after_an_error(tmp_path: Path) -
 def test_held_lock_names_process_and_command_but_no_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/usr/bin/graphbuild", "embed", "--source", "s3://KEY:SECRET@bucket"])
     with exclusive(tmp_path / "lock", where=tmp_path, advice=ADVICE):
-        code = "import sys; from pathlib import Path; from graphbuild.system.locks import exclusive\n"
+        code = "import sys; from pathlib import Path; from graphbuild.store.locks import exclusive\n"
         code += "with exclusive(Path(sys.argv[1]) / 'lock', where=Path('g'), advice='Wait.'): pass"
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert f"LockedError: g: `graphbuild embed` (process {os.getpid()} on " in done.stderr
