@@ -27,7 +27,7 @@ from graphbuild.knn.extension import Extension
 from graphbuild.knn.output import ShardWriter, no_neighbors
 from graphbuild.knn.plan import Estimate, Layout, MemoryPlan, Missing, make_estimate
 from graphbuild.knn.scratch import all_vectors, first_vectors
-from graphbuild.knn.tasks import Job, search_shard
+from graphbuild.knn.tasks import Job, blocks, search_shards
 from graphbuild.store import schemas
 from graphbuild.store.embeddings import require_unit_length
 from graphbuild.store.files import Receipt, ShardRange, damage, finished, require_intact, scratch_name
@@ -219,11 +219,11 @@ class Search:
                 extension=self._extension,
             )
             indices = {schemas.part_name(schemas.KNN, shard.index): shard.index for shard in self._missing}
-            calls = [(job, shard) for shard in self._missing]
+            calls = [(job, block) for block in blocks(self._missing, self._memory.device)]
             shared = [self._graph_dir.absolute()]
             with progress("neighbours", sum(map(len, self._missing)), unit="texts") as meter:
-                for receipt in run_tasks(search_shard, calls, workers=self._workers, shared=shared, report=meter.advance):
-                    yield indices[receipt.path], receipt
+                for receipts in run_tasks(search_shards, calls, workers=self._workers, shared=shared, report=meter.advance):
+                    yield from ((indices[receipt.path], receipt) for receipt in receipts)
 
     def _basis(self, vectors_ND: NDArray[np.float16]) -> NDArray[np.float64]:
         weights = read_sample_counts(self._graph_dir, self._manifest, len(vectors_ND))

@@ -1,17 +1,19 @@
-"""One shard's search as a task: what worker processes run, on this machine or on a cluster.
+"""The search for some shards as a task: what worker processes run, on this machine or on a cluster.
 
 Everything that shards share lies in scratch files that the client made; a task that is run twice writes the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from graphbuild.knn.engines.base import Engine, Neighbors
 from graphbuild.knn.engines.choose import make_engine
 from graphbuild.knn.engines.tiles import TileEngine
 from graphbuild.knn.extension import Extension
@@ -20,8 +22,11 @@ from graphbuild.knn.scratch import map_vectors
 from graphbuild.store import schemas
 from graphbuild.store.files import Receipt, ShardRange, finished
 
+_LEAST_TASKS = 16
+_MOST_SHARDS = 4
+"""On a GPU, where there are many shards: each task has some work beside its pairs."""
 _REPORTS = 50
-"""How often a shard tells of its progress, at most."""
+"""How often a task tells of its progress, at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,25 +50,47 @@ class Job:
     """Old shards to go on from, where texts were appended."""
 
 
-def search_shard(job: Job, shard: ShardRange, *, report: Callable[[int], None]) -> Receipt:
-    """Search for the neighbours of one shard of texts, and write them; `report` is told of finished texts."""
+def blocks(missing: Sequence[ShardRange], device: str) -> list[tuple[ShardRange, ...]]:
+    """The shards of each task: one on a CPU; some on a GPU, which scores the pairs within a task once for both of their texts."""
+    size = 1 if device == "cpu" else min(_MOST_SHARDS, -(-len(missing) // _LEAST_TASKS))
+    return [tuple(missing[first : first + size]) for first in range(0, len(missing), max(1, size))]
+
+
+def search_shards(job: Job, shards: tuple[ShardRange, ...], *, report: Callable[[int], None]) -> list[Receipt]:
+    """Search for the neighbours of some shards of texts, and write them; `report` is told of finished texts."""
+    root = Path(job.root)
     # A worker that dies takes along receipts that were not fetched yet; its tasks come again, but not their work.
-    if (done := finished(Path(job.root), schemas.part_name(schemas.KNN, shard.index), key=job.key)) is not None:
-        return done
-    vectors_ND = map_vectors(Path(job.vectors), job.shape)
-    engine = make_engine(vectors_ND, k=job.k, memory_limit=job.memory, device=_device(job.device, shard))
+    found = {shard.index: finished(root, schemas.part_name(schemas.KNN, shard.index), key=job.key) for shard in shards}
+    receipts = [receipt for receipt in found.values() if receipt is not None]
+    missing = [shard for shard in shards if found[shard.index] is None]
+    if missing:
+        vectors_ND = map_vectors(Path(job.vectors), job.shape)
+        engine = make_engine(vectors_ND, k=job.k, memory_limit=job.memory, device=_device(job.device, missing[0]))
+        receipts += list(_search(job, missing, vectors_ND, engine, report))
+    return receipts
+
+
+def _search(
+    job: Job, shards: list[ShardRange], vectors_ND: NDArray[np.float16], engine: Engine, report: Callable[[int], None]
+) -> Iterator[Receipt]:
     writer = ShardWriter(Path(job.root), job.k, np.load(job.basis) if job.basis else None, job.key)
-    stored = job.extension.stored(Path(job.root), shard) if job.extension else None
-    if job.extension and stored and isinstance(engine, TileEngine):
-        told = _Told(engine.extension_pairs([shard], job.extension.first_new), len(shard), report)
-        found = engine.extend(shard, stored, job.extension.first_new, told.advance)
-        writer = replace(writer, facts={"extended": True})
-    else:
-        told = _Told(engine.work([shard]), len(shard), report)
-        found = next(iter(engine.search([shard], told.advance)))
-    receipt = writer.write(shard, vectors_ND[shard.start : shard.stop], found, engine.precision)
+    told, results = _begin(job, shards, engine, report)
+    for shard, found in zip(shards, results, strict=True):
+        yield writer.write(shard, vectors_ND[shard.start : shard.stop], found, engine.precision)
     told.finish()
-    return receipt
+
+
+def _begin(job: Job, shards: list[ShardRange], engine: Engine, report: Callable[[int], None]) -> tuple[_Told, Iterator[Neighbors]]:
+    """The search, which has not begun, and who tells of it."""
+    texts = sum(map(len, shards))
+    stored = job.extension.stored(Path(job.root), shards[0]) if job.extension else None
+    if job.extension and stored and isinstance(engine, TileEngine):
+        # On a CPU, where a task is a shard.
+        told = _Told(engine.extension_pairs(shards, job.extension.first_new), texts, report)
+        extended = engine.extend(shards[0], stored, job.extension.first_new, told.advance)
+        return told, iter([replace(extended, facts={"extended": True})])
+    told = _Told(engine.work(shards), texts, report)
+    return told, engine.search(shards, told.advance)
 
 
 def _device(name: str, shard: ShardRange) -> str:

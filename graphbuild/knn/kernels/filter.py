@@ -20,7 +20,8 @@ def append(who, candidate, score, hit, counts_n, ids_nW, scores_nW, W):
     tl.store(scores_nW + at, score, mask=kept)
 
 
-@triton.jit
+# Sizes that change within a search compile no kernel of their own.
+@triton.jit(do_not_specialize=["R"])
 def filter_tile(
     scores_RC, limits_n, counts_n, ids_nW, scores_nW, row_positions_R, column_positions_C, top, at, R, C, stride, W,
     ROWS: tl.constexpr, CHUNK: tl.constexpr, PART: tl.constexpr, BOTH: tl.constexpr,
@@ -77,7 +78,7 @@ def nth_largest(codes, rank):
     return found
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rank"])
 def seed_limits(codes_tM, limits_t, M, stride, rank, SIZE: tl.constexpr):
     """First limits: a step below the rank-th largest score of a random sample."""
     row = tl.program_id(0)
@@ -87,7 +88,7 @@ def seed_limits(codes_tM, limits_t, M, stride, rank, SIZE: tl.constexpr):
     tl.store(limits_t + row, limit.to(tl.int16))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "rank"])
 def raise_limits(
     limits_n, counts_n, ids_nW, codes_nW, spilled_n, lowered, first, rank, W, BY_RANK: tl.constexpr, SIZE: tl.constexpr
 ):  # fmt: skip

@@ -27,7 +27,7 @@ POINTERS = {
     "vectors_ND": "*fp16", "own_t": "*i32", "counts_t": "*i32", "ids_tW": "*i32", "exact_tW": "*fp64", "keys_tW": "*i64",
     "texts_N": "*i32", "texts_tK": "*i32", "bits_tK": "*i16", "kth_t": "*fp64",
 }  # fmt: skip
-ALIGNED = {"C", "D", "W", "M", "R", "stride", "top", "at", "first"}
+ALIGNED = {"C", "D", "W", "M", "stride", "top", "at"}
 """Sizes that are multiples of 16 in a search of many texts, and known to be so at a launch."""
 TILE = {"ROWS": steps._ROWS, "CHUNK": steps._CHUNK, "PART": steps._PART}
 CODES = {"limits_n": "*i16"}

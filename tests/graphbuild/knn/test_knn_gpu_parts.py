@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers_graph import clustered_vectors
+from helpers_graph import clustered_vectors, write_graph
 from scipy import stats
 
+from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.engines.gpu import vectors as by_position
 from graphbuild.knn.engines.gpu.ahead import ahead
 from graphbuild.knn.engines.gpu.certificate import Certificate
@@ -21,6 +22,9 @@ from graphbuild.knn.engines.gpu.room import plan_room
 from graphbuild.knn.engines.gpu.sweep import spans
 from graphbuild.knn.engines.gpu.vectors import Vectors, is_kept, open_vectors
 from graphbuild.knn.scratch import map_vectors
+from graphbuild.knn.stage import build_knn
+from graphbuild.knn.tasks import Job, blocks, search_shards
+from graphbuild.store.files import shard_ranges
 
 CPU = torch.device("cpu")
 
@@ -164,3 +168,41 @@ def test_work_ends_when_nobody_wants_the_rest() -> None:
     assert ended < 10
     time.sleep(0.05)
     assert len(done) == ended
+
+
+def test_tasks_on_a_gpu_take_some_shards_each_and_those_on_a_cpu_one() -> None:
+    shards = shard_ranges(1_000, 10)
+    for device, largest in (("cpu", 1), ("cuda", 4)):
+        made = blocks(shards, device)
+        assert [shard for block in made for shard in block] == shards
+        assert max(map(len, made)) == largest
+    # With few shards, every GPU gets some.
+    assert len(blocks(shards[:10], "cuda")) == 10
+
+
+def test_task_of_some_shards_writes_those_that_are_missing_with_the_bytes_of_a_whole_search(tmp_path: Path) -> None:
+    vectors = clustered_vectors(900, 32)
+    for name in ("whole", "parts"):
+        write_graph(tmp_path / name, vectors, shard_size=300)
+    build_knn(tmp_path / "whole", KnnConfig(k=7, sketch_dim=0))
+    (tmp_path / "parts" / "knn").mkdir()
+    vectors.tofile(tmp_path / "vectors")
+    job = Job(
+        root=str(tmp_path / "parts"),
+        vectors=str(tmp_path / "vectors"),
+        shape=(900, 32),
+        basis=None,
+        k=7,
+        memory=10**9,
+        device="cpu:0",
+        key="key",
+    )
+    shards = shard_ranges(900, 300)
+    told: list[int] = []
+    (first,) = search_shards(job, (shards[1],), report=told.append)
+    again = search_shards(job, tuple(shards), report=told.append)
+    assert sum(told) == 900
+    assert again[0] == first
+    assert len({receipt.path for receipt in again}) == 3
+    for receipt in again:
+        assert (tmp_path / "parts" / receipt.path).read_bytes() == (tmp_path / "whole" / receipt.path).read_bytes()

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
-_WAITING = 2
-"""Results that wait to be taken, at most; the work stops there."""
+_WAITING = 1
+"""Results that wait to be taken, beside the one that is ready next; the work stops there."""
 _LOOK = 0.1
 """Seconds after which a thread that waits for room looks whether it is still wanted."""
 
