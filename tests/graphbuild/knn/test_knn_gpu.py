@@ -187,6 +187,20 @@ def test_what_was_measured_and_taken_is_told_with_the_results() -> None:
     assert found.facts["way"] == min(found.facts["picoseconds"], key=found.facts["picoseconds"].__getitem__)
 
 
+@pytest.mark.parametrize("rows", [None, 700])
+def test_rows_before_the_trial_are_kept_where_topk_is_taken(rows: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if the sweep were slow.
+    monkeypatch.setattr("graphbuild.knn.engines.gpu.choice.timed", lambda work, _: 0.0 if "best" in work.__qualname__ else 1.0)
+    vectors = clustered_vectors(1_500, 32)
+    engine = engine_for(vectors, 10, "auto", tile=256, rows=rows)
+    told: list[int] = []
+    ranges = shard_ranges(1_500, 500)
+    found = list(engine.search(ranges, told.append))
+    np.testing.assert_array_equal(np.concatenate([one.ids_nK for one in found]), brute_force(vectors, 10)[0])
+    assert sum(told) == engine.work(ranges)
+    assert found[-1].facts["way"] == "product and topk"
+
+
 @pytest.mark.parametrize("rows", [None, 600])
 @pytest.mark.parametrize("way", WAYS)
 def test_progress_adds_up_to_the_work_that_was_announced(way: str, rows: int | None) -> None:

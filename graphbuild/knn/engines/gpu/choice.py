@@ -1,4 +1,4 @@
-"""Which way is fastest on this device, with these vectors: measured on tiles of the first panel, whose hits all count.
+"""Which way is fastest on this device, with these vectors: measured on tiles of a panel, whose hits all count.
 
 Shape letters: t rows and C columns of a tile, K neighbours kept.
 """
@@ -17,12 +17,12 @@ from graphbuild.knn.engines.gpu.sweep import pairs_of
 from graphbuild.knn.engines.gpu.tiles import Buffers, Rows, Segments, Way
 
 _TIMED = 3
-"""Tiles that are timed for each way, after one that is not: it may compile."""
+"""Tiles that are timed for each way, at most, after one that is not: it may compile."""
 TOPK = "product and topk"
 
 
 class Choice:
-    """Deals out columns of the first panel to each way, and remembers the time that a pair took."""
+    """Deals out columns of a panel to each way, and remembers the time that a pair took."""
 
     def __init__(self, ways: Sequence[Way], buffers: Buffers, *, k: int, share: float, topk: bool) -> None:
         """Name the contenders.
@@ -41,19 +41,20 @@ class Choice:
 
     def __call__(self, lists: Lists, rows: Rows, segments: Segments, advance: Advance) -> Way | None:
         """The fastest way; None if that is `topk`."""
-        for way in self._ways:
-            if not self._time_way(way, lists, rows, segments, advance):
-                break
+        self._time_way(self._ways[0], lists, rows, segments, advance)
         if self._topk and self.picoseconds:
             self._time_topk(lists, rows, segments, advance)
+        for way in self._ways[1:]:
+            self._time_way(way, lists, rows, segments, advance)
         if self.picoseconds:
             self.taken = min(self.picoseconds, key=self.picoseconds.__getitem__)
         return next((way for way in self._ways if way.name == self.taken), None)
 
-    def _time_way(self, way: Way, lists: Lists, rows: Rows, segments: Segments, advance: Advance) -> bool:
-        """Whether there were columns enough."""
-        if segments.following < (1 + _TIMED) * way.columns:
-            return False
+    def _time_way(self, way: Way, lists: Lists, rows: Rows, segments: Segments, advance: Advance) -> None:
+        """Time some tiles, if there are columns enough."""
+        tiles = min(_TIMED, segments.following // way.columns - 1)
+        if tiles < 1:
+            return
 
         def run(tiles: int) -> None:
             for _ in range(tiles):
@@ -64,18 +65,17 @@ class Choice:
             way.join()
 
         run(1)
-        seconds = timed(lambda: run(_TIMED), rows.vectors_tD.device)
-        self.picoseconds[way.name] = self._share * seconds / (_TIMED * len(rows) * way.columns) * 1e12
-        return True
+        seconds = timed(lambda: run(tiles), rows.vectors_tD.device)
+        self.picoseconds[way.name] = self._share * seconds / (tiles * len(rows) * way.columns) * 1e12
 
     def _time_topk(self, lists: Lists, rows: Rows, segments: Segments, advance: Advance) -> None:
         """Time a product and its best scores; without the merging of tiles that a search by these needs, so not too high."""
-        width = self._ways[0].columns
-        if segments.following < width:
+        width = min(self._ways[0].columns, segments.following)
+        if width <= self._k:
             return
         columns = segments.next(width)
         assert columns is not None
-        scores_tC = self._buffers.product(rows.vectors_tD, columns.vectors_CD)[: len(rows)]
+        scores_tC = self._buffers.product(rows.vectors_tD, columns.vectors_CD)[: len(rows), :width]
 
         def best() -> None:
             self._buffers.product(rows.vectors_tD, columns.vectors_CD)
@@ -83,7 +83,7 @@ class Choice:
 
         best()
         seconds = timed(best, scores_tC.device)
-        self.picoseconds[TOPK] = seconds / scores_tC.numel() * 1e12
+        self.picoseconds[TOPK] = seconds / (len(rows) * width) * 1e12
         # The tile is the sweep's, too.
         self._ways[0].run(lists, rows, columns)
         self._ways[0].join()

@@ -159,7 +159,7 @@ class DeviceEngine:
         self, vectors: Vectors, group_n: Places, buffers: Buffers, certificate: Certificate, advance: Advance
     ) -> Iterator[Panel]:
         """The group's panels, by the way that is asked for, or else the fastest."""
-        told = 0
+        told = done = 0
         if self._way != "topk":
             choice = self._choice = self._contenders(buffers, len(group_n))
 
@@ -168,10 +168,13 @@ class DeviceEngine:
                 told += pairs
                 advance(pairs)
 
-            yield from self._sweep(vectors, group_n, buffers, certificate).panels(choice, heard)
+            for panel in self._sweep(vectors, group_n, buffers, certificate).panels(choice, heard):
+                done += len(panel.places_t)
+                yield panel
             if choice.taken != TOPK:
                 return
             self._way = "topk"
+            told -= done * vectors.count
 
         def not_twice(pairs: int) -> None:
             nonlocal told
@@ -181,7 +184,7 @@ class DeviceEngine:
 
         yield from topk_panels(
             vectors,
-            group_n,
+            group_n[done:],
             k=self._k,
             rows=min(self._room.panel, self._room.tile),
             columns=self._room.tile * WIDEST,

@@ -36,7 +36,9 @@ class Panel:
 
 
 Choose = Callable[[Lists, Rows, Segments, Advance], Way | None]
-"""Takes columns of the first panel to find the fastest way; None where a search of another kind is faster than all."""
+"""Takes columns of a panel to find the fastest way; None where a search of another kind is faster than all."""
+_HIGH = 4
+"""A panel is high enough for a trial if it has a quarter of a tile's rows, at least; those before a checkpoint may be lower."""
 
 
 class Sweep:
@@ -82,9 +84,9 @@ class Sweep:
         """Rows of the group before which all columns are of the sample, and the rank that limits then have."""
 
     def panels(self, choose: Choose, advance: Advance) -> Iterator[Panel]:
-        """The group's rows, a panel at a time, in order; none, or no more, where `choose` finds no way."""
+        """The group's rows, a panel at a time, in order; those before the first high panel alone where `choose` finds no way."""
         self._first_limits()
-        way = Way(self._buffers, self._steps, columns=self._tile)
+        way, tried = Way(self._buffers, self._steps, columns=self._tile), None
         self._meet_sample(way, advance)
         for top, bottom in spans(0, len(self._group_n), self._tile, cuts=self._raises):
             rows = self._rows(top, bottom)
@@ -95,11 +97,11 @@ class Sweep:
                 self._meet(way, rows, Segments(self._vectors, [(self._group_n[left:right], left)]), advance)
                 self._raise(slice(top, bottom), right)
             segments = Segments(self._vectors, [(self._group_n[last[0] :], last[0]), (self._rest, None)])
-            if top == 0:
-                chosen = choose(self._lists, rows, segments, advance)
-                if chosen is None:
+            if tried is None and bottom - top >= self._tile // _HIGH:
+                tried = choose(self._lists, rows, segments, advance)
+                if tried is None:
                     return
-                way = chosen
+                way = tried
             self._meet(way, rows, segments, advance)
             # The rows that follow have met exactly those before `bottom`.
             self._raise(slice(bottom, len(self._group_n)), bottom)
