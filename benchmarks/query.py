@@ -58,7 +58,8 @@ def _write_graph(folder: Path, count: int) -> None:
     for shard in shard_ranges(count, schemas.SHARD_SIZE):
         ids = np.arange(shard.start, shard.stop, dtype=np.int32)
         texts = pa.table([ids, [f"text {i}" for i in ids], ids.astype(np.uint64)], schema=schemas.TEXTS_SCHEMA)
-        counts = pa.table([ids, np.ones(len(ids), np.int32)], schema=schemas.COUNTS_SCHEMA)
+        ones = np.ones(len(ids), np.int32)
+        counts = pa.table([ids, ones, ones], schema=schemas.COUNTS_SCHEMA)
         batch = pa.RecordBatch.from_arrays([pa.array(ids), *_lists(rng, shard, count, schema)], schema=schema)
         written = [
             write_parquet(folder, schemas.part_name(schemas.TEXTS, shard.index), texts, key="bench"),

@@ -64,7 +64,9 @@ def write_graph(
         per_text = sample_counts if sample_counts is not None else [1] * count
         samples = [(f"sample-{i}-{j}", i) for i, n in enumerate(per_text) for j in range(n)]
     hashes = np.array([xxhash.xxh3_64_intdigest(text.encode()) for text in texts], np.uint64)
-    counts = np.bincount([text_id for _, text_id in samples], minlength=count).astype(np.int32)
+    captions, distinct = (
+        np.bincount([text_id for _, text_id in pairs], minlength=count).astype(np.int32) for pairs in (samples, set(samples))
+    )
     key = stage_key({"test": True}, {})
     text_files: list[Receipt] = []
     embedding_files: list[Receipt] = []
@@ -73,7 +75,7 @@ def write_graph(
         ids = pa.array(np.arange(shard.start, shard.stop, dtype=np.int32))
         text_table = pa.table([ids, pa.array(texts[rows]), pa.array(hashes[rows])], schema=schemas.TEXTS_SCHEMA)
         text_files.append(_write(graph_dir, schemas.TEXTS, shard.index, text_table, key))
-        counts_table = pa.table([ids, pa.array(counts[rows])], schema=schemas.COUNTS_SCHEMA)
+        counts_table = pa.table([ids, pa.array(distinct[rows]), pa.array(captions[rows])], schema=schemas.COUNTS_SCHEMA)
         text_files.append(_write(graph_dir, schemas.COUNTS, shard.index, counts_table, key))
         schema = schemas.embeddings_schema(dim)
         flat = pa.array(np.ascontiguousarray(vectors_ND[rows]).reshape(-1))

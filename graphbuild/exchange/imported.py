@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from graphbuild.errors import OptionError, SourceError, one_line
 from graphbuild.store import schemas
+from graphbuild.store.counts import count_captions, distinct_samples, write_counts
 from graphbuild.store.files import Receipt, ShardRange, digest_file, finished, shard_ranges, write_arrow, write_parquet
 from graphbuild.store.frames import DST, SIMILARITY, SRC
 from graphbuild.store.hashes import hash_strings
@@ -300,9 +301,7 @@ def _write_texts(graph_dir: Path, texts: pl.DataFrame, samples: pl.DataFrame, sh
     """Shards of texts, counts and samples; their receipts."""
     # There is no encoder, so a text's hash is that of its characters and not of tokens.
     hashes = hash_strings(texts[schemas.TEXT])
-    counts = np.bincount(samples[schemas.TEXT_ID].to_numpy(), minlength=len(texts)).astype(np.int32)
     text_table = pa.table([texts[schemas.TEXT_ID].to_numpy(), texts[schemas.TEXT].to_list(), hashes], schema=schemas.TEXTS_SCHEMA)
-    count_table = pa.table([texts[schemas.TEXT_ID].to_numpy(), counts], schema=schemas.COUNTS_SCHEMA)
     sample_ids = samples[schemas.SAMPLE_ID]
     fixed = pa.table(
         [sample_ids.to_list(), hash_strings(sample_ids), samples[schemas.TEXT_ID].to_numpy()], schema=schemas.SAMPLES_SCHEMA
@@ -311,9 +310,11 @@ def _write_texts(graph_dir: Path, texts: pl.DataFrame, samples: pl.DataFrame, sh
     for name in samples.columns[2:]:
         sample_table = sample_table.append_column(name, samples[name].to_arrow())
     receipts: list[Receipt] = []
-    for folder, made in ((schemas.TEXTS, text_table), (schemas.COUNTS, count_table), (schemas.SAMPLES, sample_table)):
+    for folder, made in ((schemas.TEXTS, text_table), (schemas.SAMPLES, sample_table)):
         for shard in shard_ranges(made.num_rows, shard_size):
             part = made.slice(shard.start, len(shard)).combine_chunks()
             name = schemas.part_name(folder, shard.index)
             receipts.append(finished(graph_dir, name, key=key) or write_parquet(graph_dir, name, part, key=key))
-    return receipts
+    captions_N = count_captions([fixed[schemas.TEXT_ID].to_numpy()], len(texts))
+    rows = map(len, shard_ranges(len(texts), shard_size))
+    return [*receipts, *write_counts(graph_dir, rows, distinct_samples(fixed, len(texts)), captions_N, key=key)]

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from graphbuild.embed.index import build_index
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store import schemas
+from graphbuild.store.counts import count_captions, count_samples, write_counts
 from graphbuild.store.embeddings import embedding_blocks
 from graphbuild.store.files import (
     Receipt,
@@ -222,26 +223,29 @@ class _Work:
 
     def _write_texts(self, key: str) -> Made:
         samples, hashes = self._write_samples(key)
-        counts = np.zeros(len(self.old_ids), np.int32)
-        for _, table in self._samples([schemas.TEXT_ID]):
-            np.add.at(counts, self.new_ids[table[schemas.TEXT_ID].to_numpy()], 1)
         texts = self._kept_texts()
         receipts = list(samples)
-        for shard in shard_ranges(len(counts), self._origin.shard_size):
+        shards = shard_ranges(len(self.old_ids), self._origin.shard_size)
+        for shard in shards:
             ids = pa.array(np.arange(shard.start, shard.stop, dtype=np.int32))
             part = texts.slice(shard.start, len(shard)).combine_chunks()
             columns = [ids, part[schemas.TEXT].cast(pa.string()), part[schemas.TEXT_HASH]]
             receipts.append(self._write(schemas.TEXTS, shard.index, pa.table(columns, schema=schemas.TEXTS_SCHEMA), key))
-            columns = [ids, pa.array(counts[shard.start : shard.stop])]
-            receipts.append(self._write(schemas.COUNTS, shard.index, pa.table(columns, schema=schemas.COUNTS_SCHEMA), key))
         self._manifest.dataset, self._manifest.encoder = self._dataset(), dict(self._origin.encoder)
         self._manifest.shard_size = self._origin.shard_size
         captions = sum(receipt.rows for receipt in samples)
+        captions_N = count_captions(
+            (self.new_ids[table[schemas.TEXT_ID].to_numpy()] for _, table in self._samples([schemas.TEXT_ID])), len(self.old_ids)
+        )
+        samples_N = captions_N
+        if hashes < captions:
+            samples_N = count_samples((self._out / receipt.path for receipt in samples), len(self.old_ids))
+        receipts += write_counts(self._out, map(len, shards), samples_N, captions_N, key=key)
         self._manifest.counts = {
             "samples": hashes,
             "captions": captions,
-            "texts": len(counts),
-            "duplicate_captions": captions - len(counts),
+            "texts": len(self.old_ids),
+            "duplicate_captions": captions - len(self.old_ids),
         }
         receipts += copy_files(self._out, schemas.TOKENIZER, self._graph_dir / schemas.TOKENIZER)
         return Made(receipts)

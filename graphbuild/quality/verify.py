@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from graphbuild.errors import ArtifactError, ArtifactMismatch
 from graphbuild.quality.recall import Quality, asymmetric_pairs, measure
 from graphbuild.store import schemas
+from graphbuild.store.counts import Counts, count_samples
 from graphbuild.store.embeddings import embedding_blocks, require_aligned, require_unit_length
 from graphbuild.store.files import Receipt, damage, read_receipt, receipt_path
 from graphbuild.store.graph import Graph
@@ -168,32 +169,44 @@ def _check_text_ids(graph_dir: Path, manifest: Manifest) -> int:
 
 def _check_samples(graph_dir: Path, manifest: Manifest, texts: int) -> int:
     """Samples map onto known texts, as often as the counts say; returns the number of sample rows."""
-    per_text = np.zeros(texts, np.int64)
+    captions_N = np.zeros(texts, np.int32)
     rows = 0
     for receipt in manifest.files("text", schemas.SAMPLES):
         path = graph_dir / receipt.path
         ids = read_parquet(path, [schemas.TEXT_ID])[schemas.TEXT_ID].to_numpy()
         if len(outside := np.flatnonzero((ids < 0) | (ids >= texts))):
             raise ArtifactError(f"{path}: row {outside[0]} has text_id {ids[outside[0]]}, but there are {texts:,}. {_EMBED_REMEDY}")
-        per_text += np.bincount(ids, minlength=texts)
+        captions_N += np.bincount(ids, minlength=texts).astype(np.int32)
         rows += len(ids)
+    samples_N = captions_N
+    if manifest.counts.get("samples") != rows:
+        samples_N = count_samples((graph_dir / receipt.path for receipt in manifest.files("text", schemas.SAMPLES)), texts)
+    _check_counts(graph_dir, manifest, samples_N, captions_N)
+    return rows
+
+
+def _check_counts(graph_dir: Path, manifest: Manifest, samples_N: Counts, captions_N: Counts) -> None:
+    """Counts are those of the samples table, counted anew."""
     start = 0
     for receipt in manifest.files("text", schemas.COUNTS):
         path = graph_dir / receipt.path
-        table = read_parquet(path, [schemas.TEXT_ID, schemas.SAMPLE_COUNT])
+        table = read_parquet(path)
         _require_ids(path, table[schemas.TEXT_ID].to_numpy(), start, receipt.rows)
-        counts = table[schemas.SAMPLE_COUNT].to_numpy()
-        differ = np.flatnonzero(counts != per_text[start : start + len(counts)])
-        if len(differ):
-            first = int(differ[0])
-            raise ArtifactMismatch(
-                f"{path}: row {first} counts {counts[first]:,} samples of text_id {start + first}, but {per_text[start + first]:,} "
-                f"sample rows have it. {_EMBED_REMEDY}"
-            )
-        start += len(counts)
-    if start != texts:
-        raise ArtifactMismatch(f"{graph_dir}: sample counts of {start:,} texts, but there are {texts:,}. {_EMBED_REMEDY}")
-    return rows
+        old = schemas.CAPTION_COUNT not in table.column_names
+        expected = (
+            {schemas.SAMPLE_COUNT: captions_N} if old else {schemas.SAMPLE_COUNT: samples_N, schemas.CAPTION_COUNT: captions_N}
+        )
+        for name, right_N in expected.items():
+            stored, right = table[name].to_numpy(), right_N[start : start + receipt.rows]
+            if len(differ := np.flatnonzero(stored != right)):
+                first = int(differ[0])
+                raise ArtifactMismatch(
+                    f"{path}: row {first} has {name} {stored[first]:,} of text_id {start + first}, but the samples table "
+                    f"gives {right[first]:,}. {_EMBED_REMEDY}"
+                )
+        start += receipt.rows
+    if start != len(captions_N):
+        raise ArtifactMismatch(f"{graph_dir}: sample counts of {start:,} texts, but there are {len(captions_N):,}. {_EMBED_REMEDY}")
 
 
 def _check_neighbors(graph_dir: Path, manifest: Manifest, rows: int, seed: int) -> Quality | None:

@@ -59,12 +59,18 @@ class Frames:
 
     @property
     def texts(self) -> pl.LazyFrame:
-        """text_id int32, text, text_hash uint64, sample_count int32; in order of text_id.
+        """text_id int32, text, text_hash uint64, sample_count and caption_count int32; in order of text_id.
+
+        In graphs of versions that counted only captions both counts are theirs.
 
         Raises:
             ArtifactError: If the stage is not done, or a file is missing or damaged; also for the tables below.
         """
+        import polars as pl
+
         counts = self.parquet("text", schemas.COUNTS)
+        if schemas.CAPTION_COUNT not in counts.collect_schema():
+            counts = counts.with_columns(pl.col(schemas.SAMPLE_COUNT).alias(schemas.CAPTION_COUNT))
         return self.parquet("text", schemas.TEXTS).join(counts, on=schemas.TEXT_ID, maintain_order="left")
 
     @property

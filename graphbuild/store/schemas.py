@@ -35,6 +35,7 @@ TEXT_ID = "text_id"
 TEXT = "text"
 TEXT_HASH = "text_hash"
 SAMPLE_COUNT = "sample_count"
+CAPTION_COUNT = "caption_count"
 SAMPLE_ID = "sample_id"
 SAMPLE_HASH = "sample_hash"
 EMBEDDING = "embedding"
@@ -52,7 +53,8 @@ TEXTS_SCHEMA = pa.schema(
         pa.field(TEXT_HASH, pa.uint64(), nullable=False),
     ]
 )
-COUNTS_SCHEMA = pa.schema([pa.field(TEXT_ID, pa.int32(), nullable=False), pa.field(SAMPLE_COUNT, pa.int32(), nullable=False)])
+COUNTS_SCHEMA = pa.schema([pa.field(name, pa.int32(), nullable=False) for name in (TEXT_ID, SAMPLE_COUNT, CAPTION_COUNT)])
+"""Of each text, the different samples that have it, and their captions; the last is missing in early graphs."""
 SAMPLES_SCHEMA = pa.schema(
     [
         pa.field(SAMPLE_ID, pa.string(), nullable=False),

@@ -21,6 +21,7 @@ from graphbuild.embed.text.policy import LISTED, Cleaner, collapse_facts
 from graphbuild.embed.text.table import NewText, Prompts, TextPolicy, TextTable, Tokenizer
 from graphbuild.errors import SourceError
 from graphbuild.store import schemas
+from graphbuild.store.counts import count_samples, write_counts
 from graphbuild.store.files import Receipt, finished, write_parquet
 from graphbuild.store.hashes import hash_string, hash_strings
 
@@ -128,7 +129,8 @@ class _Reading:
             blank = f"{self._cleaner.left_out:,} are null or blank"
             raise SourceError(f"{_where(self._source)}: no caption to embed ({blank}). Check --caption-column.")
         counts = self._texts.counts()
-        receipts = {**self._writer.finish(counts, self._work.segments[-1].key), **self._samples.finish()}
+        receipts = {**self._writer.finish(), **self._samples.finish()}
+        receipts |= {receipt.path: receipt for receipt in self._write_counts(counts, distinct)}
         return TextOutcome(
             receipts=receipts,
             counts=self._counts(distinct),
@@ -142,6 +144,14 @@ class _Reading:
                 **self._source.facts,
             },
         )
+
+    def _write_counts(self, captions_N: NDArray[np.int32], distinct: int) -> list[Receipt]:
+        """All of them, since those of older texts change, too."""
+        samples_N = captions_N
+        if distinct < self._samples.total:
+            samples_N = count_samples((self._graph_dir / name for name in self._samples.receipts), len(captions_N))
+        rows = [receipt.rows for receipt in self._writer.receipts.values()]
+        return write_counts(self._graph_dir, rows, samples_N, captions_N, key=self._work.segments[-1].key)
 
     def _counts(self, distinct: int) -> dict[str, int]:
         # What the source itself left out counts for all that was read, in earlier calls, too.
@@ -259,7 +269,7 @@ class _ClassNames:
 
 
 class _TextWriter:
-    """Writes texts, and at the end their counts, a shard at a time."""
+    """Writes texts, a shard at a time."""
 
     def __init__(self, graph_dir: Path, work: TextWork) -> None:
         self._graph_dir, self._size, self._key = graph_dir, work.shard_size, _first_key(work)
@@ -287,18 +297,10 @@ class _TextWriter:
             receipt = write_parquet(self._graph_dir, name, table, key=self._key)
         self.receipts[name] = receipt
 
-    def finish(self, counts: NDArray[np.int32], key: str) -> dict[str, Receipt]:
-        """Write what is left, and all counts: those of older texts change, too."""
+    def finish(self) -> dict[str, Receipt]:
+        """Write what is left; returns the receipts of all shards."""
         self.cut(self._key)
-        start = 0
-        made: dict[str, Receipt] = {}
-        for shard, texts in enumerate(self.receipts.values()):
-            name = schemas.part_name(schemas.COUNTS, shard)
-            part = counts[start : start + texts.rows]
-            table = pa.table([np.arange(start, start + len(part), dtype=np.int32), part], schema=schemas.COUNTS_SCHEMA)
-            made[name] = finished(self._graph_dir, name, key=key) or write_parquet(self._graph_dir, name, table, key=key)
-            start += texts.rows
-        return {**self.receipts, **made}
+        return self.receipts
 
 
 class _SampleWriter:
@@ -308,8 +310,8 @@ class _SampleWriter:
         self._graph_dir, self._size, self._key = graph_dir, work.shard_size, _first_key(work)
         self._schema = pa.schema([*schemas.SAMPLES_SCHEMA, *source.keep_schema])
         self._pending = self._schema.empty_table()
-        self._receipts = work.held.receipts(schemas.SAMPLES) if work.held is not None else {}
-        self.total = sum(receipt.rows for receipt in self._receipts.values())
+        self.receipts = work.held.receipts(schemas.SAMPLES) if work.held is not None else {}
+        self.total = sum(receipt.rows for receipt in self.receipts.values())
 
     def add(self, batch: CaptionBatch, rows: Sequence[int], text_ids: NDArray[np.int32]) -> None:
         ids = [batch.sample_ids[row] for row in rows]
@@ -330,15 +332,15 @@ class _SampleWriter:
         self._pending, self._key = self._schema.empty_table(), key
 
     def _write(self, table: pa.Table) -> None:
-        name = schemas.part_name(schemas.SAMPLES, len(self._receipts))
-        self._receipts[name] = finished(self._graph_dir, name, key=self._key) or write_parquet(
+        name = schemas.part_name(schemas.SAMPLES, len(self.receipts))
+        self.receipts[name] = finished(self._graph_dir, name, key=self._key) or write_parquet(
             self._graph_dir, name, table.combine_chunks(), key=self._key
         )
 
     def finish(self) -> dict[str, Receipt]:
-        """Write what is left."""
+        """Write what is left; returns the receipts of all shards."""
         self.cut(self._key)
-        return self._receipts
+        return self.receipts
 
 
 def _first_key(work: TextWork) -> str:

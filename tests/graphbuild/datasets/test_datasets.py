@@ -16,6 +16,7 @@ from helpers_embed import column, embed, write_captions
 from graphbuild.datasets.base import SourceOptions
 from graphbuild.datasets.registry import NAMES, describe_all, get_source
 from graphbuild.errors import OptionError, SourceError
+from graphbuild.quality.verify import verify_graph
 from graphbuild.store.manifest import Manifest
 from train.data.sources import open_images, recorded_images
 
@@ -185,6 +186,32 @@ def test_list_columns_give_one_sample_row_per_caption(tmp_path: Path) -> None:
     assert column(tmp_path / "g", "samples", "text_id") == [0, 1, 2, 0]
     counts = Manifest.load(tmp_path / "g").counts
     assert (counts["samples"], counts["captions"], counts["null_captions"]) == (3, 4, 2)
+
+
+def test_a_sample_that_repeats_a_caption_counts_once_and_its_captions_each(tmp_path: Path) -> None:
+    # By a list, and by rows that share an id, in one shard of samples and in two.
+    captions = {"captions": [["a dog"] * 5, ["a cat", "a dog", "A cat"], ["a bus"], ["a dog"]], "file": ["1", "2", "3", "1"]}
+    path = write_captions(tmp_path / "a.parquet", captions)
+    embed(tmp_path / "g", path, id_column="file", multi_caption=True, shard_size=2)
+    assert column(tmp_path / "g", "counts", "sample_count") == [2, 1, 1]
+    assert column(tmp_path / "g", "counts", "caption_count") == [7, 2, 1]
+    verify_graph(tmp_path / "g")
+
+
+def test_a_list_counts_its_sample_once_without_multi_caption(tmp_path: Path) -> None:
+    path = write_captions(tmp_path / "a.parquet", {"captions": [["a dog", "a dog"], ["a cat"]], "file": ["1", "2"]})
+    embed(tmp_path / "g", path, id_column="file")
+    assert column(tmp_path / "g", "counts", "sample_count") == [1, 1]
+    assert column(tmp_path / "g", "counts", "caption_count") == [2, 1]
+
+
+def test_an_appended_sample_counts_once_over_both_sources(tmp_path: Path) -> None:
+    parts = [{"caption": ["a dog", "a cat"], "file": ["1", "1"]}, {"caption": ["a dog", "a dog"], "file": ["1", "2"]}]
+    first, second = (write_captions(tmp_path / f"{i}.parquet", part) for i, part in enumerate(parts))
+    embed(tmp_path / "g", first, id_column="file", multi_caption=True)
+    embed(tmp_path / "g", second, id_column="file", multi_caption=True, append=True)
+    assert column(tmp_path / "g", "counts", "sample_count") == [2, 1]
+    assert column(tmp_path / "g", "counts", "caption_count") == [3, 1]
 
 
 def test_repeated_sample_id_names_id_and_both_places(tmp_path: Path) -> None:

@@ -54,6 +54,14 @@ def test_subset_equals_embedding_the_kept_samples_alone(tmp_path: Path, graph_di
     assert Manifest.load(tmp_path / "s").counts.items() <= counts.items()
 
 
+def test_subset_counts_samples_and_captions_of_what_is_kept(tmp_path: Path) -> None:
+    captions = {"captions": [["a dog", "a dog"], ["a dog", "a cat"], ["a dog"]], "file": ["1", "2", "3"]}
+    embed(tmp_path / "g", write_captions(tmp_path / "a.parquet", captions), id_column="file")
+    subset(tmp_path / "g", tmp_path / "s", ["1", "2"])
+    assert column(tmp_path / "s", "counts", "sample_count") == [2, 1]
+    assert column(tmp_path / "s", "counts", "caption_count") == [3, 1]
+
+
 def test_neighbours_are_then_found_as_usual_and_all_is_verified(tmp_path: Path, graph_dir: Path) -> None:
     subset(graph_dir, tmp_path / "s", [URLS[i] for i in KEPT])
     build_knn(tmp_path / "s", KnnConfig(k=5))

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from helpers_graph import clustered_vectors, write_graph
 
+import graphbuild
 from graphbuild.cli import cli
 from graphbuild.errors import ArtifactError, ArtifactMismatch
 from graphbuild.knn.config import KnnConfig
@@ -137,8 +138,20 @@ def test_sample_of_no_text_is_found(graph_dir: Path) -> None:
 
 def test_counts_that_do_not_add_up_are_found(graph_dir: Path) -> None:
     forge_parquet(graph_dir, "text", schemas.COUNTS, 0, schemas.SAMPLE_COUNT, 4, 9)
-    with pytest.raises(ArtifactMismatch, match=r"counts/part-00000.parquet: row 4 counts 9 samples of text_id 4, but 2"):
+    with pytest.raises(ArtifactMismatch, match=r"counts/part-00000.parquet: row 4 has sample_count 9 of text_id 4, but .* gives 2"):
         verify_graph(graph_dir)
+
+
+def test_a_graph_that_counts_only_captions_is_read_and_verified(tmp_path: Path) -> None:
+    write_graph(tmp_path, clustered_vectors(3, 8), samples=[("a", 0), ("a", 0), ("a", 1), ("b", 2)])
+    name = schemas.part_name(schemas.COUNTS, 0)
+    table = pa.table({schemas.TEXT_ID: pa.array([0, 1, 2], pa.int32()), schemas.SAMPLE_COUNT: pa.array([2, 1, 1], pa.int32())})
+    manifest = Manifest.load(tmp_path)
+    manifest.stages["text"].files[name] = write_parquet(tmp_path, name, table, key=manifest.stages["text"].files[name].key)
+    manifest.save(tmp_path)
+    verify_graph(tmp_path)
+    counted = graphbuild.open(tmp_path).texts.select(schemas.SAMPLE_COUNT, schemas.CAPTION_COUNT).collect()
+    assert counted.rows() == [(2, 2), (1, 1), (1, 1)]
 
 
 def _swap_order(columns: dict[str, np.ndarray]) -> None:

@@ -168,7 +168,7 @@ def test_signs_of_patterns_and_partitions_in_a_folder_are_names(tmp_path: Path) 
     write_graph(folder, clustered_vectors(9, 8))
     build_knn(folder, KnnConfig(k=3))
     view = graphbuild.open(folder)
-    assert view.texts.collect().columns == ["text_id", "text", "text_hash", "sample_count"]
+    assert view.texts.collect().columns == ["text_id", "text", "text_hash", "sample_count", "caption_count"]
     assert view.graph.texts().to_pylist()[4] == "text 4"
 
 
