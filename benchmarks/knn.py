@@ -262,7 +262,7 @@ def _conditions(vectors_ND: NDArray[np.float16], what: str) -> dict[str, Any]:
     import faiss
     import torch
 
-    from graphbuild.knn.engines.scores import fastest_format
+    from graphbuild.knn.engines.widths import choose_coding
 
     return {
         "vectors": what,
@@ -271,7 +271,7 @@ def _conditions(vectors_ND: NDArray[np.float16], what: str) -> dict[str, Any]:
         "k": _K,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "precision": fastest_format(vectors_ND.shape[1]).name,
+        "precision": choose_coding(vectors_ND, _K).name(vectors_ND.shape[1]),
         "machine": platform.machine(),
         "load": round(os.getloadavg()[0], 1),
         "torch": torch.__version__,

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.errors import ResourceError
-from graphbuild.knn.engines.base import Advance, Neighbors, unheard
+from graphbuild.knn.engines.base import Advance, Neighbors, ignore_progress
 from graphbuild.knn.engines.rowblocks import RowBlockEngine
 from graphbuild.knn.engines.threads import threads
 from graphbuild.knn.kernels import exact
@@ -124,7 +124,7 @@ class IvfEngine:
         """All that a search tells `advance`; re-ranking is a part of each row."""
         return self.pairs(ranges)
 
-    def search(self, ranges: Sequence[ShardRange], advance: Advance = unheard) -> Iterator[Neighbors]:
+    def search(self, ranges: Sequence[ShardRange], advance: Advance = ignore_progress) -> Iterator[Neighbors]:
         """Neighbours of each range of texts, in turn."""
         for one in ranges:
             found = Neighbors(np.empty((len(one), self._k), np.int32), np.empty((len(one), self._k), np.float16), 0)

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from graphbuild.knn.engines.base import Engine
 from graphbuild.knn.engines.choose import in_row_blocks
+from graphbuild.knn.engines.coding import Coding
 from graphbuild.knn.engines.gpu.engine import DeviceEngine
 from graphbuild.knn.engines.rowblocks import RowBlockEngine
 from graphbuild.knn.engines.tiles import TileEngine
+from graphbuild.knn.engines.widths import choose_coding
 from graphbuild.store.files import shard_ranges
 
 _WARM_TEXTS = 2048
@@ -34,6 +36,8 @@ class Rates:
     """Pairs of texts scored, with next to no candidates among them."""
     row_seconds: float
     """What keeping and re-ranking the candidates adds for each text."""
+    coding: Coding | None = None
+    """How the tile engine is to shorten the vectors."""
 
     def seconds(self, pairs: int, rows: int) -> float:
         """Expected time of a search that scores so many pairs for so many texts."""
@@ -41,7 +45,14 @@ class Rates:
 
 
 def calibrate(
-    sample_nD: NDArray[np.float16], *, count: int, k: int, memory_limit: int, seconds: float, device: str = "cpu"
+    sample_nD: NDArray[np.float16],
+    *,
+    count: int,
+    k: int,
+    memory_limit: int,
+    seconds: float,
+    device: str = "cpu",
+    coding: Coding | None = None,
 ) -> Rates:
     """Measure the engine that `make_engine` would choose for `count` texts.
 
@@ -56,32 +67,33 @@ def calibrate(
         memory_limit: Of the engine.
         seconds: About how long to measure; a first trial of about a tenth of a second is always made.
         device: As for `make_engine`.
+        coding: Of the tile engine, where an earlier calibration chose it.
     """
     if device != "cpu":
         return _calibrate_device(sample_nD, min(k, len(sample_nD) - 1), memory_limit, device)
     if in_row_blocks(count, k):
         engine = RowBlockEngine(sample_nD, k=min(k, len(sample_nD) - 1), memory_limit=memory_limit)
         return _calibrate_rows(engine, len(sample_nD), seconds)
+    coding = coding or choose_coding(sample_nD, k, count=count)
     trial_nD = _some(sample_nD, _TRIAL_TEXTS)
-    _timed(_tile_engine(trial_nD[:_WARM_TEXTS], 1, memory_limit), _WARM_TEXTS)
-    spent = _timed(_tile_engine(trial_nD, 1, memory_limit), len(trial_nD))
+    _timed(_tile_engine(trial_nD[:_WARM_TEXTS], 1, memory_limit, coding), _WARM_TEXTS)
+    spent = _timed(_tile_engine(trial_nD, 1, memory_limit, coding), len(trial_nD))
     # Half of the time for each of two trials; that of this one grows with the square of the texts.
     most = min(_MOST_TEXTS, memory_limit // (8 * sample_nD.shape[1]))
     large_nD = _some(sample_nD, min(most, int(_TRIAL_TEXTS * np.sqrt(max(1.0, seconds / 2 / spent)))))
-    scoring = _tile_engine(large_nD, 1, memory_limit)
+    scoring = _tile_engine(large_nD, 1, memory_limit, coding)
     rate = scoring.pairs(shard_ranges(len(large_nD), len(large_nD))) / _timed(scoring, len(large_nD))
     rows_nD = trial_nD[: _WARM_TEXTS if seconds < 1 else _TRIAL_TEXTS]
-    keeping = _tile_engine(rows_nD, min(k, len(rows_nD) // 4), memory_limit)
+    keeping = _tile_engine(rows_nD, min(k, len(rows_nD) // 4), memory_limit, coding)
     pairs = keeping.pairs(shard_ranges(len(rows_nD), len(rows_nD)))
     row_seconds = max(0.0, _timed(keeping, len(rows_nD)) - pairs / rate) / len(rows_nD)
-    return Rates(scoring.precision, rate, row_seconds)
+    return Rates(scoring.precision, rate, row_seconds, coding)
 
 
-def _tile_engine(vectors_nD: NDArray[np.float16], k: int, memory_limit: int) -> TileEngine:
+def _tile_engine(vectors_nD: NDArray[np.float16], k: int, memory_limit: int, coding: Coding) -> TileEngine:
     count, dim = vectors_nD.shape
-    return TileEngine(
-        vectors_nD, k=k, memory_limit=max(memory_limit - vectors_nD.nbytes, TileEngine.required_memory(count, dim, k))
-    )
+    limit = max(memory_limit - vectors_nD.nbytes, TileEngine.required_memory(count, dim, k))
+    return TileEngine(vectors_nD, k=k, memory_limit=limit, precision=coding)
 
 
 def _timed(engine: Engine, count: int) -> float:

@@ -22,6 +22,7 @@ from graphbuild.knn.calibrate import calibrate
 from graphbuild.knn.checks import read_sample_counts
 from graphbuild.knn.engines.base import Engine
 from graphbuild.knn.engines.choose import make_engine
+from graphbuild.knn.engines.coding import Coding
 from graphbuild.knn.engines.tiles import TileEngine
 from graphbuild.knn.extension import Extension
 from graphbuild.knn.output import ShardWriter, no_neighbors
@@ -66,6 +67,8 @@ class Search:
             shard.index: finished(graph_dir, schemas.part_name(schemas.KNN, shard.index), key=key) for shard in self._ranges
         }
         self._missing = [shard for shard in self._ranges if self._done[shard.index] is None]
+        self._coding: Coding | None = None
+        """How a calibration found that vectors are best shortened."""
         self._extension = extension
         self._extended = [shard for shard in self._missing if extension and shard.index in extension.receipts]
         self._searched = [shard for shard in self._missing if shard not in self._extended]
@@ -115,8 +118,15 @@ class Search:
             sample_nD = first_vectors(self._graph_dir, _CALIBRATION_TEXTS) if sample_nD is None else sample_nD
             engine, device = self._memory.engine, self._memory.device
             rates = calibrate(
-                sample_nD, count=self._layout.texts, k=self._layout.k, memory_limit=engine, seconds=seconds, device=device
+                sample_nD,
+                count=self._layout.texts,
+                k=self._layout.k,
+                memory_limit=engine,
+                seconds=seconds,
+                device=device,
+                coding=self._coding,
             )
+            self._coding = rates.coding
             if recall is not None and (path := self._inverted_file()) is not None:
                 ivf = estimate_ivf(path, sample_nD, k=self._layout.k, recall=recall, texts=self._layout.texts)
         missing = Missing(len(self._missing), len(self._ranges), sum(map(len, self._missing)), self._pairs())
@@ -200,7 +210,8 @@ class Search:
         return IvfEngine(vectors_ND, path, k=self._layout.k, memory_limit=self._memory.engine, recall=self._ivf_recall)
 
     def _exact_engine(self, vectors_ND: NDArray[np.float16]) -> Engine:
-        return make_engine(vectors_ND, k=self._layout.k, memory_limit=self._memory.engine, device=self._memory.device)
+        memory, device = self._memory.engine, self._memory.device
+        return make_engine(vectors_ND, k=self._layout.k, memory_limit=memory, precision=self._coding or "auto", device=device)
 
     def _on_workers(self, scratch: Path, basis_DR: NDArray[np.float64] | None) -> Iterator[tuple[int, Receipt]]:
         with scratch_name(self._graph_dir / schemas.KNN, "basis") as basis:

@@ -144,9 +144,9 @@ def _devices(problems: list[str]) -> dict[str, Any]:
 
 
 def _formats() -> dict[str, Any]:
-    from graphbuild.knn.engines.scores import fastest_format
+    from graphbuild.knn.engines.widths import fastest_format
 
-    return {f"fastest for {_DIM} coordinates": fastest_format(_DIM).name}
+    return {f"fastest for {_DIM} coordinates": fastest_format(_DIM)}
 
 
 def _folder(place: Path, problems: list[str]) -> dict[str, Any]:

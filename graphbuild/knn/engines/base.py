@@ -32,8 +32,8 @@ Advance = Callable[[int], None]
 """Told, from any thread, of work that was finished, in pairs of texts."""
 
 
-def unheard(_pairs: int) -> None:
-    """Nobody wants to know."""
+def ignore_progress(_pairs: int) -> None:
+    """Do nothing with the progress: for a caller that shows none."""
 
 
 class Engine(Protocol):
@@ -49,5 +49,5 @@ class Engine(Protocol):
     def work(self, ranges: Sequence[ShardRange]) -> int:
         """All that a search tells `advance`: pairs scored, and re-ranking as the pairs that could be scored meanwhile."""
 
-    def search(self, ranges: Sequence[ShardRange], advance: Advance = unheard) -> Iterator[Neighbors]:
+    def search(self, ranges: Sequence[ShardRange], advance: Advance = ignore_progress) -> Iterator[Neighbors]:
         """Neighbours of each range of texts, in turn."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.knn.engines.base import Engine
+from graphbuild.knn.engines.coding import Coding
 from graphbuild.knn.engines.rowblocks import RowBlockEngine
 from graphbuild.knn.engines.tiles import TileEngine
 
@@ -29,7 +30,7 @@ def required_memory(count: int, dim: int, k: int, device: str = "cpu") -> int:
 
 
 def make_engine(
-    vectors_ND: NDArray[np.float16], *, k: int, memory_limit: int, precision: str = "auto", device: str = "cpu"
+    vectors_ND: NDArray[np.float16], *, k: int, memory_limit: int, precision: str | Coding = "auto", device: str = "cpu"
 ) -> Engine:
     """The engine for a set of vectors.
 
@@ -37,7 +38,7 @@ def make_engine(
         vectors_ND: Unit vectors, C order; may be a memory map.
         k: Neighbours a text, 1 to N-1.
         memory_limit: Bytes to stay within, the vectors and one range's results not counted.
-        precision: `auto` for the fastest here, or `float32`, `float16`, `bfloat16`.
+        precision: `auto` for the fastest here, or as the engine takes it.
         device: `cpu`, or a GPU as torch names it.
 
     Raises:
@@ -46,7 +47,7 @@ def make_engine(
     if device != "cpu":
         from graphbuild.knn.engines.gpu.engine import DeviceEngine
 
-        return DeviceEngine(vectors_ND, k=k, memory_limit=memory_limit, device=device, precision=precision)
+        return DeviceEngine(vectors_ND, k=k, memory_limit=memory_limit, device=device)
     if in_row_blocks(len(vectors_ND), k):
         return RowBlockEngine(vectors_ND, k=k, memory_limit=memory_limit)
     return TileEngine(vectors_ND, k=k, memory_limit=memory_limit, precision=precision)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from graphbuild.errors import ResourceError
-from graphbuild.knn.engines.base import Advance, Neighbors, unheard
+from graphbuild.knn.engines.base import Advance, Neighbors, ignore_progress
 from graphbuild.knn.engines.scores import FLOAT32, score_error
 from graphbuild.knn.engines.threads import Threads, threads
 from graphbuild.knn.kernels import exact
@@ -72,12 +72,12 @@ class RowBlockEngine:
         """All that a search tells `advance`; re-ranking is a part of each row."""
         return self.pairs(ranges)
 
-    def search(self, ranges: Sequence[ShardRange], advance: Advance = unheard) -> Iterator[Neighbors]:
+    def search(self, ranges: Sequence[ShardRange], advance: Advance = ignore_progress) -> Iterator[Neighbors]:
         """Neighbours of each range of texts, in turn."""
         for one in ranges:
             yield self.search_rows(np.arange(one.start, one.stop), advance)
 
-    def search_rows(self, rows_n: NDArray[np.int64], advance: Advance = unheard) -> Neighbors:
+    def search_rows(self, rows_n: NDArray[np.int64], advance: Advance = ignore_progress) -> Neighbors:
         """Neighbours of some texts, in the order given."""
         ids_nK = np.empty((len(rows_n), self._k), np.int32)
         bits_nK = np.empty((len(rows_n), self._k), np.int16)

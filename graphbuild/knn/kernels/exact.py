@@ -45,7 +45,7 @@ def _prefetch_typing(_context: Any, matrix: Any, row: Any, column: Any) -> Any:
 
 
 # Calls of an intrinsic leave out the typing context; Any, for its type does not say so.
-_prefetch: Any = intrinsic(_prefetch_typing)
+prefetch: Any = intrinsic(_prefetch_typing)
 
 
 @njit(cache=True, nogil=True)
@@ -65,6 +65,21 @@ def _shifted(bits: np.int16) -> float:
     """A float16 in a float32's place: read 2^112 times too small, exactly."""
     wide = np.int32(bits)
     return np.float64(np.int32(((wide & np.int32(0x7FFF)) << np.int32(13)) | (wide & np.int32(-2147483648))).view(np.float32))
+
+
+@njit(cache=True, nogil=True)
+def widened(bits: np.int16) -> float:
+    """A float16 from its bits."""
+    return _shifted(bits) * 2.0**112
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
+def similarity(bits_ND: NDArray[np.int16], one: int, other: int) -> float:
+    """Exact similarity of two texts."""
+    total = 0.0
+    for d in range(bits_ND.shape[1]):
+        total += _shifted(bits_ND[one, d]) * _UNSHIFT * _shifted(bits_ND[other, d])
+    return total
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
@@ -87,7 +102,7 @@ def similarities_to(bits_ND: NDArray[np.int16], row: int, ids_M: NDArray[np.int3
     for c in range(count):
         if c + _AHEAD < count:
             for d in range(0, D, _LINE):
-                _prefetch(bits_ND, ids_M[c + _AHEAD], d)
+                prefetch(bits_ND, ids_M[c + _AHEAD], d)
         out_M[c] = _dot(own_D, bits_ND[ids_M[c]])
 
 

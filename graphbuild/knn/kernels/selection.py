@@ -1,230 +1,266 @@
 """Keeping the candidates of every row while tiles of scores stream by, in numba.
 
-Shape letters: R rows and C columns of a tile, S rows of the whole state, W candidates a row has room for, K neighbours.
+Shape letters: N texts, R rows and C columns of a tile, S rows of the whole state, W candidates a row has room for, K
+neighbours kept, D vector width.
 
-Scores are non-negative floats seen as signed integers of the same width, which order alike; negative ones order below
-all of these. A score is a hit if it exceeds its row's limit. Limits only rise, so everything that a row has turned away
-scored at most its last limit: that is what the certificate builds on.
+A tile holds scores of shortened vectors. From a score follows an upper bound of the pair's similarity; where it exceeds a
+limit of either text, the pair is scored in full, in float32, while both vectors are still in the cache. Limits only rise,
+and so everything that a row has turned away is at most as similar as its last limit and the error of a full score: that is
+what the certificate builds on.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 from numpy.typing import NDArray
 
-from graphbuild.knn.kernels.exact import keep_best, similarities_to
+from graphbuild.knn.kernels.exact import half_bits, keep_best, prefetch, similarity, widened
+from graphbuild.knn.kernels.halves import LANES, hits, inner_lines, lowest_bit
 
-LANES = 32
-"""Scores compared at once; tile widths are multiples of this."""
-
-Integers = NDArray[Any]
-"""int16 for half-precision scores, int32 for float32."""
-
-
-def _hits_typing(_context: Any, scores: Any, at: Any, limits: Any, first: Any, own: Any) -> Any:
-    """Bit l is set if scores[at + l] > min(limits[first + l], own), for 32 lanes: a vector comparison numba cannot spell."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        element = context.get_value_type(signature.args[0].dtype)
-        lanes = ir.VectorType(element, LANES)
-
-        def load(array_type: Any, array: Any, index: Any) -> Any:
-            data = context.make_array(array_type)(context, builder, array).data
-            pointer = builder.bitcast(builder.gep(data, [index]), lanes.as_pointer())
-            return builder.load(pointer, align=element.width // 8)
-
-        values = load(signature.args[0], arguments[0], arguments[1])
-        columns = load(signature.args[2], arguments[2], arguments[3])
-        start = builder.insert_element(ir.Constant(lanes, ir.Undefined), arguments[4], ir.Constant(ir.IntType(32), 0))
-        order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-        row = builder.shuffle_vector(start, ir.Constant(lanes, ir.Undefined), order)
-        lower = builder.select(builder.icmp_signed("<", columns, row), columns, row)
-        return builder.bitcast(builder.icmp_signed(">", values, lower), ir.IntType(LANES))
-
-    return types.uint32(scores, types.intp, limits, types.intp, scores.dtype), generate
+_AHEAD = 8
+"""Pairs whose vectors are asked for before they are scored."""
+_LINE = 32
+"""float16 numbers in a cache line."""
 
 
-def _lowest_bit_typing(_context: Any, mask: Any) -> Any:
-    """Position of the lowest set bit of a mask that is not 0."""
+class Codes(NamedTuple):
+    """What the upper bound takes of each of some texts, beside their codes: R or C entries."""
 
-    def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+    ids: NDArray[np.int32]
+    """Text ids."""
+    scales: NDArray[np.float32]
+    """What a code counts."""
+    rests: NDArray[np.float32]
+    """Length of the part that the codes leave out."""
+    errors: NDArray[np.float32]
+    """The share of the text in the error bound; -inf where filled up, which no limit lets pass."""
 
-    return types.uint32(types.uint32), generate
+
+def some(facts: Codes, chosen: slice) -> Codes:
+    """What bounds take of some of the texts: views."""
+    return Codes(facts.ids[chosen], facts.scales[chosen], facts.rests[chosen], facts.errors[chosen])
 
 
-# Calls of an intrinsic leave out the typing context; Any, for its type does not say so.
-_hits: Any = intrinsic(_hits_typing)
-_lowest_bit: Any = intrinsic(_lowest_bit_typing)
+class State(NamedTuple):
+    """The candidates of S rows."""
+
+    limits_S: NDArray[np.float32]
+    """The similarity that a candidate must exceed; inf for rows that take none."""
+    counts_S: NDArray[np.int32]
+    ids_SW: NDArray[np.int32]
+    scores_SW: NDArray[np.float32]
+    """Similarities scored in full, each within `error` of the exact one."""
+    k: int
+    error: float
+
+
+def full_error(dim: int, longest: float) -> float:
+    """Most that a similarity in full, in float32, differs from the exact one.
+
+    g |x| |y| with g = n u / (1 - n u), u = 2^-24, and n the longest chain of roundings of `similar` (Higham, Accuracy and
+    Stability of Numerical Algorithms, section 3.1); what denormal products lose is counted, too.
+    """
+    roundings = dim // LANES + dim % LANES + 8
+    return roundings * 2.0**-24 / (1 - roundings * 2.0**-24) * longest**2 + dim * 2.0**-126
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def thin(
-    row: int,
-    limits_S: Integers,
-    counts_S: NDArray[np.int32],
-    ids_SW: NDArray[np.int32],
-    scores_SW: NDArray[np.int16],
-    k: int,
-    lowered: NDArray[np.int16],
-    shift: int,
-) -> None:
+def similar(bits_ND: NDArray[np.int16], one: int, other: int) -> np.float32:
+    """Similarity of two texts within `full_error`; the same for (one, other) and (other, one)."""
+    D = bits_ND.shape[1]
+    lines = D // LANES
+    total = inner_lines(bits_ND, one, other, lines)
+    for d in range(lines * LANES, D):
+        total += np.float32(widened(bits_ND[one, d])) * np.float32(widened(bits_ND[other, d]))
+    return np.float32(total)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def thin(state: State, row: int) -> None:
     """Drop the candidates of a row that cannot be among its k nearest, and raise its limit to what was dropped.
 
-    The k+1 best (the row itself may be one of them) bound the k-th from below; `lowered` turns the worst of these into
-    the highest score that is certainly out. If the row would still be over three quarters full, as with a great many
-    near-ties, it is cut by rank; the certificate then fails, and the row is computed another way.
+    The k+1 best (the row itself may be one of them) bound the k-th from below. If the row would still be over three quarters
+    full, as with a great many near-ties, it is cut by rank; the certificate then fails, and the row is computed another way.
     """
-    count = counts_S[row]
-    if count <= k:
+    count = state.counts_S[row]
+    if count <= state.k:
         return
-    ordered = np.partition(scores_SW[row, :count], count - 1 - k)
-    limit = lowered[ordered[count - 1 - k]]
-    room = 3 * ids_SW.shape[1] // 4
-    # What the upper bits do not tell apart may lie above a limit whose lower bits are all 0.
-    coarse = 1 if shift else 0
+    ordered = np.partition(state.scores_SW[row, :count], count - 1 - state.k)
+    limit = np.float32(ordered[count - 1 - state.k] - np.float32(3 * state.error))
+    room = 3 * state.ids_SW.shape[1] // 4
     if count > room:
         ordered = np.partition(ordered, count - 1 - room)
-        limit = max(limit, ordered[count - 1 - room] + coarse)
-    if limit << shift <= limits_S[row]:
+        limit = max(limit, ordered[count - 1 - room])
+    if limit <= state.limits_S[row]:
         return
-    limits_S[row] = limit << shift
+    state.limits_S[row] = limit
     kept = 0
     for c in range(count):
-        if scores_SW[row, c] + coarse > limit:
-            ids_SW[row, kept] = ids_SW[row, c]
-            scores_SW[row, kept] = scores_SW[row, c]
+        if state.scores_SW[row, c] > limit:
+            state.ids_SW[row, kept] = state.ids_SW[row, c]
+            state.scores_SW[row, kept] = state.scores_SW[row, c]
             kept += 1
-    counts_S[row] = kept
+    state.counts_S[row] = kept
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _enter(state: State, row: int, text: int, score: np.float32) -> None:
+    if score <= state.limits_S[row]:
+        return
+    if state.counts_S[row] == state.ids_SW.shape[1]:
+        thin(state, row)
+        if score <= state.limits_S[row]:
+            return
+    state.ids_SW[row, state.counts_S[row]] = text
+    state.scores_SW[row, state.counts_S[row]] = score
+    state.counts_S[row] += 1
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def scan_tile(
-    scores: Integers,
-    columns: int,
-    row_ids_R: NDArray[np.int32],
+    bits_ND: NDArray[np.int16],
+    scores: NDArray[Any],
+    rows: Codes,
     row_at: int,
-    column_ids_C: NDArray[np.int32],
+    columns: Codes,
+    column_limits: NDArray[np.float32],
     column_at: int,
-    column_limits: Integers,
-    column_limits_at: int,
-    limits_S: Integers,
-    counts_S: NDArray[np.int32],
-    ids_SW: NDArray[np.int32],
-    scores_SW: NDArray[np.int16],
-    k: int,
-    lowered: NDArray[np.int16],
-    shift: int,
-) -> None:
-    """Enter the hits of one tile into its rows' candidates, and into its columns' where these are rows of the state.
+    state: State,
+) -> int:
+    """Enter the pairs of one tile that reach a limit into its rows' candidates, and into its columns' where these are served.
 
     Args:
-        scores: The tile, (R, C) in C order, flat.
-        columns: C, a multiple of `LANES`.
-        row_ids_R: Text id of each row of the tile.
-        row_at: State row of the tile's first row.
-        column_ids_C: Text id of each column.
-        column_at: State row of the tile's first column; where the columns are not served, any.
-        column_limits: `limits_S` to serve the columns too, else C limits that no score exceeds.
-        column_limits_at: Where the tile's first column is in `column_limits`.
-        limits_S: Of each state row, the score that a candidate must exceed; at least 0.
-        counts_S: Candidates that each row has.
-        ids_SW: Their text ids.
-        scores_SW: The upper 16 bits of their scores.
-        k: Neighbours wanted.
-        lowered: See `thin`.
-        shift: Bits of a score below its upper 16.
+        bits_ND: All vectors, float16 seen as int16; C order.
+        scores: The tile, (R, C) in C order, flat: inner products of codes.
+        rows: Of the tile's rows.
+        row_at: State row of the first.
+        columns: Of its columns; C is a multiple of `LANES`.
+        column_limits: The columns' part of `limits_S` where they are served, else C times inf.
+        column_at: State row of the first column, or -1 where they are not served.
+        state: The candidates.
+
+    Returns:
+        Pairs that were scored in full.
     """
-    width = ids_SW.shape[1]
-    for r in range(len(row_ids_R)):
-        row = row_at + r
-        own = limits_S[row]
-        for start in range(0, columns, LANES):
-            mask = _hits(scores, r * columns + start, column_limits, column_limits_at + start, own)
+    C, D = len(columns.ids), bits_ND.shape[1]
+    # Pages that no pair reaches are never taken.
+    found_rows, found_columns = np.empty(len(rows.ids) * C, np.int16), np.empty(len(rows.ids) * C, np.int16)
+    count = 0
+    for r in range(len(rows.ids)):
+        if rows.ids[r] < 0:
+            continue
+        limit = state.limits_S[row_at + r]
+        scale, rest, error = rows.scales[r], rows.rests[r], rows.errors[r]
+        for at in range(0, C, LANES):
+            place = r * C + at
+            mask = hits(scores, place, columns.scales, columns.rests, columns.errors, column_limits, at, scale, rest, error, limit)
             while mask:
-                c = start + int(_lowest_bit(mask))
+                found_rows[count], found_columns[count] = r, at + int(lowest_bit(mask))
                 mask &= mask - np.uint32(1)
-                score = scores[r * columns + c]
-                if score > own:
-                    if counts_S[row] == width:
-                        thin(row, limits_S, counts_S, ids_SW, scores_SW, k, lowered, shift)
-                        own = limits_S[row]
-                    if score > own:
-                        ids_SW[row, counts_S[row]] = column_ids_C[c]
-                        scores_SW[row, counts_S[row]] = score >> shift
-                        counts_S[row] += 1
-                if score > column_limits[column_limits_at + c]:
-                    column = column_at + c
-                    if counts_S[column] == width:
-                        thin(column, limits_S, counts_S, ids_SW, scores_SW, k, lowered, shift)
-                    if score > limits_S[column]:
-                        ids_SW[column, counts_S[column]] = row_ids_R[r]
-                        scores_SW[column, counts_S[column]] = score >> shift
-                        counts_S[column] += 1
+                count += 1
+    for h in range(count):
+        if h + _AHEAD < count:
+            ahead = columns.ids[found_columns[h + _AHEAD]]
+            for d in range(0, D, _LINE):
+                prefetch(bits_ND, ahead, d)
+        r, c = found_rows[h], found_columns[h]
+        score = similar(bits_ND, rows.ids[r], columns.ids[c])
+        _enter(state, row_at + r, columns.ids[c], score)
+        if column_at >= 0:
+            _enter(state, column_at + c, rows.ids[r], score)
+    return count
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def seed_limits(scores: Integers, columns: int, limits_R: Integers, rank: int, shift: int) -> None:
+def seed_limits(
+    scores: NDArray[Any], columns: int, scales_C: NDArray[np.float32], rows: Codes, limits_R: NDArray[np.float32], rank: int
+) -> None:
     """Set each row's first limit from its scores against a random sample of the texts.
 
-    The limit is the `rank`-th largest of the maxima of blocks of 32 scores, less one step: at most the `rank`-th largest
-    score, and far cheaper.
+    The limit is the `rank`-th largest of the maxima of blocks of 32 scores: at most the `rank`-th largest score, and far
+    cheaper. It is a guess, as any first limit is; the certificate sees a row whose limit was too high.
     """
     blocks = columns // LANES
-    maxima = np.empty(blocks, scores.dtype)
+    maxima = np.empty(blocks, np.float32)
     for r in range(len(limits_R)):
         for block in range(blocks):
-            best = scores[r * columns + block * LANES]
-            for c in range(r * columns + block * LANES, r * columns + (block + 1) * LANES):
-                best = max(best, scores[c])
+            best = np.float32(-np.inf)
+            for c in range(block * LANES, (block + 1) * LANES):
+                best = max(best, np.float32(scores[r * columns + c]) * scales_C[c])
             maxima[block] = best
-        limit = np.partition(maxima, blocks - rank)[blocks - rank]
-        limits_R[r] = max(((limit >> shift) - 1) << shift, 0)
+        limits_R[r] = np.partition(maxima, blocks - rank)[blocks - rank] * rows.scales[r]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _finish_row(
+    bits_ND: NDArray[np.int16],
+    text: int,
+    ids: NDArray[np.int32],
+    scores: NDArray[np.float32],
+    count: int,
+    error: float,
+    wide: NDArray[np.float64],
+    keys: NDArray[np.int64],
+    out_ids_K: NDArray[np.int32],
+    out_bits_K: NDArray[np.int16],
+) -> float:
+    """The K best of a row's candidates, exactly, and the exact K-th similarity.
+
+    Scored again, exactly, is what may lie on either side of the K-th place, or of a border between two float16 numbers; of
+    all else the score in float32 has the right place and rounds to the right float16.
+    """
+    K = len(keys)
+    kth = np.partition(scores[:count], count - K)[count - K]
+    kept = 0
+    for c in range(count):
+        score = float(scores[c])
+        if score < kth - 2 * error:
+            continue
+        ids[kept] = ids[c]
+        near = score <= kth + 2 * error
+        if near or half_bits(score - error) != half_bits(score + error):
+            score = similarity(bits_ND, text, ids[c])
+        wide[kept] = score
+        kept += 1
+    return keep_best(ids, wide, kept, keys, out_ids_K, out_bits_K)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def finish_candidates(
     bits_ND: NDArray[np.int16],
-    order: NDArray[np.int64],
-    text_ids_n: NDArray[np.int32],
-    limits_n: Integers,
-    counts_n: NDArray[np.int32],
-    ids_nW: NDArray[np.int32],
-    scores_nW: NDArray[np.int16],
-    lowered: NDArray[np.int16],
-    ceiling: NDArray[np.float64],
-    shift: int,
+    rows: NDArray[np.int64],
+    text_ids_S: NDArray[np.int32],
+    first: int,
+    state: State,
     out_ids_nK: NDArray[np.int32],
     out_bits_nK: NDArray[np.int16],
     failed_n: NDArray[np.bool_],
 ) -> None:
     """The K best of each row's candidates, exactly; rows that the certificate does not settle are marked and left open.
 
-    A row is settled if nothing that it turned away can reach its exact K-th similarity: everything turned away scored at
-    most its limit, and `ceiling` says what that can stand for. Only the rows in `order` are done, and in that order: rows
-    near one another have candidates in common, which are then still in the cache.
+    A row is settled if nothing that it turned away can reach its exact K-th similarity. Only the state's `rows` are done; what
+    is found of text t goes to place t - `first`.
     """
-    K, W = out_ids_nK.shape[1], ids_nW.shape[1]
-    own_ids = np.empty(W, np.int32)
-    exact = np.empty(W, np.float64)
-    keys = np.empty(K, np.int64)
-    for i in order:
-        thin(i, limits_n, counts_n, ids_nW, scores_nW, K, lowered, shift)
+    K, W = out_ids_nK.shape[1], state.ids_SW.shape[1]
+    ids, scores = np.empty(W, np.int32), np.empty(W, np.float32)
+    wide, keys = np.empty(W, np.float64), np.empty(K, np.int64)
+    for row in rows:
+        thin(state, row)
+        text = text_ids_S[row]
+        i = text - first
         count = 0
-        for c in range(counts_n[i]):
-            if ids_nW[i, c] != text_ids_n[i]:
-                own_ids[count] = ids_nW[i, c]
+        for c in range(state.counts_S[row]):
+            if state.ids_SW[row, c] != text:
+                ids[count] = state.ids_SW[row, c]
+                scores[count] = state.scores_SW[row, c]
                 count += 1
         failed_n[i] = True
         if count >= K:
-            similarities_to(bits_ND, text_ids_n[i], own_ids, count, exact)
-            kth = keep_best(own_ids, exact, count, keys, out_ids_nK[i], out_bits_nK[i])
-            failed_n[i] = ceiling[limits_n[i] >> shift] >= kth
+            kth = _finish_row(bits_ND, text, ids, scores, count, state.error, wide, keys, out_ids_nK[i], out_bits_nK[i])
+            failed_n[i] = state.limits_S[row] + state.error >= kth
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -232,24 +268,21 @@ def finish_new(
     bits_ND: NDArray[np.int16],
     text_ids_n: NDArray[np.int32],
     stored_nK: NDArray[np.int32],
-    limits_n: Integers,
-    counts_n: NDArray[np.int32],
-    ids_nW: NDArray[np.int32],
-    ceiling: NDArray[np.float64],
-    shift: int,
+    state: State,
     out_ids_nK: NDArray[np.int32],
     out_bits_nK: NDArray[np.int16],
     failed_n: NDArray[np.bool_],
 ) -> None:
     """As `finish_candidates`, for rows whose K best of the older texts are known: the candidates are newer texts only."""
-    K, W = out_ids_nK.shape[1], ids_nW.shape[1]
-    both = np.empty(K + W, np.int32)
-    exact = np.empty(K + W, np.float64)
-    keys = np.empty(K, np.int64)
+    K, W = out_ids_nK.shape[1], state.ids_SW.shape[1]
+    ids, scores = np.empty(K + W, np.int32), np.empty(K + W, np.float32)
+    wide, keys = np.empty(K + W, np.float64), np.empty(K, np.int64)
     for i in range(len(text_ids_n)):
-        both[:K] = stored_nK[i]
-        count = K + counts_n[i]
-        both[K:count] = ids_nW[i, : counts_n[i]]
-        similarities_to(bits_ND, text_ids_n[i], both, count, exact)
-        kth = keep_best(both, exact, count, keys, out_ids_nK[i], out_bits_nK[i])
-        failed_n[i] = ceiling[limits_n[i] >> shift] >= kth
+        ids[:K] = stored_nK[i]
+        for c in range(K):
+            scores[c] = similar(bits_ND, text_ids_n[i], stored_nK[i, c])
+        count = K + state.counts_S[i]
+        ids[K:count] = state.ids_SW[i, : state.counts_S[i]]
+        scores[K:count] = state.scores_SW[i, : state.counts_S[i]]
+        kth = _finish_row(bits_ND, text_ids_n[i], ids, scores, count, state.error, wide, keys, out_ids_nK[i], out_bits_nK[i])
+        failed_n[i] = state.limits_S[i] + state.error >= kth

@@ -16,7 +16,7 @@ from helpers_embed import embed, numbered_captions, write_captions
 from helpers_graph import clustered_vectors
 
 from graphbuild.knn.config import KnnConfig, KnnResult
-from graphbuild.knn.engines import scores
+from graphbuild.knn.engines.coding import FORMATS
 from graphbuild.knn.engines.rowblocks import RowBlockEngine
 from graphbuild.knn.engines.tiles import TileEngine
 from graphbuild.knn.stage import build_knn
@@ -137,7 +137,7 @@ def test_extension_by_worker_processes_has_the_same_bytes(graphs: tuple[Path, Pa
     assert all_bytes(grown) == all_bytes(bare)
 
 
-@pytest.mark.parametrize("precision", sorted(scores.FORMATS))
+@pytest.mark.parametrize("precision", FORMATS)
 @pytest.mark.parametrize("first_new", [1, 40, 1_000, 1_290])
 def test_extended_rows_equal_a_search_with_duplicates_and_ties(precision: str, first_new: int) -> None:
     vectors = clustered_vectors(1_300, 16, clusters=5)

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from helpers_graph import clustered_vectors, unit_rows
+from helpers_graph import brute_force, clustered_vectors, unit_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from graphbuild.errors import ResourceError
-from graphbuild.knn.engines import scores
 from graphbuild.knn.engines.choose import make_engine
+from graphbuild.knn.engines.coding import FORMATS, Coding, eigenvectors, leading_basis
 from graphbuild.knn.engines.group import disjoint_pairs
 from graphbuild.knn.engines.rowblocks import RowBlockEngine
 from graphbuild.knn.engines.threads import threads
 from graphbuild.knn.engines.tiles import TileEngine
-from graphbuild.knn.kernels import selection
 from graphbuild.store.files import shard_ranges
 
-FORMATS = sorted(scores.FORMATS)
+PRECISIONS: list[str | int] = [*FORMATS, 8, 32]
+"""All coordinates in a format, or so many leading ones in int8."""
 
 
-def brute_force(vectors: NDArray[np.float16], k: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-    wide = vectors.astype(np.float64)
-    exact = wide @ wide.T
-    np.fill_diagonal(exact, -np.inf)
-    ids = np.lexsort((np.broadcast_to(np.arange(len(wide)), exact.shape), -exact))[:, :k]
-    rounded = np.take_along_axis(exact, ids, 1).astype(np.float16)
-    order = np.lexsort((ids, -rounded.astype(np.float64)))
-    return np.take_along_axis(ids, order, 1), np.take_along_axis(rounded, order, 1)
+def coding(precision: str | int, vectors: NDArray[np.float16], form: str = "int8") -> str | Coding:
+    """What an engine takes: a format, or leading coordinates."""
+    if isinstance(precision, str):
+        return precision
+    return Coding(form, leading_basis(eigenvectors(vectors), precision))
 
 
 def search(engine: TileEngine | RowBlockEngine, count: int, size: int = 700) -> tuple[NDArray[np.int32], NDArray[np.float16], int]:
@@ -46,11 +42,11 @@ def assert_same(engine: TileEngine, vectors: NDArray[np.float16], k: int) -> Non
     np.testing.assert_array_equal(similarities, expected_similarities)
 
 
-@pytest.mark.parametrize("precision", FORMATS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("dim", "spread"), [(63, 0.6), (384, 1.0)])
-def test_every_format_matches_float64_brute_force(precision: str, dim: int, spread: float) -> None:
+def test_every_format_matches_float64_brute_force(precision: str | int, dim: int, spread: float) -> None:
     vectors = clustered_vectors(2200, dim, clusters=15, spread=spread)
-    assert_same(TileEngine(vectors, k=40, memory_limit=10**9, precision=precision), vectors, 40)
+    assert_same(TileEngine(vectors, k=40, memory_limit=10**9, precision=coding(precision, vectors)), vectors, 40)
 
 
 @settings(max_examples=25, deadline=None)
@@ -63,15 +59,15 @@ def test_any_shape_with_duplicates_and_ties_matches_brute_force(data: st.DataObj
     distinct = rng.integers(-2, 3, (data.draw(st.integers(1, count)), dim)) + 1e-3
     vectors = unit_rows(distinct[rng.integers(len(distinct), size=count)])
     precision = data.draw(st.sampled_from(FORMATS))
-    assert_same(TileEngine(vectors, k=k, memory_limit=10**9, precision=precision), vectors, k)
+    assert_same(TileEngine(vectors, k=k, memory_limit=10**9, precision=coding(precision, vectors)), vectors, k)
 
 
-@pytest.mark.parametrize("precision", FORMATS)
-def test_similarities_closer_than_a_format_can_tell_apart_are_put_in_exact_order(precision: str) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_similarities_closer_than_a_format_can_tell_apart_are_put_in_exact_order(precision: str | int) -> None:
     rng = np.random.default_rng(0)
     # All within a thousandth of one another: thousands of scores share a few half-precision values.
     vectors = unit_rows(rng.standard_normal(48) + 0.02 * rng.standard_normal((1500, 48)))
-    assert_same(TileEngine(vectors, k=30, memory_limit=10**9, precision=precision), vectors, 30)
+    assert_same(TileEngine(vectors, k=30, memory_limit=10**9, precision=coding(precision, vectors)), vectors, 30)
 
 
 @pytest.mark.parametrize(("count", "dim", "k"), [(2000, 64, 1024), (1500, 1536, 20), (1025, 63, 1024), (1024, 63, 1)])
@@ -80,11 +76,11 @@ def test_widest_rows_and_vectors_match_brute_force(count: int, dim: int, k: int)
     assert_same(TileEngine(vectors, k=k, memory_limit=2 * 10**9), vectors, k)
 
 
-@pytest.mark.parametrize("precision", FORMATS)
-def test_groups_of_few_rows_give_the_same_as_one_group(precision: str) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_groups_of_few_rows_give_the_same_as_one_group(precision: str | int) -> None:
     vectors = clustered_vectors(5000, 32)
-    whole = TileEngine(vectors, k=30, memory_limit=10**9, precision=precision)
-    cut = TileEngine(vectors, k=30, memory_limit=10**9, precision=precision)
+    whole = TileEngine(vectors, k=30, memory_limit=10**9, precision=coding(precision, vectors))
+    cut = TileEngine(vectors, k=30, memory_limit=10**9, precision=coding(precision, vectors))
     # 2,048 rows hold two ranges of 700, and a range of 3,000 in pieces.
     cut._group_rows = 2048
     for size in (700, 3000):
@@ -103,7 +99,7 @@ def test_some_ranges_alone_give_the_same_rows_as_all() -> None:
 
 def test_clustered_vectors_need_no_second_search() -> None:
     vectors = clustered_vectors(4000, 64, clusters=200)
-    assert search(TileEngine(vectors, k=40, memory_limit=10**9, precision="bfloat16"), 4000)[2] == 0
+    assert search(TileEngine(vectors, k=40, memory_limit=10**9, precision="int8"), 4000)[2] == 0
 
 
 def test_rows_with_more_ties_than_room_are_searched_again_and_counted() -> None:
@@ -132,43 +128,8 @@ def test_small_sets_and_nearly_complete_graphs_are_searched_in_row_blocks() -> N
     assert [type(engine) for engine in (small, dense, large)] == [RowBlockEngine, RowBlockEngine, TileEngine]
 
 
-@pytest.mark.parametrize("precision", FORMATS)
-@pytest.mark.parametrize("dim", [64, 384, 1536])
-def test_scores_stay_within_their_error_bound(precision: str, dim: int) -> None:
-    form = scores.FORMATS[precision]
-    vectors = clustered_vectors(600, dim, clusters=5, spread=0.3)
-    cast = torch.from_numpy(vectors).to(form.dtype)
-    found = (cast @ cast.T).double().numpy()
-    exact = vectors.astype(np.float64) @ vectors.astype(np.float64).T
-    allowed = scores.score_error(np.abs(found), form, dim=dim, longest=1.01, cast=scores.casting_error(vectors, form))
-    assert (np.abs(found - exact) <= allowed).all()
-
-
-@pytest.mark.parametrize("precision", FORMATS)
-def test_lowered_score_cannot_stand_for_as_much_as_the_score_itself(precision: str) -> None:
-    form = scores.FORMATS[precision]
-    bounds = scores.make_bounds(form, dim=384, longest=1.01, cast=0.002)
-    codes = np.arange(1, 1 << 15, dtype=np.int16)
-    values = torch.from_numpy(codes).view(form.table).double().numpy()
-    sound = values <= 1.5
-    least = values[sound] - scores.score_error(values[sound], form, dim=384, longest=1.01, cast=0.002)
-    lowered = bounds.lowered[codes[sound]]
-    assert (bounds.ceiling[lowered][lowered > 0] < least[lowered > 0]).all()
-
-
-@pytest.mark.parametrize("precision", FORMATS)
-def test_seed_limit_lets_at_least_that_many_scores_through(precision: str) -> None:
-    form = scores.FORMATS[precision]
-    tile = torch.rand(50, 640, generator=torch.Generator().manual_seed(0)).to(form.dtype)
-    integers = tile.view(form.integer).numpy()
-    limits = np.zeros(50, integers.dtype)
-    selection.seed_limits(integers.reshape(-1), 640, limits, 7, form.shift)
-    hits = (integers > limits[:, None]).sum(axis=1)
-    assert ((hits >= 7) & (hits <= 60)).all()
-
-
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
-def testdisjoint_pairs_are_all_pairs_once(count: int) -> None:
+def test_disjoint_pairs_are_all_pairs_once(count: int) -> None:
     pairs = list(disjoint_pairs(count))
     assert sorted(pairs) == [(one, other) for one in range(count) for other in range(one, count)]
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from graphbuild.knn.engines.base import Advance, Neighbors, unheard
+from graphbuild.knn.engines.base import Advance, Neighbors, ignore_progress
 from graphbuild.knn.engines.devices import device_memory, open_device
 from graphbuild.knn.engines.gpu import triton_steps
 from graphbuild.knn.engines.gpu.ahead import ahead
@@ -98,7 +98,7 @@ class DeviceEngine:
         """All that a search tells `advance`; re-ranking is a part of each row."""
         return self.pairs(ranges)
 
-    def search(self, ranges: Sequence[ShardRange], advance: Advance = unheard) -> Iterator[Neighbors]:
+    def search(self, ranges: Sequence[ShardRange], advance: Advance = ignore_progress) -> Iterator[Neighbors]:
         """Neighbours of each range of texts, in turn; the search goes on while they are looked at."""
         yield from ahead(self._search(ranges, advance))
 
