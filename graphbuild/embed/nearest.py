@@ -7,6 +7,7 @@ stored float16 values without loss, so they need no other file. FAISS and torch 
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphbuild.embed.encoder_files import EncoderSpec, find_encoder
+from graphbuild.embed.encoder_files import EncoderSpec, comes_with_the_program, find_encoder
 from graphbuild.embed.text.table import TextPolicy
 from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError
 from graphbuild.store import schemas
@@ -54,9 +55,9 @@ class NearTexts:
         return asdict(self)
 
 
-def nearest_texts(graph_dir: Path, text: str | int, *, count: int = 10) -> NearTexts:
+def nearest_texts(graph_dir: Path, text: str | int, *, count: int = 10, encoder: str | None = None) -> NearTexts:
     """Find the stored texts nearest to one text; for several, open a `NearestTexts`. Arguments and errors are its own."""
-    return NearestTexts.open(graph_dir).find(text, count=count)
+    return NearestTexts.open(graph_dir, encoder=encoder).find(text, count=count)
 
 
 class VectorIndex:
@@ -92,20 +93,26 @@ class VectorIndex:
 class NearestTexts:
     """A graph to ask for the nearest texts; its rows, index and encoder are opened by the first query that needs them."""
 
-    def __init__(self, graph_dir: Path, manifest: Manifest, *, verify: bool | None = None) -> None:
-        self._graph_dir, self._manifest, self._verify = graph_dir, manifest, verify
+    def __init__(self, graph_dir: Path, manifest: Manifest, *, verify: bool | None = None, encoder: str | None = None) -> None:
+        self._graph_dir, self._manifest, self._verify, self._named = graph_dir, manifest, verify, encoder
         self._policy = TextPolicy(tuple((old, new) for old, new in manifest.dataset.get("replacements", ())))
         self._shards = manifest.require("text", graph_dir).in_folder(schemas.TEXTS)
 
     @classmethod
-    def open(cls, graph_dir: Path, *, verify: bool | None = None) -> NearestTexts:
+    def open(cls, graph_dir: Path, *, verify: bool | None = None, encoder: str | None = None) -> NearestTexts:
         """Read what the graph holds; files are compared with their digests when they are needed, unless `verify` is False.
+
+        Args:
+            graph_dir: The graph.
+            verify: Whether digests are compared; None does so once per version of a file.
+            encoder: Name or folder of the graph's encoder. One that does not come with this program is loaded only if it is
+                named here: a graph may come from anybody.
 
         Raises:
             ArtifactError: If there is no graph.
         """
         graph_dir = graph_dir.absolute()
-        return cls(graph_dir, Manifest.load(graph_dir), verify=verify)
+        return cls(graph_dir, Manifest.load(graph_dir), verify=verify, encoder=encoder)
 
     def find(self, text: str | int, *, count: int = 10) -> NearTexts:
         """Find the stored texts nearest to any text, itself first where the graph holds it.
@@ -115,7 +122,7 @@ class NearestTexts:
             count: Texts wanted; fewer come back where the graph, or the lists that are probed, have fewer.
 
         Raises:
-            OptionError: If the text is blank, or there is no such id.
+            OptionError: If the text is blank, there is no such id, or the graph's encoder is needed and must be named.
             ArtifactError: If a file is missing or damaged, or the index names a text that is not there.
             ArtifactMismatch: If the encoder is needed, and the one at hand is not the one that the graph was built with.
         """
@@ -141,7 +148,7 @@ class NearestTexts:
 
     @cached_property
     def _encoder(self) -> EncoderSpec:
-        return _stored_encoder(self._graph_dir, self._manifest)
+        return _graph_encoder(self._graph_dir, self._manifest, self._named)
 
     def _clean(self, text: str) -> str:
         if not (query := self._policy.clean(text)):
@@ -181,12 +188,20 @@ class NearestTexts:
         return read_texts(self._graph_dir, self._shards, ids, verify=self._verify)
 
 
-def _stored_encoder(graph_dir: Path, manifest: Manifest) -> EncoderSpec:
+def _graph_encoder(graph_dir: Path, manifest: Manifest, named: str | None) -> EncoderSpec:
+    """The encoder that a graph was built with; one that needs files is looked for only where the user named it."""
     recorded = manifest.encoder
-    spec = find_encoder(recorded["name"]).with_precision(recorded["precision"])
+    name = named or recorded["name"]
+    if named is None and not comes_with_the_program(name):
+        raise OptionError(
+            f"{graph_dir} was built with the encoder {name}, and a graph's word alone loads no encoder. If you trust that one, "
+            f"name it: --encoder {shlex.quote(name)}. A text that the graph holds needs none."
+        )
+    spec = find_encoder(name).with_precision(recorded["precision"])
     if spec.sha256 != recorded["sha256"]:
         raise ArtifactMismatch(
-            f"{graph_dir}: built with {recorded['name']} of sha256 {recorded['sha256'][:12]}, but the encoder of this name has "
-            f"{spec.sha256[:12]}: their vectors do not compare. Put the old one back, or run `graphbuild embed --overwrite`."
+            f"{graph_dir}: built with {recorded['name']} of sha256 {recorded['sha256'][:12]}, but {name} has sha256 "
+            f"{spec.sha256[:12]}: their vectors do not compare. Name the encoder that it was built with (--encoder), or run "
+            "`graphbuild embed --overwrite`."
         )
     return spec

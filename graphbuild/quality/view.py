@@ -25,26 +25,30 @@ class GraphView(Frames):
     """A graph directory, to look at. Made by `graphbuild.open`."""
 
     @cached_property
-    def _nearest(self) -> NearestTexts:
-        return NearestTexts.open(self.path, verify=self._verify)
+    def _nearest(self) -> dict[str | None, NearestTexts]:
+        """What was opened, by the encoder that was named."""
+        return {}
 
-    def neighbors(self, text: str | int, *, count: int = 10) -> pl.DataFrame:
+    def neighbors(self, text: str | int, *, count: int = 10, encoder: str | None = None) -> pl.DataFrame:
         """Return the nearest texts of a text.
 
         Args:
             text: A text id, or a text. One that the graph holds is looked up; any other is embedded by the graph's encoder.
             count: How many; no more than are stored of a text in the graph.
+            encoder: Name or folder of the graph's encoder, which must be named if it is not the built-in one.
 
         Returns:
             rank, text_id, similarity, text; nearest first.
 
         Raises:
-            OptionError: If there is no such text id, or the text is blank.
+            OptionError: If there is no such text id, the text is blank, or the encoder must be named.
             ArtifactMismatch: If a text must be embedded and the encoder at hand is not the graph's.
         """
         text_id = text if isinstance(text, int) else self._find(text)
         if text_id is None:
-            found = self._nearest.find(str(text), count=count).found
+            if encoder not in self._nearest:
+                self._nearest[encoder] = NearestTexts.open(self.path, verify=self._verify, encoder=encoder)
+            found = self._nearest[encoder].find(str(text), count=count).found
             ids, values = [near.text_id for near in found], [near.similarity for near in found]
             return _ranked(ids, values).with_columns(pl.Series(schemas.TEXT, [near.text for near in found], dtype=pl.String))
         row = self._row(text_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from helpers_embed import column, embed, write_captions
 
+import graphbuild
 from graphbuild.embed.encoder import SentenceEncoder, choose_precision, load_encoder
 from graphbuild.embed.encoder_files import find_encoder
+from graphbuild.embed.nearest import nearest_texts
 from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError, SourceError
 from graphbuild.store.manifest import Manifest
 
@@ -147,9 +150,52 @@ def test_code_of_a_repository_is_never_run(tmp_path: Path, small_folder: Path) -
     (folder / "own_code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
     first = modules.index('"type": "') + len('"type": "')
     (folder / "modules.json").write_text(modules[:first] + "own_code.Own" + modules[modules.index('"', first) :])
-    with pytest.raises(OptionError, match="never run"):
-        load_encoder(find_encoder(str(folder)))
+    with pytest.raises(OptionError, match=r"modules\.json asks for own_code\.Own, .* never run"):
+        find_encoder(str(folder))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["os.system", "sentence_transformers.util.import_from_string", "sentence_transformers.models.Pooling; os", "torch.nn.Linear"],
+)
+@pytest.mark.parametrize("name", ["modules.json", "0_Router/router_config.json"])
+def test_a_class_that_is_no_module_of_sentence_transformers_is_refused_by_name(
+    tmp_path: Path, small_folder: Path, kind: str, name: str
+) -> None:
+    folder = shutil.copytree(small_folder, tmp_path / "odd")
+    listed = {"types": {"a": kind}} if "router" in name else [{"idx": 0, "name": "0", "path": "", "type": kind}]
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps(listed))
+    with pytest.raises(OptionError, match=rf"{name} asks for {kind}"):
+        find_encoder(str(folder))
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"a": 1}', '[{"idx": 0}]', "7"])
+def test_a_list_of_modules_that_is_none_is_an_error_with_its_file(tmp_path: Path, small_folder: Path, content: str) -> None:
+    folder = shutil.copytree(small_folder, tmp_path / "odd")
+    (folder / "modules.json").write_text(content)
+    with pytest.raises(SourceError, match=r"modules\.json: not a list of modules"):
+        find_encoder(str(folder))
+
+
+def test_a_received_graph_loads_no_encoder_but_the_one_that_the_user_names(tmp_path: Path, small_folder: Path) -> None:
+    folder = shutil.copytree(small_folder, tmp_path / "encoder")
+    captions = ["a dog", "a red bus", "a cat on the hill"]
+    embed(tmp_path / "g", write_captions(tmp_path / "a.parquet", {"caption": captions}), encoder=str(folder))
+    moved = folder.rename(tmp_path / "moved")
+    # What it recorded is another's folder now: it must not even be looked at.
+    (folder / "modules.json").parent.mkdir()
+    (folder / "modules.json").write_text("{")
+    for ask in (nearest_texts, lambda graph_dir, text: graphbuild.open(graph_dir).neighbors(text)):
+        with pytest.raises(OptionError, match=f"built with the encoder {folder}, .* name it: --encoder {folder}"):
+            ask(tmp_path / "g", "the dog")
+    near = nearest_texts(tmp_path / "g", "the dog", count=3, encoder=str(moved))
+    assert {item.text for item in near.found} == set(captions)
+    shown = graphbuild.open(tmp_path / "g").neighbors("the dog", count=3, encoder=str(moved))
+    assert shown["text"].to_list() == [item.text for item in near.found]
+    with pytest.raises(ArtifactMismatch, match="their vectors do not compare"):
+        nearest_texts(tmp_path / "g", "the dog", encoder="all-MiniLM-L6-v2")
 
 
 def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:
