@@ -124,13 +124,10 @@ def open_data(config: TrainConfig) -> OpenData:
     arguments = _image_arguments(config, graph)
     every = open_images(**arguments)
     left_out = {reason: count for reason, count in getattr(every, "skipped", {}).items() if count}
-    if left_out:
-        told = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in left_out.items())
-        say(f"warning: {every.name}: samples left out: {told}")
     source = _without_held_out(every, config)
     joined = join(source, graph, allow_missing=config.allow_missing) if graph else None
     if joined is not None:
-        say(f"{source.name}: {joined.summary()}")
+        say(f"{source.name}: {joined.summary()}; {sum(left_out.values()):,} samples left out")
     settled = replace(
         config,
         graph_dir=str(graph.path) if graph else None,
@@ -159,7 +156,8 @@ def load_data(opened: OpenData) -> TrainingData:
     """
     config, events = opened.config, []
     if opened.left_out:
-        events.append(event("samples_left_out", **opened.left_out))
+        counts = {reason.replace(" ", "_"): count for reason, count in opened.left_out.items()}
+        events.append(event("samples_left_out", **counts))
     if opened.joined is not None and opened.joined.unknown:
         events.append(event("unknown_images", count=opened.joined.unknown, examples=list(opened.joined.examples)))
     corrupt = CorruptImages(

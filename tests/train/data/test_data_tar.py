@@ -233,6 +233,7 @@ def test_samples_without_an_image_are_said_and_counted_in_the_runs_events(
                 entry.size = len(content)
                 archive.addfile(entry, io.BytesIO(content))
     data = prepare(tiny_config(objective="simclr", data=str(tmp_path / "00000.tar"), id_column=None))
-    assert "samples left out: 4 without image" in capsys.readouterr().err
-    assert [(line["event"], line["without_image"]) for line in data.events] == [("samples_left_out", 4)]
+    told = capsys.readouterr().err
+    assert "left out: 4 samples without an image" in told
+    assert [(line["event"], line["samples_without_an_image"]) for line in data.events] == [("samples_left_out", 4)]
     data.close()
