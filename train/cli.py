@@ -202,6 +202,9 @@ def compare(
 
     found = compare(runs, measures=measures, baseline=baseline, holm=holm, equivalence=equivalence)
     click.echo(visible(found.write(form, differences=differences)))
+    # A table for a program has no room for remarks.
+    for note in found.notes if form == "csv" else ():
+        click.echo(visible(note), err=True)
     if figure is not None:
         from train.results.compare.figure import write_figure
 

@@ -256,3 +256,34 @@ def test_command_marks_what_lies_within_the_bound_of_equivalence_but_not_severit
     assert "no difference above 0.6 points" in result.output
     cells = json.loads(CliRunner().invoke(cli, [*arguments, "--format", "json"]).output)["cells"]
     assert {cell["equivalent"] for cell in cells if cell["arm"] == "twin" and cell["measure"] == "knn_top1"} == {True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"precision": "bfloat16"}, "different precision (seed 0: bfloat16 and float32)"),
+        ({"device": "cuda:1"}, "different device (seed 0: cuda and cpu)"),
+        ({"data": "/b.parquet"}, "different images to train on (seed 0: /b.parquet and /a.parquet)"),
+        ({"val_fraction": 0.1}, "different images to train on (seed 0: /a.parquet --val-fraction 0.1 and /a.parquet)"),
+    ],
+)
+def test_pairs_of_runs_under_different_conditions_are_told(tmp_path: Path, changes: dict[str, object], told: str) -> None:
+    paths = [write_run(tmp_path / name / f"seed-{seed}", seed, 0.1 + seed / 100) for name in ("one", "two") for seed in (0, 1)]
+    alike = TrainConfig(precision="float32", device="cpu", data="/a.parquet")
+    for seed, path in enumerate(paths):
+        other = {"objective": "simclr", **changes} if path.parent.name == "two" else {}
+        (path / "config.toml").write_text(replace(alike, seed=seed % 2, **other).to_toml())  # type: ignore[arg-type]
+    (note,) = compare(paths).notes
+    assert note == f"two and one: 2 of 2 pairs of runs are of {told}."
+    assert note in compare(paths).to_markdown()
+    csv_result = CliRunner().invoke(cli, ["compare", *map(str, paths), "--format", "csv"], catch_exceptions=False)
+    assert note in csv_result.stderr
+    assert note not in csv_result.stdout
+
+
+def test_pairs_that_were_scored_on_other_images_are_told_and_equal_ones_are_not(runs: list[Path]) -> None:
+    assert compare(runs).notes == ()
+    file = runs[4] / "eval.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "data": "/val.parquet"}))
+    (note,) = compare(runs).notes
+    assert note == "xclr and simclr: 1 of 3 pairs of runs are of different images to score on (seed 1: /val.parquet and None)."

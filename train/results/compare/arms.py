@@ -7,13 +7,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from graphbuild.errors import ArtifactError, OptionError
-from train.config import TrainConfig
+from train.config import TrainConfig, flag
 from train.run.folder import EVAL_FILE, TRAINED, read_run_config
 
 _SEED_FOLDER = re.compile(r"seed-\d+")
 _NUMBER = re.compile(r"[-_](seed[-_]?)?\d+$")
+
+CONDITIONS = ("precision", "device", "images to train on", "images to score on")
+"""What runs that are paired should have in common."""
 
 Measure = tuple[str, str]
 """Label column or data set, and the name of the score."""
@@ -30,10 +34,27 @@ class Arm:
     """Of that run."""
     scores: Mapping[int, Mapping[Measure, float]]
     """By seed."""
+    conditions: Mapping[int, Mapping[str, str]]
+    """What besides the configuration decides whether runs can be compared, by seed; see `CONDITIONS`."""
 
     def values(self, measure: Measure) -> dict[int, float]:
         """Return a score by seed, for the seeds that have it."""
         return {seed: found[measure] for seed, found in self.scores.items() if measure in found}
+
+    def differing(self, baseline: Arm) -> list[str]:
+        """Return a line for each of `CONDITIONS` in which runs of equal seeds differ from those of a baseline."""
+        shared = sorted(set(self.scores) & set(baseline.scores))
+        lines = []
+        for name in CONDITIONS:
+            pairs = {seed: (self.conditions[seed][name], baseline.conditions[seed][name]) for seed in shared}
+            unlike = {seed: pair for seed, pair in pairs.items() if pair[0] != pair[1]}
+            if unlike:
+                seed, (own, other) = next(iter(unlike.items()))
+                lines.append(
+                    f"{self.name} and {baseline.name}: {len(unlike)} of {len(shared)} pairs of runs are of different {name} "
+                    f"(seed {seed}: {own} and {other})."
+                )
+        return lines
 
 
 def read_arms(paths: Sequence[Path]) -> list[Arm]:
@@ -69,19 +90,44 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 def _read_arm(name: str, members: Sequence[tuple[Path, TrainConfig]]) -> Arm:
     scores: dict[int, Mapping[Measure, float]] = {}
+    conditions: dict[int, Mapping[str, str]] = {}
     for path, config in members:
         if config.seed in scores:
             raise OptionError(f"{path}: is a second run of {name} with seed {config.seed}. Compare runs of different seeds.")
-        scores[config.seed] = _read_scores(path)
-    return Arm(name, *members[0], scores)
+        evaluation = _read_evaluation(path)
+        scores[config.seed] = _scores(evaluation, path)
+        conditions[config.seed] = _conditions(config, evaluation)
+    return Arm(name, *members[0], scores, conditions)
 
 
-def _read_scores(path: Path) -> dict[Measure, float]:
+def _conditions(config: TrainConfig, evaluation: Mapping[str, Any]) -> dict[str, str]:
+    left_out = [f"{flag(name)} {value}" for name in ("val_ids", "val_fraction") if (value := getattr(config, name))]
+    # Which card of a machine a run had says nothing.
+    device = config.device.partition(":")[0]
+    values = (config.precision, device, " ".join([str(config.data), *left_out]), str(evaluation.get("data")))
+    return dict(zip(CONDITIONS, values, strict=True))
+
+
+def _read_evaluation(path: Path) -> dict[str, Any]:
     file = path / EVAL_FILE
     try:
-        trained = json.loads(file.read_text(encoding="utf-8"))["scores"][TRAINED]
-        return {(column, name): float(value) for column, found in trained.items() for name, value in found.items()}
+        evaluation = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{path}: was not evaluated. Run `train eval {path}`.") from None
+    except ValueError as error:
+        raise _unreadable(path, error) from None
+    if not isinstance(evaluation, dict):
+        raise _unreadable(path, "no JSON object")
+    return evaluation
+
+
+def _scores(evaluation: Mapping[str, Any], path: Path) -> dict[Measure, float]:
+    try:
+        trained = evaluation["scores"][TRAINED]
+        return {(column, name): float(value) for column, found in trained.items() for name, value in found.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{file}: cannot be read ({error}). Run `train eval {path}` again.") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, reason: object) -> ArtifactError:
+    return ArtifactError(f"{path / EVAL_FILE}: cannot be read ({reason}). Run `train eval {path}` again.")

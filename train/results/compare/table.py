@@ -86,6 +86,8 @@ class Comparison:
     """Whether p values are corrected over all differences of the table."""
     equivalence: float | None = None
     """The bound of equivalence, in points; None: not asked for."""
+    notes: tuple[str, ...] = ()
+    """A line for each condition in which runs that are paired differ."""
 
     def write(self, form: str, *, differences: bool = False) -> str:
         """Return it as `md`, with means or with differences from the baseline, or as `csv` or `json`, which hold both."""
@@ -98,7 +100,7 @@ class Comparison:
         rows = [self.cells_of(arm.name, differences=differences) for arm in self.arms]
         shown = f"Less {self.baseline}, whose own row is as it is," if differences else "Means over seeds"
         note = f"{shown} in percent (severity in edges) ± 95 % interval. {self._legend()}"
-        return f"{markdown_table(self.headings, rows)}\n\n{note}"
+        return "\n\n".join([markdown_table(self.headings, rows), note, *self.notes])
 
     def _legend(self) -> str:
         tests = sum(cell.holm_p is not None for cell in self.cells)
@@ -134,7 +136,7 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Return the same cells for scripts."""
         arms = {arm.name: {"seeds": sorted(arm.scores), "objective": arm.config.objective} for arm in self.arms}
-        return {"baseline": self.baseline, "arms": arms, "cells": [_flat(cell) for cell in self.cells]}
+        return {"baseline": self.baseline, "arms": arms, "cells": [_flat(cell) for cell in self.cells], "notes": list(self.notes)}
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -183,7 +185,8 @@ def compare(
     if against not in names:
         raise OptionError(f"--baseline {against}: no such arm. There are: {', '.join(names)}.")
     chosen = _choose(arms, measures)
-    cells = _cells(arms, arms[names.index(against)], chosen)
+    reference = arms[names.index(against)]
+    cells = _cells(arms, reference, chosen)
     if equivalence is not None:
         cells = [_with_equivalence(cell, equivalence / _PERCENT) for cell in cells]
     return Comparison(
@@ -193,6 +196,7 @@ def compare(
         cells=tuple(_with_holm(cells) if holm else cells),
         holm=holm,
         equivalence=equivalence,
+        notes=tuple(line for arm in arms if arm is not reference for line in arm.differing(reference)),
     )
 
 
