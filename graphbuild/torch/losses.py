@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from graphbuild.torch.blocks import MatrixTarget, Target
+from graphbuild.torch.repulsion import Repulsion, Tile
 from graphbuild.torch.softmax import entropy_of, target_weights
 
 _MOST_LOGITS = 1 << 26
@@ -68,7 +69,9 @@ def soft_contrastive_loss(z_2BD: Tensor, similarity_BB: Tensor, *, tau: float, t
     return soft_cross_entropy(z_2BD, target, range(batch), tile=tile, tau=tau, tau_s=tau_s).loss
 
 
-def soft_cross_entropy(z_2BD: Tensor, target: Target, anchors: range, *, tile: int, tau: float, tau_s: float) -> SoftLoss:
+def soft_cross_entropy(
+    z_2BD: Tensor, target: Target, anchors: range, *, tile: int, tau: float, tau_s: float, repulsion: Repulsion | None = None
+) -> SoftLoss:
     """Compute the mean cross-entropy of soft targets and learned similarities (X-CLR, arXiv 2407.18134, section 3).
 
     s_i = softmax over j != i of G_ij / tau_s; p_i = softmax over j != i of z_i . z_j / tau. The self pair is in neither.
@@ -84,9 +87,10 @@ def soft_cross_entropy(z_2BD: Tensor, target: Target, anchors: range, *, tile: i
         tile: T, how many of them are taken at a time.
         tau: Temperature of the logits.
         tau_s: Temperature of the target.
+        repulsion: Weights of the denominator; None: all pairs weigh the same, and the loss is a cross-entropy.
     """
     with torch.autocast(z_2BD.device.type, enabled=False):
-        return _mean(lambda part, z: _soft_sums(z, target, part, tau, tau_s), anchors, tile, _wide(z_2BD))
+        return mean_of_tiles(lambda part, z: _soft_sums(z, target, part, tau, tau_s, repulsion), anchors, tile, wide(z_2BD))
 
 
 def tile_size(asked: int, batch: int) -> int:
@@ -98,12 +102,13 @@ Sums = tuple[Tensor, Tensor, Tensor]
 """Of a tile's anchors: cross-entropy of all their rows, with a gradient; H(s_i); the target's share on the own view."""
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
+    """Return a tensor as the losses compute: float64 as it is, everything else as float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _mean(sums_of: Callable[..., Sums], anchors: range, tile: int, *inputs: Tensor) -> SoftLoss:
-    """The mean over anchors, two rows each, of what `sums_of(tile, *inputs)` sums, with the gradient of the inputs."""
+def mean_of_tiles(sums_of: Callable[..., Sums], anchors: range, tile: int, *inputs: Tensor) -> SoftLoss:
+    """Compute the mean over anchors, two rows each, of what `sums_of(tile, *inputs)` sums, with the gradient of the inputs."""
     tiles = [range(start, min(start + tile, anchors.stop)) for start in range(anchors.start, anchors.stop, tile)]
     if len(tiles) == 1:
         loss, entropy, mass = sums_of(tiles[0], *inputs)
@@ -112,21 +117,32 @@ def _mean(sums_of: Callable[..., Sums], anchors: range, tile: int, *inputs: Tens
     return SoftLoss(loss / (2 * len(anchors)), entropy / len(anchors), mass / len(anchors))
 
 
-def _soft_sums(z: Tensor, target: Target, tile: range, tau: float, tau_s: float) -> Sums:
+def _soft_sums(z: Tensor, target: Target, tile: range, tau: float, tau_s: float, repulsion: Repulsion | None) -> Sums:
     start = tile.start
-    weights, logs = target_weights(target.rows(start, tile.stop).to(z.dtype), tau_s, start=start)
+    similarity = target.rows(start, tile.stop).to(z.dtype)
+    weights, logs = target_weights(similarity, tau_s, start=start)
     first, second = z.chunk(2)
     own = weights.diagonal(start)[:, None]
     both = weights @ (first + second)
     one, other = first[start : tile.stop], second[start : tile.stop]
     mean_positive = torch.cat([both - own * one, both - own * other])
     rows = torch.cat([one, other])
-    # The self pair of anchor i's first view is in column i, that of its second view in column B + i.
-    places = torch.arange(start, tile.stop, device=z.device)
-    itself = torch.cat([places, places + len(first)])[:, None]
-    logits = (rows @ z.T / tau).scatter_(1, itself, -math.inf)
-    loss = (logits.logsumexp(dim=1) - (rows * mean_positive).sum(dim=1) / tau).sum()
+    logits = without_self(rows @ z.T / tau, tile)
+    pull = (rows * mean_positive).sum(dim=1) / tau
+    if repulsion is None:
+        push = logits.logsumexp(dim=1)
+    else:
+        pull, push = repulsion.terms(Tile(logits, pull, weights, similarity, tile, rows, z, tau))
+    loss = (push - pull).sum()
     return loss, entropy_of(weights, logs, start=start).sum(), own.sum()
+
+
+def without_self(logits_2T2B: Tensor, tile: range) -> Tensor:
+    """Set the self pairs of a tile's anchors to -inf, in place; (2T, 2B)."""
+    # That of anchor i's first view is in column i, that of its second view in column B + i.
+    places = torch.arange(tile.start, tile.stop, device=logits_2T2B.device)
+    itself = torch.cat([places, places + logits_2T2B.shape[1] // 2])[:, None]
+    return logits_2T2B.scatter_(1, itself, -math.inf)
 
 
 class _Tiles(torch.autograd.Function):
@@ -189,7 +205,7 @@ def clip_loss(images_BD: Tensor, texts_BD: Tensor, scale: Tensor, text_ids_B: Te
     with torch.autocast(images_BD.device.type, enabled=False):
         dtype = torch.promote_types(images_BD.dtype, torch.float32)
         inputs = (images_BD.to(dtype), texts_BD.to(dtype), scale.to(dtype))
-        return _mean(lambda part, i, t, s: _clip_sums(i, t, s, text_ids_B, part), anchors, tile, *inputs)
+        return mean_of_tiles(lambda part, i, t, s: _clip_sums(i, t, s, text_ids_B, part), anchors, tile, *inputs)
 
 
 def _clip_sums(images: Tensor, texts: Tensor, scale: Tensor, text_ids: Tensor, tile: range) -> Sums:

@@ -16,10 +16,18 @@ from graphbuild.targets.softmax import check_tau_s
 from graphbuild.torch.blocks import MatrixTarget, OneHotTarget, SameClassTarget, Target
 from graphbuild.torch.gather import Place, gather, gather_views, this_place
 from graphbuild.torch.losses import SoftLoss, soft_cross_entropy, tile_size
+from graphbuild.torch.repulsion import Repulsion
 
 
 def two_view_loss(
-    z_2bD: Tensor, target: Target, *, tau: float, tau_s: float, tile: int = 0, gather_distributed: bool = True
+    z_2bD: Tensor,
+    target: Target,
+    *,
+    tau: float,
+    tau_s: float,
+    tile: int = 0,
+    gather_distributed: bool = True,
+    repulsion: Repulsion | None = None,
 ) -> SoftLoss:
     """Compute the loss of this process's samples against those of all processes.
 
@@ -30,11 +38,13 @@ def two_view_loss(
         tau_s: Temperature of the target.
         tile: Samples that are taken at a time; 0: as many as keep the logits within 256 MiB.
         gather_distributed: Whether the batch is that of all processes; else each has its own.
+        repulsion: Weights of the denominator; None: all pairs weigh the same.
     """
     z_2BD = gather_views(z_2bD) if gather_distributed else z_2bD
     batch = len(z_2BD) // 2
     anchors = _place(gather_distributed).part(batch)
-    return soft_cross_entropy(z_2BD, target, anchors, tile=tile_size(tile, batch), tau=tau, tau_s=tau_s)
+    size = tile_size(tile, batch)
+    return soft_cross_entropy(z_2BD, target, anchors, tile=size, tau=tau, tau_s=tau_s, repulsion=repulsion)
 
 
 class _TwoViewLoss(nn.Module):
