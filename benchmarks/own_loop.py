@@ -23,7 +23,7 @@ from graphbuild.system.allocator import keep_freed_memory
 from graphbuild.torch import SoftTargets
 from train.config import TrainConfig
 from train.data.join import Joined
-from train.run.objectives import XCLR, Split
+from train.run.targets import XCLR, Split
 
 Rows = npt.NDArray[np.int64]
 _WARM_UP = 3

@@ -45,13 +45,15 @@ class _Pictures(Dataset[tuple[Tensor, Tensor]]):
 
 def contestants(config: TrainConfig) -> dict[str, tuple[Views, Loss]]:
     """The usual ways that can be run here."""
-    found: dict[str, tuple[Views, Loss]] = {PLAIN: (_views(config), lambda first, second: nt_xent(first, second, config.tau))}
+    found: dict[str, tuple[Views, Loss]] = {
+        PLAIN: (_views(config), lambda first, second: nt_xent(first, second, float(config.tau)))
+    }
     try:
         from lightly.loss import NTXentLoss
         from lightly.transforms import SimCLRTransform
     except ImportError:
         return found
-    return {**found, LIGHTLY: (SimCLRTransform(input_size=config.image_size), NTXentLoss(temperature=config.tau))}
+    return {**found, LIGHTLY: (SimCLRTransform(input_size=config.image_size), NTXentLoss(temperature=float(config.tau)))}
 
 
 def steps(config: TrainConfig, data: TrainingData, views: Views, loss_of: Loss) -> Iterator[None]:

@@ -14,7 +14,8 @@ import click
 from graphbuild.errors import visible
 from graphbuild.system.answers import answer
 from graphbuild.system.process import run_cli
-from train.config import FieldType, TrainConfig, field_docs, field_types, flag, load_config, split_type
+from train.config import TrainConfig, field_docs, field_groups, field_types, load_config
+from train.config.kinds import FieldType, flag, split_type
 from train.evaluate.options import PROTOCOLS, EvalOptions
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
@@ -35,9 +36,42 @@ def config_options(*only: str) -> Callable[[Callable[..., Any]], Callable[..., A
     return add
 
 
+class _NumberOrWord(click.ParamType[Any]):
+    """A number, or one of some words in its place."""
+
+    name = "float"
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        self._words = words
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Return what stands for the value in the help."""
+        return f"[FLOAT|{'|'.join(self._words)}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Take a word as it is, everything else as a number."""
+        return value if value in self._words else click.FLOAT.convert(value, param, ctx)
+
+
+class _GroupedCommand(click.Command):
+    """A command whose help lists the options that only some objectives read under their names."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options of all objectives, then those of some."""
+        groups: dict[str, list[tuple[str, str]]] = {"": []}
+        for param in self.get_params(ctx):
+            if (record := param.get_help_record(ctx)) is not None:
+                groups.setdefault(field_groups().get(param.name or "", ""), []).append(record)
+        for name, records in groups.items():
+            with formatter.section(f"Options of {name}" if name else "Options"):
+                formatter.write_dl(records)
+
+
 def _click_type(form: FieldType) -> click.ParamType[Any]:
     if form.choices:
         return click.Choice(form.choices)
+    if form.words:
+        return _NumberOrWord(form.words)
     kinds: dict[type, click.ParamType[Any]] = {int: click.INT, float: click.FLOAT, bool: click.BOOL, str: click.STRING}
     return kinds[form.base]
 
@@ -52,7 +86,7 @@ def cli(debug: bool) -> None:
     """
 
 
-@cli.command()
+@cli.command(cls=_GroupedCommand)
 @click.option(
     "--config",
     "config_file",

@@ -18,10 +18,13 @@ from helpers_train import write_images, write_tiny_graph
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from train.cli import cli, main
-from train.config import field_types, flag
+from train.config import field_types
+from train.config.kinds import flag
 
 OPTIONS = set(
     """
+    --barlow-redundancy --beta --dclw-sigma --hardest --mixtures --negatives --positives --predictor-hidden --prior --target-mass
+    --vicreg-covariance --vicreg-invariance --vicreg-variance
     --absent --allow-missing --augment --batch-size --batches --cache-gb --checkpoint-every --checkpoint-minutes --chunk
     --color-strength --compile --config
     --crop-min --data --device --epochs --graph-dir --graph-on-device --help --id-column --image-column --image-size
@@ -76,7 +79,7 @@ def test_every_field_of_the_configuration_is_an_option() -> None:
 def test_choice_outside_the_list_is_a_usage_error() -> None:
     result = CliRunner().invoke(cli, ["run", "--objective", "byol"])
     assert result.exit_code == 2
-    assert "'byol' is not one of 'xclr', 'simclr', 'supcon', 'clip'" in result.output
+    assert "'byol' is not one of 'xclr', 'simclr', 'supcon', 'clip', 'vicreg', 'barlow', 'simsiam', 'rank'" in result.output
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def _open_graph(config: TrainConfig) -> Graph | None:
     if config.graph_dir is not None:
         return Graph.open(Path(config.graph_dir).resolve())
     # Simclr and supcon take a graph where it is named, or to find the images; the others cannot do without.
-    if config.objective in ("xclr", "clip") or config.batches == "neighbors" or config.data is None:
+    if config.uses_graph or config.objective == "clip" or config.batches == "neighbors" or config.data is None:
         return Graph.open(find_graph_dir(None).resolve())
     return None
 

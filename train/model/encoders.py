@@ -64,8 +64,12 @@ class Encoder(nn.Module):
 
     def forward(self, views: Tensor) -> Tensor:
         """Unit vectors, float32 under autocast too; (n, 3, S, S) -> (n, D)."""
+        return nn.functional.normalize(self.projections(views), dim=1)
+
+    def projections(self, views: Tensor) -> Tensor:
+        """What the projector says, of any length; (n, 3, S, S) -> (n, D) float32."""
         projected: Tensor = self.projector(self.backbone(views))
-        return nn.functional.normalize(projected.float(), dim=1)
+        return projected.float()
 
     def features(self, views: Tensor) -> Tensor:
         """What the backbone says; (n, 3, S, S) -> (n, F) float32."""

@@ -39,7 +39,16 @@ def model_card(config: TrainConfig, *, weights: str, facts: Mapping[str, Mapping
     return "\n\n".join(parts) + "\n"
 
 
-_OBJECTIVES = {"xclr": "X-CLR (arXiv 2407.18134)", "simclr": "SimCLR", "supcon": "SupCon", "clip": "CLIP"}
+_OBJECTIVES = {
+    "xclr": "X-CLR (arXiv 2407.18134)",
+    "simclr": "SimCLR",
+    "supcon": "SupCon",
+    "clip": "CLIP",
+    "vicreg": "VICReg (arXiv 2105.04906)",
+    "barlow": "Barlow Twins (arXiv 2103.03230)",
+    "simsiam": "SimSiam (arXiv 2011.10566)",
+    "rank": "Rank-N-Contrast (arXiv 2210.01189) by the order of captions",
+}
 
 
 def loading_code(config: TrainConfig, weights: str) -> str:

@@ -14,7 +14,8 @@ from typing import IO
 from graphbuild.errors import OptionError, UserError
 from graphbuild.store.files import write_text
 from graphbuild.store.folders import is_temporary, remove, remove_temporaries
-from train.config import TrainConfig, flag, load_config, read_toml
+from train.config import TrainConfig, load_config, read_toml
+from train.config.kinds import flag
 from train.run.checkpoint import FOLDER, TEXT_TOWER, WEIGHTS
 from train.run.metrics import EVENTS_FILE, METRICS_FILE
 

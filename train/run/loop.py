@@ -39,8 +39,8 @@ from train.run.checkpoint import (
 )
 from train.run.distributed import Ranks, ranks_of_job
 from train.run.folder import Interrupted, RunFolder, open_run
-from train.run.learners import Clip
 from train.run.metrics import EVENTS_FILE, METRICS_FILE, append_line, cut_metrics, read_metrics
+from train.run.objectives.clip import Clip
 from train.run.result import RunResult, finished_result
 from train.run.signals import stop_signal
 from train.run.trainer import StepReport, Trainer

@@ -35,7 +35,7 @@ from train.model.pretrained import load_backbone
 from train.model.schedule import Schedule
 from train.run.checkpoint import Position
 from train.run.distributed import Ranks
-from train.run.learners import Outcome, make_learner
+from train.run.objectives import Outcome, make_learner
 
 
 class Trainer:

@@ -99,8 +99,8 @@ def conditions(runs: Sequence[RunRecord], graphs: Sequence[str]) -> tuple[tuple[
         ("network", lambda run: f"{run.config.model} at {run.config.image_size} px, projection {run.config.projector_dim} wide"),
         ("views", lambda run: f"{run.config.augment}, crops of at least {run.config.crop_min:.0%} of the area"),
         ("optimizer", lambda run: f"{run.config.optimizer}, learning rate {_number(run.config.lr)}"),
-        ("temperature", lambda run: f"{run.config.tau:g}"),
-        ("target temperature", lambda run: f"{run.config.tau_s:g}" if run.config.objective == "xclr" else "none"),
+        ("temperature", lambda run: _number(run.config.tau)),
+        ("target temperature", lambda run: _number(run.config.tau_s if run.config.uses_graph else None)),
         ("arithmetic", lambda run: run.config.precision),
         ("training time", lambda run: "unknown" if run.seconds is None else f"{run.seconds:,.0f} s"),
         ("hit rate", lambda run: _mean(run, "hit_rate")),
@@ -125,8 +125,8 @@ def _last(run: RunRecord, name: str, missing: int) -> int:
     return int(run.metrics[-1].get(name, missing)) if run.metrics else missing
 
 
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:g}"
+def _number(value: float | str | None) -> str:
+    return "none" if value is None else value if isinstance(value, str) else f"{value:g}"
 
 
 def _mean(run: RunRecord, name: str, unit: str = "") -> str:

@@ -1,4 +1,4 @@
-"""The three objectives as one interface: samples of a batch in, their similarity matrix G out, by rows.
+"""The targets of objectives as one interface: samples of a batch in, their similarity matrix G out, by rows.
 
 Shape letters: B samples in a batch. What G means for each objective is in `graphbuild.torch.blocks`.
 """
@@ -24,7 +24,7 @@ from train.data.join import Joined
 from train.data.prepare import TrainingData
 
 
-class Objective(Protocol):
+class TargetMaker(Protocol):
     """Makes the target of a batch."""
 
     note: str
@@ -120,7 +120,7 @@ class XCLR:
         self._targets = SoftTargets(
             graph.path,
             device=device,
-            tau_s=config.tau_s,
+            tau_s=float(config.tau_s),
             absent=config.absent,
             symmetrize=config.symmetrize,
             min_similarity=config.min_similarity,
@@ -164,8 +164,8 @@ def measures(target: Target, split: Split, *, with_kl: bool) -> dict[str, Tensor
     }
 
 
-def make_objective(config: TrainConfig, data: TrainingData, device: torch.device, split: Split) -> Objective:
-    """The objective that a configuration names.
+def make_target(config: TrainConfig, data: TrainingData, device: torch.device, split: Split) -> TargetMaker:
+    """The target of simclr, supcon or xclr.
 
     Args:
         config: What is asked for.
@@ -177,11 +177,27 @@ def make_objective(config: TrainConfig, data: TrainingData, device: torch.device
         UserError: If the data lack what it needs.
     """
     if config.objective == "simclr":
-        return SimCLR(device)
+        return make_own_view_target(device)
     if config.objective == "supcon":
         return SupCon(config, data, device)
+    return make_graph_target(config, data, device, split)
+
+
+def make_own_view_target(device: torch.device) -> TargetMaker:
+    """The target of SimCLR."""
+    return SimCLR(device)
+
+
+def make_graph_target(config: TrainConfig, data: TrainingData, device: torch.device, split: Split) -> XCLR:
+    """The target of X-CLR, whichever objective uses it.
+
+    Raises:
+        OptionError: If there is no graph.
+    """
     if data.graph is None or data.joined is None:
-        raise OptionError("xclr needs a graph: name it with --graph-dir.")
+        options = {"negatives": config.negatives, "positives": config.positives, "tau-s": config.tau_s}
+        asking = [f" with --{name} {value}" for name, value in options.items() if value in ("graph", "auto")]
+        raise OptionError(f"{config.objective}{''.join(asking[:1])} needs a graph: name it with --graph-dir.")
     return XCLR(config, data.graph, data.joined, device, split)
 
 

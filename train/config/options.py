@@ -7,44 +7,23 @@ else. Nothing here loads torch.
 from __future__ import annotations
 
 import ast
-import dataclasses
 import inspect
-import json
-import math
-import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from graphbuild.errors import OptionError
+from train.config.kinds import Range, check, to_toml
 
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Bounds of a number; `open_low` leaves the lower bound itself out."""
-
-    low: float
-    high: float = math.inf
-    open_low: bool = False
-
-    def holds(self, value: float) -> bool:
-        """Whether a value lies within; NaN never does."""
-        return (value > self.low if self.open_low else value >= self.low) and value <= self.high
-
-    def __str__(self) -> str:
-        low = f"{'more than' if self.open_low else 'at least'} {self.low:g}"
-        return low if math.isinf(self.high) else f"{low} and at most {self.high:g}"
-
-
-Objective = Literal["xclr", "simclr", "supcon", "clip"]
+Objective = Literal["xclr", "simclr", "supcon", "clip", "vicreg", "barlow", "simsiam", "rank"]
 ModelName = Literal["small", "resnet18", "resnet34", "resnet50", "resnet101"]
 AugmentName = Literal["simclr", "autoaugment", "none"]
 OptimizerName = Literal["sgd", "lars", "adamw"]
 ScalingName = Literal["none", "linear", "sqrt"]
+NegativesName = Literal["uniform", "decoupled", "decoupled-weighted", "hard", "graph", "mixed"]
+PositivesName = Literal["own", "graph"]
 TeacherName = Literal["graph", "embeddings"]
 BatchesName = Literal["random", "neighbors"]
 SymmetrizeName = Literal["union", "mutual"]
@@ -56,8 +35,14 @@ AboveZero = Annotated[float, Range(0, open_low=True)]
 NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1, open_low=True)]
 
+WITHOUT_NEGATIVES = ("vicreg", "barlow", "simsiam")
 _LOOSE = {"loose": True}
 """Marks a field that may change when a run is resumed: it changes no number that the run computes."""
+CONTRASTIVE = ("xclr", "simclr", "supcon")
+_TARGET, _CLIP = {"group": "a target by the graph"}, {"group": "clip"}
+_NEGATIVES, _PULLED = {"group": ", ".join(CONTRASTIVE)}, {"group": ", ".join(WITHOUT_NEGATIVES)}
+_SUPCON, _VICREG, _BARLOW, _SIMSIAM = ({"group": name} for name in ("supcon", "vicreg", "barlow", "simsiam"))
+"""Which objectives read a field; the help of `train run` is grouped by it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +58,7 @@ class TrainConfig:
     data: str | None = field(default=None, metadata=_LOOSE)
     """Images: webdataset shards, Parquet files, class folders, or cifar10[:FOLDER] (default: what the graph records)."""
     objective: Objective = "xclr"
-    """Which target the loss is taken against; clip trains a text tower on the captions beside the image encoder."""
+    """What is learned (docs/objectives.md); clip trains a text tower on the captions beside the image encoder."""
     image_column: str | None = None
     """Parquet column of the image bytes (default: the only binary column)."""
     id_column: str | None = None
@@ -82,7 +67,7 @@ class TrainConfig:
     """File with a sample id a line: images that are left out of the training, and classified by `train eval`."""
     val_fraction: Annotated[float, Range(0, 1)] = 0.0
     """Share of the images that is left out of the training, chosen by their ids, and classified by `train eval`."""
-    label_column: str | None = None
+    label_column: str | None = field(default=None, metadata=_SUPCON)
     """Column of the classes for supcon (default: equal texts of the graph are a class)."""
     model: ModelName = "small"
     """The image encoder."""
@@ -102,20 +87,46 @@ class TrainConfig:
     """Passes over the images."""
     steps: Positive | None = None
     """Stop after this many steps, with the learning rate scheduled for them."""
-    tau: AboveZero = 0.1
-    """Temperature of the learned embeddings."""
-    tau_s: AboveZero = 0.1
-    """Temperature of the xclr target."""
-    teacher: TeacherName = "graph"
+    tau: AboveZero | Literal["learned"] = 0.1
+    """Temperature of the learned embeddings, or learned: from 0.07, as CLIP's, for xclr, simclr and supcon."""
+    tau_s: AboveZero | Literal["auto"] = field(default=0.1, metadata=_TARGET)
+    """Temperature of the target, or auto: solved for --target-mass on a sample of batches."""
+    target_mass: Annotated[float, Range(0, 1, open_low=True)] = field(default=0.36, metadata=_TARGET)
+    """Mean share of the target that --tau-s auto gives to the own view."""
+    teacher: TeacherName = field(default="graph", metadata=_TARGET)
     """Where xclr takes similarities from: the graph's rows and sketches, or its embeddings, exact, held in memory."""
-    absent: float | None = None
+    absent: float | None = field(default=None, metadata=_TARGET)
     """Similarity of pairs that the graph does not store (default: the graph's sketch)."""
-    own_weight: Annotated[float, Range(0, 1)] = 0.0
+    own_weight: Annotated[float, Range(0, 1)] = field(default=0.0, metadata=_TARGET)
     """Share of the xclr target that is given to the other view of the same image; the rest stays soft."""
-    symmetrize: SymmetrizeName = "union"
+    symmetrize: SymmetrizeName = field(default="union", metadata=_TARGET)
     """Whether a pair counts as stored if either of its texts stores it, or only if both do (mutual)."""
-    min_similarity: float | None = None
+    min_similarity: float | None = field(default=None, metadata=_TARGET)
     """Pairs below this similarity are left out of the xclr target (default: none is)."""
+    negatives: NegativesName = field(default="uniform", metadata=_NEGATIVES)
+    """How pairs weigh in the denominator: all alike, without positives, by hardness, by the graph, or with mixtures beside."""
+    dclw_sigma: AboveZero = field(default=0.5, metadata=_NEGATIVES)
+    """Width of the weights of decoupled-weighted."""
+    beta: NonNegative = field(default=1.0, metadata=_NEGATIVES)
+    """How much more hard negatives weigh: exp(beta l); 0 weighs them alike."""
+    prior: Annotated[float, Range(0, 1)] = field(default=0.0, metadata=_NEGATIVES)
+    """Share of hard's negatives that are taken for positives; about 1 / number of classes."""
+    hardest: Positive = field(default=32, metadata=_NEGATIVES)
+    """Negatives of an anchor that mixed draws from."""
+    mixtures: Positive = field(default=16, metadata=_NEGATIVES)
+    """Mixtures an anchor that mixed adds."""
+    positives: PositivesName = field(default="own", metadata=_PULLED)
+    """Whom a view is drawn to: the other view of its image, as published, or the mean over partners of the graph's target."""
+    vicreg_invariance: NonNegative = field(default=25.0, metadata=_VICREG)
+    """Weight of the distance to partners."""
+    vicreg_variance: NonNegative = field(default=25.0, metadata=_VICREG)
+    """Weight of the hinge on each coordinate's deviation."""
+    vicreg_covariance: NonNegative = field(default=1.0, metadata=_VICREG)
+    """Weight of the covariances between coordinates."""
+    barlow_redundancy: NonNegative = field(default=5e-3, metadata=_BARLOW)
+    """Weight of the correlations between coordinates."""
+    predictor_hidden: Positive = field(default=64, metadata=_SIMSIAM)
+    """Width of the predictor's hidden layer; a quarter of --projector-dim in the paper."""
     lr: AboveZero | None = None
     """Peak learning rate, before --lr-scaling (default: 0.12 for sgd, 0.3 for lars, 0.001 for adamw)."""
     lr_scaling: ScalingName = "none"
@@ -134,11 +145,11 @@ class TrainConfig:
     """Weights that a ResNet starts from: torchvision:NAME, such as torchvision:IMAGENET1K_V2, or torchvision:PATH of a file."""
     compile: bool = False
     """Compile the encoder (torch.compile)."""
-    text_width: Annotated[int, Range(64, 4096)] = 256
+    text_width: Annotated[int, Range(64, 4096)] = field(default=256, metadata=_CLIP)
     """Width of clip's text tower; a multiple of 64."""
-    text_layers: Positive = 4
+    text_layers: Positive = field(default=4, metadata=_CLIP)
     """Layers of clip's text tower."""
-    text_length: Annotated[int, Range(4)] = 32
+    text_length: Annotated[int, Range(4)] = field(default=32, metadata=_CLIP)
     """Tokens that clip's text tower reads of a text; longer ones are cut."""
     projector_dim: Positive = 128
     """Width of the embedding that the loss sees."""
@@ -174,7 +185,7 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl."""
     tensorboard: bool = field(default=False, metadata=_LOOSE)
     """Write the lines of metrics.jsonl for TensorBoard, too: RUN/tensorboard/."""
-    kl_every: Count = 100
+    kl_every: Count = field(default=100, metadata=_TARGET)
     """Steps between measurements of KL(dense || assembled), xclr only; 0 measures none."""
     allow_missing: bool = False
     """Train although the graph knows under 95 % of the images."""
@@ -183,7 +194,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, kind in field_types().items():
-            _check(name, kind, getattr(self, name))
+            check(name, kind, getattr(self, name))
         if 0 < self.load_size < self.image_size:
             raise OptionError(
                 f"--load-size {self.load_size} is smaller than --image-size {self.image_size}. Raise it, or leave it out."
@@ -194,8 +205,25 @@ class TrainConfig:
             raise OptionError(f"--text-width {self.text_width} is not a multiple of 64. Take {self.text_width // 64 * 64 or 64}.")
         if self.init is not None and self.model == "small":
             raise OptionError("--init is for the ResNets of torchvision, and --model is small. Add --model resnet50, say.")
-        if self.teacher != "graph" and self.objective != "xclr":
+        if self.teacher != "graph" and not self.uses_graph:
             raise OptionError(f"--teacher {self.teacher} is for --objective xclr, not {self.objective}. Leave it out.")
+        if self.prior >= 1:
+            raise OptionError(f"--prior: {self.prior} is not less than 1: some negatives must be left.")
+        most = 2 * self.batch_size - 2
+        if self.negatives == "mixed" and max(self.hardest, self.mixtures) > most:
+            raise OptionError(
+                f"--hardest {self.hardest} and --mixtures {self.mixtures} do not fit --batch-size {self.batch_size}, whose anchors "
+                f"have {most} negatives. Lower them, or raise the batch size."
+            )
+        if self.negatives != "uniform" and self.objective not in CONTRASTIVE:
+            raise OptionError(f"--negatives {self.negatives} is for {_of(CONTRASTIVE)}, not for {self.objective}. Leave it out.")
+        if self.tau_s == "auto" and (self.own_weight or self.objective == "rank" or not self.uses_graph):
+            why = f"--own-weight {self.own_weight:g} sets" if self.own_weight else f"--objective {self.objective} lacks"
+            raise OptionError(f"--tau-s auto solves for the own view's share of a graph's target, which {why}. Give a number.")
+        if self.tau == "learned" and self.objective not in CONTRASTIVE:
+            raise OptionError(f"--tau learned is for {_of(CONTRASTIVE)}, not for {self.objective}. Give a number.")
+        if self.positives == "graph" and self.objective not in WITHOUT_NEGATIVES:
+            raise OptionError(f"--positives graph is for {_of(WITHOUT_NEGATIVES)}, not for {self.objective}. Leave it out.")
         if self.batches == "neighbors" and self.chunk > self.batch_size:
             raise OptionError(
                 f"--chunk {self.chunk} is more than --batch-size {self.batch_size}. Lower it, or raise the batch size."
@@ -205,9 +233,14 @@ class TrainConfig:
 
             parse_ranks(self.neighbor_ranks)
 
+    @property
+    def uses_graph(self) -> bool:
+        """Whether the loss takes similarities from the graph."""
+        return self.objective in ("xclr", "rank") or "graph" in (self.negatives, self.positives)
+
     def to_toml(self) -> str:
         """Every field as TOML; what is None is left out. `read_toml` gives the same values back."""
-        lines = [f"{name} = {_toml(value)}" for name in field_types() if (value := getattr(self, name)) is not None]
+        lines = [f"{name} = {to_toml(value)}" for name in field_types() if (value := getattr(self, name)) is not None]
         return "\n".join(lines) + "\n"
 
     def differences(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
@@ -217,11 +250,20 @@ class TrainConfig:
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def _of(objectives: tuple[str, ...]) -> str:
+    return f"--objective {', '.join(objectives)}"
+
+
 @cache
 def field_types() -> Mapping[str, Any]:
     """Name and annotated type of every field, in order."""
     hints = typing.get_type_hints(TrainConfig, include_extras=True)
     return {item.name: hints[item.name] for item in fields(TrainConfig)}
+
+
+def field_groups() -> Mapping[str, str]:
+    """Return the objectives that read a field, for those that not all do."""
+    return {item.name: item.metadata["group"] for item in fields(TrainConfig) if "group" in item.metadata}
 
 
 @cache
@@ -234,88 +276,3 @@ def field_docs() -> Mapping[str, str]:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and isinstance(following, ast.Expr):
             docs[item.target.id] = str(ast.literal_eval(following.value))
     return docs
-
-
-@dataclass(frozen=True, slots=True)
-class FieldType:
-    """A field's type taken apart."""
-
-    base: type
-    choices: tuple[str, ...] = ()
-    range: Range | None = None
-    optional: bool = False
-
-
-def split_type(kind: Any) -> FieldType:
-    """Take `Annotated`, `Literal` and `| None` apart."""
-    if get_origin(kind) in (typing.Union, types.UnionType):
-        (inner,) = [item for item in get_args(kind) if item is not type(None)]
-        return dataclasses.replace(split_type(inner), optional=True)
-    if get_origin(kind) is Annotated:
-        base, limits = get_args(kind)
-        return FieldType(base, range=limits)
-    if get_origin(kind) is Literal:
-        return FieldType(str, choices=get_args(kind))
-    return FieldType(kind)
-
-
-def flag(name: str) -> str:
-    """The option of a field."""
-    return "--" + name.replace("_", "-")
-
-
-def _check(name: str, kind: Any, value: Any) -> None:
-    form = split_type(kind)
-    if value is None and form.optional:
-        return
-    numeric = form.base is float and isinstance(value, int) and not isinstance(value, bool)
-    if not numeric and type(value) is not form.base:
-        raise OptionError(f"{flag(name)}: {value!r} is not {'an' if form.base is int else 'a'} {form.base.__name__}.")
-    if form.choices and value not in form.choices:
-        raise OptionError(f"{flag(name)}: {value!r} is none of {', '.join(form.choices)}.")
-    if form.range and not form.range.holds(value):
-        raise OptionError(f"{flag(name)}: {value} is not {form.range}.")
-    # -inf is a value of --absent: such pairs are left out of the target.
-    if form.base is float and (math.isnan(value) or value == math.inf):
-        raise OptionError(f"{flag(name)}: {value} is not a finite number.")
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    # A JSON string is a TOML basic string, once DEL is escaped, which JSON leaves alone.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if isinstance(value, str) else repr(value)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Values of a configuration file, still unchecked except for their names.
-
-    Raises:
-        OptionError: If it cannot be read, is not TOML, or holds an unknown key (the nearest known one is named).
-    """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise OptionError(f"{path}: not TOML ({error}).") from None
-    except OSError as error:
-        raise OptionError(f"{path}: {error.strerror}. --config takes a TOML file such as a run's config.toml.") from None
-    unknown = [key for key in values if key not in field_types()]
-    if unknown:
-        raise OptionError(f"{path}: unknown key {unknown[0]!r}{_did_you_mean(unknown[0])}")
-    return values
-
-
-def _did_you_mean(key: str) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(key.replace("-", "_"), field_types(), n=1)
-    return f". Did you mean {near[0]!r}?" if near else f". Known keys: {', '.join(field_types())}."
-
-
-def load_config(path: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
-    """A configuration from a TOML file, if there is one, and values that go before it.
-
-    Raises:
-        OptionError: If a key is unknown or a value out of range.
-    """
-    return TrainConfig(**{**(read_toml(path) if path else {}), **overrides})

@@ -1,0 +1,60 @@
+"""Every loss of the family on one batch, by one process or several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers_ranks import BATCH, TILE, batch_of, net
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from graphbuild.torch.blocks import Gather, Target
+from graphbuild.torch.gather import gather, gather_views
+from graphbuild.torch.modules import two_view_loss
+from graphbuild.torch.order import rank_loss
+from graphbuild.torch.repulsion import ByGraph, Decoupled, Hard, Mixed, Repulsion, draw_mixtures
+from graphbuild.torch.soft_targets import SoftTargets
+from graphbuild.torch.without_negatives import barlow_loss, simsiam_loss, vicreg_loss
+from train.run.distributed import ranks_of_job
+
+TEXTS = 40
+REPELLED: dict[str, Repulsion] = {
+    "decoupled": Decoupled(),
+    "decoupled-weighted": Decoupled(0.5),
+    "hard": Hard(1.0, 0.05),
+    "graph": ByGraph(),
+    "mixed": Mixed(6, draw_mixtures(BATCH, hardest=6, mixtures=4, seed=1)),
+}
+KINDS = [*REPELLED, "vicreg", "barlow", "simsiam", "rank"]
+
+
+def family_loss(kind: str, model: nn.Module, seed: int, targets: SoftTargets, anchors: range, gather_rows: Gather | None) -> Tensor:
+    """The loss of some anchors of a batch; the others' embeddings come from the other processes."""
+    pictures, ids = batch_of(seed, TEXTS)
+    own = pictures.unflatten(0, (2, BATCH))[:, anchors.start : anchors.stop].flatten(0, 1)
+    target: Target = targets.of_texts(ids, anchors, gather=gather_rows) if gather_rows else targets.of_texts(ids)
+    y = model(own)
+    place: dict[str, Any] = {"tile": TILE, "tau_s": 0.1}
+    if kind in REPELLED:
+        return two_view_loss(normalize(y, dim=1), target, tau=0.2, repulsion=REPELLED[kind], **place).loss
+    if kind == "rank":
+        return rank_loss(gather_views(normalize(y, dim=1)), target, anchors, tile=TILE, tau=0.2)
+    if kind == "simsiam":
+        return simsiam_loss(y.tanh(), gather_views(y), target, anchors, **place).loss
+    return (vicreg_loss if kind == "vicreg" else barlow_loss)(gather_views(y), target, anchors, **place).loss
+
+
+def family_loss_and_gradients(graph_dir: Path, folder: Path) -> None:
+    """Write the loss of the whole batch and the gradients that each process ends with."""
+    with ranks_of_job("cpu") as ranks:
+        found = {}
+        targets = SoftTargets(graph_dir)
+        for seed, kind in enumerate(KINDS):
+            model = net()
+            loss = family_loss(kind, model, seed, targets, ranks.part(BATCH), gather)
+            loss.backward()  # type: ignore[no-untyped-call]
+            ranks.average_gradients(model, torch.device("cpu"))
+            found[kind] = (ranks.mean(loss.detach()), [weight.grad for weight in model.parameters()])
+        torch.save(found, folder / f"found-{ranks.rank}.pt")

@@ -1,0 +1,204 @@
+"""Every objective in the one loop: it trains, goes on after a stop, says what it lacks, and several processes are as one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from click.testing import CliRunner
+from helpers_family import KINDS, family_loss, family_loss_and_gradients
+from helpers_ranks import net, run_ranks
+from helpers_train import tiny_config, write_images, write_tiny_graph
+
+from graphbuild.errors import OptionError
+from graphbuild.store.graph import Graph
+from graphbuild.torch.soft_targets import SoftTargets
+from graphbuild.torch.softmax import own_view_mass
+from train.cli import cli
+from train.config import Objective, TrainConfig, field_groups
+from train.config.kinds import flag
+from train.data.prepare import prepare
+from train.run.checkpoint import load_encoder
+from train.run.loop import settle, train
+from train.run.metrics import read_lines, read_metrics
+from train.run.objectives import registered
+from train.run.temperature import solve_tau_s
+from train.run.trainer import Trainer
+
+IMAGES = 32
+VARIANTS: list[dict[str, Any]] = [
+    {"objective": "xclr", "negatives": "decoupled"},
+    {"objective": "supcon", "negatives": "decoupled-weighted"},
+    {"objective": "xclr", "negatives": "hard", "beta": 0.5, "prior": 0.1},
+    {"objective": "xclr", "negatives": "graph", "own_weight": 0.5},
+    {"objective": "simclr", "negatives": "graph"},
+    {"objective": "xclr", "negatives": "mixed", "hardest": 6, "mixtures": 3},
+    {"objective": "xclr", "tau": "learned"},
+    {"objective": "xclr", "tau_s": "auto", "target_mass": 0.4},
+    {"objective": "vicreg", "lr": 0.01},
+    {"objective": "vicreg", "positives": "graph", "lr": 0.01},
+    {"objective": "barlow", "lr": 0.01},
+    {"objective": "barlow", "positives": "graph", "lr": 0.01},
+    {"objective": "simsiam", "predictor_hidden": 4},
+    {"objective": "simsiam", "positives": "graph", "tau_s": "auto"},
+    {"objective": "rank"},
+]
+
+
+def named(options: dict[str, Any]) -> str:
+    return "-".join(str(value) for value in options.values())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("objectives")
+    write_images(folder / "images.parquet", IMAGES)
+    write_tiny_graph(folder / "graph", IMAGES)
+    return folder
+
+
+@pytest.fixture
+def config_of(place: Path) -> Callable[..., TrainConfig]:
+    def make(**options: Any) -> TrainConfig:
+        return tiny_config(graph_dir=str(place / "graph"), data=str(place / "images.parquet"), **options)
+
+    return make
+
+
+def test_every_objective_of_the_configuration_is_registered() -> None:
+    assert set(registered()) == set(get_args(Objective))
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=named)
+def test_a_run_goes_on_bit_for_bit_from_a_checkpoint(
+    options: dict[str, Any], config_of: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config = config_of(**options, epochs=1, checkpoint_every=2)
+    train(config, tmp_path / "whole")
+    data = prepare(config)
+    settled = settle(data.settle(config))
+    first = Trainer(settled, data)
+    steps = first.steps()
+    for _ in range(2):
+        next(steps)
+    state = {name: value.clone() for name, value in first.model.state_dict().items()}
+    second = Trainer(settled, data)
+    second.restore(first.position("same"), state, first.optimizer.state_dict())
+    losses = [float(report.metrics(with_kl=False)["loss"]) for report in second.steps()]
+    data.close()
+    lines = read_metrics(tmp_path / "whole")
+    assert losses == [line["loss"] for line in lines[2:]]
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    weights, others = load_encoder(tmp_path / "whole").state_dict(), second.learner.encoder.state_dict()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def test_parts_of_the_loss_are_logged(config_of: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    train(config_of(objective="vicreg", steps=1), tmp_path / "run")
+    (line,) = read_metrics(tmp_path / "run")
+    assert line["loss"] == pytest.approx(25 * line["invariance"] + 25 * line["variance"] + line["covariance"], rel=1e-5)
+    assert (line["kl"], line["own_view_mass"]) == (None, 1.0)
+
+
+def test_learned_temperature_begins_as_clips_and_is_logged(config_of: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    train(config_of(tau="learned"), tmp_path / "run")
+    values = [line["tau"] for line in read_metrics(tmp_path / "run")]
+    assert values[0] == pytest.approx(0.07)
+    assert len(set(values)) == len(values)
+
+
+def test_solved_tau_s_gives_the_mass_asked_for_and_is_recorded(config_of: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    train(config_of(tau_s="auto", target_mass=0.3), tmp_path / "run")
+    note = read_lines(tmp_path / "run" / "events.jsonl")[0]["note"]
+    assert "by --tau-s auto, for an own-view mass of 0.3" in note
+    found = float(note.split("tau_s ")[1].split()[0])
+    train(config_of(tau_s=found), tmp_path / "same")
+    lines, same = read_metrics(tmp_path / "run"), read_metrics(tmp_path / "same")
+    assert [line["loss"] for line in lines] == [line["loss"] for line in same]
+    # Four batches of an epoch were the sample; captions of the second epoch are the same here, batches are not.
+    assert sum(line["own_view_mass"] for line in lines[:4]) / 4 == pytest.approx(0.3, abs=0.03)
+
+
+@pytest.mark.parametrize("mass", [0.2, 0.36, 0.9])
+def test_solve_inverts_the_own_view_mass(mass: float) -> None:
+    rows = torch.rand(3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sampled = [block.fill_diagonal_(1.0) for block in rows]
+    found = solve_tau_s(sampled, mass)
+    assert float(torch.stack([own_view_mass(block, found) for block in sampled]).mean()) == pytest.approx(mass, abs=1e-3)
+
+
+def test_mass_that_cannot_be_reached_says_the_nearest() -> None:
+    with pytest.raises(OptionError, match=r"--target-mass 0\.9 cannot be reached.* the nearest is 0\.333, at --tau-s 0\.001"):
+        solve_tau_s([torch.ones(2, 2, dtype=torch.float64)], 0.9)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"beta": -1.0}, "--beta: -1.0 is not at least 0"),
+        ({"prior": 1.0}, "--prior: 1.0 is not less than 1"),
+        ({"prior": -0.1}, "--prior: -0.1 is not at least 0"),
+        ({"dclw_sigma": 0.0}, "--dclw-sigma: 0.0 is not more than 0"),
+        ({"negatives": "mixed", "mixtures": 15}, "--hardest 32 and --mixtures 15 do not fit --batch-size 8, .* have 14 negatives"),
+        ({"negatives": "hard", "objective": "clip"}, "--negatives hard is for --objective xclr, simclr, supcon, not for clip"),
+        ({"positives": "graph"}, "--positives graph is for --objective vicreg, barlow, simsiam, not for xclr"),
+        ({"tau": "learned", "objective": "rank"}, "--tau learned is for --objective xclr, simclr, supcon, not for rank"),
+        ({"tau": "auto"}, "--tau: 'auto' is not a float"),
+        ({"tau_s": "auto", "own_weight": 0.5}, "--tau-s auto .* which --own-weight 0.5 sets"),
+        ({"tau_s": "auto", "objective": "simclr"}, "--tau-s auto .* which --objective simclr lacks"),
+        ({"tau_s": "auto", "objective": "rank"}, "--tau-s auto .* which --objective rank lacks"),
+        ({"target_mass": 0.0}, "--target-mass: 0.0 is not more than 0"),
+        ({"predictor_hidden": 0}, "--predictor-hidden: 0 is not at least 1"),
+        ({"vicreg_invariance": -1.0}, "--vicreg-invariance: -1.0 is not at least 0"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        tiny_config(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"objective": "rank"}, "rank needs a graph, for the order of neighbours: name it with --graph-dir"),
+        ({"objective": "clip"}, "clip needs a graph, for its captions and its tokenizer"),
+        ({"objective": "simclr", "negatives": "graph"}, "simclr with --negatives graph needs a graph"),
+        ({"objective": "vicreg", "positives": "graph"}, "vicreg with --positives graph needs a graph"),
+    ],
+    ids=str,
+)
+def test_what_lacks_its_graph_says_so(options: dict[str, Any], says: str, config_of: Callable[..., TrainConfig]) -> None:
+    data = prepare(replace(config_of(objective="simclr"), graph_dir=None))
+    with pytest.raises(OptionError, match=says):
+        Trainer(settle(data.settle(config_of(**options))), data)
+    data.close()
+
+
+def test_help_lists_options_of_some_objectives_under_their_names() -> None:
+    text = CliRunner().invoke(cli, ["run", "--help"]).output
+    shared, *sections = text.split("\nOptions of ")
+    headings = {section.split(":")[0]: section for section in sections}
+    assert set(headings) == set(field_groups().values())
+    for name, group in field_groups().items():
+        assert f"  {flag(name)} " in headings[group]
+        assert f"  {flag(name)} " not in shared
+
+
+def test_two_processes_give_the_loss_and_gradients_of_one(place: Path, tmp_path: Path) -> None:
+    assert run_ranks(2, family_loss_and_gradients, place / "graph", tmp_path, folder=tmp_path / "said") == [0, 0]
+    targets = SoftTargets(Graph.open(place / "graph").path)
+    for seed, kind in enumerate(KINDS):
+        model = net()
+        family_loss(kind, model, seed, targets, range(24), None).backward()
+        for rank in range(2):
+            loss, gradients = torch.load(tmp_path / f"found-{rank}.pt")[kind]
+            model_loss = family_loss(kind, net(), seed, targets, range(24), None)
+            assert abs(loss - model_loss) < 1e-9, kind
+            for found, weight in zip(gradients, model.parameters(), strict=True):
+                torch.testing.assert_close(found, weight.grad, rtol=0, atol=1e-8, msg=kind)

@@ -1,0 +1,17 @@
+"""The configuration of a training run: its options, their types, and the file that holds them. Nothing here loads torch."""
+
+from train.config.files import load_config, read_toml
+from train.config.options import AugmentName, ModelName, Objective, OnDeviceName, TrainConfig, field_docs, field_groups, field_types
+
+__all__ = [
+    "AugmentName",
+    "ModelName",
+    "Objective",
+    "OnDeviceName",
+    "TrainConfig",
+    "field_docs",
+    "field_groups",
+    "field_types",
+    "load_config",
+    "read_toml",
+]

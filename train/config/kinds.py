@@ -1,0 +1,94 @@
+"""Types of options: bounds, choices, and how a value is checked and written as TOML."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from graphbuild.errors import OptionError
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Bounds of a number; `open_low` leaves the lower bound itself out."""
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether a value lies within; NaN never does."""
+        return (value > self.low if self.open_low else value >= self.low) and value <= self.high
+
+    def __str__(self) -> str:
+        low = f"{'more than' if self.open_low else 'at least'} {self.low:g}"
+        return low if math.isinf(self.high) else f"{low} and at most {self.high:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldType:
+    """A field's type taken apart."""
+
+    base: type
+    choices: tuple[str, ...] = ()
+    range: Range | None = None
+    optional: bool = False
+    words: tuple[str, ...] = ()
+    """What may stand in place of a number."""
+
+
+def split_type(kind: Any) -> FieldType:
+    """Take `Annotated`, `Literal` and `| None` apart."""
+    if get_origin(kind) in (typing.Union, types.UnionType):
+        inner, *words = [item for item in get_args(kind) if item is not type(None)]
+        optional = type(None) in get_args(kind)
+        return dataclasses.replace(
+            split_type(inner), optional=optional, words=tuple(word for kind in words for word in get_args(kind))
+        )
+    if get_origin(kind) is Annotated:
+        base, limits = get_args(kind)
+        return FieldType(base, range=limits)
+    if get_origin(kind) is Literal:
+        return FieldType(str, choices=get_args(kind))
+    return FieldType(kind)
+
+
+def flag(name: str) -> str:
+    """The option of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def check(name: str, kind: Any, value: Any) -> None:
+    """Make sure that a value is of its field's type and within its range.
+
+    Raises:
+        OptionError: If it is not.
+    """
+    form = split_type(kind)
+    if value is None and form.optional:
+        return
+    if form.words and isinstance(value, str) and value in form.words:
+        return
+    numeric = form.base is float and isinstance(value, int) and not isinstance(value, bool)
+    if not numeric and type(value) is not form.base:
+        raise OptionError(f"{flag(name)}: {value!r} is not {'an' if form.base is int else 'a'} {form.base.__name__}.")
+    if form.choices and value not in form.choices:
+        raise OptionError(f"{flag(name)}: {value!r} is none of {', '.join(form.choices)}.")
+    if form.range and not form.range.holds(value):
+        raise OptionError(f"{flag(name)}: {value} is not {form.range}.")
+    # -inf is a value of --absent: such pairs are left out of the target.
+    if form.base is float and (math.isnan(value) or value == math.inf):
+        raise OptionError(f"{flag(name)}: {value} is not a finite number.")
+
+
+def to_toml(value: Any) -> str:
+    """Write a value as TOML."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    # A JSON string is a TOML basic string, once DEL is escaped, which JSON leaves alone.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if isinstance(value, str) else repr(value)

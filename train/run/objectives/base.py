@@ -1,0 +1,129 @@
+"""What an objective is: a model and the loss of a step, registered by its name.
+
+Shape letters: B samples in a batch, b of them this process's, D width of the projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from graphbuild.errors import OptionError
+from graphbuild.torch.gather import gather
+from graphbuild.torch.losses import tile_size
+from train.config import TrainConfig
+from train.data.base import Int64
+from train.data.prepare import TrainingData
+from train.model.encoders import Encoder
+from train.run.distributed import Ranks
+from train.run.targets import Split
+
+
+class Loss(NamedTuple):
+    """A loss, and what is known of its target; None where that has no meaning."""
+
+    loss: Tensor
+    """A scalar with a gradient."""
+    own_view_mass: Tensor | None = None
+    target_entropy: Tensor | None = None
+    kl: Tensor | None = None
+    """KL(target || learned), nats."""
+
+
+class Outcome(NamedTuple):
+    """A loss, and the unit vectors that it was taken of, without their gradient."""
+
+    soft: Loss
+    first_bD: Tensor
+    """One view of each of this process's samples."""
+    second_bD: Tensor
+    """The other view, or the text."""
+    parts: dict[str, Tensor] = {}  # noqa: RUF012 - never changed
+    """What the loss is made of, for the log."""
+
+
+class Learner(Protocol):
+    """A model and its loss."""
+
+    module: nn.Module
+    """Everything that is trained."""
+    encoder: Encoder
+    """The part of it that encodes images."""
+    views: int
+    """Of each image."""
+    note: str
+    """What a user should know about it, in one line; empty if nothing."""
+
+    def target(self, samples_B: Int64, epoch: int) -> Any:
+        """What the loss of a batch needs besides its images: of all samples, whichever process has which."""
+
+    def loss(self, encode: nn.Module, views: Tensor, target: Any) -> Outcome:
+        """Take the loss of this process's anchors; `encode` is `module`, perhaps wrapped."""
+
+    def read_ahead(self, samples_B: Int64, epoch: int) -> None:
+        """Begin to read what the next batch needs; only a hint."""
+
+    def measures(self, target: Any, outcome: Outcome, *, with_kl: bool) -> dict[str, Tensor | None]:
+        """Measure a batch, over this process's samples; None where a figure has no meaning."""
+
+
+Maker = Callable[[TrainConfig, TrainingData, Encoder, torch.device, Ranks], Learner]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Needs:
+    """What an objective asks of the data, beside images."""
+
+    graph: str = ""
+    """What a graph is for; empty where it can do without."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    make: Maker
+    needs: Needs = field(default_factory=Needs)
+
+
+_REGISTERED: dict[str, _Entry] = {}
+
+
+def register(*names: str, needs: Needs = Needs()) -> Callable[[Any], Any]:
+    """Make a learner known by the values of --objective."""
+
+    def enter(make: Any) -> Any:
+        _REGISTERED.update(dict.fromkeys(names, _Entry(make, needs)))
+        return make
+
+    return enter
+
+
+def registered() -> dict[str, Needs]:
+    """Return what each objective needs."""
+    return {name: entry.needs for name, entry in _REGISTERED.items()}
+
+
+def make_learner(config: TrainConfig, data: TrainingData, encoder: Encoder, device: torch.device, ranks: Ranks) -> Learner:
+    """The learner of a configuration.
+
+    Raises:
+        UserError: If the data lack what it needs.
+    """
+    entry = _REGISTERED[config.objective]
+    if entry.needs.graph and (data.graph is None or data.joined is None):
+        raise OptionError(f"{config.objective} needs a graph, for {entry.needs.graph}: name it with --graph-dir.")
+    return entry.make(config, data, encoder, device, ranks)
+
+
+def split_of(config: TrainConfig, ranks: Ranks) -> Split:
+    """Which anchors of a batch are this process's, and how many of them the loss takes at a time."""
+    shared = gather if ranks.count > 1 else None
+    return Split(ranks.part(config.batch_size), tile_size(config.loss_tile, config.batch_size), shared)
+
+
+def autocast(config: TrainConfig, views: Tensor) -> torch.autocast:
+    """Return the context that the encoder computes in."""
+    return torch.autocast(views.device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16")

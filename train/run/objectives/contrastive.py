@@ -1,0 +1,123 @@
+"""X-CLR, SimCLR and SupCon: two views of each image, one loss, three targets, and six ways to weigh the denominator.
+
+Shape letters: B samples in a batch, b of them this process's, D width of the projection.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from graphbuild.torch.blocks import Target
+from graphbuild.torch.losses import LogitScale
+from graphbuild.torch.modules import two_view_loss
+from graphbuild.torch.repulsion import ByGraph, Decoupled, Hard, Mixed, Repulsion, draw_mixtures
+from train.config import TrainConfig
+from train.data.base import Int64
+from train.data.prepare import TrainingData
+from train.model.encoders import Encoder
+from train.run.distributed import Ranks
+from train.run.objectives.base import Loss, Outcome, autocast, register, split_of
+from train.run.targets import TargetMaker, make_graph_target, make_target, measures
+from train.run.temperature import settle_tau_s
+from train.run.watch import sphere_figures
+
+
+class Sides(NamedTuple):
+    """Whom the samples of a batch are drawn to, and whom they are pushed from."""
+
+    positives: Target
+    repulsion: Repulsion | None
+
+
+class Views(nn.Module):
+    """An encoder, and the scale of its similarities where that is learned."""
+
+    def __init__(self, encoder: Encoder, scale: LogitScale) -> None:
+        super().__init__()
+        self.encoder, self.scale = encoder, scale
+
+    def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit vectors, (n, D), and what their cosines are multiplied with."""
+        return self.encoder(views), self.scale()
+
+
+@register("xclr", "simclr", "supcon")
+class Contrastive:
+    """The soft cross-entropy of a target, with weights in the denominator."""
+
+    views = 2
+
+    def __init__(self, config: TrainConfig, data: TrainingData, encoder: Encoder, device: torch.device, ranks: Ranks) -> None:
+        """Open the targets.
+
+        Raises:
+            UserError: If the data lack what they need.
+        """
+        config, told = settle_tau_s(config, data, device)
+        self._config, self._split = config, split_of(config, ranks)
+        self._positives = make_target(config, data, device, self._split)
+        self._repelled: TargetMaker | None = None
+        shaped = bool(config.own_weight) or config.min_similarity is not None
+        if config.negatives == "graph" and (config.objective != "xclr" or shaped):
+            # What the texts say, before the options of the target.
+            plain = replace(config, own_weight=0.0, min_similarity=None, kl_every=0)
+            self._repelled = make_graph_target(plain, data, device, self._split)
+        self._learned = config.tau == "learned"
+        self.module: nn.Module = Views(encoder, LogitScale().to(device)) if self._learned else encoder
+        self.encoder, self.note = encoder, "; ".join(filter(None, (self._positives.note, told)))
+
+    def target(self, samples_B: Int64, epoch: int) -> Sides:
+        """G, by rows, and the weights."""
+        positives = self._positives.target(samples_B, epoch)
+        return Sides(positives, self._repulsion(samples_B, epoch))
+
+    def loss(self, encode: nn.Module, views: Tensor, target: Sides) -> Outcome:
+        """Take the loss of this process's views against those of all."""
+        config, parts = self._config, {}
+        with autocast(config, views):
+            own = encode(views)
+        if self._learned:
+            own, scale = own
+            # The product of two vectors has the scale once.
+            z, tau, parts["tau"] = own * scale.sqrt(), 1.0, 1 / scale.detach()
+        else:
+            z, tau = own, float(config.tau)
+        soft = two_view_loss(
+            z, target.positives, tau=tau, tau_s=float(config.tau_s), tile=self._split.tile, repulsion=target.repulsion
+        )
+        # With weights the loss is no cross-entropy.
+        kl = soft.kl if target.repulsion is None else None
+        first, second = own.detach().chunk(2)
+        return Outcome(Loss(soft.loss, soft.own_view_mass, soft.target_entropy, kl), first, second, parts)
+
+    def read_ahead(self, samples_B: Int64, epoch: int) -> None:
+        """Rows of the graph."""
+        for maker in (self._positives, self._repelled):
+            if maker is not None:
+                maker.read_ahead(samples_B, epoch)
+
+    def measures(self, target: Sides, outcome: Outcome, *, with_kl: bool) -> dict[str, Tensor | None]:
+        """Measure stored neighbours per anchor, KL(dense || assembled), and how the two views lie on the sphere."""
+        found = measures(target.positives, self._split, with_kl=with_kl)
+        return {**found, **sphere_figures(outcome.first_bD, outcome.second_bD), **outcome.parts}
+
+    def _repulsion(self, samples_B: Int64, epoch: int) -> Repulsion | None:
+        config = self._config
+        if config.negatives == "hard":
+            return Hard(config.beta, config.prior)
+        if config.negatives == "graph":
+            return ByGraph(self._repelled.target(samples_B, epoch) if self._repelled else None)
+        if config.negatives == "mixed":
+            # Drawn by the batch: the same for all processes, and for a run that goes on.
+            seed = zlib.crc32(np.array([config.seed, epoch, *samples_B], np.int64).tobytes())
+            draws = draw_mixtures(len(samples_B), hardest=config.hardest, mixtures=config.mixtures, seed=seed)
+            return Mixed(config.hardest, draws)
+        if config.negatives == "uniform":
+            return None
+        return Decoupled(config.dclw_sigma if config.negatives == "decoupled-weighted" else None)
