@@ -73,6 +73,8 @@ class SourceOptions:
     """Names of the columns of files that have no header."""
     skip_broken: bool = False
     """Rows that cannot be read are counted and listed, and are no error."""
+    vector_column: str | None = None
+    """Of files of vectors; None: the only one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from graphbuild.datasets.base import OpenSource, SourceOptions
 from graphbuild.datasets.formats.files import is_url
+from graphbuild.datasets.formats.vectors import NAME as VECTORS
 from graphbuild.datasets.registry import NAMES, get_source
 from graphbuild.datasets.templates import read_templates
 from graphbuild.embed.config import EmbedConfig, EmbedResult
@@ -20,6 +21,7 @@ from graphbuild.embed.stages import EmbedRun
 from graphbuild.embed.text.policy import describe_collapse
 from graphbuild.embed.text.stage import RepeatedIds
 from graphbuild.embed.text.table import DEFAULT_TEMPLATE, Prompts, TextPolicy
+from graphbuild.embed.vectors import VectorRun, require_vector_options
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store import schemas
 from graphbuild.store.images import Images, place_of, recorded
@@ -62,6 +64,10 @@ def build_embeddings(graph_dir: Path, config: EmbedConfig) -> EmbedResult:
 
 def _build(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> EmbedResult:
     _refuse_other_dataset(graph_dir, manifest, config)
+    require_vector_options(config)
+    if config.dataset == VECTORS:
+        given = VectorRun(graph_dir, config, manifest, _open_source(graph_dir, config), _source_options(config))
+        return _run(graph_dir, manifest, given)
     prompts = Prompts.parse(read_templates(config.templates))
     spec = find_encoder(config.encoder)
     source = _open_source(graph_dir, config)
@@ -71,6 +77,10 @@ def _build(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> EmbedRes
     if "text" not in manifest.stages:
         _look_at_first_samples(source, repeated=config.multi_caption or source.repeated_ids)
     run = EmbedRun(graph_dir, config, manifest, source, policy, prompts, _settle_precision(manifest, spec, config.precision))
+    return _run(graph_dir, manifest, run)
+
+
+def _run(graph_dir: Path, manifest: Manifest, run: EmbedRun | VectorRun) -> EmbedResult:
     built = [
         name for name, build in (("text", run.text), ("lookup", run.lookup), ("embed", run.embed), ("index", run.index)) if build()
     ]
@@ -124,19 +134,23 @@ def _open_source(graph_dir: Path, config: EmbedConfig) -> OpenSource:
     if config.definitions is not None and not source.info.by_wnid:
         having = " and ".join(name for name in NAMES if get_source(name).info.by_wnid)
         raise OptionError(f"--definitions: data set {config.dataset!r} names no classes by wnid, as {having} do. Leave it out.")
-    keep = tuple(dict.fromkeys(name.strip() for name in config.keep_columns))
-    options = SourceOptions(
-        sources=config.sources,
-        caption_column=config.caption_column,
-        id_column=config.id_column,
-        keep_columns=keep,
-        definitions=config.definitions,
-        columns=config.columns,
-        skip_broken=config.skip_broken,
-    )
+    options = _source_options(config)
     source.prepare(options, graph_dir)
     opened = source.open(options, graph_dir)
     return opened if config.images is None else replace(opened, images=_place_images(opened, Path(config.images), graph_dir))
+
+
+def _source_options(config: EmbedConfig) -> SourceOptions:
+    return SourceOptions(
+        sources=config.sources,
+        caption_column=config.caption_column,
+        id_column=config.id_column,
+        keep_columns=tuple(dict.fromkeys(name.strip() for name in config.keep_columns)),
+        definitions=config.definitions,
+        columns=config.columns,
+        skip_broken=config.skip_broken,
+        vector_column=config.vector_column,
+    )
 
 
 def _place_images(source: OpenSource, folder: Path, graph_dir: Path) -> Images:

@@ -38,6 +38,8 @@ class EmbedConfig:
     """Folder of the pictures, whose paths below it are the sample ids."""
     skip_broken: bool = False
     """Rows that cannot be read are counted and listed, and are no error."""
+    vector_column: str | None = None
+    """Of data set `vectors`; None: the only column of vectors."""
     templates: tuple[str, ...] = ()
     """Prompts for class names; several are averaged."""
     definitions: str | None = None

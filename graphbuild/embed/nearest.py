@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graphbuild.datasets.formats.vectors import NAME as VECTORS
 from graphbuild.embed.encoder_files import EncoderSpec, comes_with_the_program, find_encoder
 from graphbuild.embed.text.table import TextPolicy
 from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError
@@ -191,6 +192,12 @@ class NearestTexts:
 def _graph_encoder(graph_dir: Path, manifest: Manifest, named: str | None) -> EncoderSpec:
     """The encoder that a graph was built with; one that needs files is looked for only where the user named it."""
     recorded = manifest.encoder
+    if manifest.dataset.get("name") == VECTORS:
+        raise OptionError(
+            f"{graph_dir}: was made from given vectors, so there is no encoder for other texts. Give a text that it holds "
+            "(a sample id, or a caption where a column of them was named), or --id, and at most as many neighbours as "
+            "`graphbuild knn` stored."
+        )
     name = named or recorded["name"]
     if named is None and not comes_with_the_program(name):
         raise OptionError(

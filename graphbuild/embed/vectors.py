@@ -1,0 +1,195 @@
+"""A graph of vectors that were made elsewhere: ids, texts and embeddings in, the stages of `embed` out. No encoder is run.
+
+Shape letters: N samples, n of a block or shard, D vector width. Every sample is a text of its own, in the order of the files.
+Held in memory are one shard and 8 bytes for each sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from graphbuild.datasets.base import OpenSource, SourceOptions
+from graphbuild.datasets.formats.vectors import NAME, find_vectors
+from graphbuild.embed.config import EmbedConfig
+from graphbuild.embed.index import build_index
+from graphbuild.errors import OptionError, SourceError, redact
+from graphbuild.store import schemas
+from graphbuild.store.counts import write_counts
+from graphbuild.store.files import Receipt, digest_json, finished, write_parquet
+from graphbuild.store.hashes import hash_string, hash_strings
+from graphbuild.store.lookup import build_lookup
+from graphbuild.store.manifest import Manifest
+from graphbuild.store.stage import Made, run_stage
+from graphbuild.store.tables import read_parquet
+from graphbuild.system.progress import progress
+
+_NOT_FOR_VECTORS = ("templates", "definitions", "replacements", "multi_caption", "images", "append", "skip_broken")
+
+
+def require_vector_options(config: EmbedConfig) -> None:
+    """Refuse options of captions and encoders where the vectors are there already, and --vector-column elsewhere.
+
+    Raises:
+        OptionError: Naming the option.
+    """
+    if config.dataset != NAME:
+        if config.vector_column is not None:
+            raise OptionError(
+                f"--vector-column is for --dataset {NAME}; {config.dataset!r} is embedded by an encoder. Leave it out."
+            )
+        return
+    default = EmbedConfig(dataset=NAME)
+    for name in (*_NOT_FOR_VECTORS, "encoder", "precision"):
+        if getattr(config, name) != getattr(default, name):
+            option = {"templates": "template", "replacements": "replace"}.get(name, name.replace("_", "-"))
+            raise OptionError(f"--{option} does not apply to --dataset {NAME}: the vectors are taken as they are. Leave it out.")
+
+
+class VectorRun:
+    """One call of `build_embeddings` for vectors that exist: the same four stages."""
+
+    def __init__(
+        self, graph_dir: Path, config: EmbedConfig, manifest: Manifest, source: OpenSource, options: SourceOptions
+    ) -> None:
+        self._graph_dir, self._config, self._manifest, self._source = graph_dir, config, manifest, source
+        self._parts = find_vectors(options)
+        self._digest = digest_json({file.name: file.digest for file in source.files})
+
+    def text(self) -> bool:
+        """Texts, counts and samples: one text a vector, which is its caption, or its id."""
+        config = {
+            "dataset": NAME,
+            "caption_column": self._source.caption_column,
+            "id_column": self._source.id_column,
+            "keep_columns": self._source.keep_schema.names,
+            "shard_size": self._config.shard_size,
+        }
+        inputs = {file.name: file.digest for file in self._source.files}
+        overwrite = self._config.overwrite
+        return run_stage(self._graph_dir, self._manifest, "text", config, inputs, self._write_texts, overwrite=overwrite)
+
+    def _write_texts(self, key: str) -> Made:
+        receipts: list[Receipt] = []
+        hashes: list[NDArray[np.uint64]] = []
+        sizes: list[int] = []
+        for index, table in enumerate(self._shards()):
+            start, count = sum(sizes), table.num_rows
+            ids = pa.array(np.arange(start, start + count, dtype=np.int32))
+            own_n = hash_strings(table[schemas.SAMPLE_ID].to_pylist())
+            # Of the id: captions may repeat, and each vector keeps its own text.
+            texts = pa.table([ids, table[schemas.TEXT], pa.array(own_n)], schema=schemas.TEXTS_SCHEMA)
+            kept = table.drop_columns([schemas.SAMPLE_ID, schemas.TEXT])
+            schema = pa.schema([*schemas.SAMPLES_SCHEMA, *kept.schema])
+            samples = pa.table([table[schemas.SAMPLE_ID], pa.array(own_n), ids, *kept.columns], schema=schema)
+            receipts += [self._write(schemas.TEXTS, index, texts, key), self._write(schemas.SAMPLES, index, samples, key)]
+            sizes.append(count)
+            hashes.append(own_n)
+        self._require_distinct(np.concatenate(hashes))
+        total = sum(sizes)
+        ones_N = np.ones(total, np.int32)
+        receipts += write_counts(self._graph_dir, sizes, ones_N, ones_N, key=key)
+        self._manifest.dataset, self._manifest.encoder = self._describe_dataset(), self._describe_vectors()
+        self._manifest.shard_size = self._config.shard_size
+        self._manifest.counts = {"samples": total, "captions": total, "texts": total, "duplicate_captions": 0}
+        return Made(receipts)
+
+    def _shards(self) -> Iterator[pa.Table]:
+        """Sample id, text and kept columns, a shard at a time."""
+        size, pending = self._config.shard_size, None
+        for batch in self._source.read():
+            texts = pa.array([caption for (caption,) in batch.captions], pa.string())
+            columns = [pa.array(batch.sample_ids, pa.string()), texts, *batch.kept.columns]
+            table = pa.table(dict(zip([schemas.SAMPLE_ID, schemas.TEXT, *self._source.keep_schema.names], columns, strict=True)))
+            pending = table if pending is None else pa.concat_tables([pending, table])
+            while pending.num_rows >= size:
+                yield pending.slice(0, size).combine_chunks()
+                pending = pending.slice(size)
+        if pending is not None and pending.num_rows:
+            yield pending.combine_chunks()
+
+    def _require_distinct(self, hashes_N: NDArray[np.uint64]) -> None:
+        ordered = np.sort(hashes_N)
+        twice = set(np.unique(ordered[1:][ordered[1:] == ordered[:-1]]).tolist())
+        if not twice:
+            return
+        places: dict[str, str] = {}
+        # A second pass finds the places, for only hashes were kept.
+        for batch in self._source.read():
+            for row, sample_id in enumerate(batch.sample_ids):
+                if hash_string(sample_id) in twice and sample_id in places:
+                    raise SourceError(
+                        f"sample id {sample_id!r} comes twice, at {places[sample_id]} and {batch.place(row)}. "
+                        "Choose another --id-column, or leave one of the rows out."
+                    )
+                places |= {sample_id: batch.place(row)} if hash_string(sample_id) in twice else {}
+
+    def _describe_dataset(self) -> dict[str, Any]:
+        return {
+            "name": NAME,
+            "sources": [redact(source) for source in self._config.sources],
+            "files": [asdict(file) for file in self._source.files],
+            "caption_column": self._source.caption_column,
+            "id_column": self._source.id_column,
+            "keep_columns": self._source.keep_schema.names,
+            "images": None,
+        }
+
+    def _describe_vectors(self) -> dict[str, Any]:
+        """What stands in the place of an encoder."""
+        first = self._parts[0].vectors
+        return {"name": NAME, "revision": None, "sha256": self._digest, "dim": first.width, "max_tokens": 0, "precision": "float16"}
+
+    def lookup(self) -> bool:
+        """Samples by id."""
+        return build_lookup(self._graph_dir, self._manifest)
+
+    def embed(self) -> bool:
+        """The vectors, normalised and then rounded to float16."""
+        columns = [part.vectors.column for part in self._parts]
+        config = {"vectors": self._digest, "columns": sorted(set(columns)), "shard_size": self._config.shard_size}
+        inputs = self._manifest.column_digests("text", (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH), folder=schemas.TEXTS)
+        overwrite = self._config.overwrite
+
+        def work(key: str) -> Made:
+            self._manifest.encoder = self._describe_vectors()
+            return Made(self._write_embeddings(key))
+
+        return run_stage(self._graph_dir, self._manifest, "embed", config, inputs, work, overwrite=overwrite)
+
+    def _write_embeddings(self, key: str) -> list[Receipt]:
+        dim, receipts, blocks = self._parts[0].vectors.width, [], self._blocks()
+        schema, rest_nD = schemas.embeddings_schema(dim), np.empty((0, dim), np.float16)
+        with progress("taking vectors", self._manifest.counts["texts"], unit="vectors") as meter:
+            for shard in self._manifest.ranges("text", schemas.TEXTS):
+                vectors_nD, filled = np.empty((len(shard), dim), np.float16), 0
+                while filled < len(shard):
+                    block_nD = rest_nD if len(rest_nD) else next(blocks)
+                    taken = min(len(block_nD), len(shard) - filled)
+                    vectors_nD[filled : filled + taken], rest_nD = block_nD[:taken], block_nD[taken:]
+                    filled += taken
+                texts = read_parquet(self._graph_dir / schemas.part_name(schemas.TEXTS, shard.index))
+                embedding = pa.FixedSizeListArray.from_arrays(
+                    pa.array(vectors_nD.ravel()), type=schema.field(schemas.EMBEDDING).type
+                )
+                table = pa.table([texts[schemas.TEXT_ID], texts[schemas.TEXT_HASH], embedding], schema=schema)
+                receipts.append(self._write(schemas.EMBEDDINGS, shard.index, table, key))
+                meter.advance(len(shard))
+        return receipts
+
+    def _blocks(self) -> Iterator[NDArray[np.float16]]:
+        return (block_nD.astype(np.float16) for part in self._parts for block_nD in part.vectors.blocks())
+
+    def _write(self, folder: str, index: int, table: pa.Table, key: str) -> Receipt:
+        name = schemas.part_name(folder, index)
+        return finished(self._graph_dir, name, key=key) or write_parquet(self._graph_dir, name, table, key=key)
+
+    def index(self) -> bool:
+        """The FAISS index of all vectors."""
+        return build_index(self._graph_dir, self._manifest, overwrite=True)

@@ -1,0 +1,196 @@
+"""Graphs of vectors that exist: Parquet, .npy beside metadata, safetensors; against brute force, and with bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from graphbuild.embed.build import build_embeddings
+from graphbuild.embed.config import EmbedConfig, EmbedResult
+from graphbuild.embed.nearest import nearest_texts
+from graphbuild.errors import OptionError, SourceError
+from graphbuild.knn.config import KnnConfig
+from graphbuild.knn.stage import build_knn
+from graphbuild.quality.verify import verify_graph
+from graphbuild.store.embeddings import load_embeddings
+from graphbuild.store.graph import Graph
+
+WIDTH = 8
+
+
+def _vectors(count: int = 40, width: int = WIDTH, seed: int = 0) -> NDArray[np.float32]:
+    return 3 * np.random.default_rng(seed).standard_normal((count, width)).astype(np.float32)
+
+
+def _column(vectors_ND: NDArray[Any], kind: str = "list") -> pa.Array:
+    flat, (count, width) = pa.array(vectors_ND.reshape(-1)), vectors_ND.shape
+    if kind == "list":
+        return pa.ListArray.from_arrays(pa.array(np.arange(0, count * width + 1, width, dtype=np.int32)), flat)
+    if kind == "fixed":
+        return pa.FixedSizeListArray.from_arrays(flat, width)
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(vectors_ND)
+
+
+def _parquet(path: Path, vectors_ND: NDArray[Any], kind: str = "list", first: int = 0, **columns: Any) -> Path:
+    ids = [f"item-{first + i}" for i in range(len(vectors_ND))]
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"key": ids, "emb": _column(vectors_ND, kind), **columns}), path)
+    return path
+
+
+def _embed(graph_dir: Path, *sources: Path, **options: Any) -> EmbedResult:
+    return build_embeddings(graph_dir, EmbedConfig(dataset="vectors", sources=tuple(map(str, sources)), **options))
+
+
+def _unit(vectors_ND: NDArray[Any]) -> NDArray[np.float16]:
+    wide_ND = vectors_ND.astype(np.float64)
+    return (wide_ND / np.linalg.norm(wide_ND, axis=1, keepdims=True)).astype(np.float16)
+
+
+@pytest.mark.parametrize("kind", ["list", "fixed", "tensor"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_parquet_columns_of_every_kind_give_the_normalised_vectors(tmp_path: Path, kind: str, dtype: Any) -> None:
+    vectors = _vectors().astype(dtype)
+    _embed(tmp_path / "g", _parquet(tmp_path / "v.parquet", vectors, kind), vector_column="emb", id_column="key", shard_size=16)
+    assert np.array_equal(load_embeddings(tmp_path / "g"), _unit(vectors))
+
+
+def test_folder_of_clip_retrieval_takes_image_vectors_and_their_metadata(tmp_path: Path) -> None:
+    data = tmp_path / "laion"
+    for folder in ("img_emb", "text_emb", "metadata"):
+        (data / folder).mkdir(parents=True)
+    for number in range(2):
+        np.save(data / "img_emb" / f"img_emb_{number}.npy", _vectors(seed=number).astype(np.float16))
+        np.save(data / "text_emb" / f"text_emb_{number}.npy", _vectors(seed=9))
+        table = {
+            "key": [f"{number}-{i}" for i in range(40)],
+            "caption": [f"picture {i}" for i in range(40)],
+            "width": list(range(40)),
+        }
+        pq.write_table(pa.table(table), data / "metadata" / f"metadata_{number}.parquet")
+    _embed(tmp_path / "g", data, id_column="key", caption_column="caption", keep_columns=("width",))
+    assert np.array_equal(
+        load_embeddings(tmp_path / "g"), _unit(np.concatenate([_vectors(seed=s).astype(np.float16) for s in (0, 1)]))
+    )
+    samples = pq.read_table(tmp_path / "g" / "samples" / "part-00000.parquet")
+    assert samples["sample_id"].to_pylist() == [f"{n}-{i}" for n in range(2) for i in range(40)]
+    assert samples["width"].to_pylist() == [*range(40), *range(40)]
+    texts = pq.read_table(tmp_path / "g" / "texts" / "part-00000.parquet")["text"].to_pylist()
+    assert texts == [f"picture {i}" for i in range(40)] * 2
+
+
+def test_npy_and_safetensors_without_ids_are_named_by_file_and_row(tmp_path: Path) -> None:
+    vectors = _vectors(5)
+    np.save(tmp_path / "a.npy", vectors)
+    save_file({"image": vectors, "scale": np.ones(3, np.float32)}, tmp_path / "b.safetensors")
+    _embed(tmp_path / "g", tmp_path / "a.npy", tmp_path / "b.safetensors")
+    texts = pq.read_table(tmp_path / "g" / "texts" / "part-00000.parquet")["text"].to_pylist()
+    assert texts == [f"a.npy:{i}" for i in range(5)] + [f"b.safetensors:{i}" for i in range(5)]
+    assert np.array_equal(load_embeddings(tmp_path / "g"), np.tile(_unit(vectors), (2, 1)))
+
+
+def test_neighbours_of_given_vectors_match_brute_force_and_verify(tmp_path: Path) -> None:
+    vectors = _vectors(60)
+    _embed(tmp_path / "g", _parquet(tmp_path / "v.parquet", vectors), id_column="key", shard_size=25)
+    build_knn(tmp_path / "g", KnnConfig(k=7, sketch_dim=4))
+    assert verify_graph(tmp_path / "g").k == 7
+    exact = _unit(vectors).astype(np.float64) @ _unit(vectors).astype(np.float64).T
+    np.fill_diagonal(exact, -2)
+    rows = Graph.open(tmp_path / "g").rows(np.arange(60))
+    assert np.array_equal(np.sort(rows.neighbor_ids), np.sort(np.argsort(-exact, axis=1)[:, :7]))
+    near = nearest_texts(tmp_path / "g", "item-3", count=4)
+    assert near.found[0].text == "item-3"
+    assert near.found[1].text_id == int(np.argmax(exact[3]))
+    with pytest.raises(OptionError, match="no encoder for other texts"):
+        nearest_texts(tmp_path / "g", "a dog")
+
+
+def test_same_vectors_again_do_nothing_and_other_files_are_refused(tmp_path: Path) -> None:
+    source = _parquet(tmp_path / "v.parquet", _vectors())
+    assert _embed(tmp_path / "g", source).built == ("text", "lookup", "embed", "index")
+    assert _embed(tmp_path / "g", source).built == ()
+    _parquet(tmp_path / "v.parquet", _vectors(seed=1))
+    with pytest.raises(Exception, match="--overwrite"):
+        _embed(tmp_path / "g", source)
+    _embed(tmp_path / "g", source, overwrite=True)
+    assert np.array_equal(load_embeddings(tmp_path / "g"), _unit(_vectors(seed=1)))
+
+
+def test_very_large_and_very_small_vectors_are_normalised(tmp_path: Path) -> None:
+    vectors = _vectors().astype(np.float64)
+    vectors[0] *= 1e250
+    vectors[1] *= 1e-250
+    _embed(tmp_path / "g", _parquet(tmp_path / "v.parquet", vectors))
+    assert np.array_equal(load_embeddings(tmp_path / "g"), _unit(_vectors().astype(np.float64)))
+
+
+@pytest.mark.parametrize(("value", "words"), [(0.0, "is zero"), (np.nan, "NaN or infinity"), (np.inf, "NaN or infinity")])
+def test_vector_without_a_direction_is_named_by_file_and_row(tmp_path: Path, value: float, words: str) -> None:
+    vectors = _vectors()
+    vectors[23] = value
+    np.save(tmp_path / "v.npy", vectors)
+    with pytest.raises(SourceError, match=rf"v\.npy: the vector of row 23 .*{words}"):
+        _embed(tmp_path / "g", tmp_path / "v.npy")
+
+
+def test_files_of_two_widths_are_both_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", _vectors())
+    np.save(tmp_path / "b.npy", _vectors(width=5))
+    with pytest.raises(SourceError, match=r"b\.npy: vectors are 5 wide, but those of .*a\.npy 8"):
+        _embed(tmp_path / "g", tmp_path)
+
+
+def test_lists_of_unequal_length_are_named_by_row(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"emb": [[1.0, 2.0], [1.0, 2.0], [1.0]]}), tmp_path / "v.parquet")
+    with pytest.raises(SourceError, match=r"v\.parquet: the vector of row 2 in column 'emb' is 1 wide, not 2"):
+        _embed(tmp_path / "g", tmp_path / "v.parquet")
+
+
+@pytest.mark.parametrize(("rows", "words"), [([[1.0], None], "row 1 has no vector"), ([[1.0], [None]], "row 1 .*empty place")])
+def test_missing_vectors_and_places_are_named_by_row(tmp_path: Path, rows: Any, words: str) -> None:
+    pq.write_table(pa.table({"emb": pa.array(rows, pa.list_(pa.float32()))}), tmp_path / "v.parquet")
+    with pytest.raises(SourceError, match=words):
+        _embed(tmp_path / "g", tmp_path / "v.parquet")
+
+
+def test_metadata_of_another_length_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", _vectors())
+    pq.write_table(pa.table({"key": ["a", "b"]}), tmp_path / "v.parquet")
+    with pytest.raises(SourceError, match=r"v\.npy: holds 40 vectors, but .*v\.parquet has 2 rows"):
+        _embed(tmp_path / "g", tmp_path, id_column="key")
+
+
+def test_object_arrays_are_never_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.array([[1.0], "a"], dtype=object), allow_pickle=True)
+    with pytest.raises(SourceError, match="Python objects, which are never unpickled"):
+        _embed(tmp_path / "g", tmp_path / "v.npy")
+
+
+def test_id_that_comes_twice_is_named_with_both_places(tmp_path: Path) -> None:
+    _parquet(tmp_path / "a.parquet", _vectors())
+    _parquet(tmp_path / "b.parquet", _vectors(), first=39)
+    with pytest.raises(SourceError, match=r"'item-39' comes twice, at a\.parquet:39 and b\.parquet:0"):
+        _embed(tmp_path / "g", tmp_path / "a.parquet", tmp_path / "b.parquet", id_column="key")
+
+
+def test_options_of_encoders_are_refused_for_vectors(tmp_path: Path) -> None:
+    source = _parquet(tmp_path / "v.parquet", _vectors())
+    with pytest.raises(OptionError, match="--template does not apply"):
+        _embed(tmp_path / "g", source, templates=("a photo of a {}",))
+    with pytest.raises(OptionError, match="--vector-column is for --dataset vectors"):
+        build_embeddings(tmp_path / "g", EmbedConfig(dataset="scenes", vector_column="emb"))
+
+
+def test_column_that_is_missing_or_holds_no_vectors_is_an_error(tmp_path: Path) -> None:
+    source = _parquet(tmp_path / "v.parquet", _vectors())
+    with pytest.raises(SourceError, match="no column 'vec'; the columns are: key, emb"):
+        _embed(tmp_path / "g", source, vector_column="vec")
+    with pytest.raises(SourceError, match="holds string, not lists"):
+        _embed(tmp_path / "g", source, vector_column="key")
