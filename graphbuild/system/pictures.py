@@ -19,6 +19,7 @@ MOST_PIXELS = 1 << 27
 """134 million: 400 MB as RGB."""
 _ORIENTATION = 0x0112
 _UPRIGHT = 1
+_SIDEWAYS = (5, 6, 7, 8)
 _DEEPEST = 0xFFFF
 
 # What is too large is refused here, by our own limit.
@@ -54,6 +55,23 @@ def open_picture(content: bytes | npt.NDArray[np.uint8] | None) -> Image.Image:
     if image.width * image.height > MOST_PIXELS:
         raise UnreadablePicture(f"{image.width:,} x {image.height:,} pixels, more than {MOST_PIXELS:,} in all")
     return image
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return height and width of a picture as `to_rgb` turns it, from its header.
+
+    Args:
+        image: What `open_picture` returned.
+
+    Raises:
+        UnreadablePicture: If its EXIF data are damaged.
+    """
+    try:
+        sideways = image.getexif().get(_ORIENTATION, _UPRIGHT) in _SIDEWAYS
+    # Pillow raises SyntaxError, struct.error and others on damaged EXIF data.
+    except Exception as error:
+        raise UnreadablePicture(str(error) or type(error).__name__) from error
+    return (image.width, image.height) if sideways else (image.height, image.width)
 
 
 def to_rgb(image: Image.Image, *, at_least: int | None = None) -> Image.Image:

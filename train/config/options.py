@@ -27,6 +27,7 @@ PositivesName = Literal["own", "graph"]
 TeacherName = Literal["graph", "embeddings"]
 BatchesName = Literal["random", "neighbors"]
 SymmetrizeName = Literal["union", "mutual"]
+CropFrom = Literal["auto", "held", "original"]
 OnDeviceName = Literal["auto", "yes", "no"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Positive = Annotated[int, Range(1)]
@@ -75,6 +76,8 @@ class TrainConfig:
     """Height and width of a view in pixels."""
     load_size: Count = 0
     """Height and width at which images are held; 0 chooses by the images, between one and two view sizes."""
+    crop_from: CropFrom = "auto"
+    """What views are cut from: images held at --load-size, or originals, decoded for each batch (auto: by --cache-gb)."""
     batch_size: Annotated[int, Range(2)] = 256
     """Images a step; each gives two views."""
     batches: BatchesName = "random"

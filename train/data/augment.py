@@ -107,7 +107,8 @@ class Augmenter:
         """Both views of a batch, or one.
 
         Args:
-            pixels: uint8, (n, 3, L, L), on the device where the views are wanted.
+            pixels: uint8, (n, 3, L, L), on the device where the views are wanted; or crops, (n, count, 3, S, S), which are not
+                cropped again.
             sizes: Height and width of the originals, on the CPU; (n, 2).
             seed: The run's seed.
             epoch: Epoch number.
@@ -121,27 +122,35 @@ class Augmenter:
         generator = seeded(seed, epoch, step, *([rank] if rank else []))
         views = torch.empty((count * len(pixels), 3, self.size, self.size), device=pixels.device)
         views = views.contiguous(memory_format=torch.channels_last)
-        for view in torch.split(views, len(pixels)):
-            self._fill(view, pixels, sizes, generator)
+        cut = pixels.ndim == 5
+        for number, view in enumerate(torch.split(views, len(pixels))):
+            self._fill(view, pixels[:, number] if cut else pixels, None if cut else sizes, generator)
         return views
 
-    def _fill(self, out: Tensor, pixels: Tensor, sizes: Tensor, generator: torch.Generator) -> None:
-        """Write one view of every image."""
+    def _fill(self, out: Tensor, pixels: Tensor, sizes: Tensor | None, generator: torch.Generator) -> None:
+        """Write one view of every image; without sizes, the images are crops already."""
         count = len(pixels)
-        boxes, flips, colours = centre_boxes(sizes), torch.zeros(count, dtype=torch.bool), None
+        boxes, flips, colours = self._boxes(sizes, generator), torch.zeros(count, dtype=torch.bool), None
         if self.name != "none":
-            boxes = random_boxes(sizes, generator, scale=(self.crop_min, 1.0))
             flips = torch.rand(count, generator=generator) < 0.5
         if self.name == "simclr":
             colours = Colours.draw(count, self.size, generator, strength=self.color_strength)
         for which in _chunks(pixels, self.size):
             images = pixels[which].float().div_(255)
-            view = resized_crop(images, boxes[which], sizes[which], self.size, flips=flips[which])
+            if sizes is None or boxes is None:
+                view = torch.where(_spread(flips[which], images), images.flip(3), images)
+            else:
+                view = resized_crop(images, boxes[which], sizes[which], self.size, flips=flips[which])
             out[which] = normalise(colours.part(which).apply(view)) if colours else view
         if self.name == "autoaugment":
             out.copy_(_auto_augment(out, generator))
         if colours is None:
             out.copy_(normalise(out))
+
+    def _boxes(self, sizes: Tensor | None, generator: torch.Generator) -> Tensor | None:
+        if sizes is None:
+            return None
+        return centre_boxes(sizes) if self.name == "none" else random_boxes(sizes, generator, scale=(self.crop_min, 1.0))
 
 
 def _chunks(pixels: Tensor, size: int) -> list[slice]:

@@ -17,17 +17,18 @@ from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import find_graph_dir
 from graphbuild.system.inputs import PARQUET, SHARDS, list_files, suffix_of
 from graphbuild.system.progress import say
-from train.config import TrainConfig
+from train.config import CropFrom, TrainConfig
 from train.data.base import ImageSource, Int64, Labels, encode_labels
+from train.data.crops import Crops
 from train.data.held_out import held_out_mask
 from train.data.join import Joined, join
 from train.data.prefetch import read_ahead
 from train.data.sources import open_images, recorded_images
-from train.data.store import CorruptImages, ImageBatch, ImageStore, choose_load_size
+from train.data.store import CorruptImages, ImageBatch, ImageStore, choose_load_size, held_bytes
 from train.data.subset import Subset
 from train.data.tar import MappedIds
 
-DATA_FIELDS = ("graph_dir", "data", "image_column", "id_column", "val_ids", "load_size")
+DATA_FIELDS = ("graph_dir", "data", "image_column", "id_column", "val_ids", "load_size", "crop_from")
 """Fields of a configuration that prepared data decide."""
 
 
@@ -64,13 +65,13 @@ class TrainingData:
         """Texts of the samples, where the run has a graph."""
         return self.opened.joined
 
-    def batches(self, wanted: Iterator[tuple[Int64, Iterable[Int64]]]) -> Iterator[ImageBatch]:
+    def batches(self, wanted: Iterator[tuple[Int64, Iterable[Int64], Crops | None]]) -> Iterator[ImageBatch]:
         """Images of a sequence of batches; decoded in advance where they are not held in memory.
 
         Args:
-            wanted: The samples of each batch, and those to try in the places of what cannot be read.
+            wanted: The samples of each batch, those to try in the places of what cannot be read, and the crops to cut.
         """
-        images = (self.store.batch(rows, instead) for rows, instead in wanted)
+        images = (self.store.batch(rows, instead, crops) for rows, instead, crops in wanted)
         return images if self.store.cached else read_ahead(images)
 
     def settle(self, config: TrainConfig) -> TrainConfig:
@@ -128,6 +129,9 @@ def open_data(config: TrainConfig) -> OpenData:
     joined = join(source, graph, allow_missing=config.allow_missing) if graph else None
     if joined is not None:
         say(f"{source.name}: {joined.summary()}; {sum(left_out.values()):,} samples left out")
+    load_size = config.load_size or choose_load_size(source, config.image_size)
+    fits = held_bytes(len(source if joined is None else joined.indices), load_size) <= config.cache_gb * 1e9
+    by_size: CropFrom = "held" if fits else "original"
     settled = replace(
         config,
         graph_dir=str(graph.path) if graph else None,
@@ -135,7 +139,8 @@ def open_data(config: TrainConfig) -> OpenData:
         image_column=getattr(every, "image_column", None),
         id_column=getattr(every, "id_column", None),
         val_ids=str(Path(config.val_ids).absolute()) if config.val_ids else None,
-        load_size=config.load_size or choose_load_size(source, config.image_size),
+        load_size=load_size,
+        crop_from=by_size if config.crop_from == "auto" else config.crop_from,
     )
     return OpenData(settled, source, graph, joined, left_out)
 
@@ -171,7 +176,7 @@ def load_data(opened: OpenData) -> TrainingData:
         corrupt=corrupt,
         indices=None if opened.joined is None else opened.joined.indices,
         workers=config.workers,
-        cache_bytes=int(config.cache_gb * 1e9),
+        cache_bytes=0 if config.crop_from == "original" else int(config.cache_gb * 1e9),
     )
     if not store.cached and (note := getattr(opened.source, "random_order_note", "")):
         say(f"warning: {note}")

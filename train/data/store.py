@@ -1,6 +1,6 @@
 """Decoded images: held in memory where they fit, else decoded batch by batch in threads.
 
-Shape letters: N images, n images asked for, L height and width at which they are held.
+Shape letters: N images, n images asked for, L height and width at which they are held, V views of an image, S their size.
 An image that cannot be decoded is counted, named and left out; another takes its place where the caller names one.
 """
 
@@ -20,8 +20,11 @@ from graphbuild.system.pictures import UnreadablePicture
 from graphbuild.system.progress import progress
 from train.config import OnDeviceName
 from train.data.base import Bool, Encoded, ImageSource, Int32, Int64, UInt8, decode, short_side
+from train.data.crops import Crops
 
 Decoder = Callable[[Encoded, int], tuple[UInt8, tuple[int, int]]]
+Maker = Callable[[Encoded, int], tuple[UInt8, tuple[int, int]]]
+"""Makes what is wanted of an image's bytes and its place in the batch, and says what height and width it stands for."""
 _CHUNK = 256
 _PROBED = 64
 _SHARE_OF_FREE = 0.3
@@ -33,7 +36,7 @@ class ImageBatch:
     """Some images, in the order asked for; those that could not be read are left out, or others stand in their places."""
 
     pixels: Tensor
-    """uint8, (n, 3, L, L)."""
+    """uint8, (n, 3, L, L); (n, V, 3, S, S) where crops were asked for."""
     sizes: Tensor
     """Height and width of the originals; int32, (n, 2)."""
     rows: Int64
@@ -113,7 +116,7 @@ class ImageStore:
         self._sizes: Tensor | None = None
         self.readable: Bool = np.ones(len(self), dtype=np.bool_)
         """False for rows known to be unreadable; (N,)."""
-        if len(self) * 3 * size * size <= cache_bytes:
+        if held_bytes(len(self), size) <= cache_bytes:
             self._load_all()
 
     def __len__(self) -> int:
@@ -128,34 +131,39 @@ class ImageStore:
         """Ids of some rows."""
         return [self.source.sample_ids[self._indices[row]] for row in rows]
 
-    def batch(self, rows: Int64, instead: Iterable[Int64] | None = None) -> ImageBatch:
+    def batch(self, rows: Int64, instead: Iterable[Int64] | None = None, crops: Crops | None = None) -> ImageBatch:
         """Some images.
 
         Args:
             rows: Which; (n,).
             instead: Rows to try, one after another, in the places of images that cannot be read; (n,) each. None: such
                 images are left out, and the batch is shorter.
+            crops: Cut these from the original images, which are decoded for it. None: whole images at L x L.
 
         Raises:
             SourceError: If too many images cannot be read, or nothing is left to try.
         """
         rows = np.array(rows, dtype=np.int64)
-        pixels, sizes = self._read(rows)
+        pixels, sizes = self._read(rows, np.arange(len(rows)), crops)
         if instead is None or self.readable[rows].all():
             kept = self.readable[rows]
             return ImageBatch(*((pixels, sizes) if kept.all() else (pixels[kept], sizes[kept])), rows[kept])
         for others in instead:
             places = np.flatnonzero(~self.readable[rows])
             rows[places] = others[places]
-            pixels[places], sizes[places] = self._read(rows[places])
+            pixels[places], sizes[places] = self._read(rows[places], places, crops)
             if self.readable[rows].all():
                 return ImageBatch(pixels, sizes, rows)
         raise SourceError(f"{self.source.name}: none of the {len(self):,} images can be read. Check --data and --image-column.")
 
-    def _read(self, rows: Int64) -> tuple[Tensor, Tensor]:
-        """Pixels and sizes; of no meaning where `readable` then says that an image cannot be read."""
+    def _read(self, rows: Int64, places: Int64, crops: Crops | None) -> tuple[Tensor, Tensor]:
+        """Pixels and sizes for some places of a batch; of no meaning where `readable` then says that an image cannot be read."""
+        if crops is not None:
+            shape = (crops.views, 3, crops.size, crops.size)
+            pixels, sizes = self._decode(rows, shape, lambda item, number: crops.decode(item, int(places[number])))
+            return torch.from_numpy(pixels), torch.from_numpy(sizes)
         if self._pixels is None or self._sizes is None:
-            pixels, sizes = self._decode(rows)
+            pixels, sizes = self._decode_whole(rows)
             return torch.from_numpy(pixels), torch.from_numpy(sizes)
         chosen = torch.from_numpy(rows)
         return self._pixels[chosen.to(self._pixels.device, non_blocking=True)], self._sizes[chosen]
@@ -172,7 +180,7 @@ class ImageStore:
             ResourceError: If `yes` asks for more than there is.
         """
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-        needed = len(self) * 3 * self.size * self.size
+        needed = held_bytes(len(self), self.size)
         if choice == "yes" and self._pixels is None:
             raise OptionError(f"--images-on-device yes: decoded images take {needed / 1e9:.1f} GB. Raise --cache-gb above that.")
         if choice == "yes" and free is not None and needed > free:
@@ -192,13 +200,16 @@ class ImageStore:
         with progress("decode images", len(self), unit="images") as meter:
             for start in range(0, len(self), _CHUNK * self._workers):
                 rows = np.arange(start, min(start + _CHUNK * self._workers, len(self)))
-                pixels[rows], sizes[rows] = self._decode(rows)
+                pixels[rows], sizes[rows] = self._decode_whole(rows)
                 meter.advance(len(rows))
         self._pixels, self._sizes = torch.from_numpy(pixels), torch.from_numpy(sizes)
 
-    def _decode(self, rows: Int64) -> tuple[UInt8, Int32]:
-        """Pixels (n, 3, L, L) and original sizes (n, 2); the work is shared by the threads."""
-        pixels = np.zeros((len(rows), 3, self.size, self.size), dtype=np.uint8)
+    def _decode_whole(self, rows: Int64) -> tuple[UInt8, Int32]:
+        return self._decode(rows, (3, self.size, self.size), lambda item, _: self._decoder(item, self.size))
+
+    def _decode(self, rows: Int64, shape: tuple[int, ...], make: Maker) -> tuple[UInt8, Int32]:
+        """Pixels (n, *shape) and original sizes (n, 2); the work is shared by the threads."""
+        pixels = np.zeros((len(rows), *shape), dtype=np.uint8)
         sizes = np.ones((len(rows), 2), dtype=np.int32)
         reasons: list[str | None] = [None] * len(rows)
 
@@ -206,7 +217,7 @@ class ImageStore:
             items = self.source.encoded(self._indices[rows[positions]].tolist())
             for position, item in zip(positions, items, strict=True):
                 try:
-                    pixels[position], sizes[position] = self._decoder(item, self.size)
+                    pixels[position], sizes[position] = make(item, int(position))
                 except UnreadablePicture as error:
                     reasons[position] = str(error)
                     self.readable[rows[position]] = False
@@ -220,6 +231,11 @@ class ImageStore:
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def held_bytes(count: int, size: int) -> int:
+    """Return what so many images of three channels take in memory."""
+    return count * 3 * size * size
 
 
 def choose_load_size(source: ImageSource, image_size: int) -> int:

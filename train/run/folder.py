@@ -31,7 +31,7 @@ TRAINED, UNTRAINED = "trained", "untrained"
 _DERIVED = (EVAL_FILE, "report.html")
 _MARKS = {"objective", "model", "batch_size", "epochs", "seed", "precision"}
 """Some of what every run's configuration holds."""
-_BY_MACHINE = ("precision", "load_size", "lr")
+_BY_MACHINE = ("precision", "load_size", "crop_from", "lr")
 """What a run settles for itself where the user leaves it open; a resumed run keeps it."""
 
 
@@ -100,7 +100,9 @@ def read_run_config(run_dir: Path) -> TrainConfig:
     """
     if not (run_dir / CONFIG_FILE).exists():
         raise OptionError(f"{run_dir}: not the folder of a run (config.toml is missing). `train run` makes one.")
-    return load_config(run_dir / CONFIG_FILE, {})
+    config = load_config(run_dir / CONFIG_FILE, {})
+    # A run settles this, so its configuration is from before there was a choice.
+    return replace(config, crop_from="held") if config.crop_from == "auto" else config
 
 
 def _choose(asked: TrainConfig, settled: TrainConfig) -> RunFolder:

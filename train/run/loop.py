@@ -93,7 +93,8 @@ def train(
         try:
             if ranks.broadcast_from_main(lambda: folder.finished):
                 return finished_result(folder, _eval_command(folder, opened))
-            loaded = data or load_data(opened)
+            # A run that goes on keeps what it settled, though the machine may now have less memory for images.
+            loaded = data or load_data(replace(opened, config=replace(opened.config, crop_from=folder.config.crop_from)))
             try:
                 with ranks.main_first():
                     session = _Session(folder, loaded, ranks)

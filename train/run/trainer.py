@@ -27,6 +27,7 @@ from train.config import TrainConfig
 from train.data.augment import Augmenter
 from train.data.base import Int64
 from train.data.chunks import make_batches
+from train.data.crops import Crops
 from train.data.prepare import TrainingData
 from train.data.store import ImageBatch
 from train.model.encoders import Encoder
@@ -143,11 +144,23 @@ class Trainer:
             )
         )
 
-    def _own_part(self, batch: Batch) -> tuple[Int64, Iterator[Int64]]:
-        """This process's samples of a batch, and what to take where some cannot be read."""
+    def _own_part(self, batch: Batch) -> tuple[Int64, Iterator[Int64], Crops | None]:
+        """This process's samples of a batch, what to take where some cannot be read, and what is cut from them."""
         part = self.ranks.part(self.config.batch_size)
         own = slice(part.start, part.stop)
-        return batch.indices[own], (others[own] for others in self.batches.instead(batch))
+        return batch.indices[own], (others[own] for others in self.batches.instead(batch)), self._crops(batch)
+
+    def _crops(self, batch: Batch) -> Crops | None:
+        config = self.config
+        if config.crop_from != "original":
+            return None
+        return Crops(
+            size=config.image_size,
+            views=self.learner.views,
+            smallest=config.crop_min,
+            centred=config.augment == "none",
+            place=(config.seed, batch.epoch, batch.step, self.ranks.rank),
+        )
 
     def _train_step(self, encode: nn.Module, batch: Batch, pictures: ImageBatch, upcoming: Batch) -> StepReport:
         views = self._views(batch, pictures)
