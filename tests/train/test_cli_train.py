@@ -27,9 +27,10 @@ OPTIONS = set(
     --vicreg-covariance --vicreg-invariance --vicreg-variance
     --absent --allow-missing --augment --batch-size --batches --cache-gb --checkpoint-every --checkpoint-minutes --chunk
     --color-strength --compile --config
-    --crop-from --crop-min --data --device --epochs --graph-dir --graph-on-device --help --id-column --image-column --image-size
+    --crop-from --crop-min --data --device --epochs --fraction --graph-dir --graph-on-device --help --id-column --image-column
+    --image-size
     --images-on-device --init --json --kl-every --label-column --load-size --log-every --loss-tile --lr --lr-scaling
-    --max-corrupt --min-similarity --model --momentum --neighbor-ranks --objective --optimizer --overwrite --own-weight
+    --max-corrupt --min-similarity --model --momentum --neighbor-ranks --objective --optimizer --overwrite --own-weight --per-class
     --precision --projector-bn --projector-dim --projector-hidden --run-dir --seed --steps --symmetrize --tau --tau-s --teacher
     --tensorboard --text-layers --text-length --text-width --val-fraction --val-ids --warmup-epochs --weight-decay --workers
     """.split()  # noqa: SIM905 - a list of quoted words would be three times as long

@@ -68,8 +68,12 @@ class TrainConfig:
     """File with a sample id a line: images that are left out of the training, and classified by `train eval`."""
     val_fraction: Annotated[float, Range(0, 1)] = 0.0
     """Share of the images that is left out of the training, chosen by their ids, and classified by `train eval`."""
+    per_class: Positive | None = None
+    """Train on so many images of each class, chosen by --seed and their ids (default: on all)."""
+    fraction: Fraction = 1.0
+    """Train on this share of each class (of all images where they have no classes), chosen in the same way."""
     label_column: str | None = field(default=None, metadata=_SUPCON)
-    """Column of the classes for supcon (default: equal texts of the graph are a class)."""
+    """Column of the classes for supcon (default: equal texts of the graph are a class) and --per-class (default: label)."""
     model: ModelName = "small"
     """The image encoder."""
     image_size: Positive = 64
@@ -202,6 +206,8 @@ class TrainConfig:
             raise OptionError(
                 f"--load-size {self.load_size} is smaller than --image-size {self.image_size}. Raise it, or leave it out."
             )
+        if self.per_class is not None and self.fraction < 1:
+            raise OptionError(f"--per-class {self.per_class} and --fraction {self.fraction:g} are two budgets. Give one of them.")
         if self.lr_scaling != "none" and self.lr is None:
             raise OptionError(f"--lr-scaling {self.lr_scaling} scales a learning rate that is named: add --lr.")
         if self.text_width % 64:
@@ -240,6 +246,13 @@ class TrainConfig:
     def uses_graph(self) -> bool:
         """Whether the loss takes similarities from the graph."""
         return self.objective in ("xclr", "rank") or "graph" in (self.negatives, self.positives)
+
+    @property
+    def budget(self) -> str:
+        """The options by which a run trains on a share of its images; empty if it trains on all."""
+        if self.per_class is not None:
+            return f"--per-class {self.per_class}"
+        return f"--fraction {self.fraction:g}" if self.fraction < 1 else ""
 
     def to_toml(self) -> str:
         """Every field as TOML; what is None is left out. `read_toml` gives the same values back."""

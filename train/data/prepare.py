@@ -17,10 +17,11 @@ from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import find_graph_dir
 from graphbuild.system.inputs import PARQUET, SHARDS, list_files, suffix_of
 from graphbuild.system.progress import say
-from train.config import CropFrom, TrainConfig
+from train.config import TrainConfig
+from train.config.options import CropFrom
 from train.data.base import ImageSource, Int64, Labels, encode_labels
+from train.data.budget import trained_mask
 from train.data.crops import Crops
-from train.data.held_out import held_out_mask
 from train.data.join import Joined, join
 from train.data.prefetch import read_ahead
 from train.data.sources import open_images, recorded_images
@@ -125,7 +126,8 @@ def open_data(config: TrainConfig) -> OpenData:
     arguments = _image_arguments(config, graph)
     every = open_images(**arguments)
     left_out = {reason: count for reason, count in getattr(every, "skipped", {}).items() if count}
-    source = _without_held_out(every, config)
+    trained = trained_mask(every, config, graph.manifest.dataset if graph else {})
+    source = every if trained is None else Subset(every, np.flatnonzero(trained))
     joined = join(source, graph, allow_missing=config.allow_missing) if graph else None
     if joined is not None:
         say(f"{source.name}: {joined.summary()}; {sum(left_out.values()):,} samples left out")
@@ -143,14 +145,6 @@ def open_data(config: TrainConfig) -> OpenData:
         crop_from=by_size if config.crop_from == "auto" else config.crop_from,
     )
     return OpenData(settled, source, graph, joined, left_out)
-
-
-def _without_held_out(source: ImageSource, config: TrainConfig) -> ImageSource:
-    held_out = held_out_mask(source, config.val_ids, config.val_fraction)
-    if held_out is None:
-        return source
-    say(f"{source.name}: {int(held_out.sum()):,} of {len(source):,} images are held out for `train eval`")
-    return Subset(source, np.flatnonzero(~held_out))
 
 
 def load_data(opened: OpenData) -> TrainingData:

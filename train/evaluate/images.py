@@ -13,6 +13,7 @@ from graphbuild.store.graph import Graph
 from graphbuild.system.progress import say
 from train.config import TrainConfig
 from train.data.base import Bool, Encoded, ImageSource
+from train.data.budget import trained_mask
 from train.data.held_out import find_validation, held_out_mask
 from train.data.join import join
 from train.data.prepare import absolute, is_parquet
@@ -71,15 +72,23 @@ class RunImages:
     def _graph(self) -> Graph | None:
         return Graph.open(self._config.graph_dir) if self._config.graph_dir else None
 
+    @cached_property
+    def _trained(self) -> Bool | None:
+        """Which images the run's options leave for training; None: all."""
+        config = self._config
+        dataset = self._graph.manifest.dataset if self._graph is not None and config.budget else {}
+        return trained_mask(self._all, config, dataset)
+
     def train(self, options: EvalOptions) -> ImageSource:
-        """Return the images to learn from: those named, else the ones of the run that its graph knows and nobody held out."""
+        """Return the images to learn from: those named, else the ones that the run was trained on and nobody held out."""
         if options.train_data is not None:
             return self._open(options.train_data)
         source = self._all
         kept = np.ones(len(source), np.bool_)
-        for ids, fraction in ((self._config.val_ids, self._config.val_fraction), (options.val_ids, options.val_fraction)):
-            held_out = held_out_mask(source, ids, fraction)
-            kept &= True if held_out is None else ~held_out
+        trained = self._trained
+        kept &= True if trained is None else trained
+        held_out = held_out_mask(source, options.val_ids, options.val_fraction)
+        kept &= True if held_out is None else ~held_out
         kept &= self._known(source)
         if not kept.any():
             raise OptionError(f"{source.name}: no image is left to learn from. Check --val-ids and --val-fraction.")
@@ -124,8 +133,8 @@ class RunImages:
 
     def _warn_of_trained(self, held_out: Bool, options: EvalOptions) -> None:
         """Say how many of the images to classify the encoder was trained on."""
-        own = held_out_mask(self._all, self._config.val_ids, self._config.val_fraction)
-        trained = held_out & self._known(self._all) & (True if own is None else ~own)
+        own = self._trained
+        trained = held_out & self._known(self._all) & (True if own is None else own)
         if trained.any() and (options.val_ids or options.val_fraction):
             say(
                 f"warning: the run was trained on {int(trained.sum()):,} of the {int(held_out.sum()):,} images to classify. "

@@ -70,6 +70,8 @@ class EvalResult:
     """Images of which features and labels were learned; the same."""
     images: int
     train_images: int
+    budget: str
+    """Options by which the run trained on a share of its images; empty: on all."""
     overlap: int
     """Images to classify that are among those to learn from."""
     corrupt_images: int
@@ -79,6 +81,7 @@ class EvalResult:
     def summary(self) -> str:
         """A table for people: shares in percent."""
         sets = f"; {self.train_images:,} images of {self.train_data} to learn from, {self.images:,} of {self.data} to classify"
+        sets += f" ({self.budget})" if self.budget else ""
         sets += f", {self.overlap:,} of which are in both" if self.overlap else ""
         left_out = f"; {self.corrupt_images:,} that cannot be read left out" if self.corrupt_images else ""
         lines = [f"{self.run_dir}: {self.objective}{sets if self.data else ''}{left_out}"]
@@ -170,6 +173,7 @@ class _Evaluation:
             train_data=data.train.source.name if data else None,
             images=len(self._extracted[data.test].rows) if data else 0,
             train_images=len(self._extracted[data.train].rows) if data else 0,
+            budget=self.config.budget,
             overlap=data.overlap if data else 0,
             corrupt_images=sum(len(images.source) - len(found.rows) for images, found in self._extracted.items()),
             scores=self.scores,

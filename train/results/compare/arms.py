@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from graphbuild.errors import ArtifactError, OptionError
-from train.config import TrainConfig, flag
+from train.config import TrainConfig
+from train.config.kinds import flag
 from train.run.folder import EVAL_FILE, TRAINED, read_run_config
 
 _SEED_FOLDER = re.compile(r"seed-\d+")
@@ -101,10 +102,11 @@ def _read_arm(name: str, members: Sequence[tuple[Path, TrainConfig]]) -> Arm:
 
 
 def _conditions(config: TrainConfig, evaluation: Mapping[str, Any]) -> dict[str, str]:
-    left_out = [f"{flag(name)} {value}" for name in ("val_ids", "val_fraction") if (value := getattr(config, name))]
+    share = [f"{flag(name)} {value}" for name in ("val_ids", "val_fraction") if (value := getattr(config, name))]
+    trained_on = " ".join(filter(None, [str(config.data), *share, config.budget]))
     # Which card of a machine a run had says nothing.
     device = config.device.partition(":")[0]
-    values = (config.precision, device, " ".join([str(config.data), *left_out]), str(evaluation.get("data")))
+    values = (config.precision, device, trained_on, str(evaluation.get("data")))
     return dict(zip(CONDITIONS, values, strict=True))
 
 
