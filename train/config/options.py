@@ -6,12 +6,11 @@ else. Nothing here loads torch.
 
 from __future__ import annotations
 
-import ast
-import inspect
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from graphbuild.errors import OptionError
@@ -46,6 +45,11 @@ _SUPCON, _VICREG, _BARLOW, _SIMSIAM = ({"group": name} for name in ("supcon", "v
 """Which objectives read a field; the help of `train run` is grouped by it."""
 
 
+def _doc(text: str, marks: Mapping[str, Any] = MappingProxyType({})) -> Mapping[str, Any]:
+    """Metadata of a field: the help text of its option, and what else is said of it."""
+    return {"doc": text, **marks}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """How an encoder is trained; every field is an option of `train run` and a key of `config.toml`.
@@ -54,150 +58,217 @@ class TrainConfig:
         OptionError: If a value is out of its range, or options contradict each other.
     """
 
-    graph_dir: str | None = field(default=None, metadata=_LOOSE)
-    """The graph directory (default: $GRAPHBUILD_DIR, else the only graph under graphs/)."""
-    data: str | None = field(default=None, metadata=_LOOSE)
-    """Images: webdataset shards, Parquet files, class folders, or cifar10[:FOLDER] (default: what the graph records)."""
-    objective: Objective = "xclr"
-    """What is learned (docs/objectives.md); clip trains a text tower on the captions beside the image encoder."""
-    image_column: str | None = None
-    """Parquet column of the image bytes (default: the only binary column)."""
-    id_column: str | None = None
-    """Parquet column of the sample ids (default: the one that the graph records), or key of the JSON in shards (default: url)."""
-    val_ids: str | None = None
-    """File with a sample id a line: images that are left out of the training, and classified by `train eval`."""
-    val_fraction: Annotated[float, Range(0, 1)] = 0.0
-    """Share of the images that is left out of the training, chosen by their ids, and classified by `train eval`."""
-    per_class: Positive | None = None
-    """Train on so many images of each class, chosen by --seed and their ids (default: on all)."""
-    fraction: Fraction = 1.0
-    """Train on this share of each class (of all images where they have no classes), chosen in the same way."""
-    label_column: str | None = field(default=None, metadata=_SUPCON)
-    """Column of the classes for supcon (default: equal texts of the graph are a class) and --per-class (default: label)."""
-    model: ModelName = "small"
-    """The image encoder."""
-    image_size: Positive = 64
-    """Height and width of a view in pixels."""
-    load_size: Count = 0
-    """Height and width at which images are held; 0 chooses by the images, between one and two view sizes."""
-    crop_from: CropFrom = "auto"
-    """What views are cut from: images held at --load-size, or originals, decoded for each batch (auto: by --cache-gb)."""
-    batch_size: Annotated[int, Range(2)] = 256
-    """Images a step; each gives two views."""
-    batches: BatchesName = "random"
-    """How images are put together: at random, or chunks of neighbours at random."""
-    chunk: Annotated[int, Range(1, 128)] = 32
-    """Images a chunk of --batches neighbors; 1 is the same as random."""
-    neighbor_ranks: str | None = None
-    """Ranks of the neighbours that chunks are grown along, such as 1:64 (default: all)."""
-    epochs: Positive = 20
-    """Passes over the images."""
-    steps: Positive | None = None
-    """Stop after this many steps, with the learning rate scheduled for them."""
-    tau: AboveZero | Literal["learned"] = 0.1
-    """Temperature of the learned embeddings, or learned: from 0.07, as CLIP's, for xclr, simclr and supcon."""
-    tau_s: AboveZero | Literal["auto"] = field(default=0.1, metadata=_TARGET)
-    """Temperature of the target, or auto: solved for --target-mass on a sample of batches."""
-    target_mass: Annotated[float, Range(0, 1, open_low=True)] = field(default=0.36, metadata=_TARGET)
-    """Mean share of the target that --tau-s auto gives to the own view."""
-    teacher: TeacherName = field(default="graph", metadata=_TARGET)
-    """Where xclr takes similarities from: the graph's rows and sketches, or its embeddings, exact, held in memory."""
-    absent: float | None = field(default=None, metadata=_TARGET)
-    """Similarity of pairs that the graph does not store (default: the graph's sketch)."""
-    own_weight: Annotated[float, Range(0, 1)] = field(default=0.0, metadata=_TARGET)
-    """Share of the xclr target that is given to the other view of the same image; the rest stays soft."""
-    symmetrize: SymmetrizeName = field(default="union", metadata=_TARGET)
-    """Whether a pair counts as stored if either of its texts stores it, or only if both do (mutual)."""
-    min_similarity: float | None = field(default=None, metadata=_TARGET)
-    """Pairs below this similarity are left out of the xclr target (default: none is)."""
-    negatives: NegativesName = field(default="uniform", metadata=_NEGATIVES)
-    """How pairs weigh in the denominator: all alike, without positives, by hardness, by the graph, or with mixtures beside."""
-    dclw_sigma: AboveZero = field(default=0.5, metadata=_NEGATIVES)
-    """Width of the weights of decoupled-weighted."""
-    beta: NonNegative = field(default=1.0, metadata=_NEGATIVES)
-    """How much more hard negatives weigh: exp(beta l); 0 weighs them alike."""
-    prior: Annotated[float, Range(0, 1)] = field(default=0.0, metadata=_NEGATIVES)
-    """Share of hard's negatives that are taken for positives; about 1 / number of classes."""
-    hardest: Positive = field(default=32, metadata=_NEGATIVES)
-    """Negatives of an anchor that mixed draws from."""
-    mixtures: Positive = field(default=16, metadata=_NEGATIVES)
-    """Mixtures an anchor that mixed adds."""
-    positives: PositivesName = field(default="own", metadata=_PULLED)
-    """Whom a view is drawn to: the other view of its image, as published, or the mean over partners of the graph's target."""
-    vicreg_invariance: NonNegative = field(default=25.0, metadata=_VICREG)
-    """Weight of the distance to partners."""
-    vicreg_variance: NonNegative = field(default=25.0, metadata=_VICREG)
-    """Weight of the hinge on each coordinate's deviation."""
-    vicreg_covariance: NonNegative = field(default=1.0, metadata=_VICREG)
-    """Weight of the covariances between coordinates."""
-    barlow_redundancy: NonNegative = field(default=5e-3, metadata=_BARLOW)
-    """Weight of the correlations between coordinates."""
-    predictor_hidden: Positive = field(default=64, metadata=_SIMSIAM)
-    """Width of the predictor's hidden layer; a quarter of --projector-dim in the paper."""
-    lr: AboveZero | None = None
-    """Peak learning rate, before --lr-scaling (default: 0.12 for sgd, 0.3 for lars, 0.001 for adamw)."""
-    lr_scaling: ScalingName = "none"
-    """Multiplies --lr: linear by batch size / 256, sqrt by the square root of the batch size, as SimCLR's two rules have it."""
-    loss_tile: Count = 0
-    """Images whose part of the loss is computed at a time; 0 keeps the logits of a tile within 256 MiB."""
-    optimizer: OptimizerName = "sgd"
-    """How weights are updated."""
-    weight_decay: NonNegative = 5e-4
-    """Weight decay; biases and normalisation take none."""
-    momentum: Annotated[float, Range(0, 1)] = 0.9
-    """Momentum of sgd and lars, first beta of adamw."""
-    warmup_epochs: NonNegative = 1.0
-    """Epochs over which the learning rate rises linearly, at most a tenth of the run."""
-    init: str | None = None
-    """Weights that a ResNet starts from: torchvision:NAME, such as torchvision:IMAGENET1K_V2, or torchvision:PATH of a file."""
-    compile: bool = False
-    """Compile the encoder (torch.compile)."""
-    text_width: Annotated[int, Range(64, 4096)] = field(default=256, metadata=_CLIP)
-    """Width of clip's text tower; a multiple of 64."""
-    text_layers: Positive = field(default=4, metadata=_CLIP)
-    """Layers of clip's text tower."""
-    text_length: Annotated[int, Range(4)] = field(default=32, metadata=_CLIP)
-    """Tokens that clip's text tower reads of a text; longer ones are cut."""
-    projector_dim: Positive = 128
-    """Width of the embedding that the loss sees."""
-    projector_hidden: Positive = 512
-    """Width of the projector's hidden layer."""
-    projector_bn: bool = False
-    """End the projector in a BatchNorm, as SimCLR's does."""
-    augment: AugmentName = "simclr"
-    """How views are made."""
-    crop_min: Fraction = 0.2
-    """Smallest share of an image's area that a crop keeps; SimCLR has 0.08 on ImageNet."""
-    color_strength: NonNegative = 0.5
-    """Strength of the simclr augmentation's colour jitter; SimCLR has 1 on ImageNet, 0.5 on CIFAR."""
-    seed: Count = 0
-    """Decides weights, batches, captions and augmentations."""
-    precision: Precision = "auto"
-    """Arithmetic of the encoder; auto is bfloat16 where the hardware multiplies in it."""
-    device: str = field(default="auto", metadata=_LOOSE)
-    """auto, cpu, cuda or cuda:INDEX."""
-    graph_on_device: OnDeviceName = field(default="auto", metadata=_LOOSE)
-    """Whether the graph's rows are held on the device; auto does so on a GPU with room to spare."""
-    images_on_device: OnDeviceName = field(default="auto", metadata=_LOOSE)
-    """Whether decoded images are held on the device; auto does so on a GPU with room to spare."""
-    workers: Positive = field(default=2, metadata=_LOOSE)
-    """Threads that decode images."""
-    cache_gb: NonNegative = field(default=4.0, metadata=_LOOSE)
-    """Decoded images are held in memory up to this size, else decoded batch by batch."""
-    checkpoint_every: Positive = field(default=500, metadata=_LOOSE)
-    """Steps between checkpoints; one is written at the end, too."""
-    checkpoint_minutes: NonNegative = field(default=0.0, metadata=_LOOSE)
-    """Minutes between checkpoints, beside those by steps; 0: by steps alone."""
-    log_every: Positive = 10
-    """Steps between lines of metrics.jsonl."""
-    tensorboard: bool = field(default=False, metadata=_LOOSE)
-    """Write the lines of metrics.jsonl for TensorBoard, too: RUN/tensorboard/."""
-    kl_every: Count = field(default=100, metadata=_TARGET)
-    """Steps between measurements of KL(dense || assembled), xclr only; 0 measures none."""
-    allow_missing: bool = False
-    """Train although the graph knows under 95 % of the images."""
-    max_corrupt: Count = field(default=100, metadata=_LOOSE)
-    """Give up when more images than this cannot be read."""
+    graph_dir: str | None = field(
+        default=None, metadata=_doc("The graph directory (default: $GRAPHBUILD_DIR, else the only graph under graphs/).", _LOOSE)
+    )
+    data: str | None = field(
+        default=None,
+        metadata=_doc(
+            "Images: webdataset shards, Parquet files, class folders, or cifar10[:FOLDER] (default: what the graph records).",
+            _LOOSE,
+        ),
+    )
+    objective: Objective = field(
+        default="xclr",
+        metadata=_doc("What is learned (docs/objectives.md); clip trains a text tower on the captions beside the image encoder."),
+    )
+    image_column: str | None = field(
+        default=None, metadata=_doc("Parquet column of the image bytes (default: the only binary column).")
+    )
+    id_column: str | None = field(
+        default=None,
+        metadata=_doc(
+            "Parquet column of the sample ids (default: the one that the graph records), "
+            "or key of the JSON in shards (default: url)."
+        ),
+    )
+    val_ids: str | None = field(
+        default=None,
+        metadata=_doc("File with a sample id a line: images that are left out of the training, and classified by `train eval`."),
+    )
+    val_fraction: Annotated[float, Range(0, 1)] = field(
+        default=0.0,
+        metadata=_doc("Share of the images that is left out of the training, chosen by their ids, and classified by `train eval`."),
+    )
+    per_class: Positive | None = field(
+        default=None, metadata=_doc("Train on so many images of each class, chosen by --seed and their ids (default: on all).")
+    )
+    fraction: Fraction = field(
+        default=1.0,
+        metadata=_doc("Train on this share of each class (of all images where they have no classes), chosen in the same way."),
+    )
+    label_column: str | None = field(
+        default=None,
+        metadata=_doc(
+            "Column of the classes for supcon (default: equal texts of the graph are a class) and --per-class (default: label).",
+            _SUPCON,
+        ),
+    )
+    model: ModelName = field(default="small", metadata=_doc("The image encoder."))
+    image_size: Positive = field(default=64, metadata=_doc("Height and width of a view in pixels."))
+    load_size: Count = field(
+        default=0,
+        metadata=_doc("Height and width at which images are held; 0 chooses by the images, between one and two view sizes."),
+    )
+    crop_from: CropFrom = field(
+        default="auto",
+        metadata=_doc(
+            "What views are cut from: images held at --load-size, or originals, decoded for each batch (auto: by --cache-gb)."
+        ),
+    )
+    batch_size: Annotated[int, Range(2)] = field(default=256, metadata=_doc("Images a step; each gives two views."))
+    batches: BatchesName = field(
+        default="random", metadata=_doc("How images are put together: at random, or chunks of neighbours at random.")
+    )
+    chunk: Annotated[int, Range(1, 128)] = field(
+        default=32, metadata=_doc("Images a chunk of --batches neighbors; 1 is the same as random.")
+    )
+    neighbor_ranks: str | None = field(
+        default=None, metadata=_doc("Ranks of the neighbours that chunks are grown along, such as 1:64 (default: all).")
+    )
+    epochs: Positive = field(default=20, metadata=_doc("Passes over the images."))
+    steps: Positive | None = field(
+        default=None, metadata=_doc("Stop after this many steps, with the learning rate scheduled for them.")
+    )
+    tau: AboveZero | Literal["learned"] = field(
+        default=0.1,
+        metadata=_doc("Temperature of the learned embeddings, or learned: from 0.07, as CLIP's, for xclr, simclr and supcon."),
+    )
+    tau_s: AboveZero | Literal["auto"] = field(
+        default=0.1, metadata=_doc("Temperature of the target, or auto: solved for --target-mass on a sample of batches.", _TARGET)
+    )
+    target_mass: Annotated[float, Range(0, 1, open_low=True)] = field(
+        default=0.36, metadata=_doc("Mean share of the target that --tau-s auto gives to the own view.", _TARGET)
+    )
+    teacher: TeacherName = field(
+        default="graph",
+        metadata=_doc(
+            "Where xclr takes similarities from: the graph's rows and sketches, or its embeddings, exact, held in memory.", _TARGET
+        ),
+    )
+    absent: float | None = field(
+        default=None, metadata=_doc("Similarity of pairs that the graph does not store (default: the graph's sketch).", _TARGET)
+    )
+    own_weight: Annotated[float, Range(0, 1)] = field(
+        default=0.0,
+        metadata=_doc("Share of the xclr target that is given to the other view of the same image; the rest stays soft.", _TARGET),
+    )
+    symmetrize: SymmetrizeName = field(
+        default="union",
+        metadata=_doc("Whether a pair counts as stored if either of its texts stores it, or only if both do (mutual).", _TARGET),
+    )
+    min_similarity: float | None = field(
+        default=None, metadata=_doc("Pairs below this similarity are left out of the xclr target (default: none is).", _TARGET)
+    )
+    negatives: NegativesName = field(
+        default="uniform",
+        metadata=_doc(
+            "How pairs weigh in the denominator: all alike, without positives, by hardness, by the graph, or with mixtures beside.",
+            _NEGATIVES,
+        ),
+    )
+    dclw_sigma: AboveZero = field(default=0.5, metadata=_doc("Width of the weights of decoupled-weighted.", _NEGATIVES))
+    beta: NonNegative = field(
+        default=1.0, metadata=_doc("How much more hard negatives weigh: exp(beta l); 0 weighs them alike.", _NEGATIVES)
+    )
+    prior: Annotated[float, Range(0, 1)] = field(
+        default=0.0,
+        metadata=_doc("Share of hard's negatives that are taken for positives; about 1 / number of classes.", _NEGATIVES),
+    )
+    hardest: Positive = field(default=32, metadata=_doc("Negatives of an anchor that mixed draws from.", _NEGATIVES))
+    mixtures: Positive = field(default=16, metadata=_doc("Mixtures an anchor that mixed adds.", _NEGATIVES))
+    positives: PositivesName = field(
+        default="own",
+        metadata=_doc(
+            "Whom a view is drawn to: the other view of its image, as published, or the mean over partners of the graph's target.",
+            _PULLED,
+        ),
+    )
+    vicreg_invariance: NonNegative = field(default=25.0, metadata=_doc("Weight of the distance to partners.", _VICREG))
+    vicreg_variance: NonNegative = field(
+        default=25.0, metadata=_doc("Weight of the hinge on each coordinate's deviation.", _VICREG)
+    )
+    vicreg_covariance: NonNegative = field(default=1.0, metadata=_doc("Weight of the covariances between coordinates.", _VICREG))
+    barlow_redundancy: NonNegative = field(default=5e-3, metadata=_doc("Weight of the correlations between coordinates.", _BARLOW))
+    predictor_hidden: Positive = field(
+        default=64, metadata=_doc("Width of the predictor's hidden layer; a quarter of --projector-dim in the paper.", _SIMSIAM)
+    )
+    lr: AboveZero | None = field(
+        default=None,
+        metadata=_doc("Peak learning rate, before --lr-scaling (default: 0.12 for sgd, 0.3 for lars, 0.001 for adamw)."),
+    )
+    lr_scaling: ScalingName = field(
+        default="none",
+        metadata=_doc(
+            "Multiplies --lr: linear by batch size / 256, sqrt by the square root of the batch size, as SimCLR's two rules have it."
+        ),
+    )
+    loss_tile: Count = field(
+        default=0,
+        metadata=_doc("Images whose part of the loss is computed at a time; 0 keeps the logits of a tile within 256 MiB."),
+    )
+    optimizer: OptimizerName = field(default="sgd", metadata=_doc("How weights are updated."))
+    weight_decay: NonNegative = field(default=5e-4, metadata=_doc("Weight decay; biases and normalisation take none."))
+    momentum: Annotated[float, Range(0, 1)] = field(default=0.9, metadata=_doc("Momentum of sgd and lars, first beta of adamw."))
+    warmup_epochs: NonNegative = field(
+        default=1.0, metadata=_doc("Epochs over which the learning rate rises linearly, at most a tenth of the run.")
+    )
+    init: str | None = field(
+        default=None,
+        metadata=_doc(
+            "Weights that a ResNet starts from: torchvision:NAME, such as torchvision:IMAGENET1K_V2, or torchvision:PATH of a file."
+        ),
+    )
+    compile: bool = field(default=False, metadata=_doc("Compile the encoder (torch.compile)."))
+    text_width: Annotated[int, Range(64, 4096)] = field(
+        default=256, metadata=_doc("Width of clip's text tower; a multiple of 64.", _CLIP)
+    )
+    text_layers: Positive = field(default=4, metadata=_doc("Layers of clip's text tower.", _CLIP))
+    text_length: Annotated[int, Range(4)] = field(
+        default=32, metadata=_doc("Tokens that clip's text tower reads of a text; longer ones are cut.", _CLIP)
+    )
+    projector_dim: Positive = field(default=128, metadata=_doc("Width of the embedding that the loss sees."))
+    projector_hidden: Positive = field(default=512, metadata=_doc("Width of the projector's hidden layer."))
+    projector_bn: bool = field(default=False, metadata=_doc("End the projector in a BatchNorm, as SimCLR's does."))
+    augment: AugmentName = field(default="simclr", metadata=_doc("How views are made."))
+    crop_min: Fraction = field(
+        default=0.2, metadata=_doc("Smallest share of an image's area that a crop keeps; SimCLR has 0.08 on ImageNet.")
+    )
+    color_strength: NonNegative = field(
+        default=0.5, metadata=_doc("Strength of the simclr augmentation's colour jitter; SimCLR has 1 on ImageNet, 0.5 on CIFAR.")
+    )
+    seed: Count = field(default=0, metadata=_doc("Decides weights, batches, captions and augmentations."))
+    precision: Precision = field(
+        default="auto", metadata=_doc("Arithmetic of the encoder; auto is bfloat16 where the hardware multiplies in it.")
+    )
+    device: str = field(default="auto", metadata=_doc("auto, cpu, cuda or cuda:INDEX.", _LOOSE))
+    graph_on_device: OnDeviceName = field(
+        default="auto",
+        metadata=_doc("Whether the graph's rows are held on the device; auto does so on a GPU with room to spare.", _LOOSE),
+    )
+    images_on_device: OnDeviceName = field(
+        default="auto",
+        metadata=_doc("Whether decoded images are held on the device; auto does so on a GPU with room to spare.", _LOOSE),
+    )
+    workers: Positive = field(default=2, metadata=_doc("Threads that decode images.", _LOOSE))
+    cache_gb: NonNegative = field(
+        default=4.0, metadata=_doc("Decoded images are held in memory up to this size, else decoded batch by batch.", _LOOSE)
+    )
+    checkpoint_every: Positive = field(
+        default=500, metadata=_doc("Steps between checkpoints; one is written at the end, too.", _LOOSE)
+    )
+    checkpoint_minutes: NonNegative = field(
+        default=0.0, metadata=_doc("Minutes between checkpoints, beside those by steps; 0: by steps alone.", _LOOSE)
+    )
+    log_every: Positive = field(default=10, metadata=_doc("Steps between lines of metrics.jsonl."))
+    tensorboard: bool = field(
+        default=False, metadata=_doc("Write the lines of metrics.jsonl for TensorBoard, too: RUN/tensorboard/.", _LOOSE)
+    )
+    kl_every: Count = field(
+        default=100, metadata=_doc("Steps between measurements of KL(dense || assembled), xclr only; 0 measures none.", _TARGET)
+    )
+    allow_missing: bool = field(default=False, metadata=_doc("Train although the graph knows under 95 % of the images."))
+    max_corrupt: Count = field(default=100, metadata=_doc("Give up when more images than this cannot be read.", _LOOSE))
 
     def __post_init__(self) -> None:
         for name, kind in field_types().items():
@@ -284,11 +355,5 @@ def field_groups() -> Mapping[str, str]:
 
 @cache
 def field_docs() -> Mapping[str, str]:
-    """The docstring under every field, read from this file's source: the help text of its option."""
-    tree = ast.parse(inspect.getsource(inspect.getmodule(TrainConfig) or TrainConfig))
-    (node,) = [item for item in tree.body if isinstance(item, ast.ClassDef) and item.name == TrainConfig.__name__]
-    docs = {}
-    for item, following in zip(node.body, node.body[1:], strict=False):
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and isinstance(following, ast.Expr):
-            docs[item.target.id] = str(ast.literal_eval(following.value))
-    return docs
+    """What every field is, in order: the help text of its option."""
+    return {item.name: item.metadata["doc"] for item in fields(TrainConfig)}
