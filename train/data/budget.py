@@ -39,7 +39,7 @@ def trained_mask(source: ImageSource, config: TrainConfig, dataset: Mapping[str,
     kept = np.ones(len(source), np.bool_) if held_out is None else ~held_out
     rows = np.flatnonzero(kept)
     codes = _classes(source, config, dataset)[rows]
-    kept[rows] = _within_budget(np.array([source.sample_ids[row] for row in rows]), codes, config)
+    kept[rows] = _within_budget(np.array([source.sample_ids[row] for row in rows.tolist()]), codes, config)
     short = int((np.bincount(codes[codes >= 0]) < (config.per_class or 0)).sum())
     less = f"; {short:,} classes have fewer" if short else ""
     say(f"{source.name}: {told}: {int(kept.sum()):,} of {len(rows):,} images are trained on{less}")
