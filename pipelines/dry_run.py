@@ -68,10 +68,23 @@ def dry_run(config: TrainConfig, out: Path, *, timed_steps: int = 5) -> DryRun:
     opened = _checked(found, "graph", lambda: _match(config, found)) if graph else None
     if source is not None:
         # Without a graph the steps of SimCLR tell the time: the target's share is small.
-        timed = config if opened else replace(config, objective="simclr", batches="random", graph_dir=None)
+        timed = config if opened else _without_graph(config)
         _checked(found, "time", lambda: _time(timed, opened, found, timed_steps))
         _checked(found, "disk", lambda: _disk(timed, out, found))
     return found
+
+
+def _without_graph(config: TrainConfig) -> TrainConfig:
+    return replace(
+        config,
+        objective="simclr",
+        negatives="uniform",
+        positives="own",
+        tau_s=0.1,
+        teacher="graph",
+        batches="random",
+        graph_dir=None,
+    )
 
 
 def _checked(found: DryRun, topic: str, check: Callable[[], Found]) -> Found | None:

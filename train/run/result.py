@@ -33,9 +33,11 @@ class RunResult:
             return f"{self.run_dir}: was finished before ({self.steps:,} steps)."
         before = f", went on from step {self.first_step:,}" if self.first_step else ""
         rate = self.images_seen / max(self.seconds, 1e-9)
+        kl = self.last.get("kl")
+        away = "" if kl is None else f", KL to the target {_number(kl)} nats"
         return (
             f"{self.run_dir}: {self.objective}, {self.steps:,} steps{before}, {self.images_seen:,} images in {self.seconds:,.0f} s "
-            f"({rate:,.0f}/s); loss {_number(self.last.get('loss'))}, KL to the target {_number(self.last.get('kl'))} nats. "
+            f"({rate:,.0f}/s); loss {_number(self.last.get('loss'))}{away}. "
             f"Evaluate it with `{self.eval_command}`."
         )
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers_family import KINDS, family_loss, family_loss_and_gradients
-from helpers_ranks import net, run_ranks
+from helpers_ranks import net, run_ranks, said, train_cli
 from helpers_train import tiny_config, write_images, write_tiny_graph
 
 from graphbuild.errors import OptionError
@@ -188,6 +188,17 @@ def test_help_lists_options_of_some_objectives_under_their_names() -> None:
     for name, group in field_groups().items():
         assert f"  {flag(name)} " in headings[group]
         assert f"  {flag(name)} " not in shared
+
+
+def test_two_processes_train_with_what_is_drawn_solved_and_learned(config_of: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    config = config_of(tau="learned", tau_s="auto", negatives="mixed", hardest=6, mixtures=3, epochs=1)
+    (tmp_path / "asked.toml").write_text(config.to_toml())
+    arguments = ("--config", str(tmp_path / "asked.toml"), "--run-dir", str(tmp_path / "run"))
+    assert run_ranks(2, train_cli, *arguments, folder=tmp_path / "said") == [0, 0], said(tmp_path / "said", 0)
+    train(config, tmp_path / "alone")
+    one, two = (read_lines(path / "events.jsonl")[0]["note"] for path in (tmp_path / "alone", tmp_path / "run"))
+    assert one == two
+    assert all(math.isfinite(line["loss"]) for line in read_metrics(tmp_path / "run"))
 
 
 def test_two_processes_give_the_loss_and_gradients_of_one(place: Path, tmp_path: Path) -> None:
