@@ -12,12 +12,14 @@ from graphbuild.cli.options import (
     graph_dir_option,
     json_option,
     overwrite_option,
+    part_option,
     reading_options,
     scheduler_option,
     workers_option,
 )
 from graphbuild.store import schemas
 from graphbuild.store.manifest import find_graph_dir
+from graphbuild.store.parts import Part
 from graphbuild.system.answers import answer
 
 
@@ -63,16 +65,23 @@ from graphbuild.system.answers import answer
 @click.option("--append", is_flag=True, help="Add the sources to a graph that is there: only new texts are embedded, ids stay.")
 @workers_option
 @scheduler_option
+@part_option
 @overwrite_option
 @json_option
-def embed(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
+def embed(graph_dir: Path | None, part: str | None, as_json: bool, **options: Any) -> None:
     """Embed every caption or class prompt: everything up to index.faiss."""
     from graphbuild.embed.build import build_embeddings, default_graph_dir
     from graphbuild.embed.config import EmbedConfig
 
     keep, columns = (tuple(value.split(",")) if (value := options.pop(name)) else () for name in ("keep_columns", "columns"))
     config = EmbedConfig(keep_columns=keep, columns=columns, **options)
-    answer(build_embeddings(graph_dir or default_graph_dir(config), config), as_json)
+    directory = graph_dir or default_graph_dir(config)
+    if part is not None:
+        from graphbuild.embed.part import build_embeddings_part
+
+        answer(build_embeddings_part(directory, config, Part.parse(part)), as_json)
+        return
+    answer(build_embeddings(directory, config), as_json)
 
 
 @click.command()
@@ -126,14 +135,20 @@ def embed(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
     help="Dask worker processes on this machine, a shard each; 0 works in this process, which is faster on one machine.",
 )
 @scheduler_option
+@part_option
 @click.option("--dry-run", is_flag=True, help="Only say what it would take: time, by a short calibration, memory and disk.")
 @overwrite_option
 @json_option
-def knn(graph_dir: Path | None, as_json: bool, dry_run: bool, **options: Any) -> None:
+def knn(graph_dir: Path | None, part: str | None, as_json: bool, dry_run: bool, **options: Any) -> None:
     """Find the k nearest texts of every text: exactly, unless told otherwise."""
     from graphbuild.knn.config import KnnConfig
     from graphbuild.knn.stage import build_knn, estimate_knn
 
+    if part is not None:
+        from graphbuild.knn.part import build_knn_part
+
+        answer(build_knn_part(find_graph_dir(graph_dir), KnnConfig(**options), Part.parse(part)), as_json)
+        return
     answer((estimate_knn if dry_run else build_knn)(find_graph_dir(graph_dir), KnnConfig(**options)), as_json)
 
 

@@ -28,6 +28,12 @@ workers_option = click.option(
 scheduler_option = click.option(
     "--scheduler", default=None, metavar="ADDRESS", help="A running Dask scheduler, such as tcp://10.0.0.1:8786."
 )
+part_option = click.option(
+    "--part",
+    default=None,
+    metavar="I/N",
+    help="Do every N-th shard that is missing and exit, from 1/N to N/N; a last call without it ends the stage.",
+)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Build again what was built with other options.")
 
 

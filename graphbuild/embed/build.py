@@ -26,6 +26,7 @@ from graphbuild.errors import OptionError, SourceError
 from graphbuild.store import schemas
 from graphbuild.store.images import Images, place_of, recorded
 from graphbuild.store.manifest import Manifest
+from graphbuild.store.parts import require_no_parts
 from graphbuild.store.stage import writing
 from graphbuild.system.inputs import is_pattern
 
@@ -58,16 +59,27 @@ def build_embeddings(graph_dir: Path, config: EmbedConfig) -> EmbedResult:
     """
     if config.append and config.overwrite:
         raise OptionError("--append adds to a graph, and --overwrite replaces it: give one of them.")
+    require_no_parts(graph_dir, "embed")
     with writing(graph_dir) as manifest:
         return _build(graph_dir, manifest, config)
 
 
 def _build(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> EmbedResult:
-    _refuse_other_dataset(graph_dir, manifest, config)
     require_vector_options(config)
     if config.dataset == VECTORS:
+        _refuse_other_dataset(graph_dir, manifest, config)
         given = VectorRun(graph_dir, config, manifest, _open_source(graph_dir, config), _source_options(config))
         return _run(graph_dir, manifest, given)
+    return _run(graph_dir, manifest, open_run(graph_dir, manifest, config))
+
+
+def open_run(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> EmbedRun:
+    """Find the encoder and open the source, with everything checked that can be before work begins.
+
+    Raises:
+        UserError: For bad input, or options that contradict what is there.
+    """
+    _refuse_other_dataset(graph_dir, manifest, config)
     prompts = Prompts.parse(read_templates(config.templates))
     spec = find_encoder(config.encoder)
     source = _open_source(graph_dir, config)
@@ -76,8 +88,7 @@ def _build(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> EmbedRes
         prompts = Prompts((DEFAULT_TEMPLATE,))
     if "text" not in manifest.stages:
         _look_at_first_samples(source, repeated=config.multi_caption or source.repeated_ids)
-    run = EmbedRun(graph_dir, config, manifest, source, policy, prompts, _settle_precision(manifest, spec, config.precision))
-    return _run(graph_dir, manifest, run)
+    return EmbedRun(graph_dir, config, manifest, source, policy, prompts, _settle_precision(manifest, spec, config.precision))
 
 
 def _run(graph_dir: Path, manifest: Manifest, run: EmbedRun | VectorRun) -> EmbedResult:

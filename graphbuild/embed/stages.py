@@ -30,7 +30,8 @@ from graphbuild.errors import redact
 from graphbuild.store import schemas
 from graphbuild.store.files import Receipt, copy_files, finished, require_intact
 from graphbuild.store.lookup import build_lookup
-from graphbuild.store.manifest import Manifest, Stage, stage_key
+from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
+from graphbuild.store.parts import Part
 from graphbuild.store.stage import Made, enter_stage, run_stage
 from graphbuild.system.cluster import Workers, run_tasks
 from graphbuild.system.progress import progress
@@ -160,11 +161,31 @@ class EmbedRun:
             "cosine_to_float32": self._cosine,
         }
 
-    def embed(self) -> bool:
-        """One vector per text."""
+    def has_text(self) -> bool:
+        """Whether the texts are there, made with these options from these files."""
+        inputs = {file.name: file.digest for file in self._source.files}
+        return up_to_date(self._manifest, self._graph_dir, "text", self._text_config(), inputs, overwrite=False)
+
+    def embed_part(self, part: Part) -> tuple[int, int]:
+        """Shards of a part written, and shards of all that are still missing."""
+        config, inputs = self._embed_options()
+        keys = self._shard_keys(config, inputs)
+        root = str(self._graph_dir.absolute())
+        missing = [(index, name) for index, name in enumerate(keys) if finished(self._graph_dir, name, key=keys[name]) is None]
+        own = [(root, index, self._spec, self._prompts, keys[name]) for index, name in missing if part.has(index)]
+        with progress("embedding", None, unit="texts") as meter:
+            for call in own:
+                embed_shard(*call, report=meter.advance)
+        return len(own), sum(finished(self._graph_dir, name, key=key) is None for name, key in keys.items())
+
+    def _embed_options(self) -> tuple[dict[str, Any], dict[str, str]]:
         config = {**self._spec.identity(), "templates": list(self._prompts.templates), "shard_size": self._config.shard_size}
         columns = (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH)
-        inputs = self._manifest.column_digests("text", columns, folder=schemas.TEXTS)
+        return config, self._manifest.column_digests("text", columns, folder=schemas.TEXTS)
+
+    def embed(self) -> bool:
+        """One vector per text."""
+        config, inputs = self._embed_options()
 
         def work(_key: str) -> Made:
             receipts = self._embed_shards(config, inputs)
@@ -173,20 +194,23 @@ class EmbedRun:
 
         return run_stage(self._graph_dir, self._manifest, "embed", config, inputs, work, overwrite=self._config.overwrite)
 
-    def _embed_shards(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Receipt]:
-        """A shard depends on its own texts alone: those that come later change nothing about it."""
+    def _shard_keys(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, str]:
+        """Key of each shard, which depends on its own texts alone: those that come later change nothing about it."""
         names = {
             schemas.part_name(schemas.EMBEDDINGS, shard.index): schemas.part_name(schemas.TEXTS, shard.index)
             for shard in self._manifest.ranges("text", schemas.TEXTS)
         }
-        keys = {
+        return {
             name: stage_key(config, {column: digest for column, digest in inputs.items() if column.startswith(f"{texts}:")})
             for name, texts in names.items()
         }
+
+    def _embed_shards(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Receipt]:
+        keys = self._shard_keys(config, inputs)
         done = {name: finished(self._graph_dir, name, key=key) for name, key in keys.items()}
         receipts = {name: receipt for name, receipt in done.items() if receipt is not None}
         root = str(self._graph_dir.absolute())
-        calls = [(root, index, self._spec, self._prompts, keys[name]) for index, name in enumerate(names) if name not in receipts]
+        calls = [(root, index, self._spec, self._prompts, keys[name]) for index, name in enumerate(keys) if name not in receipts]
         texts = self._manifest.counts["texts"] - sum(receipt.rows for receipt in receipts.values())
         folders, check = [self._graph_dir.absolute()], partial(missing_on_this_machine, self._spec)
         workers = self._workers([index for _, index, *_ in calls], texts)

@@ -33,6 +33,7 @@ from graphbuild.store import schemas
 from graphbuild.store.embeddings import require_unit_length
 from graphbuild.store.files import Receipt, ShardRange, damage, finished, require_intact, scratch_name
 from graphbuild.store.manifest import Manifest
+from graphbuild.store.parts import Part
 from graphbuild.system.cluster import Workers, run_tasks
 from graphbuild.system.progress import progress
 
@@ -59,6 +60,7 @@ class Search:
         workers: Workers,
         ivf_recall: float | None = None,
         extension: Extension | None = None,
+        part: Part | None = None,
     ) -> None:
         self._graph_dir, self._manifest, self._layout, self._memory, self._key = graph_dir, manifest, layout, memory, key
         self._workers, self._ivf_recall = workers, ivf_recall
@@ -66,7 +68,9 @@ class Search:
         self._done = {
             shard.index: finished(graph_dir, schemas.part_name(schemas.KNN, shard.index), key=key) for shard in self._ranges
         }
-        self._missing = [shard for shard in self._ranges if self._done[shard.index] is None]
+        self._missing = [
+            shard for shard in self._ranges if self._done[shard.index] is None and (part is None or part.has(shard.index))
+        ]
         self._coding: Coding | None = None
         """How a calibration found that vectors are best shortened."""
         self._extension = extension
@@ -80,6 +84,11 @@ class Search:
     def reused(self) -> int:
         """Shards that were done before."""
         return len(self._ranges) - len(self._missing)
+
+    @property
+    def missing(self) -> int:
+        """Shards that are to be made."""
+        return len(self._missing)
 
     def run(self) -> list[Receipt]:
         """Receipts of all shards, those that were done before included.

@@ -22,6 +22,7 @@ from graphbuild.knn.search import Search
 from graphbuild.store import schemas
 from graphbuild.store.files import Receipt
 from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
+from graphbuild.store.parts import Part, require_no_parts
 from graphbuild.store.stage import Made, run_stage, writing
 from graphbuild.system.cluster import Workers
 from graphbuild.system.memory import resolve_limit
@@ -31,7 +32,7 @@ _AUTO_K = 256
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
+class Request:
     """What is asked for, and from what."""
 
     graph_dir: Path
@@ -44,7 +45,8 @@ class _Request:
     """Recall to reach through the index; None for an exact search."""
 
     @classmethod
-    def read(cls, graph_dir: Path, manifest: Manifest, config: KnnConfig) -> _Request:
+    def read(cls, graph_dir: Path, manifest: Manifest, config: KnnConfig) -> Request:
+        """What `config` asks for, with the digests of what is read."""
         count = sum(receipt.rows for receipt in manifest.require("embed", graph_dir).files.values())
         layout = Layout(
             texts=count,
@@ -81,8 +83,8 @@ class _Request:
         processes = 1 if self.config.scheduler else self.config.workers if self.config.workers > 1 else 0
         return plan_memory(self.layout, resolve_limit(self.config.memory_limit), workers=processes, device=device)
 
-    def search(self) -> Search:
-        """The work that is left."""
+    def search(self, part: Part | None = None) -> Search:
+        """The work that is left; with a part, that of its shards."""
         memory = self.plan()
         return Search(
             self.graph_dir,
@@ -93,6 +95,7 @@ class _Request:
             workers=Workers(count=self.config.workers, scheduler=self.config.scheduler),
             ivf_recall=self.ivf_recall,
             extension=find_extension(self.graph_dir, self.manifest, self.options, self.layout.texts, memory.device),
+            part=part,
         )
 
 
@@ -105,8 +108,9 @@ def build_knn(graph_dir: Path, config: KnnConfig) -> KnnResult:
         ResourceError: If the memory limit is too small to work within.
     """
     Manifest.load(graph_dir).require("embed", graph_dir)
+    require_no_parts(graph_dir, "knn")
     with writing(graph_dir) as manifest:
-        request = _Request.read(graph_dir, manifest, config)
+        request = Request.read(graph_dir, manifest, config)
         options, inputs = request.options, request.inputs
         built = run_stage(graph_dir, manifest, "knn", options, inputs, request.work, overwrite=config.overwrite, check=request.plan)
     return _result(graph_dir, config, manifest.stages["knn"], request.layout.texts, already_done=not built)
@@ -139,7 +143,7 @@ def estimate_knn(graph_dir: Path, config: KnnConfig) -> Estimate:
         ResourceError: If the memory limit is too small to work within.
     """
     manifest = Manifest.load(graph_dir)
-    request = _Request.read(graph_dir, manifest, config)
+    request = Request.read(graph_dir, manifest, config)
     if request.ivf_recall is not None:
         raise OptionError("--dry-run tells what the exact search takes, and ivf beside it. Leave out --method ivf.")
     up_to_date(manifest, graph_dir, "knn", request.options, request.inputs, overwrite=config.overwrite)

@@ -1,0 +1,60 @@
+"""One part of the embed stage: every N-th shard of texts, for arrays of jobs without a scheduler.
+
+The first part that comes makes the texts, and the others wait for it.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from graphbuild.datasets.formats.vectors import NAME as VECTORS
+from graphbuild.embed.build import open_run
+from graphbuild.embed.config import EmbedConfig
+from graphbuild.embed.stages import EmbedRun
+from graphbuild.errors import OptionError
+from graphbuild.store.locks import LockedError
+from graphbuild.store.manifest import Manifest
+from graphbuild.store.parts import Part, PartResult, working_at
+from graphbuild.store.stage import writing
+
+_SECONDS = 2.0
+"""Between looks at whether the texts are there."""
+
+
+def build_embeddings_part(graph_dir: Path, config: EmbedConfig, part: Part) -> PartResult:
+    """Embed a part's shards of texts; the manifest is left alone once the texts are there.
+
+    Raises:
+        LockedError: If another process is at this part.
+        UserError: As `build_embeddings`.
+    """
+    if config.overwrite or config.append or config.workers or config.scheduler is not None:
+        raise OptionError("--part does what is missing in one process. Leave out --overwrite, --append, --workers, --scheduler.")
+    if config.dataset == VECTORS:
+        raise OptionError(f"--part shares out the work of an encoder, and --dataset {VECTORS} has none. Leave it out.")
+    run = _with_texts(graph_dir, config)
+    with working_at(graph_dir, "embed", part):
+        written, still_open = run.embed_part(part)
+    return PartResult(graph_dir=graph_dir, stage="embed", part=str(part), written=written, open=still_open)
+
+
+def _with_texts(graph_dir: Path, config: EmbedConfig) -> EmbedRun:
+    """A run whose texts are there: made here, or by the process that is at it."""
+    said = False
+    while True:
+        run = open_run(graph_dir, Manifest.load_or_new(graph_dir), config)
+        if run.has_text():
+            return run
+        try:
+            with writing(graph_dir) as manifest:
+                own = open_run(graph_dir, manifest, config)
+                own.text()
+                own.lookup()
+        except LockedError as error:
+            if not said:
+                click.echo(f"waiting for the texts: {error}", err=True)
+            said = True
+            time.sleep(_SECONDS)

@@ -1,0 +1,97 @@
+"""Parts of a stage that machines do without a scheduler: part I of N takes every N-th shard, and only a last, whole call
+enters the stage. Parts write shards and receipts alone, so they need no writer's lock; each part has a lock of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from graphbuild.errors import OptionError
+from graphbuild.store.files import RECORDS
+from graphbuild.store.locks import exclusive
+
+_FOLDER = "parts"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of several equal shares of a stage's shards."""
+
+    number: int
+    """From 1 to `of`."""
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """Read `I/N`.
+
+        Raises:
+            OptionError: If it is no such pair, or I is not from 1 to N.
+        """
+        number, _, of = text.partition("/")
+        if not (number.isdecimal() and of.isdecimal()):
+            raise OptionError(f"--part {text}: give I/N, such as 1/8.")
+        if not 1 <= int(number) <= int(of):
+            raise OptionError(f"--part {text}: parts of {int(of):,} run from 1/{of} to {of}/{of}.")
+        return cls(int(number), int(of))
+
+    def has(self, shard: int) -> bool:
+        """Whether a shard belongs to it."""
+        return shard % self.of == self.number - 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartResult:
+    """What one part did."""
+
+    graph_dir: Path
+    stage: str
+    part: str
+    written: int
+    """Shards that it wrote."""
+    open: int
+    """Shards of the stage that are still missing, of other parts."""
+
+    def summary(self) -> str:
+        """A line for people."""
+        rest = (
+            f"{self.open:,} of other parts are open" if self.open else f"none is open: run `graphbuild {self.stage}` without --part"
+        )
+        return f"{self.graph_dir}: part {self.part} of {self.stage} wrote {self.written:,} shard(s), {rest}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for scripts."""
+        return {**asdict(self), "graph_dir": str(self.graph_dir)}
+
+
+@contextmanager
+def working_at(graph_dir: Path, stage: str, part: Part) -> Iterator[None]:
+    """Be the only process at a part until the block ends.
+
+    Raises:
+        LockedError: If another one is at it; it is named.
+    """
+    path = graph_dir / RECORDS / _FOLDER / f"{stage}-{part.number}-of-{part.of}"
+    advice = f"Part {part} of {stage} is taken: give this machine another one."
+    with exclusive(path, where=graph_dir, advice=advice):
+        yield
+
+
+def require_no_parts(graph_dir: Path, stage: str) -> None:
+    """See that nobody is at a part of a stage: a whole call removes what unfinished writers left.
+
+    Raises:
+        LockedError: If somebody is.
+    """
+    for path in sorted((graph_dir / RECORDS / _FOLDER).glob(f"{stage}-*-of-*")):
+        if path.suffix:
+            continue
+        with exclusive(path, where=graph_dir, advice=f"Wait until all parts of {stage} have ended."):
+            pass
