@@ -32,6 +32,7 @@ def user_folder(tmp_path: Path, shared_data: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_command_and_snippet_of_the_readme_runs(user_folder: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}

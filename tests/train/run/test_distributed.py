@@ -59,7 +59,7 @@ def slow_loss(z: torch.Tensor, similarity: torch.Tensor) -> torch.Tensor:
     return -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_loss_and_gradients_equal_one_process_with_the_whole_batch(graph: Graph, tmp_path: Path, count: int) -> None:
     assert run_ranks(count, loss_and_gradients, KINDS, graph.path, TEXTS, tmp_path, folder=tmp_path) == [0] * count
     parts = [torch.load(tmp_path / f"found-{rank}.pt") for rank in range(count)]

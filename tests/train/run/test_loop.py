@@ -201,7 +201,7 @@ def test_prepared_data_serve_two_runs(place: Path, tmp_path: Path) -> None:
 
 def test_step_time_is_measured_without_writing_anything(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert 0 < measure_step_seconds(config_in(place), steps=3) < 60
+    assert measure_step_seconds(config_in(place), steps=3) > 0
     assert not list(tmp_path.iterdir())
 
 
