@@ -30,13 +30,13 @@ class LockedError(UserError):
 
 
 @contextmanager
-def exclusive(path: Path, *, where: Path, advice: str, wait: bool = False) -> Iterator[None]:
+def exclusive(path: Path, *, where: Path, advice: str = "", wait: bool = False) -> Iterator[None]:
     """Hold a lock file until the block ends; its folder is made.
 
     Args:
         path: The lock file.
         where: What it protects, for messages.
-        advice: What to do if another process holds it.
+        advice: What to do if another process holds it, and this one does not wait.
         wait: Wait for the other process, which is said, instead of raising.
 
     Raises:
@@ -57,6 +57,23 @@ def exclusive(path: Path, *, where: Path, advice: str, wait: bool = False) -> It
     finally:
         note.unlink(missing_ok=True)
         lock.release()
+
+
+@contextmanager
+def attempt(path: Path, *, where: Path) -> Iterator[bool]:
+    """Hold a lock file until the block ends, and return True; return False if another process holds it.
+
+    Args:
+        path: The lock file; its folder is made.
+        where: What it protects, for messages.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = _take(path, where, wait=False)
+    try:
+        yield lock is not None
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def _take(path: Path, where: Path, *, wait: bool) -> BaseFileLock | None:

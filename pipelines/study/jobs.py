@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import click
 
 from graphbuild.errors import ResourceError
+from graphbuild.store.locks import attempt
 from graphbuild.system.cluster import thread_shares
 from graphbuild.system.process import run_cli
 from train.run.signals import stop_signal
@@ -22,18 +22,9 @@ from train.run.signals import stop_signal
 _LOOK_SECONDS = 1.0
 
 
-@contextmanager
-def claim(run_dir: Path) -> Iterator[bool]:
+def claim(run_dir: Path) -> AbstractContextManager[bool]:
     """Take a run for this process until the end of the block, or of the process; False if another one is at it."""
-    path = run_dir.with_name(f".{run_dir.name}.claim")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    return attempt(run_dir.with_name(f".{run_dir.name}.claim"), where=run_dir)
 
 
 def run_jobs(work: Callable[[], None], jobs: int) -> None:

@@ -7,12 +7,10 @@ that cannot be written, in the user's cache folder.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +20,7 @@ import xxhash
 
 from graphbuild.store.cache import beside_or_cached
 from graphbuild.store.hashes import hash_strings
+from graphbuild.store.locks import exclusive
 from graphbuild.system.inputs import file_names
 from graphbuild.system.progress import progress
 from train.data.base import Int64
@@ -74,7 +73,7 @@ def open_index(paths: Sequence[Path], id_field: str | None) -> TarIndex:
     if (found := _read(root / FOLDER / name, key)) is not None:
         return found
     path = _writable(root) / name
-    with _lock(path):
+    with exclusive(path.with_suffix(".lock"), where=path, wait=True):
         # It may lie in the cache, or another process may have made it while this one waited.
         found = _read(path, key)
         if found is None:
@@ -143,11 +142,3 @@ def _writable(root: Path) -> Path:
     folder = place / FOLDER if place == root else place
     folder.mkdir(exist_ok=True)
     return folder
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Only one process at a time makes an index; the lock ends with the process."""
-    with path.with_suffix(".lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

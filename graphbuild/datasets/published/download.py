@@ -80,7 +80,7 @@ def fetch(url: str, path: Path, *, pause: Callable[[float], None] = time.sleep) 
         ArtifactError: If the bytes are not those that the server stated; they are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(path.with_name(f".{path.name}.lock"), where=path, advice="Wait for it.", wait=True):
+    with exclusive(path.with_name(f".{path.name}.lock"), where=path, wait=True):
         known = _read(path.with_name(path.name + ".json"))
         if known is not None and path.is_file() and path.stat().st_size == known.bytes:
             return known
