@@ -91,7 +91,7 @@ class CaptionBatch:
     kept: pa.Table
     """The kept columns, one row a sample; without columns where none is kept."""
     invalid_rows: tuple[int, ...] = ()
-    """Rows (in the file) that held invalid UTF-8, mended with U+FFFD."""
+    """Rows (in the file) that held invalid UTF-8, repaired with U+FFFD."""
     file_rows: tuple[int, ...] | None = None
     """Row of each sample in its file, where they are not consecutive."""
 

@@ -52,8 +52,8 @@ class Comparison:
             overlap.add_row(f"{entry['rank']:,.0f}", f"{entry['overlap']:.1%}", f"{entry['random']:.1%}")
         changed = table(("overlap", "text", "nearest in the first", "nearest in the second"), right=("overlap",))
         for text in self.changed:
-            sides = ("; ".join(text["first"]), "; ".join(text["second"]))
-            changed.add_row(f"{text['overlap']:.0%}", plain(show(text["text"])), *(plain(show(side)) for side in sides))
+            shown = ("; ".join(text["first"]), "; ".join(text["second"]))
+            changed.add_row(f"{text['overlap']:.0%}", plain(show(text["text"])), *(plain(show(side)) for side in shown))
         head = f"{self.first} and {self.second}: {self.texts:,} texts in both, {self.only_first:,} and {self.only_second:,} in one"
         title = f"texts that changed most (first {self.changed_rank:,} neighbours)"
         return render(head, {"neighbours in both, by rank": overlap, title: changed})

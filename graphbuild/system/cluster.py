@@ -184,7 +184,7 @@ def _run_one(task: Task, arguments: tuple[Any, ...], expected: _Expected | None)
         with _ONE_AT_A_TIME:
             if expected is not None and expected.token not in _PASSED:
                 # Who works is who is checked: this process may have joined after the others were.
-                if problem := _look_around(expected)[0]:
+                if problem := _inspect_worker(expected)[0]:
                     late = "(It joined after the others were checked; what was finished is kept.)"
                     return _Failure(ResourceError(f"worker {worker.address} {problem} {late}"))
                 _PASSED.add(expected.token)
@@ -284,8 +284,8 @@ def _check_cluster(client: Any, scheduler: str, expected: _Expected) -> None:
     Raises:
         ResourceError: Naming a worker, how many others are like it, and what to do.
     """
-    found = client.run(_look_around, expected, on_error="return")
-    answers = {address: _judge(answer) for address, answer in found.items()}
+    found = client.run(_inspect_worker, expected, on_error="return")
+    answers = {address: _problem_of(answer) for address, answer in found.items()}
     if not answers:
         raise ResourceError(
             f"--scheduler {scheduler}: this cluster has no workers. Start some with `dask worker --nthreads 1 {scheduler}`."
@@ -297,8 +297,8 @@ def _check_cluster(client: Any, scheduler: str, expected: _Expected) -> None:
         raise ResourceError(f"worker {address} {problem}{others}")
 
 
-def _judge(answer: Any) -> str | None:
-    """What is wrong with a worker, by what `_look_around` gave there."""
+def _problem_of(answer: Any) -> str | None:
+    """Say what is wrong with a worker, by what `_inspect_worker` returned there; None if nothing is."""
     if isinstance(answer, Exception):
         # Most likely graphbuild itself is missing there, or what it needs.
         return f"cannot do this work ({type(answer).__name__}: {answer}). Install the same environment there as here."
@@ -318,8 +318,8 @@ class _Expected:
     check: Check | None
 
 
-def _look_around(expected: _Expected) -> tuple[str | None, str]:
-    """What is wrong on a worker, in words that follow its name, and the file that it wrote; runs there."""
+def _inspect_worker(expected: _Expected) -> tuple[str | None, str]:
+    """Return what is wrong on a worker, in words that follow its name, and the file that it wrote; runs there."""
     written = expected.probe.removesuffix(".tmp") + f"-{uuid.uuid4().hex}.tmp"
     return _problem(expected, Path(written)), written
 

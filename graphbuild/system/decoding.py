@@ -1,4 +1,4 @@
-"""Bytes of others as text: compression and encoding told by the first bytes, invalid UTF-8 mended, JSON that cannot hurt.
+"""Bytes of others as text: compression and encoding told by the first bytes, invalid UTF-8 repaired, JSON that cannot hurt.
 
 What comes out is UTF-8 without a byte-order mark. Both packages read JSON and lists of ids through here.
 """

@@ -121,8 +121,8 @@ class PartitionResult:
         """One line for people."""
         facts = self.facts
         done = "already done, nothing to do" if self.already_done else f"{facts['seconds']:.1f} s"
-        crowded = facts["beyond_two_of_a_text"]
-        note = f"; {crowded:,} samples beyond two of one text in a chunk (too many have it)" if crowded else ""
+        beyond_two = facts["beyond_two_of_a_text"]
+        note = f"; {beyond_two:,} samples beyond two of one text in a chunk (too many have it)" if beyond_two else ""
         return (
             f"{self.path}: {self.samples:,} samples in {facts['chunks']:,} chunks of {self.chunk}, "
             f"{facts['neighbors_per_anchor']:.2f} stored neighbours per anchor in its chunk "
@@ -212,7 +212,7 @@ def _build(graph: Graph, config: PartitionConfig) -> PartitionResult:
             receipt, already_done = _make_and_enter(graph, config, key)
         elif receipt is None:
             place = beside_or_cached(graph_dir, schemas.PARTITION)
-            with exclusive(place / RECORDS / "lock", where=place, advice="", wait=True):
+            with exclusive(place / RECORDS / "lock", where=place, wait=True):
                 receipt, already_done = _make(graph, config, place, key)
     return PartitionResult(
         path=place / name, samples=receipt.rows, chunk=config.chunk, facts=receipt.facts, already_done=already_done

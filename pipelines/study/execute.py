@@ -206,9 +206,9 @@ class Study:
         # Probes are thousands of small kernels, which on a GPU that others train on take minutes; its machine's cores are idle.
         device = "auto" if self._config.jobs == 1 else "cpu"
         if planned.arm.graph == SCENES:
-            scenes, asked = str(self._data.scenes), str(self._data.scenes_val)
+            scenes, held_out = str(self._data.scenes), str(self._data.scenes_val)
             options = EvalOptions(
-                data=asked,
+                data=held_out,
                 train_data=scenes,
                 label_columns=COLUMNS,
                 protocols=("knn", "linear"),

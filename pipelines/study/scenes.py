@@ -40,8 +40,8 @@ def prepare_scenes(folder: Path, *, drawn: int = _DRAWN, val: int = _VAL) -> Non
     own = own_backgrounds(pictures["train"])
     chosen = choose_correlated(with_rule(pictures["train"], own))
     chosen.with_columns(pl.col("object").alias(name) for name in COLUMNS[:2]).write_parquet(train_file, row_group_size=4096)
-    asked = with_rule(pictures["val"], own)
-    asked.with_columns(
+    test = with_rule(pictures["val"], own)
+    test.with_columns(
         pl.when("follows").then("object").alias(COLUMNS[0]), pl.when(~pl.col("follows")).then("object").alias(COLUMNS[1])
     ).write_parquet(val_file, row_group_size=4096)
 

@@ -32,7 +32,7 @@ class CsvFormat:
             first = next(rows, None)
         if self._names:
             return self._names if first is not None else None
-        return [_mended(name)[0] for name in first] if first else None
+        return [_repaired(name)[0] for name in first] if first else None
 
     def rows(self, file: File, wanted: Wanted) -> Iterator[Record]:
         """Records of a file; empty lines are not records, and those with another number of fields than the header are broken.
@@ -41,7 +41,7 @@ class CsvFormat:
             SourceError: If its quotes are broken.
         """
         with _reader(file) as rows:
-            names = self._names or [_mended(name)[0] for name in next(rows)]
+            names = self._names or [_repaired(name)[0] for name in next(rows)]
             expected = f"not {len(names)}" if self._names else f"the header {len(names)}"
             taken = {name: names.index(name) for name in wanted.names()}
             for fields in rows:
@@ -53,7 +53,7 @@ class CsvFormat:
                         "A comma outside quotes, or a broken row: mend it."
                     )
                     continue
-                values = {name: _mended(fields[column]) for name, column in taken.items()}
+                values = {name: _repaired(fields[column]) for name, column in taken.items()}
                 yield Row(
                     captions=[values[wanted.caption][0]],
                     sample_id=values[wanted.sample_id][0] if wanted.sample_id else None,
@@ -74,7 +74,7 @@ def _reader(file: File) -> Iterator[Any]:
             raise SourceError(f"{file}: line {rows.line_num:,} is not CSV ({error}). Mend it, or use --dataset tsv.") from None
 
 
-def _mended(field: str) -> tuple[str, bool]:
+def _repaired(field: str) -> tuple[str, bool]:
     if field.isascii():
         return field, False
     text, invalid = mend(field.encode("utf-8", errors="surrogateescape"))

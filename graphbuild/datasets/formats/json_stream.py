@@ -42,8 +42,8 @@ def stream_objects(file: File, key: str | None, *, expected: str) -> Iterator[tu
                 found += 1
                 if not isinstance(element, dict):
                     raise SourceError(f"{file}: {key or 'the list'!r} holds {type(element).__name__}, not objects. {expected}")
-                mended = _mended(element) if stream.marked else element
-                yield mended, mended != element
+                repaired = _repaired(element) if stream.marked else element
+                yield repaired, repaired != element
         if not found and key is not None and key not in _arrays(file):
             raise SourceError(f"{file}: it has no list {key!r}. {expected}")
     except ijson.JSONError as error:
@@ -79,12 +79,12 @@ def _describe(error: ijson.JSONError) -> str:
     return "it ends too early" if "premature" in why or "ncomplete" in why else f"no JSON ({why})"
 
 
-def _mended(value: Any) -> Any:
+def _repaired(value: Any) -> Any:
     if isinstance(value, str):
         return value.replace(_MARK, "\ufffd")
     if isinstance(value, list):
-        return [_mended(item) for item in value]
-    return {key: _mended(item) for key, item in value.items()} if isinstance(value, dict) else value
+        return [_repaired(item) for item in value]
+    return {key: _repaired(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 class _Marked:

@@ -68,7 +68,7 @@ def record_row(place: str, record: Mapping[str, Any], wanted: Wanted, invalid: b
 
 
 def captions_of_json(value: Any) -> tuple[Captions, bool]:
-    """The captions that a JSON value holds, and whether a lone surrogate was mended.
+    """The captions that a JSON value holds, and whether a lone surrogate was repaired.
 
     Raises:
         ValueError: If it holds something else than text; the type is named.

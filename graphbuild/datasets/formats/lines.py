@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from graphbuild.datasets.base import SourceInfo
 from graphbuild.datasets.formats.files import File
 from graphbuild.datasets.formats.rows import Record, Row, RowSource, Wanted
-from graphbuild.datasets.formats.tsv import mended_line
+from graphbuild.datasets.formats.tsv import repaired_line
 
 _COLUMN = "text"
 
@@ -24,7 +24,7 @@ class LinesFormat:
         """Lines of a file; blank ones are blank captions, so that row numbers are line numbers less one."""
         with file.text() as stream:
             for line in stream:
-                text, invalid = mended_line(line)
+                text, invalid = repaired_line(line)
                 yield Row(captions=[text], sample_id=text, kept=(text,) * len(wanted.kept), invalid=invalid)
 
 

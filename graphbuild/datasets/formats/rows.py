@@ -39,7 +39,7 @@ class Row:
     sample_id: str | None
     kept: tuple[str | None, ...]
     invalid: bool
-    """Whether it held invalid UTF-8, which was mended."""
+    """Whether it held invalid UTF-8, which was repaired."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,13 +136,13 @@ class _Batch:
     invalid: list[int] = field(default_factory=list)
 
     def add(self, row: int, shard: Shard, sample: Sample, record: Mapping[str, Any]) -> None:
-        captions, mended = _captions(shard, sample, record, self.columns)
+        captions, repaired = _captions(shard, sample, record, self.columns)
         self.rows.append(row)
         self.ids.append(shard.sample_id(sample, record))
         self.captions.append(captions)
         self.kept.append(tuple(_value(shard, sample, record, name) for name in self.columns.kept))
         self.bytes += sum(len(text) for text in (*captions, *self.kept[-1]) if text)
-        if mended:
+        if repaired:
             self.invalid.append(row)
 
     def take(self) -> CaptionBatch:
@@ -162,7 +162,7 @@ class _Batch:
 
 
 def _captions(shard: Shard, sample: Sample, record: Mapping[str, Any], columns: TarColumns) -> tuple[Captions, bool]:
-    """Captions of a sample, and whether something was mended."""
+    """Captions of a sample, and whether something was repaired."""
     name = columns.caption or (TEXT_MEMBER if TEXT_MEMBER in sample.members else columns.fallback)
     if name in record and (columns.caption is not None or name != TEXT_MEMBER):
         try:
@@ -171,8 +171,8 @@ def _captions(shard: Shard, sample: Sample, record: Mapping[str, Any], columns: 
             raise DamagedArchive(
                 f"sample {sample.key} has {error} under {name!r}, which is not text; choose another --caption-column"
             ) from None
-    text, mended = _text(shard, sample, name)
-    return [text], mended
+    text, repaired = _text(shard, sample, name)
+    return [text], repaired
 
 
 def _value(shard: Shard, sample: Sample, record: Mapping[str, Any], name: str) -> str | None:

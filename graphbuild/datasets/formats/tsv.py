@@ -50,12 +50,12 @@ class TsvFormat:
 
 
 def _fields(line: bytes) -> tuple[list[str], bool]:
-    text, invalid = mended_line(line)
+    text, invalid = repaired_line(line)
     return text.split("\t"), invalid
 
 
-def mended_line(line: bytes) -> tuple[str, bool]:
-    """A line without its end, and whether it held invalid UTF-8, which is mended."""
+def repaired_line(line: bytes) -> tuple[str, bool]:
+    """A line without its end, and whether it held invalid UTF-8, which is repaired."""
     text, invalid = mend(line.removesuffix(b"\n").removesuffix(b"\r"))
     return text or "", invalid
 

@@ -14,7 +14,7 @@ from graphbuild.datasets.base import SourceInfo
 from graphbuild.datasets.formats.csv import CsvFormat
 from graphbuild.datasets.formats.files import File
 from graphbuild.datasets.formats.rows import Broken, Record, Row, RowSource, Wanted
-from graphbuild.datasets.formats.tsv import mended_line
+from graphbuild.datasets.formats.tsv import repaired_line
 from graphbuild.errors import SourceError
 
 _TOKEN = re.compile(r"(?P<file>[^\t]+)#(?P<number>\d+)\t(?P<caption>.*)")
@@ -37,7 +37,7 @@ class FlickrFormat:
             SourceError: If the file has none of the known forms.
         """
         with file.text() as stream:
-            first, _ = mended_line(stream.readline())
+            first, _ = repaired_line(stream.readline())
         if _TOKEN.fullmatch(first):
             return _matched(file, _TOKEN, wanted, header=False)
         if first.startswith("image_name|"):
@@ -56,7 +56,7 @@ class FlickrFormat:
 def _matched(file: File, pattern: re.Pattern[str], wanted: Wanted, *, header: bool) -> Iterator[Record]:
     with file.text() as stream:
         for number, line in enumerate(stream, 1):
-            text, invalid = mended_line(line)
+            text, invalid = repaired_line(line)
             if header and number == 1:
                 continue
             match = pattern.fullmatch(text)

@@ -56,7 +56,7 @@ def segment_facts(segments: Sequence[Segment]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Held:
+class ExistingTexts:
     """The finished text stage of a graph that is appended to."""
 
     graph_dir: Path
@@ -83,7 +83,7 @@ class Held:
 class Addition:
     """Files that come to a graph."""
 
-    held: Held
+    held: ExistingTexts
     files: tuple[SourceFile, ...]
     """Those that are new; none if all were there."""
     known: frozenset[str]
@@ -131,7 +131,7 @@ def plan_addition(
                 f"{file.name}: the graph has a file of this name already, with other content. Sample ids and errors name files: "
                 "rename the new one."
             )
-    held = Held(graph_dir=graph_dir, stage=stage, counts=dict(manifest.counts))
+    held = ExistingTexts(graph_dir=graph_dir, stage=stage, counts=dict(manifest.counts))
     _require_same_columns(held, source.keep_schema)
     names = stage.facts.get(_FACT) or [list(stage.inputs)]
     inputs = {**stage.inputs, **{file.name: file.digest for file in fresh}}
@@ -143,7 +143,7 @@ def plan_addition(
     )
 
 
-def _require_same_columns(held: Held, keep_schema: pa.Schema) -> None:
+def _require_same_columns(held: ExistingTexts, keep_schema: pa.Schema) -> None:
     first = next(iter(held.receipts(schemas.SAMPLES)))
     stored = pq.read_schema(held.graph_dir / first)
     for field in keep_schema:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.datasets.base import CaptionBatch
-from graphbuild.embed.text.append import Held
+from graphbuild.embed.text.append import ExistingTexts
 from graphbuild.embed.text.table import TextPolicy
 from graphbuild.store.files import Receipt
 from graphbuild.store.tables import read_texts
@@ -45,7 +45,7 @@ COUNTS = {
 NOTES = {
     "null_captions": "null captions left out",
     "blank_captions": "blank captions left out",
-    "invalid_utf8_rows": "rows with invalid UTF-8, mended with U+FFFD",
+    "invalid_utf8_rows": "rows with invalid UTF-8, repaired with U+FFFD",
     "control_captions": "captions with control or invisible characters, kept as they are",
     "recomposed_captions": "captions brought to Unicode NFC",
     "long_captions": f"captions over {LONG:,} characters",
@@ -71,7 +71,7 @@ class Listing:
 class Cleaner:
     """Cleans captions, and lists what is unusual about them."""
 
-    def __init__(self, policy: TextPolicy, held: Held | None = None) -> None:
+    def __init__(self, policy: TextPolicy, held: ExistingTexts | None = None) -> None:
         """Go on from what a graph that is appended to counted."""
         self._policy = policy
         counts = held.counts if held is not None else {}

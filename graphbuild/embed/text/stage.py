@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from graphbuild.datasets.base import CaptionBatch, OpenSource
-from graphbuild.embed.text.append import Held, Segment, segment_facts
+from graphbuild.embed.text.append import ExistingTexts, Segment, segment_facts
 from graphbuild.embed.text.policy import LISTED, Cleaner, collapse_facts
 from graphbuild.embed.text.table import NewText, Prompts, TextPolicy, TextTable, Tokenizer
 from graphbuild.errors import SourceError
@@ -45,7 +45,7 @@ class TextWork:
     shard_size: int
     segments: tuple[Segment, ...]
     """How the shards are cut; just one where nothing was appended."""
-    held: Held | None = None
+    held: ExistingTexts | None = None
     """The graph that is appended to; only the last segment is then read."""
     known: frozenset[str] = frozenset()
     """Files of the source that the graph has already."""
@@ -197,7 +197,7 @@ class RepeatedIds:
             self._next = 2 * self._total
             self.finish()
 
-    def restore(self, held: Held) -> None:
+    def restore(self, held: ExistingTexts) -> None:
         """Take in the ids of a graph that is appended to."""
         parts = [table[schemas.SAMPLE_HASH].to_numpy() for _, table in held.tables(schemas.SAMPLES, [schemas.SAMPLE_HASH])]
         # Once each: a sample with several captions has several rows.
@@ -247,7 +247,7 @@ class _ClassNames:
         self._prompts = prompts
         self._class_of: dict[int, tuple[Any, str]] = {}
 
-    def restore(self, held: Held) -> None:
+    def restore(self, held: ExistingTexts) -> None:
         if self._column is None:
             return
         names = [name for _, table in held.tables(schemas.TEXTS, [schemas.TEXT]) for name in table[schemas.TEXT].to_pylist()]

@@ -14,7 +14,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from graphbuild.embed.text.append import Held
+from graphbuild.embed.text.append import ExistingTexts
 from graphbuild.embed.text.keys import Growing, Keys, KeyTable
 from graphbuild.errors import ArtifactMismatch, OptionError
 from graphbuild.store import schemas
@@ -163,7 +163,7 @@ class TextTable:
         np.add.at(self._counts.values, text_ids, 1)
         return text_ids
 
-    def restore(self, held: Held) -> None:
+    def restore(self, held: ExistingTexts) -> None:
         """Take in the texts of a graph that is appended to, and their counts.
 
         Raises:

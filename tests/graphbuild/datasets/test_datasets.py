@@ -133,7 +133,7 @@ def test_only_blank_captions_are_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
-def test_invalid_utf8_is_mended_counted_and_named_by_row(tmp_path: Path, name: str) -> None:
+def test_invalid_utf8_is_repaired_counted_and_named_by_row(tmp_path: Path, name: str) -> None:
     rows = [b"good", b"bad \xff\xfe one", b"last"]
     if name == "a.jsonl":
         content = b"".join(b'{"caption": "' + row + b'"}\n' for row in rows)
@@ -147,7 +147,7 @@ def test_invalid_utf8_is_mended_counted_and_named_by_row(tmp_path: Path, name: s
     assert manifest.stages["text"].facts["listed"]["invalid_utf8"] == [f"{name}:1"]
 
 
-def test_invalid_utf8_in_parquet_is_mended_and_counted(tmp_path: Path) -> None:
+def test_invalid_utf8_in_parquet_is_repaired_and_counted(tmp_path: Path) -> None:
     broken = pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"\xffno"], pa.binary()).buffers())
     pq.write_table(pa.table({"caption": broken}), tmp_path / "a.parquet")
     embed(tmp_path / "g", tmp_path / "a.parquet")
@@ -155,7 +155,7 @@ def test_invalid_utf8_in_parquet_is_mended_and_counted(tmp_path: Path) -> None:
     assert Manifest.load(tmp_path / "g").stages["text"].facts["listed"]["invalid_utf8"] == ["a.parquet:1"]
 
 
-def test_lone_surrogate_in_json_is_mended_and_counted(tmp_path: Path) -> None:
+def test_lone_surrogate_in_json_is_repaired_and_counted(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"caption": "half \\ud83d of an emoji"}\n{"caption": "whole \\ud83d\\udc15"}\n')
     embed(tmp_path / "g", tmp_path / "a.jsonl", "jsonl")
     assert column(tmp_path / "g", "texts", "text") == ["half \ufffd of an emoji", "whole \U0001f415"]

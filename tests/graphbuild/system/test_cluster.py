@@ -26,7 +26,7 @@ from graphbuild.embed.encoder_files import find_encoder, missing_on_this_machine
 from graphbuild.errors import ArtifactMismatch, ResourceError, SourceError
 from graphbuild.store.files import Receipt
 from graphbuild.store.manifest import Manifest
-from graphbuild.system.cluster import Workers, _Expected, _look_around, run_tasks, versions
+from graphbuild.system.cluster import Workers, _Expected, _inspect_worker, run_tasks, versions
 
 Report = Callable[[int], None]
 
@@ -312,7 +312,7 @@ def looked(folder: Path, **changes: object) -> str | None:
     """What a worker would say of a folder that the client has probed."""
     probe = folder / ".probe-1.tmp"
     expected = {"versions": {}, "probe": str(probe), "token": "1", "shared": (str(folder),), "check": None, **changes}
-    return _look_around(_Expected(**expected))[0]  # type: ignore[arg-type]
+    return _inspect_worker(_Expected(**expected))[0]  # type: ignore[arg-type]
 
 
 def test_folder_that_is_missing_or_another_on_a_worker_is_named(tmp_path: Path) -> None:
