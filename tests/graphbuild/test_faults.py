@@ -52,7 +52,14 @@ def enumerate_calls(tmp_path: Path, points: int, capsys: pytest.CaptureFixture[s
 def test_every_command_struck_at_some_of_its_file_calls_ends_with_the_same_bytes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    enumerate_calls(tmp_path, 4, capsys)
+    enumerate_calls(tmp_path, 2, capsys)
+
+
+@pytest.mark.slow
+def test_every_command_struck_at_many_of_its_file_calls_ends_with_the_same_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    enumerate_calls(tmp_path, 10, capsys)
 
 
 @pytest.mark.faults
@@ -74,6 +81,7 @@ def strike(tmp_path: Path, first: int, count: int, capsys: pytest.CaptureFixture
     assert sum(kinds.values()) >= count // 2
 
 
+@pytest.mark.slow
 def test_twenty_builds_struck_at_drawn_points_end_with_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     strike(tmp_path, 0, 20, capsys)
 

@@ -170,6 +170,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_stays_within_the_limit_beyond_the_mapped_embeddings(tmp_path: Path) -> None:
     # A search of the same kind first, small, so that libraries, kernels and allocator pools are not counted.
     write_graph(tmp_path / "small", clustered_vectors(12_400, 16), shard_size=12_400)
