@@ -52,7 +52,7 @@ def __getattr__(name: str) -> Any:
 
 
 def open(graph_dir: str | PathLike[str], *, verify: bool | None = None) -> GraphView:
-    """A graph directory as lazy Polars tables: `.texts`, `.samples`, `.edges`, `.embeddings`; see `graphbuild.quality.view`.
+    """Return a graph directory as lazy Polars tables: `.texts`, `.samples`, `.edges`, `.embeddings`; see `graphbuild.quality.view`.
 
     >>> import polars as pl
     >>> import graphbuild

@@ -35,7 +35,7 @@ class Steps:
 
 
 def run_holds(run_dir: Path, options: Mapping[str, Any], fingerprint: str) -> bool:
-    """Whether a folder holds a run, finished or not, of these options and of the data with this fingerprint."""
+    """Return whether a folder holds a run, finished or not, of these options and of the data with this fingerprint."""
     if not (run_dir / CONFIG_FILE).exists():
         return False
     stored = read_run_config(run_dir)
@@ -91,7 +91,7 @@ def score_headings(columns: Sequence[str]) -> list[str]:
 
 
 def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal: the first column to the left, numbers to the right."""
+    """Return a table for a terminal: the first column to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
     return "\n".join(
         "  ".join(

@@ -10,7 +10,7 @@ from pipelines.recipe import Layout, Recipe
 
 
 def find_layout(folder: Path) -> Layout:
-    """The shards of a folder.
+    """Return the shards of a folder.
 
     Raises:
         SourceError: If there are none.
@@ -21,7 +21,7 @@ def find_layout(folder: Path) -> Layout:
 
 
 def conceptual_recipe(name: str, title: str, *, epochs: int) -> Recipe:
-    """The recipe of one of them; only captions whose images were downloaded are embedded."""
+    """Return the recipe of one of them; only captions whose images were downloaded are embedded."""
 
     def embed_options(layout: Layout) -> dict[str, Any]:
         return {"dataset": name, "sources": (layout.train,)}

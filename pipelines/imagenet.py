@@ -23,7 +23,7 @@ from pipelines.recipe import Layout, Recipe, command
 
 
 def find_layout(folder: Path) -> Layout:
-    """The folders train and val.
+    """Return the folders train and val.
 
     Raises:
         SourceError: If one is missing.
@@ -37,7 +37,7 @@ def find_layout(folder: Path) -> Layout:
 
 
 def embed_options(layout: Layout) -> dict[str, Any]:
-    """The built-in classes, as "a photo of a {}" unless there are definitions."""
+    """Return the built-in classes, as "a photo of a {}" unless there are definitions."""
     return {"dataset": "imagenet", "workers": 0}
 
 

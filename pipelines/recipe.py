@@ -51,7 +51,7 @@ class Recipe:
 
 
 def command(recipe: Recipe) -> click.Command:
-    """The command line of a recipe."""
+    """Return the command line of a recipe."""
 
     folder_path = click.Path(file_okay=False, path_type=Path)
     graphs, runs = Path("graphs") / recipe.name, Path("runs") / recipe.name

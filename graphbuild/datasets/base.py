@@ -162,7 +162,7 @@ class Source(Protocol):
 
 
 def choose_caption_column(where: str, columns: list[str], wanted: str | None) -> str:
-    """The caption column: the one asked for, else the only usual name there is.
+    """Return the caption column: the one asked for, else the only usual name there is.
 
     Raises:
         SourceError: Listing the columns that exist.
@@ -191,7 +191,7 @@ def require_columns(where: str, columns: list[str], wanted: tuple[str, ...]) -> 
 
 
 def show_names(names: list[str]) -> str:
-    """Names of a file's columns, for messages: as they stand where they can be printed, and shortened."""
+    """Return names of a file's columns, for messages: as they stand where they can be printed, and shortened."""
     shown = ", ".join(name if name.isprintable() else repr(name) for name in names)
     return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + " ..."
 
@@ -207,5 +207,5 @@ def refuse_headerless(options: SourceOptions, dataset: str) -> None:
 
 
 def nothing_kept(rows: int) -> pa.Table:
-    """A table of no columns and so many rows."""
+    """Return a table of no columns and so many rows."""
     return pa.table({"_": pa.nulls(rows)}).drop_columns(["_"])

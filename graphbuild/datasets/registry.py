@@ -49,12 +49,12 @@ class Descriptions:
         )
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The same, for scripts."""
+        """Return the same, for scripts."""
         return [asdict(info) for info in self.infos]
 
 
 def get_source(name: str) -> Source:
-    """The source of a data set's name.
+    """Return the source of a data set's name.
 
     Raises:
         SourceError: If there is none of this name; the names are listed.
@@ -66,5 +66,5 @@ def get_source(name: str) -> Source:
 
 
 def describe_all() -> Descriptions:
-    """What every data set is, how large, under what licence, and where it comes from."""
+    """Return what every data set is, how large, under what licence, and where it comes from."""
     return Descriptions(tuple(get_source(name).info for name in NAMES))

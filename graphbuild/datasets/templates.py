@@ -14,7 +14,7 @@ CLIP80 = "clip80"
 
 
 def read_templates(given: Sequence[str]) -> tuple[str, ...]:
-    """All templates that the options stand for.
+    """Return all templates that the options stand for.
 
     Raises:
         OptionError: If a file is missing, or holds no list of templates.

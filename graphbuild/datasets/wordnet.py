@@ -42,13 +42,13 @@ class Nouns:
     by_wnid: dict[str, Noun]
 
     def describe(self, wnid: str, name: str | None = None) -> str:
-        """The text of a class, `NAME: DEFINITION`, by WordNet's own name unless another is given."""
+        """Return the text of a class, `NAME: DEFINITION`, by WordNet's own name unless another is given."""
         noun = self.by_wnid[wnid]
         return f"{name or noun.name}: {noun.definition}"
 
 
 def is_wnid(name: str) -> bool:
-    """Whether this is how ImageNet writes a noun of WordNet."""
+    """Return whether this is how ImageNet writes a noun of WordNet."""
     return _WNID.fullmatch(name) is not None
 
 

@@ -78,7 +78,7 @@ class EmbedResult:
     """How often captions repeat, and what that saves, in a line."""
 
     def summary(self) -> str:
-        """A few lines for people."""
+        """Return a few lines for people."""
         counts = self.counts
         done = f"built: {', '.join(self.built)}" if self.built else "nothing to do: it was built with these options already"
         lines = [
@@ -101,5 +101,5 @@ class EmbedResult:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """The same, for scripts."""
+        """Return the same, for scripts."""
         return {**asdict(self), "graph_dir": str(self.graph_dir), "built": list(self.built)}

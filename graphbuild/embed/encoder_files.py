@@ -47,16 +47,16 @@ class EncoderSpec:
     precision: str = "float32"
 
     def identity(self) -> dict[str, Any]:
-        """What its vectors depend on."""
+        """Return what its vectors depend on."""
         return {"encoder": self.name, "sha256": self.sha256, "files_digest": self.files_digest, "precision": self.precision}
 
     def with_precision(self, precision: str) -> EncoderSpec:
-        """The same encoder at another precision."""
+        """Return the same encoder at another precision."""
         return replace(self, precision=precision)
 
 
 def comes_with_the_program(name: str) -> bool:
-    """Whether a name is that of an encoder which needs nobody's files: the built-in one, or one that hashes."""
+    """Return whether a name is that of an encoder which needs nobody's files: the built-in one, or one that hashes."""
     return name in _BUILT_IN_NAMES or name.startswith(PREFIX)
 
 

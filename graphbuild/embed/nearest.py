@@ -48,11 +48,11 @@ class NearTexts:
     found: tuple[NearText, ...]
 
     def summary(self) -> str:
-        """A line each: similarity, id, text."""
+        """Return a line each: similarity, id, text."""
         return "\n".join(f"{near.similarity:7.4f}  {near.text_id:>9}  {near.text}" for near in self.found)
 
     def to_json(self) -> dict[str, Any]:
-        """The same, for scripts."""
+        """Return the same, for scripts."""
         return asdict(self)
 
 
@@ -81,7 +81,7 @@ class VectorIndex:
             self._index.nprobe = _PROBED_LISTS
 
     def nearest(self, vector_D: NDArray[np.float16], count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Ids and similarities of the nearest stored vectors, best first, ties to the lower id; (count,) or fewer each."""
+        """Return ids and similarities of the nearest stored vectors, best first, ties to the lower id; (count,) or fewer each."""
         wanted = min(max(_MIN_CANDIDATES, 4 * count), self._index.ntotal)
         _, found, vectors = self._index.search_and_reconstruct(vector_D.astype(np.float32)[None], wanted)
         held = found[0] >= 0

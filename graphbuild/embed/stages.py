@@ -235,5 +235,5 @@ class EmbedRun:
         return build_lookup(self._graph_dir, self._manifest)
 
     def index(self) -> bool:
-        """The FAISS index of all vectors."""
+        """Return the FAISS index of all vectors."""
         return build_index(self._graph_dir, self._manifest, overwrite=True)

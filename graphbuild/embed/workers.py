@@ -43,7 +43,7 @@ class Choice:
 
 
 def choose_workers(spec: EncoderSpec, probe: Sequence[str], *, left: int, tasks: int) -> Choice:
-    """The number of worker processes that is done first, their start included.
+    """Return the number of worker processes that is done first, their start included.
 
     Args:
         spec: The encoder.

@@ -40,7 +40,7 @@ class ExportResult:
         return f"{self.out}: {self.edges:,} edges of {self.texts:,} texts, {self.bytes / 1e6:,.1f} MB"
 
     def to_json(self) -> dict[str, Any]:
-        """The same for scripts."""
+        """Return the same for scripts."""
         return {**asdict(self), "out": str(self.out)}
 
 

@@ -63,7 +63,7 @@ class ImportResult:
     already_done: bool
 
     def summary(self) -> str:
-        """A few lines for people."""
+        """Return a few lines for people."""
         head = f"{self.graph_dir}: {self.texts:,} texts, {self.k:,} neighbours a text, no sketch (train with --absent)"
         if self.already_done:
             return f"{head}: already done, nothing to do"
@@ -76,7 +76,7 @@ class ImportResult:
         return "\n".join([head, *(f"{self.facts[key]:,} {name}" for name, key in left_out.items() if self.facts[key])])
 
     def to_json(self) -> dict[str, Any]:
-        """The same for scripts."""
+        """Return the same for scripts."""
         return {**asdict(self), "graph_dir": str(self.graph_dir)}
 
 

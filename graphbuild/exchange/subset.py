@@ -78,7 +78,7 @@ class SubsetResult:
     already_done: bool
 
     def summary(self) -> str:
-        """A few lines for people."""
+        """Return a few lines for people."""
         done = ": already done, nothing to do" if self.already_done else ""
         lines = [
             f"{self.graph_dir}: {self.counts['samples']:,} samples and {self.counts['texts']:,} texts of {self.origin}{done}",
@@ -89,7 +89,7 @@ class SubsetResult:
         return "\n".join([*lines, f"next: graphbuild knn --graph-dir {self.graph_dir}"])
 
     def to_json(self) -> dict[str, Any]:
-        """The same for scripts."""
+        """Return the same for scripts."""
         return {**asdict(self), "graph_dir": str(self.graph_dir), "origin": str(self.origin)}
 
 

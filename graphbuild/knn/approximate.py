@@ -57,7 +57,7 @@ class Recall:
         return self.interval[0] >= self.target or (self.nprobe == self.lists and self.by_similarity >= self.target)
 
     def summary(self) -> str:
-        """A line for people."""
+        """Return a line for people."""
         low, high = self.interval
         return (
             f"ivf: {self.nprobe} of {self.lists} lists probed; recall on {self.rows:,} random texts {self.by_similarity:.4f} by "
@@ -121,7 +121,7 @@ class IvfEngine:
         return sum(map(len, ranges)) * self._row_pairs()
 
     def work(self, ranges: Sequence[ShardRange]) -> int:
-        """All that a search tells `advance`; re-ranking is a part of each row."""
+        """Return all that a search tells `advance`; re-ranking is a part of each row."""
         return self.pairs(ranges)
 
     def search(self, ranges: Sequence[ShardRange], advance: Advance = ignore_progress) -> Iterator[Neighbors]:
@@ -219,7 +219,7 @@ class IvfEstimate:
     """For all texts; settling the number of lists comes on top."""
 
     def line(self) -> str:
-        """The estimate in one line."""
+        """Return the estimate in one line."""
         return (
             f"ivf instead: about {self.seconds:,.0f} s with {self.nprobe:,} of {self.lists:,} lists probed, a recall of "
             f"{self.recall:.3f} on {self.rows:,} texts (--method ivf measures it properly)"

@@ -18,7 +18,7 @@ from graphbuild.store.tables import read_parquet
 
 
 def read_sample_counts(graph_dir: Path, manifest: Manifest, count: int) -> NDArray[np.int32]:
-    """How many samples map onto each text; shape (N,).
+    """Return how many samples map onto each text; shape (N,).
 
     Raises:
         ArtifactError: If a counts file is missing or damaged, or the counts are not those of `count` texts.

@@ -72,7 +72,7 @@ class KnnResult:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """The same for scripts."""
+        """Return the same for scripts."""
         return {
             "graph_dir": str(self.graph_dir),
             "texts": self.texts,

@@ -31,7 +31,7 @@ class Extension:
     """By number of the shard; those that are intact."""
 
     def stored(self, graph_dir: Path, shard: ShardRange) -> Neighbors | None:
-        """The old rows of a shard; None where there are none to go on from, or a killed run has replaced them already."""
+        """Return the old rows of a shard; None where there are none to go on from, or a killed run has replaced them already."""
         receipt = self.receipts.get(shard.index)
         if receipt is None or damage(graph_dir, receipt):
             return None
@@ -40,7 +40,7 @@ class Extension:
 
 
 def find_extension(graph_dir: Path, manifest: Manifest, options: Mapping[str, Any], texts: int, device: str) -> Extension | None:
-    """What an exact search on a CPU can go on from, or None: nothing was appended, or another K is kept."""
+    """Return what an exact search on a CPU can go on from, or None: nothing was appended, or another K is kept."""
     old = manifest.superseded.get("knn")
     if old is None or device != "cpu" or old.config["method"] != "exact" or old.config["k"] != options["k"]:
         return None

@@ -58,7 +58,7 @@ class ShardWriter:
 
 
 def no_neighbors(shard: ShardRange) -> Neighbors:
-    """What is stored where there is only one text."""
+    """Return what is stored where there is only one text."""
     return Neighbors(np.empty((len(shard), 0), np.int32), np.empty((len(shard), 0), np.float16), 0)
 
 

@@ -130,7 +130,7 @@ class Estimate:
         )
 
     def line(self) -> str:
-        """The estimate in one line."""
+        """Return the estimate in one line."""
         where = "mapped from a scratch file" if self.memory_mapped else "in memory"
         scratch = f" and {_gigabytes(self.scratch_bytes)} of scratch" if self.scratch_bytes else ""
         return (

@@ -40,13 +40,13 @@ def all_vectors(graph_dir: Path, shape: tuple[int, int], *, mapped: bool) -> Ite
 
 
 def map_vectors(path: Path, shape: tuple[int, int]) -> NDArray[np.float16]:
-    """A scratch file as a matrix; nothing that is done to it reaches the file."""
+    """Return a scratch file as a matrix; nothing that is done to it reaches the file."""
     # Copy on write, for numba and torch tell read-only arrays apart; nobody writes.
     return np.asarray(np.memmap(path, np.float16, "c", shape=shape))
 
 
 def first_vectors(graph_dir: Path, count: int) -> NDArray[np.float16]:
-    """The embeddings of the first `count` texts, or a few more; files are not compared with their receipts."""
+    """Return the embeddings of the first `count` texts, or a few more; files are not compared with their receipts."""
     parts: list[NDArray[np.float16]] = []
     for block in embedding_blocks(graph_dir, check=False):
         parts.append(block.vectors_nD)

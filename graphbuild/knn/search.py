@@ -114,7 +114,7 @@ class Search:
     def estimate(
         self, sample_nD: NDArray[np.float16] | None = None, *, seconds: float = _CALIBRATION_SECONDS, recall: float | None = None
     ) -> Estimate:
-        """What is still to be done will take, by a calibration of so many seconds on some of the vectors.
+        """Return what is still to be done will take, by a calibration of so many seconds on some of the vectors.
 
         Args:
             sample_nD: The vectors; some of the first where None.

@@ -37,7 +37,7 @@ def second_moments(shards: Iterable[tuple[NDArray[np.float16], NDArray[np.int32]
 
 
 def sketch_basis(moments_DD: NDArray[np.float64], sketch_dim: int) -> NDArray[np.float64]:
-    """The R leading eigenvectors as columns, the largest coordinate of each positive; shape (D, R).
+    """Return the R leading eigenvectors as columns, the largest coordinate of each positive; shape (D, R).
 
     Columns beyond the rank of the data are zero: no embedding has a part there, and an eigensolver's choice is arbitrary.
     """

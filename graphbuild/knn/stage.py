@@ -135,7 +135,7 @@ def _facts(config: KnnConfig, layout: Layout, receipts: Sequence[Receipt], reuse
 
 
 def estimate_knn(graph_dir: Path, config: KnnConfig) -> Estimate:
-    """What `build_knn` would take, by a calibration of about five seconds; changes nothing.
+    """Return what `build_knn` would take, by a calibration of about five seconds; changes nothing.
 
     Raises:
         ArtifactError: If the embeddings are missing or damaged.

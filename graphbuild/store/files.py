@@ -340,7 +340,7 @@ def write_arrow(
 
 
 def read_receipt(path: Path) -> Receipt | None:
-    """The receipt that a file holds, or None where there is none that can be read."""
+    """Return the receipt that a file holds, or None where there is none that can be read."""
     try:
         return Receipt(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -348,7 +348,7 @@ def read_receipt(path: Path) -> Receipt | None:
 
 
 def finished(graph_dir: Path, name: str, *, key: str) -> Receipt | None:
-    """The receipt of a shard that is done: there, undamaged, and made for the same work; else None."""
+    """Return the receipt of a shard that is done: there, undamaged, and made for the same work; else None."""
     receipt = read_receipt(receipt_path(graph_dir, name))
     if receipt is None or receipt.key != key or receipt.path != name or damage(graph_dir, receipt):
         return None
@@ -356,7 +356,7 @@ def finished(graph_dir: Path, name: str, *, key: str) -> Receipt | None:
 
 
 def damage(graph_dir: Path, receipt: Receipt, *, digest: bool = True) -> str | None:
-    """What is wrong with a file, in a few words, or None if it is as its receipt says; its bytes are read for the digest."""
+    """Return what is wrong with a file, in a few words, or None if it is as its receipt says; its bytes are read for the digest."""
     path = graph_dir / receipt.path
     try:
         size = path.stat().st_size

@@ -95,7 +95,7 @@ class Frames:
         return register_io_source(_EdgeSource(self.path, self._verify), schema=schema, is_pure=True)
 
     def tables(self) -> dict[str, pl.LazyFrame]:
-        """The tables that are there, by name: texts, samples, embeddings, edges."""
+        """Return the tables that are there, by name: texts, samples, embeddings, edges."""
         stages = {schemas.TEXTS: "text", schemas.SAMPLES: "text", schemas.EMBEDDINGS: "embed", EDGES: "knn"}
         return {name: getattr(self, name) for name, stage in stages.items() if stage in self.manifest.stages}
 
@@ -108,7 +108,7 @@ class Frames:
         return pl.DataFrame(list(found.items()), schema={schemas.TEXT_ID: pl.Int32, schemas.TEXT: pl.String}, orient="row")
 
     def parquet(self, stage: str, folder: str) -> pl.LazyFrame:
-        """The Parquet files of a folder of a stage, as one table."""
+        """Return the Parquet files of a folder of a stage, as one table."""
         import polars as pl
 
         # The names are names: `[1]` in a folder is no pattern, and `a=1` no column.

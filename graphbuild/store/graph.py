@@ -203,7 +203,7 @@ class Graph:
         return list(self._files("text", schemas.SAMPLES)[0].columns)
 
     def texts(self) -> pa.ChunkedArray:
-        """All texts, as strings, in the order of their ids.
+        """Return all texts, as strings, in the order of their ids.
 
         Raises:
             ArtifactError: If a shard cannot be read.
@@ -222,7 +222,7 @@ class Graph:
         return read_texts(self.path, self._files("text", schemas.TEXTS), text_ids, verify=self._verify)
 
     def embeddings(self) -> npt.NDArray[np.float16]:
-        """All embeddings, as stored; (N, D) float16, 2 N D bytes of memory. The source of the dense target.
+        """Return all embeddings, as stored; (N, D) float16, 2 N D bytes of memory. The source of the dense target.
 
         Raises:
             ArtifactError: If a shard cannot be read.

@@ -32,12 +32,12 @@ class Images:
         return {name: value for name, value in asdict(self).items() if name != "note" or value is not None}
 
     def at(self, graph_dir: Path) -> Images:
-        """The same with absolute paths."""
+        """Return the same with absolute paths."""
         return replace(self, path=_resolve(self.path, graph_dir), val=None if self.val is None else _resolve(self.val, graph_dir))
 
 
 def recorded(dataset: Mapping[str, Any]) -> Images | None:
-    """What a manifest's `dataset` says about its pictures; None if it records none.
+    """Return what a manifest's `dataset` says about its pictures; None if it records none.
 
     Args:
         dataset: `Manifest.dataset`.
@@ -50,7 +50,7 @@ def recorded(dataset: Mapping[str, Any]) -> Images | None:
 
 
 def place_of(path: str | Path, graph_dir: Path) -> str:
-    """A path or pattern as the manifest records it: relative if inside the graph directory, else absolute."""
+    """Return a path or pattern as the manifest records it: relative if inside the graph directory, else absolute."""
     absolute, root = Path(path).absolute(), graph_dir.absolute()
     return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else str(absolute)
 

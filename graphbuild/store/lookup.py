@@ -153,7 +153,7 @@ class SampleLookup:
     def find(
         self, sample_ids: Sequence[str] | pa.Array | pa.ChunkedArray, hashes_S: NDArray[np.uint64] | None = None
     ) -> SampleTexts:
-        """Which texts belong to samples, known or not, in any order; 72 bytes a sample, beside the answer.
+        """Return which texts belong to samples, known or not, in any order; 72 bytes a sample, beside the answer.
 
         Args:
             sample_ids: The ids; (S,).

@@ -98,7 +98,7 @@ class Manifest:
 
     @classmethod
     def load_or_new(cls, graph_dir: Path) -> Manifest:
-        """The manifest, or an empty one where the directory holds none yet."""
+        """Return the manifest, or an empty one where the directory holds none yet."""
         return cls.load(graph_dir) if (graph_dir / schemas.MANIFEST_FILE).exists() else cls()
 
     def save(self, graph_dir: Path) -> None:
@@ -120,7 +120,7 @@ class Manifest:
         write_json(path, {"format": content["format"], "digest": digest_json(content), **content})
 
     def require(self, stage: str, graph_dir: Path) -> Stage:
-        """A finished stage.
+        """Return a finished stage.
 
         Raises:
             ArtifactError: If it is not done, with the command that does it.
@@ -184,7 +184,7 @@ def up_to_date(
     overwrite: bool,
     remedy: str = "",
 ) -> bool:
-    """Whether a stage is done with these options and inputs, and all its files are intact.
+    """Return whether a stage is done with these options and inputs, and all its files are intact.
 
     False means: do it (what is intact need not be made again). `remedy` is what else may help where the input is another.
 
@@ -228,7 +228,7 @@ def stage_key(config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
 
 
 def find_graph_dir(given: Path | None) -> Path:
-    """The graph directory: as given, else `$GRAPHBUILD_DIR`, else the only graph under `graphs/`.
+    """Return the graph directory: as given, else `$GRAPHBUILD_DIR`, else the only graph under `graphs/`.
 
     Raises:
         UserError: If there is none, or more than one to choose from (they are listed).

@@ -107,7 +107,7 @@ def _views(batch: pa.RecordBatch) -> Rows:
 
 
 def flat_values(column: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """The values of a fixed-size list column as one flat view."""
+    """Return the values of a fixed-size list column as one flat view."""
     values: npt.NDArray[Any] = column.flatten().to_numpy(zero_copy_only=True)
     if values.dtype != dtype:
         raise pa.ArrowInvalid(f"values are {values.dtype}, not {dtype}")

@@ -55,7 +55,7 @@ class Sample:
 
 
 def read_members(stream: IO[bytes], total: int) -> Iterator[Member]:
-    """Every regular file of a tar stream of `total` bytes, in order; the stream may be read and moved between two of them.
+    """Yield every regular file of a tar stream of `total` bytes, in order; the stream may be read and moved between two of them.
 
     Raises:
         DamagedArchive: If it is cut short or damaged; the byte is named.
@@ -170,7 +170,7 @@ class Shard:
             yield Sample(_readable(key), parts)
 
     def record(self, sample: Sample) -> dict[str, Any]:
-        """A sample's JSON; empty where there is none.
+        """Return a sample's JSON; empty where there is none.
 
         Raises:
             DamagedArchive: If it is no JSON object, or too long.
@@ -179,12 +179,12 @@ class Shard:
         return {} if member is None else parse_record(self.read(member, LONGEST_JSON + 1), _readable(member.name))
 
     def read(self, member: Member, most: int) -> bytes:
-        """The bytes of a member, at most so many."""
+        """Return the bytes of a member, at most so many."""
         self.stream.seek(member.offset)
         return self.stream.read(min(member.size, most))
 
     def sample_id(self, sample: Sample, record: Mapping[str, Any]) -> str:
-        """The id in a sample's JSON, else shard and key: keys are unique in their shard alone.
+        """Return the id in a sample's JSON, else shard and key: keys are unique in their shard alone.
 
         Raises:
             DamagedArchive: If the JSON lacks the key that was asked for, or the key of a sample without an id comes twice.
@@ -216,12 +216,12 @@ def record_id(record: Mapping[str, Any], id_field: str | None = None) -> str | N
 
 
 def download_failed(status: Any) -> bool:
-    """Whether img2dataset says that it has no picture of a sample; a user's column of this name says other things."""
+    """Return whether img2dataset says that it has no picture of a sample; a user's column of this name says other things."""
     return isinstance(status, str) and status.startswith("failed")
 
 
 def parse_record(data: bytes, where: str) -> dict[str, Any]:
-    """The JSON object of a sample.
+    """Return the JSON object of a sample.
 
     Raises:
         DamagedArchive: If it is none, or too long.

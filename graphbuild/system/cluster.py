@@ -245,7 +245,7 @@ def _worker_environment(count: int, gpus: int) -> dict[str, str]:
 
 
 def thread_shares(count: int) -> dict[str, str]:
-    """The environment by which each of several processes starts its share of threads, whichever library does."""
+    """Return the environment by which each of several processes starts its share of threads, whichever library does."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS")
     return dict.fromkeys(names, str(max(1, available_cores() // count)))
 

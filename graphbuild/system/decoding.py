@@ -55,7 +55,7 @@ def as_text(value: Any) -> str | None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text.
+    """Return the value of a JSON text.
 
     Raises:
         ValueError: If it is no JSON, or is nested too deeply to be read.
@@ -69,7 +69,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
-    """The object that a JSON text holds.
+    """Return the object that a JSON text holds.
 
     Raises:
         ValueError: If it is none.
@@ -81,7 +81,7 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
 
 
 def describe_form(raw: IO[bytes]) -> str | None:
-    """How a stream of text is stored, where it is not plain UTF-8: compressed, or in UTF-16, with its errors counted."""
+    """Return how a stream of text is stored, where it is not plain UTF-8: compressed, or in UTF-16, with its errors counted."""
     stream, packed = _unpacked(raw)
     if not _peek(stream).startswith(_UTF16):
         return packed
@@ -124,7 +124,7 @@ def utf8_stream(raw: IO[bytes]) -> Iterator[IO[bytes]]:
 
 
 def read_text(path: Path) -> bytes:
-    """The text of a small file, whole, as UTF-8.
+    """Return the text of a small file, whole, as UTF-8.
 
     Raises:
         NotText: If it is no text.

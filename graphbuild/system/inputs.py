@@ -37,18 +37,18 @@ class Listing:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file's name, or one of the folders in it, says that it is no data."""
+    """Return whether a file's name, or one of the folders in it, says that it is no data."""
     return any((part.startswith(".") and part not in (".", "..")) or part in _OTHER_FOLDERS for part in name.split("/"))
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of a file's name in lower case, with its dot; that of a compressed file is the one before."""
+    """Return the suffix of a file's name in lower case, with its dot; that of a compressed file is the one before."""
     parts = PurePosixPath(name.lower()).suffixes
     return "" if not parts else parts[-2] if len(parts) > 1 and parts[-1] in COMPRESSED else parts[-1]
 
 
 def is_pattern(source: str) -> bool:
-    """Whether a source holds signs of a pattern."""
+    """Return whether a source holds signs of a pattern."""
     return any(sign in source for sign in _SIGNS) or _BRACES.search(source) is not None
 
 
@@ -67,7 +67,7 @@ def expand_braces(source: str) -> list[str]:
 
 
 def list_files(source: str, suffixes: Sequence[str]) -> Listing:
-    """The files that a path here stands for, sorted: of a folder, those of some suffixes; of a pattern, all that match it.
+    """Return the files that a path here stands for, sorted: of a folder, those of some suffixes; of a pattern, all that match it.
 
     A folder without such files of its own is searched through all levels.
 

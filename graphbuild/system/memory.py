@@ -24,7 +24,7 @@ def parse_size(text: str) -> int:
 
 
 def resolve_limit(text: str | None) -> int:
-    """The limit in bytes: as given, else half of the memory that is free now, within this process's control group."""
+    """Return the limit in bytes: as given, else half of the memory that is free now, within this process's control group."""
     return parse_size(text) if text is not None else free_memory() // 2
 
 

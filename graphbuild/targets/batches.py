@@ -183,7 +183,7 @@ def _feistel(values: _Words, width: np.uint64, height: np.uint64, key: int) -> _
 
 
 def draw_captions(counts_B: Indices, samples_B: Indices, *, seed: int, epoch: int) -> Indices:
-    """Which of its captions each sample shows in an epoch: uniform, whatever the batch or the order; (B,).
+    """Return which of its captions each sample shows in an epoch: uniform, whatever the batch or the order; (B,).
 
     Args:
         counts_B: Captions of each sample, at least 1; (B,).
@@ -198,7 +198,7 @@ def draw_captions(counts_B: Indices, samples_B: Indices, *, seed: int, epoch: in
 def draw_texts(
     offsets: Indices, text_ids: npt.NDArray[np.int32], samples_B: Indices, *, seed: int, epoch: int
 ) -> npt.NDArray[np.int32]:
-    """The text that each sample shows in an epoch; (B,) int32.
+    """Return the text that each sample shows in an epoch; (B,) int32.
 
     Args:
         offsets: Sample i has `text_ids[offsets[i]:offsets[i + 1]]`, at least one; (N + 1,).

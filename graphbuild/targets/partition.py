@@ -68,7 +68,7 @@ class PartitionConfig:
         parse_ranks(self.neighbor_ranks)
 
     def key_fields(self, k: int) -> dict[str, Any]:
-        """What decides the chunks; k neighbours are stored a text."""
+        """Return what decides the chunks; k neighbours are stored a text."""
         first, last = parse_ranks(self.neighbor_ranks)
         return {"method": _METHOD, "chunk": self.chunk, "neighbor_ranks": [first, min(last or k, k)], "seed": self.seed}
 
@@ -130,7 +130,7 @@ class PartitionResult:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The same for scripts."""
+        """Return the same for scripts."""
         shown = {"path": str(self.path), "samples": self.samples, "chunk": self.chunk, "already_done": self.already_done}
         return {**shown, **self.facts}
 
@@ -153,7 +153,7 @@ def build_partition(graph_dir: Path, config: PartitionConfig) -> PartitionResult
 
 
 def load_partition(graph: Graph, config: PartitionConfig) -> Partition:
-    """The partition of a graph, mapped; it is made first if it is missing, damaged or of an earlier graph.
+    """Return the partition of a graph, mapped; it is made first if it is missing, damaged or of an earlier graph.
 
     Raises:
         UserError: As `build_partition`.

@@ -80,12 +80,12 @@ class DeviceRows:
 
 
 def bytes_on_device(graph: Graph) -> int:
-    """What `DeviceRows` takes."""
+    """Return what `DeviceRows` takes."""
     return graph.n_texts * (6 * graph.k + graph.sketch_dim + 4)
 
 
 def belongs_on_device(graph: Graph, device: torch.device, choice: GraphOnDevice) -> bool:
-    """Whether the graph is to be held on the device. `auto` holds it on a GPU that has twice the room; never on a CPU.
+    """Return whether the graph is to be held on the device. `auto` holds it on a GPU that has twice the room; never on a CPU.
 
     Raises:
         ResourceError: If `yes` asks for more than there is.
@@ -101,12 +101,12 @@ def belongs_on_device(graph: Graph, device: torch.device, choice: GraphOnDevice)
 
 
 def to_device(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:
-    """A copy on a device that nothing waits for."""
+    """Return a copy on a device that nothing waits for."""
     # Half precision travels as its bits: NumPy's and torch's are the same.
     host = torch.from_numpy(array)
     return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
 
 
 def rows_to_device(rows: Rows, device: torch.device) -> RowTensors:
-    """The rows of one batch, copied to a device that nothing waits for."""
+    """Return the rows of one batch, copied to a device that nothing waits for."""
     return RowTensors(*(to_device(getattr(rows, name), device) for name in RowTensors._fields))

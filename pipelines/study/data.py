@@ -79,7 +79,7 @@ class StudyData:
         return self.folder / "scenes-val.parquet"
 
     def images(self, graph: str) -> Path:
-        """The images that a graph is about."""
+        """Return the images that a graph is about."""
         return {"flickr": self.flickr, "scenes": self.scenes}.get(graph.partition("+")[0], self.seen)
 
     @property
@@ -150,7 +150,7 @@ def write_frame(frame: pl.DataFrame, path: Path) -> None:
 
 
 def hold_out(names: list[str]) -> list[str]:
-    """A fifth of the classes, by a fixed seed; sorted."""
+    """Return a fifth of the classes, by a fixed seed; sorted."""
     import numpy as np
 
     ordered = sorted(names)
@@ -158,7 +158,7 @@ def hold_out(names: list[str]) -> list[str]:
 
 
 def describe_classes(folder: Path) -> pl.DataFrame:
-    """A row a class: wnid, name, coarse (its superclass), described ("name: definition")."""
+    """Return a row a class: wnid, name, coarse (its superclass), described ("name: definition")."""
     import polars as pl
 
     synsets = pl.read_parquet(folder / SYNSETS, columns=["id", "pos", "lexfile", "members", "definition", "hypernyms"])

@@ -65,7 +65,7 @@ class Study:
         """The decoded images of one data set, which its runs share."""
 
     def run_dir(self, planned: Planned) -> Path:
-        """The folder of a run."""
+        """Return the folder of a run."""
         return self._config.out / "runs" / planned.name
 
     def record_dir(self, planned: Planned) -> Path:
@@ -73,7 +73,7 @@ class Study:
         return self._config.records / planned.name
 
     def is_done(self, planned: Planned) -> bool:
-        """Whether a run is trained, evaluated and recorded."""
+        """Return whether a run is trained, evaluated and recorded."""
         return (self.record_dir(planned) / EVAL_FILE).exists()
 
     def execute(self, runs: Sequence[Planned]) -> None:
@@ -148,7 +148,7 @@ class Study:
         click.echo("  " + train(config, run_dir, data=data, label=planned.name).summary())
 
     def train_config(self, planned: Planned, images: int | None = None) -> TrainConfig:
-        """The configuration of a run that sees its budget of images, however many there are."""
+        """Return the configuration of a run that sees its budget of images, however many there are."""
         from train.config import TrainConfig
 
         graph = planned.arm.graph

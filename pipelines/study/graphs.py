@@ -59,7 +59,7 @@ def build_graph(name: str, data: StudyData, folder: Path, encoder: str) -> Path:
 
 
 def is_imported(name: str) -> bool:
-    """Whether a graph is made from similarities at hand, every pair of them."""
+    """Return whether a graph is made from similarities at hand, every pair of them."""
     texts, _, change = name.partition("+")
     return texts != CAPTIONS and (bool(change) or texts == "wordnet")
 
@@ -73,7 +73,7 @@ def similarity_of(vectors_ND: Matrix, *, centred: bool) -> Matrix:
 
 
 def shuffle(similarity_NN: Matrix) -> Matrix:
-    """The same weights between other texts: rows and columns permuted alike, no text in its own place."""
+    """Return the same weights between other texts: rows and columns permuted alike, no text in its own place."""
     moved = _moved(len(similarity_NN))
     shuffled: Matrix = similarity_NN[np.ix_(moved, moved)]
     return shuffled

@@ -102,7 +102,7 @@ ARMS: tuple[Arm, ...] = (*_core(), *_graphs(), *_temperatures(), *_flickr(), *_s
 
 
 def controls() -> list[tuple[Arm, Arm]]:
-    """Each arm on a shuffled graph, after the arm on the graph that was shuffled: what they differ by is not softness."""
+    """Return each arm on a shuffled graph, after the arm on the graph that was shuffled: what they differ by is not softness."""
     pairs = []
     for control in ARMS:
         if control.graph.endswith("shuffled"):
@@ -126,7 +126,7 @@ class Planned:
 
 
 def plan(only: Sequence[str], seeds: int | None) -> list[Planned]:
-    """The runs in the order in which they are made: all arms of a group with one seed before the next seed.
+    """Return the runs in the order in which they are made: all arms of a group with one seed before the next seed.
 
     Args:
         only: Names of arms or groups; empty: all.

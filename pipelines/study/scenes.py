@@ -47,20 +47,20 @@ def prepare_scenes(folder: Path, *, drawn: int = _DRAWN, val: int = _VAL) -> Non
 
 
 def own_backgrounds(pictures: pl.DataFrame) -> dict[str, str]:
-    """The background that goes with each object: the i-th of the sorted ones, in turn."""
+    """Return the background that goes with each object: the i-th of the sorted ones, in turn."""
     backgrounds = pictures["background"].unique().sort().to_list()
     return {name: backgrounds[place % len(backgrounds)] for place, name in enumerate(pictures["object"].unique().sort())}
 
 
 def with_rule(pictures: pl.DataFrame, own: dict[str, str]) -> pl.DataFrame:
-    """The pictures, and whether each shows its object before its own background."""
+    """Return the pictures, and whether each shows its object before its own background."""
     import polars as pl
 
     return pictures.with_columns((pl.col("object").replace_strict(own) == pl.col("background")).alias("follows"))
 
 
 def choose_correlated(pictures: pl.DataFrame) -> pl.DataFrame:
-    """All pictures that follow the rule, and so many random others that nine of ten do; in random order."""
+    """Return all pictures that follow the rule, and so many random others that nine of ten do; in random order."""
     import polars as pl
 
     following = pictures.filter("follows")

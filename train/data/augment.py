@@ -104,7 +104,7 @@ class Augmenter:
     def two_views(
         self, pixels: Tensor, sizes: Tensor, *, seed: int, epoch: int, step: int, rank: int = 0, count: int = 2
     ) -> Tensor:
-        """Both views of a batch, or one.
+        """Return both views of a batch, or one.
 
         Args:
             pixels: uint8, (n, 3, L, L), on the device where the views are wanted; or crops, (n, count, 3, S, S), which are not
@@ -165,7 +165,7 @@ def _spread(values: Tensor, images: Tensor) -> Tensor:
 
 
 def seeded(*numbers: int) -> torch.Generator:
-    """A CPU generator for a tuple of numbers, unrelated to that of any other tuple."""
+    """Return a CPU generator for a tuple of numbers, unrelated to that of any other tuple."""
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
@@ -178,7 +178,7 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def centre_views(pixels: Tensor, sizes: Tensor, size: int) -> Tensor:
-    """The largest centred square of every image, as evaluation sees it: normalised float32, channels_last, (n, 3, S, S).
+    """Return the largest centred square of every image, as evaluation sees it: normalised float32, channels_last, (n, 3, S, S).
 
     Args:
         pixels: uint8, (n, 3, L, L).

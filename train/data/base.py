@@ -46,13 +46,13 @@ class ImageSource(Protocol):
         """Images."""
 
     def encoded(self, indices: Sequence[int]) -> list[Encoded]:
-        """The images as they are stored, in the order asked for."""
+        """Return the images as they are stored, in the order asked for."""
 
     def metas(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """What is stored beside some images: labels, ids, captions; values that JSON can hold."""
+        """Return what is stored beside some images: labels, ids, captions; values that JSON can hold."""
 
     def label_columns(self) -> tuple[str, ...]:
-        """What `labels` takes."""
+        """Return what `labels` takes."""
 
     def labels(self, column: str) -> Labels:
         """One label of every sample.
@@ -62,7 +62,7 @@ class ImageSource(Protocol):
         """
 
     def class_ids(self) -> Sequence[str] | None:
-        """Each sample's class as a graph of classes names it (a WordNet id, a class name), where the source knows one."""
+        """Return each sample's class as a graph of classes names it (a WordNet id, a class name), where the source knows one."""
 
 
 def decode(item: Encoded, size: int) -> tuple[UInt8, tuple[int, int]]:

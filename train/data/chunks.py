@@ -13,7 +13,7 @@ from train.data.prepare import TrainingData
 
 
 def make_batches(config: TrainConfig, data: TrainingData) -> RandomBatches:
-    """The batches that a configuration names. The graph's partition is made first if it is missing.
+    """Return the batches that a configuration names. The graph's partition is made first if it is missing.
 
     Images that the graph does not know are in no batch; their chunks are short.
 
@@ -30,7 +30,7 @@ def make_batches(config: TrainConfig, data: TrainingData) -> RandomBatches:
 
 
 def chunks_of(graph: Graph, joined: Joined, config: PartitionConfig) -> Int32:
-    """The chunk of every image that the graph knows; (N,)."""
+    """Return the chunk of every image that the graph knows; (N,)."""
     if joined.by == "class":
         # The graph's own samples are classes there, and its partition one of classes: these are images.
         return chunk_samples(graph, joined.offsets, joined.text_ids, config)[0]

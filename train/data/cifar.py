@@ -34,7 +34,7 @@ class CifarImages:
         return [self._set.data[index] for index in indices]
 
     def metas(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """The class names."""
+        """Return the class names."""
         return [{"label": self._set.classes[self._set.targets[index]]} for index in indices]
 
     def label_columns(self) -> tuple[str, ...]:
@@ -42,7 +42,7 @@ class CifarImages:
         return ("label",)
 
     def labels(self, column: str) -> Labels:
-        """The classes, numbered as CIFAR numbers them.
+        """Return the classes, numbered as CIFAR numbers them.
 
         Raises:
             SourceError: If the column is not `label`.
@@ -52,5 +52,5 @@ class CifarImages:
         return Labels(np.asarray(self._set.targets, dtype=np.int64), tuple(self._set.classes))
 
     def class_ids(self) -> Sequence[str] | None:
-        """The class names."""
+        """Return the class names."""
         return [self._set.classes[code] for code in self._set.targets]

@@ -35,7 +35,7 @@ class FolderImages:
         return len(self.sample_ids)
 
     def encoded(self, indices: Sequence[int]) -> list[Encoded]:
-        """The bytes of some files; None where one went away."""
+        """Return the bytes of some files; None where one went away."""
         return [self._read(self._root / self.sample_ids[index]) for index in indices]
 
     def _read(self, path: Path) -> bytes | None:
@@ -45,7 +45,7 @@ class FolderImages:
             return None
 
     def metas(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """The class folders."""
+        """Return the class folders."""
         return [{"label": _folder_of(self.sample_ids[index])} for index in indices]
 
     def label_columns(self) -> tuple[str, ...]:
@@ -63,7 +63,7 @@ class FolderImages:
         return encode_labels([_folder_of(sample_id) for sample_id in self.sample_ids])
 
     def class_ids(self) -> Sequence[str] | None:
-        """The class folders."""
+        """Return the class folders."""
         return [_folder_of(sample_id) or sample_id for sample_id in self.sample_ids]
 
 

@@ -20,7 +20,7 @@ _URL = "url"
 
 
 def holds_crawled_files(root: Path, sidecars: Sequence[Path]) -> bool:
-    """Whether these Parquet files are img2dataset's, with a folder of pictures beside them."""
+    """Return whether these Parquet files are img2dataset's, with a folder of pictures beside them."""
     if not root.is_dir() or not sidecars[0].with_suffix("").is_dir():
         return False
     try:
@@ -72,11 +72,11 @@ class CrawledFiles:
         return len(self._paths)
 
     def encoded(self, indices: Sequence[int]) -> list[Encoded]:
-        """The bytes of some files; None where one went away."""
+        """Return the bytes of some files; None where one went away."""
         return [self._paths[index].read_bytes() if self._paths[index].is_file() else None for index in indices]
 
     def metas(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """The rows of the tables."""
+        """Return the rows of the tables."""
         rows: list[dict[str, Any]] = self._table.take(pa.array(indices, pa.int64())).to_pylist()
         return rows
 

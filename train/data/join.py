@@ -42,7 +42,7 @@ class Joined:
     """Ids of some of them."""
 
     def summary(self) -> str:
-        """How many images were found, for people."""
+        """Return how many images were found, for people."""
         known = len(self.indices)
         return f"the graph knows {known:,} of {known + self.unknown:,} images ({known / (known + self.unknown):.1%}), by {self.by}"
 

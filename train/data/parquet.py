@@ -62,7 +62,7 @@ class ParquetImages:
         return self._rows
 
     def encoded(self, indices: Sequence[int]) -> list[Encoded]:
-        """The stored bytes of some images; None where a cell is null."""
+        """Return the stored bytes of some images; None where a cell is null."""
         groups = np.searchsorted(self._starts, np.asarray(indices), side="right") - 1
         result: list[Encoded] = [None] * len(indices)
         for group in np.unique(groups):
@@ -124,7 +124,7 @@ class ParquetImages:
         return values
 
     def metas(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """The columns of integers, strings or booleans."""
+        """Return the columns of integers, strings or booleans."""
         if self._metas is None:
             # All of them: they are small beside the images, and asked for in any order.
             tables = [_read_columns(path, list(self.label_columns())) for path in self._paths]
@@ -147,7 +147,7 @@ class ParquetImages:
         return encode_labels(self._column(column))
 
     def class_ids(self) -> Sequence[str] | None:
-        """The `wnid` column, where there is one."""
+        """Return the `wnid` column, where there is one."""
         return [str(value) for value in self._column("wnid")] if "wnid" in self.label_columns() else None
 
 

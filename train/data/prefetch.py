@@ -19,7 +19,7 @@ class _End:
 
 
 def read_ahead(items: Iterator[Item], *, depth: int = 2) -> Iterator[Item]:
-    """The same items in the same order, up to `depth` of them made in advance by one background thread.
+    """Yield the same items in the same order, up to `depth` of them made in advance by one background thread.
 
     An error of the thread is raised where the item would have come. Closing the iterator ends the thread.
     """

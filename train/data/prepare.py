@@ -76,7 +76,7 @@ class TrainingData:
         return images if self.store.cached else read_ahead(images)
 
     def settle(self, config: TrainConfig) -> TrainConfig:
-        """A configuration with the data fields of these data."""
+        """Return a configuration with the data fields of these data."""
         return replace(config, **{name: getattr(self.opened.config, name) for name in DATA_FIELDS})
 
     def labels(self, column: str) -> Labels:
@@ -218,7 +218,7 @@ def _image_arguments(config: TrainConfig, graph: Graph | None) -> dict[str, Any]
 
 
 def is_parquet(data: str) -> bool:
-    """Whether `--data` names Parquet files."""
+    """Return whether `--data` names Parquet files."""
     if not Path(data).is_dir():
         return suffix_of(data) in PARQUET
     # Beside shards lie Parquet files that hold no images.

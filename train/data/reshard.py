@@ -105,7 +105,7 @@ def reshard(config: TrainConfig, out: Path, *, shard_size: int = 10_000, memory_
 
 
 def partition_order(opened: OpenData) -> tuple[Int64, int]:
-    """All images of a source, chunk of neighbours after chunk; and how many the graph does not know: those come last.
+    """Return all images of a source, chunk of neighbours after chunk; and how many the graph does not know: those come last.
 
     Raises:
         OptionError: If there is no graph.

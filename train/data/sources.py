@@ -75,7 +75,7 @@ def _refuse_column(data: str, image_column: str | None) -> None:
 
 
 def recorded_images(dataset: Mapping[str, Any], graph_dir: Path, *, validation: bool = False) -> dict[str, Any] | None:
-    """What a manifest's `dataset` says about its images, as arguments of `open_images`; None if it records none.
+    """Return what a manifest's `dataset` says about its images, as arguments of `open_images`; None if it records none.
 
     Args:
         dataset: `Manifest.dataset`.

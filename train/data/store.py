@@ -128,7 +128,7 @@ class ImageStore:
         return self._pixels is not None
 
     def sample_ids(self, rows: Sequence[int]) -> list[str]:
-        """Ids of some rows."""
+        """Return ids of some rows."""
         return [self.source.sample_ids[self._indices[row]] for row in rows]
 
     def batch(self, rows: Int64, instead: Iterable[Int64] | None = None, crops: Crops | None = None) -> ImageBatch:

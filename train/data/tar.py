@@ -60,7 +60,7 @@ class TarImages:
         return int(self._starts[-1])
 
     def encoded(self, indices: Sequence[int]) -> list[Encoded]:
-        """The stored bytes of some images.
+        """Return the stored bytes of some images.
 
         Raises:
             SourceError: If a shard went away or shrank.
@@ -68,7 +68,7 @@ class TarImages:
         return list(self._read(indices, self._images))
 
     def metas(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """The JSON of some samples; empty where there is none.
+        """Return the JSON of some samples; empty where there is none.
 
         Raises:
             SourceError: If a shard went away, or holds something else than it did.
@@ -101,7 +101,7 @@ class TarImages:
         return encode_labels([meta.get(column) for meta in self.metas(range(len(self)))])
 
     def class_ids(self) -> Sequence[str] | None:
-        """The `wnid` of every sample's JSON, where there is one."""
+        """Return the `wnid` of every sample's JSON, where there is one."""
         if "wnid" not in self.label_columns():
             return None
         return [str(meta.get("wnid")) for meta in self.metas(range(len(self)))]

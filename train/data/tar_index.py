@@ -53,7 +53,7 @@ class TarIndex:
         return [batch.column(name).to_numpy() for batch in self.batches]
 
     def ids(self) -> pa.ChunkedArray:
-        """Ids of all samples."""
+        """Return ids of all samples."""
         return pa.chunked_array([batch.column("sample_id") for batch in self.batches], type=pa.large_string())
 
 

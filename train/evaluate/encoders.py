@@ -15,7 +15,7 @@ SUFFIX = ".safetensors"
 
 
 def read_encoder(path: Path) -> Encoder:
-    """An encoder in evaluation mode, on the CPU; that of an exported backbone has a projector that means nothing.
+    """Return an encoder in evaluation mode, on the CPU; that of an exported backbone has a projector that means nothing.
 
     Args:
         path: A run's folder, or a `.safetensors`.

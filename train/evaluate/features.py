@@ -59,7 +59,7 @@ def extract_features(
 def feature_batches(
     encoders: Sequence[Encoder], store: ImageStore, *, device: torch.device, bfloat16: bool, label: str
 ) -> Iterator[tuple[Int64, tuple[Tensor, ...]]]:
-    """The same, some images at a time: their rows, and (n, F) float32 on the CPU for each encoder.
+    """Yield the same, some images at a time: their rows, and (n, F) float32 on the CPU for each encoder.
 
     Raises:
         SourceError: If no image can be read.

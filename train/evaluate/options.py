@@ -81,7 +81,7 @@ class EvalOptions:
     """Keep features beside the run, and use those that are there."""
 
     def chosen(self) -> tuple[ProtocolName, ...]:
-        """The protocols named, else those that the data allow; zero-shot is left to whether the run has a text tower.
+        """Return the protocols named, else those that the data allow; zero-shot is left to whether the run has a text tower.
 
         Raises:
             OptionError: If one is named that needs a file which is not.

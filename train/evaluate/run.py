@@ -79,7 +79,7 @@ class EvalResult:
     scores: Scores
 
     def summary(self) -> str:
-        """A table for people: shares in percent."""
+        """Return a table for people: shares in percent."""
         sets = f"; {self.train_images:,} images of {self.train_data} to learn from, {self.images:,} of {self.data} to classify"
         sets += f" ({self.budget})" if self.budget else ""
         sets += f", {self.overlap:,} of which are in both" if self.overlap else ""
@@ -97,7 +97,7 @@ class EvalResult:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """The same for scripts."""
+        """Return the same for scripts."""
         return {**asdict(self), "run_dir": str(self.run_dir), "protocols": list(self.protocols)}
 
 

@@ -72,13 +72,13 @@ class Encoder(nn.Module):
         return projected.float()
 
     def features(self, views: Tensor) -> Tensor:
-        """What the backbone says; (n, 3, S, S) -> (n, F) float32."""
+        """Return what the backbone says; (n, 3, S, S) -> (n, F) float32."""
         features: Tensor = self.backbone(views)
         return features.float()
 
 
 def build_backbone(name: ModelName, image_size: int) -> tuple[nn.Module, int]:
-    """A backbone without its classifier, and the width of its features.
+    """Return a backbone without its classifier, and the width of its features.
 
     Args:
         name: `small`, or a ResNet of torchvision.
@@ -116,7 +116,7 @@ def weight_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies in bfloat16: where it does not, it is slower than float32, on AVX2 a hundred times."""
+    """Return whether the hardware multiplies in bfloat16: where it does not, it is slower than float32, on AVX2 a hundred times."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # Told by the hardware, not by a timing: a run that is resumed must compute as before.

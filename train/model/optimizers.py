@@ -15,7 +15,7 @@ _LINEAR_UNIT = 256
 
 
 def peak_lr(config: TrainConfig) -> float:
-    """The highest learning rate of a settled configuration.
+    """Return the highest learning rate of a settled configuration.
 
     SimCLR (arXiv 2002.05709) states both rules: 0.3 times batch size / 256, and 0.075 times its square root.
     """
@@ -26,7 +26,7 @@ def peak_lr(config: TrainConfig) -> float:
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
-    """The optimiser of a settled configuration, in one kernel where the device has it.
+    """Return the optimiser of a settled configuration, in one kernel where the device has it.
 
     LARS (arXiv 1708.03888) adapts the steps of kernels and matrices, with weight decay or without, and leaves biases and
     normalisation alone, as SimCLR has it.

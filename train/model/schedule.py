@@ -22,7 +22,7 @@ class Schedule:
         return cls(peak, total_steps, min(round(warmup_epochs * steps_per_epoch), int(total_steps * _MOST_WARMUP)))
 
     def at(self, step: int) -> float:
-        """The learning rate of step 0 to total_steps - 1; never 0, so that no step is without effect."""
+        """Return the learning rate of step 0 to total_steps - 1; never 0, so that no step is without effect."""
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)

@@ -61,7 +61,7 @@ class Tokenizer:
         return int(self._tokenizer.get_vocab_size())
 
     def ids(self, texts: Sequence[str]) -> tuple[list[npt.NDArray[np.int32]], int]:
-        """The token ids of each text, at most L, and how many texts were cut."""
+        """Return the token ids of each text, at most L, and how many texts were cut."""
         found = [np.array(encoded.ids, np.int32) for encoded in self._tokenizer.encode_batch(list(texts))]
         return [ids[: self.length] for ids in found], sum(len(ids) > self.length for ids in found)
 

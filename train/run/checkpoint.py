@@ -95,7 +95,7 @@ def checkpoints(run_dir: Path) -> list[Path]:
 
 
 def newest_checkpoint(run_dir: Path, on_damaged: Callable[[str], None]) -> Checkpoint | None:
-    """The newest intact checkpoint; None if the run has none at all.
+    """Return the newest intact checkpoint; None if the run has none at all.
 
     Args:
         run_dir: The run's folder.
@@ -153,7 +153,7 @@ def save_encoder(path: Path, encoder: Encoder) -> None:
 
 
 def load_encoder(run_dir: Path) -> Encoder:
-    """The trained encoder of a run, on the CPU, in evaluation mode.
+    """Return the trained encoder of a run, on the CPU, in evaluation mode.
 
     Args:
         run_dir: The run's folder, or the `.safetensors` file itself.
@@ -188,7 +188,7 @@ def save_text_tower(run_dir: Path, tower: TextTower) -> None:
 
 
 def load_text_tower(run_dir: Path) -> TextTower:
-    """The text side of a finished CLIP run, on the CPU, in evaluation mode.
+    """Return the text side of a finished CLIP run, on the CPU, in evaluation mode.
 
     Raises:
         ArtifactError: If the run has none, or the file is damaged.

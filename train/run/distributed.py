@@ -74,14 +74,14 @@ class Ranks:
         return gather(torch.from_numpy(own)).numpy()
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over processes, elementwise."""
+        """Return the mean over processes, elementwise."""
         if self.count > 1:
             values = values.clone()
             dist.all_reduce(values)
         return values / self.count
 
     def gather_objects(self, own: Value) -> list[Value]:
-        """What every process has, for all."""
+        """Return what every process has, for all."""
         if self.count == 1:
             return [own]
         every: list[Any] = [None] * self.count
@@ -94,7 +94,7 @@ class Ranks:
         return tuple(every.max(axis=0).tolist())
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """A module whose gradients, after `average_gradients`, are those of the mean of all processes' losses."""
+        """Return a module whose gradients, after `average_gradients`, are those of the mean of all processes' losses."""
         if self.count == 1 or device.type == "cpu":
             return model
         # BatchNorm sees the whole batch, so that its averages are the same everywhere.

@@ -93,7 +93,7 @@ def open_run(run_dir: Path | None, asked: TrainConfig, settled: TrainConfig, *, 
 
 
 def read_run_config(run_dir: Path) -> TrainConfig:
-    """The configuration that a run was made with.
+    """Return the configuration that a run was made with.
 
     Raises:
         OptionError: If the folder is not that of a run.

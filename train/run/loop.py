@@ -52,7 +52,7 @@ _MOST_WAIT = 0.1
 
 
 def settle(config: TrainConfig) -> TrainConfig:
-    """A configuration without `auto`, except for what the data decide.
+    """Return a configuration without `auto`, except for what the data decide.
 
     Raises:
         OptionError: If the device does not exist, or lacks what is asked of it.

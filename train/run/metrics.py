@@ -45,7 +45,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The logged steps of a run, in order."""
+    """Return the logged steps of a run, in order."""
     return read_lines(run_dir / METRICS_FILE)
 
 

@@ -250,7 +250,7 @@ class StepReport:
     """Of all processes."""
 
     def metrics(self, *, with_kl: bool) -> dict[str, Any]:
-        """The line of metrics.jsonl, without rates: of the whole batch, whichever process asks. All have to.
+        """Return the line of metrics.jsonl, without rates: of the whole batch, whichever process asks. All have to.
 
         Raises:
             UserError: If a loss since the last line was not finite.
@@ -280,7 +280,7 @@ class StepReport:
 
 
 def build_model(config: TrainConfig, device: torch.device) -> Encoder:
-    """The encoder of a configuration with its initial weights, float32: they follow from the seed, and from --init.
+    """Return the encoder of a configuration with its initial weights, float32: they follow from the seed, and from --init.
 
     Raises:
         UserError: If the weights of --init cannot be had, or do not fit.

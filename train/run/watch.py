@@ -20,7 +20,7 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 
 def sphere_figures(first_bD: Tensor, second_bD: Tensor) -> dict[str, Tensor]:
-    """How the unit vectors of a batch lie on the sphere; scalars.
+    """Return how the unit vectors of a batch lie on the sphere; scalars.
 
     `spread`: the deviation of a coordinate over the batch times the root of D, mean over coordinates: 1 where the vectors lie
     evenly, 0 where all are the same (Chen and He, arXiv 2011.10566). `alignment`: mean squared distance of the two vectors of

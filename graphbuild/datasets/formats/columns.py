@@ -19,7 +19,7 @@ from graphbuild.system.decoding import mend
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a type is one of text; a column of type null holds no text, but could."""
+    """Return whether a type is one of text; a column of type null holds no text, but could."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
@@ -27,12 +27,12 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether a type is one of lists."""
+    """Return whether a type is one of lists."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def holds_captions(kind: pa.DataType) -> bool:
-    """Whether a column of a type can be captions: text, structs with a text, or lists of them."""
+    """Return whether a column of a type can be captions: text, structs with a text, or lists of them."""
     kind = kind.value_type if is_list(kind) else kind
     return is_text(kind) or _text_field(kind) is not None
 
@@ -96,7 +96,7 @@ def ids_of(column: pa.ChunkedArray, name: str, where: str, first_row: int) -> li
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type as which a kept column is stored: dictionaries as their values, views as what they view."""
+    """Return the type as which a kept column is stored: dictionaries as their values, views as what they view."""
     if pa.types.is_dictionary(kind):
         return plain_type(kind.value_type)
     if pa.types.is_string_view(kind):
@@ -139,7 +139,7 @@ def unify(schemas: Mapping[File, pa.Schema], names: Sequence[str]) -> pa.Schema:
 
 
 def kept_of(table: pa.Table, schema: pa.Schema, where: str, constant: Mapping[str, Any] | None = None) -> pa.Table:
-    """The kept columns of some rows, in the types of all files.
+    """Return the kept columns of some rows, in the types of all files.
 
     Args:
         table: The rows.

@@ -27,7 +27,7 @@ class CsvFormat:
         self._names = list(names)
 
     def columns(self, file: File) -> list[str] | None:
-        """The names that were given, else those in the first row."""
+        """Return the names that were given, else those in the first row."""
         with _reader(file) as rows:
             first = next(rows, None)
         if self._names:

@@ -29,7 +29,7 @@ class RemoteFile:
     filesystem: Any
 
     def open(self, mode: str) -> Any:
-        """A stream, as `Path.open` gives."""
+        """Return a stream, as `Path.open` gives."""
         return self.filesystem.open(self.path, mode)
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class File:
         return suffix_of(self.name)
 
     def open(self) -> IO[bytes]:
-        """Its bytes."""
+        """Return its bytes."""
         stream: IO[bytes] = self.place.open("rb")
         return stream
 
@@ -85,12 +85,12 @@ class Found:
 
 
 def local_file(path: Path) -> File:
-    """A file here, by its name."""
+    """Return a file here, by its name."""
     return File(path, path.name)
 
 
 def is_url(source: str) -> bool:
-    """Whether a source is a URL and no path."""
+    """Return whether a source is a URL and no path."""
     return "://" in source
 
 

@@ -90,7 +90,7 @@ def _look_up(root: Path, folders: Sequence[str], definitions: str) -> Nouns:
 
 
 def one_folder(options: SourceOptions, dataset: str) -> Path:
-    """The one folder that --source names.
+    """Return the one folder that --source names.
 
     Raises:
         OptionError: If there is not exactly one --source.
@@ -107,7 +107,7 @@ def one_folder(options: SourceOptions, dataset: str) -> Path:
 
 
 def class_folders(root: Path) -> list[str]:
-    """Names of the class folders, sorted.
+    """Return names of the class folders, sorted.
 
     Raises:
         SourceError: If there is none.
@@ -150,7 +150,7 @@ def open_folder(
     key_column: str,
     definitions: SourceFile | None,
 ) -> OpenSource:
-    """A source over class folders.
+    """Return a source over class folders.
 
     Args:
         root: The folder above them.

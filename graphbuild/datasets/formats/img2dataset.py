@@ -109,7 +109,7 @@ def _images(options: SourceOptions, headers: list[Header], graph_dir: Path) -> I
 
 
 def shards_of(options: SourceOptions, graph_dir: Path) -> Images | None:
-    """The shards that a source names, as pictures; None where it names something else, or several things."""
+    """Return the shards that a source names, as pictures; None where it names something else, or several things."""
     if len(options.sources) != 1 or is_url(options.sources[0]):
         return None
     source = options.sources[0]

@@ -51,7 +51,7 @@ def stream_objects(file: File, key: str | None, *, expected: str) -> Iterator[tu
 
 
 def first_array(file: File, *, expected: str) -> str | None:
-    """The key of the first array in the object that a file holds; None where the file is an array itself.
+    """Return the key of the first array in the object that a file holds; None where the file is an array itself.
 
     Raises:
         SourceError: If it is neither.

@@ -54,7 +54,7 @@ def _records(file: File) -> Iterator[tuple[int, dict[str, Any] | str, bool]]:
 
 
 def record_row(place: str, record: Mapping[str, Any], wanted: Wanted, invalid: bool) -> Record:
-    """The row of a JSON object; a caption is text, a list of texts, objects that hold a text, or null."""
+    """Return the row of a JSON object; a caption is text, a list of texts, objects that hold a text, or null."""
     try:
         captions, lone = captions_of_json(record.get(wanted.caption))
     except ValueError as error:
@@ -68,7 +68,7 @@ def record_row(place: str, record: Mapping[str, Any], wanted: Wanted, invalid: b
 
 
 def captions_of_json(value: Any) -> tuple[Captions, bool]:
-    """The captions that a JSON value holds, and whether a lone surrogate was repaired.
+    """Return the captions that a JSON value holds, and whether a lone surrogate was repaired.
 
     Raises:
         ValueError: If it holds something else than text; the type is named.

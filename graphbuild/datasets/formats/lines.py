@@ -16,7 +16,7 @@ class LinesFormat:
     """One caption a line."""
 
     def columns(self, file: File) -> list[str] | None:
-        """The one there is."""
+        """Return the one there is."""
         with file.text() as stream:
             return [_COLUMN] if stream.read(1) else None
 

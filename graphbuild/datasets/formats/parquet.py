@@ -127,7 +127,7 @@ def _refuse_mixed_splits(sources: tuple[str, ...], files: list[File]) -> None:
 
 
 def read_header(file: File) -> Header:
-    """The footer of a file.
+    """Return the footer of a file.
 
     Raises:
         SourceError: If it is no Parquet file, or a truncated one.

@@ -62,7 +62,7 @@ class Wanted:
     kept: tuple[str, ...]
 
     def names(self) -> tuple[str, ...]:
-        """All of them, once each."""
+        """Return all of them, once each."""
         return tuple(dict.fromkeys((self.caption, *([self.sample_id] if self.sample_id else []), *self.kept)))
 
 

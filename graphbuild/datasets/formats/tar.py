@@ -102,7 +102,7 @@ def settle_columns(
 
 
 def read_shard(file: File, columns: TarColumns, counts: TarCounts) -> Iterator[CaptionBatch]:
-    """The samples of one shard.
+    """Yield the samples of one shard.
 
     Raises:
         SourceError: If it is damaged, or a sample has no id; the sample and the byte are named.

@@ -20,7 +20,7 @@ class TsvFormat:
         self._names = list(names)
 
     def columns(self, file: File) -> list[str] | None:
-        """The names that were given, else those in the first line."""
+        """Return the names that were given, else those in the first line."""
         with file.text() as stream:
             line = stream.readline()
         if self._names:
@@ -55,7 +55,7 @@ def _fields(line: bytes) -> tuple[list[str], bool]:
 
 
 def repaired_line(line: bytes) -> tuple[str, bool]:
-    """A line without its end, and whether it held invalid UTF-8, which is repaired."""
+    """Return a line without its end, and whether it held invalid UTF-8, which is repaired."""
     text, invalid = mend(line.removesuffix(b"\n").removesuffix(b"\r"))
     return text or "", invalid
 

@@ -39,7 +39,7 @@ class UrlPairs:
         self._format = TsvFormat(columns)
 
     def columns(self, file: File) -> list[str] | None:
-        """The two, if the first line fits.
+        """Return the two, if the first line fits.
 
         Raises:
             SourceError: If it does not.
@@ -94,7 +94,7 @@ class ConceptualSource:
         return _DOWNLOADS / str(self._publication.url).rsplit("/", 1)[-1]
 
     def open(self, options: SourceOptions, graph_dir: Path) -> OpenSource:
-        """The TSV, or the crawl that --source names.
+        """Return the TSV, or the crawl that --source names.
 
         Raises:
             SourceError: If files are missing or of another form.

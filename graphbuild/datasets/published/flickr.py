@@ -26,7 +26,7 @@ class FlickrFormat:
     """One caption a row."""
 
     def columns(self, file: File) -> list[str] | None:
-        """The two of every form."""
+        """Return the two of every form."""
         with file.text() as stream:
             return ["image", "caption"] if stream.read(1) else None
 

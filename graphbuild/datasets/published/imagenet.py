@@ -20,7 +20,7 @@ _SCHEMA = pa.schema([pa.field("label", pa.int32()), pa.field("wnid", pa.string()
 
 
 def read_classes() -> list[FolderClass]:
-    """The 1,000 classes in their usual order: wnid as the folder, one plain name each."""
+    """Return the 1,000 classes in their usual order: wnid as the folder, one plain name each."""
     lines = files("graphbuild.datasets.published").joinpath(_CLASSES_FILE).read_text(encoding="utf-8").splitlines()
     fields = [line.split("\t") for line in lines[1:]]
     return [FolderClass(folder=wnid, name=name, label=int(index)) for index, wnid, name in fields]
@@ -44,7 +44,7 @@ class ImageNetSource:
         """Nothing to write."""
 
     def open(self, options: SourceOptions, graph_dir: Path) -> OpenSource:
-        """The prompts alone, or the pictures of a folder.
+        """Return the prompts alone, or the pictures of a folder.
 
         Raises:
             SourceError: If a folder is not named by a wnid of ImageNet-1k, or a definition is not found.

@@ -60,7 +60,7 @@ def render(scene: Scene, side: int, rng: np.random.Generator) -> NDArray[np.uint
 
 
 def encode_png(picture: NDArray[np.uint8]) -> bytes:
-    """The picture as PNG bytes, without loss; the fast compression level, for noise hardly compresses."""
+    """Return the picture as PNG bytes, without loss; the fast compression level, for noise hardly compresses."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()

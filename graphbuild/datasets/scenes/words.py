@@ -110,7 +110,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption that names the thing, its colour, its size unless it is medium, its place and its background."""
+    """Return a caption that names the thing, its colour, its size unless it is medium, its place and its background."""
     words = (_pick(rng, SIZES[scene.size]), _pick(rng, COLOURS[scene.attribute]), _pick(rng, OBJECTS[scene.object]))
     phrase = " ".join(word for word in words if word)
     article = "an" if phrase[0] in "aeiou" else "a"

@@ -36,7 +36,7 @@ class Segment:
 
 
 def segments_of(stage: Stage | None, config: Mapping[str, Any], inputs: Mapping[str, str]) -> tuple[Segment, ...]:
-    """How a text stage over these inputs is cut: as it was when built by appending to it, else into one segment."""
+    """Return how a text stage over these inputs is cut: as it was when built by appending to it, else into one segment."""
     recorded = stage.facts.get(_FACT) if stage is not None and stage.inputs == inputs else None
     return _segments(recorded or [list(inputs)], config, inputs)
 
@@ -51,7 +51,7 @@ def _segments(names: Sequence[Sequence[str]], config: Mapping[str, Any], inputs:
 
 
 def segment_facts(segments: Sequence[Segment]) -> dict[str, Any]:
-    """What the manifest keeps of them; nothing where there is only one."""
+    """Return what the manifest keeps of them; nothing where there is only one."""
     return {_FACT: [list(segment.files) for segment in segments]} if len(segments) > 1 else {}
 
 
@@ -99,7 +99,7 @@ class Addition:
 def plan_addition(
     graph_dir: Path, manifest: Manifest, source: OpenSource, config: Mapping[str, Any], spec: EncoderSpec
 ) -> Addition:
-    """What `embed --append` has to read.
+    """Return what `embed --append` has to read.
 
     Args:
         graph_dir: The graph.

@@ -32,7 +32,7 @@ class KeyTable:
         return self._count
 
     def number(self, keys_n2: Keys) -> NDArray[np.int32]:
-        """The number of each key; new keys take the next numbers, in the order given."""
+        """Return the number of each key; new keys take the next numbers, in the order given."""
         most = self._count + len(keys_n2)
         self._keys.reserve(most)
         self._widen(most)

@@ -123,7 +123,7 @@ class Cleaner:
 
 
 def collapse_facts(graph_dir: Path, texts: Mapping[str, Receipt], counts_N: NDArray[np.int32]) -> dict[str, Any]:
-    """How often captions repeat, what making one text of them saves, and the texts that are repeated most.
+    """Return how often captions repeat, what making one text of them saves, and the texts that are repeated most.
 
     Args:
         graph_dir: Where the shards of texts lie.

@@ -93,11 +93,11 @@ class Prompts:
         return cls(tuple(unicodedata.normalize("NFC", template).strip() for template in templates))
 
     def all_of(self, name: str) -> list[str]:
-        """Every prompt of a class name; the first one is its text."""
+        """Return every prompt of a class name; the first one is its text."""
         return [template.replace("{}", name) for template in self.templates] or [name]
 
     def name_of(self, text: str) -> str:
-        """The class name in a text."""
+        """Return the class name in a text."""
         if not self.templates:
             return text
         before, after = self.templates[0].split("{}")
@@ -231,7 +231,7 @@ class TextTable:
         return unknown > 0 and 2 * unknown >= len(tokens) - int(np.count_nonzero(np.isin(tokens, self._special)))
 
     def take_new(self) -> list[NewText]:
-        """The texts that came since the last call."""
+        """Return the texts that came since the last call."""
         new, self._new = self._new, []
         return new
 

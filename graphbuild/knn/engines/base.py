@@ -47,7 +47,7 @@ class Engine(Protocol):
         """Pairs of texts that a search scores."""
 
     def work(self, ranges: Sequence[ShardRange]) -> int:
-        """All that a search tells `advance`: pairs scored, and re-ranking as the pairs that could be scored meanwhile."""
+        """Return all that a search tells `advance`: pairs scored, and re-ranking as the pairs that could be scored meanwhile."""
 
     def search(self, ranges: Sequence[ShardRange], advance: Advance = ignore_progress) -> Iterator[Neighbors]:
         """Neighbours of each range of texts, in turn."""

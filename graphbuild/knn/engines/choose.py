@@ -20,7 +20,7 @@ _MANY_NEIGHBORS = 8
 
 
 def required_memory(count: int, dim: int, k: int, device: str = "cpu") -> int:
-    """The least memory limit that `make_engine` takes, in bytes of the host."""
+    """Return the least memory limit that `make_engine` takes, in bytes of the host."""
     if device != "cpu":
         # All of a search but the vectors and the results is in the device's memory.
         return 0
@@ -32,7 +32,7 @@ def required_memory(count: int, dim: int, k: int, device: str = "cpu") -> int:
 def make_engine(
     vectors_ND: NDArray[np.float16], *, k: int, memory_limit: int, precision: str | Coding = "auto", device: str = "cpu"
 ) -> Engine:
-    """The engine for a set of vectors.
+    """Return the engine for a set of vectors.
 
     Args:
         vectors_ND: Unit vectors, C order; may be a memory map.
@@ -54,5 +54,5 @@ def make_engine(
 
 
 def in_row_blocks(count: int, k: int) -> bool:
-    """Whether row blocks are the better search: few texts, or most of them neighbours."""
+    """Return whether row blocks are the better search: few texts, or most of them neighbours."""
     return count <= _FEW_TEXTS or k * _MANY_NEIGHBORS > count

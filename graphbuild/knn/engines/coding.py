@@ -48,7 +48,7 @@ class Coding:
         return torch.empty(rows, columns, dtype=torch.int32 if self.format == "int8" else torch.float32)
 
     def encode(self, vectors_nD: NDArray[np.float16]) -> tuple[torch.Tensor, Codes]:
-        """The codes of some texts, (n, P), and what bounds take beside them; text ids are left at -1."""
+        """Return the codes of some texts, (n, P), and what bounds take beside them; text ids are left at -1."""
         count, dim = vectors_nD.shape
         codes_nP = torch.empty(count, self.width(dim), dtype=torch.int8 if self.format == "int8" else torch.float32)
         scales_n, rests_n, errors_n = np.empty((3, count), np.float32)
@@ -105,14 +105,14 @@ def _defect(basis_DP: NDArray[np.float64]) -> float:
 
 
 def eigenvectors(sample_nD: NDArray[np.float16]) -> NDArray[np.float64]:
-    """The eigenvectors of the second moments of some texts as columns, the largest eigenvalue first; (D, D)."""
+    """Return the eigenvectors of the second moments of some texts as columns, the largest eigenvalue first; (D, D)."""
     wide_nD = sample_nD.astype(np.float64)
     vectors_DD: NDArray[np.float64] = np.linalg.eigh(wide_nD.T @ wide_nD)[1][:, ::-1]
     return vectors_DD
 
 
 def leading_basis(vectors_DD: NDArray[np.float64], width: int) -> NDArray[np.float64]:
-    """The first `width` of some orthonormal columns, turned at random among themselves; (D, P).
+    """Return the first `width` of some orthonormal columns, turned at random among themselves; (D, P).
 
     Any orthonormal columns give a bound; leading eigenvectors leave the shortest rests. Turned, no coordinate dominates the
     scale of int8.

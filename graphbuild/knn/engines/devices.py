@@ -11,7 +11,7 @@ _SHARE = 0.85
 
 
 def open_device(name: str) -> torch.device:
-    """A device by its name, set up for exact work.
+    """Return a device by its name, set up for exact work.
 
     Raises:
         ResourceError: If it is a GPU, and there is none.

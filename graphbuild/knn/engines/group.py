@@ -225,12 +225,12 @@ def chunks(piece: ShardRange) -> int:
 
 
 def chunk_pairs(piece: ShardRange) -> int:
-    """What each of them counts as, in pairs scored."""
+    """Return what each of them counts as, in pairs scored."""
     return len(piece) * _RERANKING_PAIRS // chunks(piece)
 
 
 def disjoint_pairs(count: int) -> Iterator[tuple[int, int]]:
-    """All unordered pairs of 0..count-1, a number with itself included, so that pairs close by share no number.
+    """Yield all unordered pairs of 0..count-1, a number with itself included, so that pairs close by share no number.
 
     The pairs with i + j = r modulo `count` are disjoint: threads that work on neighbouring pairs do not wait for blocks.
     """

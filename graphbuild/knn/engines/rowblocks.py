@@ -60,7 +60,7 @@ class RowBlockEngine:
 
     @staticmethod
     def required_memory(count: int, dim: int, k: int) -> int:
-        """The least memory limit, in bytes."""
+        """Return the least memory limit, in bytes."""
         fixed, per_row = _footprint(count, dim, k)
         return fixed + per_row * min(_SMALLEST_BLOCK, count)
 
@@ -69,7 +69,7 @@ class RowBlockEngine:
         return sum(map(len, ranges)) * len(self._vectors_ND)
 
     def work(self, ranges: Sequence[ShardRange]) -> int:
-        """All that a search tells `advance`; re-ranking is a part of each row."""
+        """Return all that a search tells `advance`; re-ranking is a part of each row."""
         return self.pairs(ranges)
 
     def search(self, ranges: Sequence[ShardRange], advance: Advance = ignore_progress) -> Iterator[Neighbors]:

@@ -82,7 +82,7 @@ def make_bounds(form: Format, *, dim: int, longest: float, cast: float) -> Bound
 
 
 def products_hold(form: Format, dim: int, device: torch.device) -> bool:
-    """Whether the products of a device keep to the error bound; sums in half precision do not."""
+    """Return whether the products of a device keep to the error bound; sums in half precision do not."""
     rows = _TRIAL_SHAPE[0]
     exact = _near_vectors(dim)
     vectors = torch.from_numpy(exact).to(device, form.dtype)

@@ -71,7 +71,7 @@ class TileEngine:
 
     @staticmethod
     def required_memory(count: int, dim: int, k: int) -> int:
-        """The least memory limit, in bytes."""
+        """Return the least memory limit, in bytes."""
         fixed, per_row = _footprint(count, dim, k)
         scoring = (fixed + per_row * BLOCK) * _FALLBACK_SHARE // (_FALLBACK_SHARE - 1) + _FALLBACK_SHARE
         return max(scoring, RowBlockEngine.required_memory(count, dim, k) * _FALLBACK_SHARE)
@@ -100,7 +100,7 @@ class TileEngine:
         return tiles * BLOCK**2
 
     def work(self, ranges: Sequence[ShardRange]) -> int:
-        """All that a search tells `advance`: pairs scored, and re-ranking as the pairs that could be scored meanwhile."""
+        """Return all that a search tells `advance`: pairs scored, and re-ranking as the pairs that could be scored meanwhile."""
         pieces = [piece for group in self._groups(ranges) for piece in group]
         return self.pairs(ranges) + sum(chunks(piece) * chunk_pairs(piece) for piece in pieces)
 

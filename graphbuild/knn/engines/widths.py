@@ -41,7 +41,7 @@ _SECONDS = 0.02
 
 
 def choose_coding(vectors_ND: NDArray[np.float16], k: int, *, count: int | None = None) -> Coding:
-    """The coding with the least expected time for these vectors on this machine; takes about a second.
+    """Return the coding with the least expected time for these vectors on this machine; takes about a second.
 
     Args:
         vectors_ND: The vectors, or some of them.

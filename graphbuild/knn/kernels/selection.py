@@ -40,7 +40,7 @@ class Codes(NamedTuple):
 
 
 def some(facts: Codes, chosen: slice) -> Codes:
-    """What bounds take of some of the texts: views."""
+    """Return what bounds take of some of the texts: views."""
     return Codes(facts.ids[chosen], facts.scales[chosen], facts.rests[chosen], facts.errors[chosen])
 
 

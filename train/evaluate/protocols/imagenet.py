@@ -49,7 +49,7 @@ class ImageNetSet(Protocol):
 
 
 def imagenet_answer(task: Task) -> Answer:
-    """The linear probe of a task, answering with ImageNet's class numbers.
+    """Return the linear probe of a task, answering with ImageNet's class numbers.
 
     Classes are known by their WordNet id, by ImageNet's simple name, or, where there are a thousand, by their number.
 
@@ -78,7 +78,7 @@ def _numbers() -> Mapping[str, int]:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """A JSON file.
+    """Return a JSON file.
 
     Raises:
         SourceError: If it is missing or no JSON; `what` says which file was wanted.

@@ -18,7 +18,7 @@ _BLOCK_BYTES = 256 << 20
 def knn_predict(
     train_NF: Tensor, labels_N: Tensor, test_MF: Tensor, *, ks: Sequence[int], classes: int, temperature: float = TEMPERATURE
 ) -> dict[int, Tensor]:
-    """The class that the nearest training rows vote for, each with weight exp(cosine / temperature).
+    """Return the class that the nearest training rows vote for, each with weight exp(cosine / temperature).
 
     Args:
         train_NF: Training features; (N, F).

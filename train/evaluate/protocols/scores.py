@@ -17,7 +17,7 @@ KNN_KS = (1, 5, 20, 100)
 
 
 def describe(task: Task) -> dict[str, float]:
-    """What every score of a column is read beside.
+    """Return what every score of a column is read beside.
 
     Returns:
         `chance` (always answering the commonest training class), `classes`, `n_train`, `n_test`, `unlabelled` (rows left

@@ -71,7 +71,7 @@ class Task:
         return fit_probe(self.train.features, places, classes=len(seen))
 
     def predict(self, features: Tensor) -> Tensor:
-        """The linear probe's answer; codes."""
+        """Return the linear probe's answer; codes."""
         return self.classes[0][self.probe.predict(features)]
 
     @cached_property

@@ -71,5 +71,5 @@ class _Ahead(Generic[Item]):
 
 
 def ahead(source: Iterator[Item]) -> Iterator[Item]:
-    """The items of an iterator, which is run in a thread, some items ahead; what it raises is raised here."""
+    """Yield the items of an iterator, which is run in a thread, some items ahead; what it raises is raised here."""
     return _Ahead(source).results()

@@ -21,14 +21,14 @@ class Certificate:
         self._ceiling = torch.from_numpy(bounds.ceiling).to(device)
 
     def highest(self, scores_t: Tensor) -> Tensor:
-        """The highest exact similarity that a float16 score, or any score below it, can stand for; float64."""
+        """Return the highest exact similarity that a float16 score, or any score below it, can stand for; float64."""
         magnitude_t = scores_t.abs()
         ceiling_t = self._ceiling[magnitude_t.view(torch.int16).long()]
         # The error of a negative score is that of its magnitude.
         return torch.where(scores_t < 0, ceiling_t - 2 * magnitude_t.double(), ceiling_t)
 
     def holds(self, scores_tC: Tensor, rows_tD: Tensor, columns_CD: Tensor) -> bool:
-        """Whether scores are within the bound of the exact similarities."""
+        """Return whether scores are within the bound of the exact similarities."""
         exact_tC = rows_tD.double() @ columns_CD.double().T
         error_tC = self.highest(scores_tC.abs()) - scores_tC.abs().double()
         return bool(((scores_tC.double() - exact_tC).abs() <= error_tC).all())

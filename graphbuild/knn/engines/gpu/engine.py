@@ -95,7 +95,7 @@ class DeviceEngine:
         return sum(map(len, ranges)) * len(self._vectors_ND)
 
     def work(self, ranges: Sequence[ShardRange]) -> int:
-        """All that a search tells `advance`; re-ranking is a part of each row."""
+        """Return all that a search tells `advance`; re-ranking is a part of each row."""
         return self.pairs(ranges)
 
     def search(self, ranges: Sequence[ShardRange], advance: Advance = ignore_progress) -> Iterator[Neighbors]:

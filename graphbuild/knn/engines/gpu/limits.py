@@ -22,7 +22,7 @@ _ALIGNED = 16
 
 
 def rank_for(mean: float) -> int:
-    """The smallest rank that a sample with so many of the nearest, on average, reaches in fewer than `RARE` of the rows."""
+    """Return the smallest rank that a sample with so many of the nearest, on average, reaches in fewer than `RARE` of the rows."""
     term, below, rank = math.exp(-mean), 0.0, 0
     if term == 0.0:
         # Far out, Poisson is normal, and five deviations are rarer than `RARE`.

@@ -82,7 +82,7 @@ class Ring:
         self._sent.append((panel.places_t, slot))
 
     def arrived(self, *, all_of_them: bool = False) -> Iterator[Arrived]:
-        """What is on the host: all but the last panels, unless all are asked for."""
+        """Yield what is on the host: all but the last panels, unless all are asked for."""
         yield from self._here
         self._here.clear()
         while self._sent and (all_of_them or not self._slots):
@@ -135,7 +135,7 @@ class Gathered:
             self._left[number] -= len(rows)
 
     def complete(self) -> Iterator[tuple[Neighbors, NDArray[np.int64], NDArray[np.int32]]]:
-        """The ranges that have become complete, in order, each with its open rows and their positions."""
+        """Yield the ranges that have become complete, in order, each with its open rows and their positions."""
         while self._next < len(self._ranges) and not self._left[self._next]:
             count = len(self._ranges[self._next])
             found = Neighbors(np.empty((count, self._k), np.int32), np.empty((count, self._k), np.float16), 0)

@@ -6,10 +6,10 @@ import torch
 
 
 def new_stream(device: torch.device) -> torch.cuda.Stream:
-    """A stream of work beside the current one."""
+    """Return a stream of work beside the current one."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def new_event(*, timing: bool = False) -> torch.cuda.Event:
-    """A mark in a stream that can be waited for; with `timing`, the time between two can be asked for."""
+    """Return a mark in a stream that can be waited for; with `timing`, the time between two can be asked for."""
     return torch.cuda.Event(enable_timing=timing)  # type: ignore[no-untyped-call]

@@ -48,7 +48,7 @@ class Segments:
         return len(self._parts[0][0]) if self._parts else 0
 
     def next(self, width: int) -> Columns | None:
-        """The next columns, at most so many; None at the end."""
+        """Return the next columns, at most so many; None at the end."""
         if not self._parts:
             return None
         places, at = self._parts[0]

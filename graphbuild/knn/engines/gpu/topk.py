@@ -40,7 +40,7 @@ def topk_panels(
     certificate: Certificate,
     advance: Advance,
 ) -> Iterator[Panel]:
-    """The rows of a group, a panel at a time, in order.
+    """Yield the rows of a group, a panel at a time, in order.
 
     Args:
         vectors: All.

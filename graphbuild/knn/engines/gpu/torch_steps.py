@@ -118,7 +118,7 @@ def exact_similarities(vectors: Vectors, own_t: Tensor, positions_tW: Tensor) ->
 
 
 def select(texts_tW: Tensor, exact_tW: Tensor, k: int) -> Best:
-    """The K best by exact similarity, then by lower id, in the order that they are stored in.
+    """Return the K best by exact similarity, then by lower id, in the order that they are stored in.
 
     Args:
         texts_tW: Text ids.
@@ -144,7 +144,7 @@ def in_order(texts_tK: Tensor, exact_tK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def half_bits(values: Tensor) -> Tensor:
-    """The float16 nearest to each float64 (ties to even), as its bits; |value| below 65,504. Casts round twice."""
+    """Return the float16 nearest to each float64 (ties to even), as its bits; |value| below 65,504. Casts round twice."""
     bits = values.view(torch.int64)
     magnitude = bits & 0x7FFFFFFFFFFFFFFF
     normal = ((magnitude + 0x1FFFFFFFFFF + ((magnitude >> 42) & 1)) >> 42) - ((1023 - 15) << 10)

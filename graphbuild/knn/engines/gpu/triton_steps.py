@@ -111,7 +111,7 @@ def _warps(size: int, each: int, most: int = 16) -> int:
 
 @cache
 def usable(device: torch.device) -> bool:
-    """Whether the kernels run here and find, on a small trial, what float64 finds."""
+    """Return whether the kernels run here and find, on a small trial, what float64 finds."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if importlib.util.find_spec("triton") is None or (device.type != "cuda" and not interpreted):
         return False

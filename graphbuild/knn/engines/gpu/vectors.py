@@ -25,7 +25,7 @@ _BLOCK = 65_536
 
 
 def padded(count: int) -> int:
-    """The next multiple of `ALIGNED`."""
+    """Return the next multiple of `ALIGNED`."""
     return -(-count // ALIGNED) * ALIGNED
 
 
@@ -66,13 +66,13 @@ class Vectors:
         """The vectors by position, padded, where they are resident."""
 
     def places(self, wanted_N: NDArray[np.bool_]) -> Places:
-        """The positions of the texts that are wanted, in ascending order."""
+        """Return the positions of the texts that are wanted, in ascending order."""
         if wanted_N.all():
             return self.places_N
         return Places.of(np.flatnonzero(wanted_N[self._order]).astype(np.int32), self.device)
 
     def texts(self, places_n: Places) -> NDArray[np.int32]:
-        """The texts at some positions."""
+        """Return the texts at some positions."""
         return self._order[places_n.host]
 
     def block(self, places_T: Places) -> Tensor:
@@ -119,7 +119,7 @@ _kept: dict[str, tuple[_Source, Vectors]] = {}
 
 
 def open_vectors(vectors_ND: NDArray[np.float16], device: torch.device, *, resident: bool) -> Vectors:
-    """The vectors for a search; those of a mapped file stay on a GPU for the next search of this process."""
+    """Return the vectors for a search; those of a mapped file stay on a GPU for the next search of this process."""
     source = _mapped_file(vectors_ND)
     if source is None or not resident or device.type == "cpu":
         return Vectors(vectors_ND, device, resident=resident)
@@ -131,7 +131,7 @@ def open_vectors(vectors_ND: NDArray[np.float16], device: torch.device, *, resid
 
 
 def is_kept(vectors_ND: NDArray[np.float16], device: torch.device) -> bool:
-    """Whether an earlier search of this process left these vectors on the device."""
+    """Return whether an earlier search of this process left these vectors on the device."""
     source, _ = _kept.get(str(device), (None, None))
     return source is not None and source == _mapped_file(vectors_ND)
 
