@@ -30,7 +30,7 @@ class Steps:
         click.echo(f"\n[{self._number}/{self._count}, {self.seconds():.0f} s] {what}")
 
     def seconds(self) -> float:
-        """Since the start."""
+        """Return the seconds since the start."""
         return time.monotonic() - self._began
 
 

@@ -49,7 +49,7 @@ class DryRun:
         self.lines.append(f"{topic:<8}PROBLEM  {text}")
 
     def summary(self) -> str:
-        """For people."""
+        """Return the plan in lines for people."""
         verdict = f"{self.problems} problem{'s' if self.problems > 1 else ''}: mend first" if self.problems else "ready"
         return "\n".join([*self.lines, verdict])
 

@@ -26,7 +26,7 @@ _EXAMPLES = re.compile(r'[;:] "')
 
 @dataclass(frozen=True, slots=True)
 class Noun:
-    """One synset."""
+    """A noun synset of WordNet."""
 
     name: str
     """Its first word or words."""

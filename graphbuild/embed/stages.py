@@ -231,7 +231,7 @@ class EmbedRun:
         return Workers(count=choice.count, gpus=choice.gpus)
 
     def lookup(self) -> bool:
-        """Samples by id."""
+        """Build the look-up of samples by id; returns whether anything was to do."""
         return build_lookup(self._graph_dir, self._manifest)
 
     def index(self) -> bool:

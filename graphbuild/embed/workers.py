@@ -37,7 +37,7 @@ class Choice:
     """Texts a second that were measured, by the number of workers; empty where there was nothing to choose."""
 
     def summary(self) -> str:
-        """In a line."""
+        """Return the choice, and what it rests on, in a line."""
         measured = ", ".join(f"{rate:,.0f}/s with {count}" for count, rate in self.rates.items())
         return f"embedding: {self.count or 'no'} worker processes (measured: {measured})"
 

@@ -36,7 +36,7 @@ _NAMED = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportConfig:
-    """What is imported."""
+    """Which files are imported, and how their edges are read."""
 
     texts: Path
     """Columns text, and id (any type; default: the row number); the rest is kept with the samples."""

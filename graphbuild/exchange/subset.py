@@ -65,7 +65,7 @@ class SubsetConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SubsetResult:
-    """What was kept."""
+    """How many samples and texts a subset kept, and which ids it did not find."""
 
     graph_dir: Path
     origin: Path

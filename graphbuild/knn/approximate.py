@@ -65,7 +65,7 @@ class Recall:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Return what the manifest records of it."""
         return {**asdict(self), "interval": list(self.interval)}
 
 

@@ -39,7 +39,7 @@ class KnnConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnnResult:
-    """What `build_knn` did."""
+    """What `build_knn` found there and what it searched."""
 
     graph_dir: Path
     texts: int

@@ -35,7 +35,7 @@ class ShardWriter:
     """What else the receipts say."""
 
     def write(self, shard: ShardRange, vectors_nD: NDArray[np.float16], found: Neighbors, precision: str) -> Receipt:
-        """Write one shard.
+        """Write the neighbours and sketches of one shard, and return its receipt.
 
         Args:
             shard: Which texts.

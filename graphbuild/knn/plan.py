@@ -142,12 +142,12 @@ class Estimate:
         )
 
     def summary(self) -> str:
-        """For people."""
+        """Return the estimate, and whether it fits, in two lines for people."""
         lines = [self.line(), f"does not fit: {self.problem}" if self.problem else "fits"]
         return "\n".join([*lines, self.ivf.line()] if self.ivf else lines)
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
+        """Return the same for scripts."""
         return {**asdict(self), "problem": self.problem}
 
 

@@ -44,7 +44,7 @@ _ONE_HOT, _FLAT = 0.95, 0.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FidelityConfig:
-    """What is measured."""
+    """How many batches are drawn, of which size, at which temperatures."""
 
     batch_size: int = 1024
     """B."""
@@ -92,7 +92,7 @@ class Sharpness:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fidelity:
-    """What was measured."""
+    """How near what is stored comes to the dense target, by k, sketch and temperature."""
 
     hit_rate_random: float
     """Stored neighbours per anchor."""

@@ -38,7 +38,7 @@ class Samples:
 
     @classmethod
     def read(cls, graph: Graph) -> Samples:
-        """Read them all.
+        """Read the texts of all samples of a graph.
 
         Raises:
             ResourceError: If they do not fit into memory.

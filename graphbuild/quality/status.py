@@ -21,7 +21,7 @@ _COMMANDS = {"text": "embed", "lookup": "embed", "embed": "embed", "index": "emb
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageStatus:
-    """One stage."""
+    """How far a stage of the graph is."""
 
     stage: str
     state: State

@@ -54,7 +54,7 @@ class Hierarchy:
 
 
 def read_hierarchy(path: Path, option: str = "--hierarchy") -> Hierarchy:
-    """Read either form.
+    """Read a hierarchy of classes, whichever of the two forms it has.
 
     Args:
         path: The file.

@@ -30,7 +30,7 @@ _FORMATS = (1, schemas.FORMAT_VERSION)
 
 @dataclass(kw_only=True, slots=True)
 class Stage:
-    """One finished stage."""
+    """What the manifest records of a finished stage."""
 
     config: dict[str, Any]
     """The options that decide its bytes."""
@@ -67,7 +67,7 @@ class Manifest:
 
     @classmethod
     def load(cls, graph_dir: Path) -> Manifest:
-        """Read `graph.json`.
+        """Read the manifest of a graph, `graph.json`.
 
         Raises:
             ArtifactError: If it is missing, not JSON, or not what was written.

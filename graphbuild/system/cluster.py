@@ -58,7 +58,7 @@ Task = Callable[..., Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workers:
-    """Where tasks run."""
+    """Which processes run the tasks: this one, its own workers, or those of a Dask cluster."""
 
     count: int = 0
     """Worker processes on this machine; 0 is this process."""

@@ -109,7 +109,7 @@ class Partition:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartitionResult:
-    """What `build_partition` did."""
+    """How many chunks `build_partition` cut, and how well they hold together."""
 
     path: Path
     samples: int

@@ -80,7 +80,7 @@ class DeviceRows:
 
 
 def bytes_on_device(graph: Graph) -> int:
-    """Return what `DeviceRows` takes."""
+    """Return the bytes of device memory that `DeviceRows` takes."""
     return graph.n_texts * (6 * graph.k + graph.sketch_dim + 4)
 
 

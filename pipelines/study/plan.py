@@ -44,7 +44,7 @@ class Arm:
 
     @property
     def share(self) -> float:
-        """Of the budget."""
+        """The part of the budget's images that a run of this arm sees."""
         return SHARES.get(self.group, 1.0)
 
 
@@ -114,14 +114,14 @@ def controls() -> list[tuple[Arm, Arm]]:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One run."""
+    """An arm and a seed: one run of the study."""
 
     arm: Arm
     seed: int
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of its folder."""
         return f"{self.arm.name}/seed-{self.seed}"
 
 

@@ -38,7 +38,7 @@ class CifarImages:
         return [{"label": self._set.classes[self._set.targets[index]]} for index in indices]
 
     def label_columns(self) -> tuple[str, ...]:
-        """`label`: the class."""
+        """Return the only column there is, `label`: the class."""
         return ("label",)
 
     def labels(self, column: str) -> Labels:

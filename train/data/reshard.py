@@ -47,7 +47,7 @@ _MAGIC = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReshardResult:
-    """What `reshard` did."""
+    """Where `reshard` wrote shards, and how many samples they hold."""
 
     out: Path
     samples: int
@@ -58,7 +58,7 @@ class ReshardResult:
     """Samples that the graph does not know; they come last."""
 
     def summary(self) -> str:
-        """For people."""
+        """Return what was written, in lines for people."""
         last = f"; {self.unknown:,} that the graph does not know come last" if self.unknown else ""
         kept = f", {self.shards - self.written:,} of them were there" if self.written < self.shards else ""
         return (
@@ -67,7 +67,7 @@ class ReshardResult:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
+        """Return the same for scripts."""
         return {name: getattr(self, name) for name in ("samples", "shards", "written", "unknown")} | {"out": str(self.out)}
 
 

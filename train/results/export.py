@@ -35,7 +35,7 @@ BACKBONE, CARD = "backbone.safetensors", "README.md"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportResult:
-    """What `export_run` wrote."""
+    """Where `export_run` wrote the encoder, and what of."""
 
     weights: Path
     sha256: str

@@ -18,7 +18,7 @@ _RUNS = Path("runs")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunStatus:
-    """One run."""
+    """Where a run stands."""
 
     run_dir: Path
     objective: str

@@ -50,7 +50,7 @@ class File:
         return suffix_of(self.name)
 
     def open(self) -> IO[bytes]:
-        """Return its bytes."""
+        """Open the file, here or at its address, as bytes."""
         stream: IO[bytes] = self.place.open("rb")
         return stream
 

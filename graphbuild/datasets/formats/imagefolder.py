@@ -29,7 +29,7 @@ from graphbuild.system.inputs import PICTURES, LeftOut, is_hidden, suffix_of, wa
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FolderClass:
-    """One class folder."""
+    """A class folder, and the class that it holds."""
 
     folder: str
     name: str
@@ -62,10 +62,10 @@ class ImageFolderSource:
     )
 
     def prepare(self, options: SourceOptions, graph_dir: Path) -> None:
-        """Nothing to write."""
+        """Write nothing: the pictures are there."""
 
     def open(self, options: SourceOptions, graph_dir: Path) -> OpenSource:
-        """List the pictures.
+        """List the pictures and their classes, and return them as a source.
 
         Raises:
             SourceError: If the folder is missing, holds no class folders with pictures, or a definition is not found.

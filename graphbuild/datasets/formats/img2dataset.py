@@ -43,7 +43,7 @@ class Img2DatasetSource:
         self._replacements = replacements
 
     def prepare(self, options: SourceOptions, graph_dir: Path) -> None:
-        """Nothing to write."""
+        """Write nothing: the shards are there."""
 
     def open(self, options: SourceOptions, graph_dir: Path) -> OpenSource:
         """Check the sidecars' columns, and those of the first samples of shards.

@@ -50,7 +50,7 @@ class Header:
 
     @property
     def names(self) -> list[str]:
-        """All columns."""
+        """The names of all columns."""
         return [*self.schema.names, *(name for name in self.partition if name not in self.schema.names)]
 
 
@@ -69,7 +69,7 @@ class ParquetSource:
     )
 
     def prepare(self, options: SourceOptions, graph_dir: Path) -> None:
-        """Nothing to write."""
+        """Write nothing: the files are there."""
 
     def open(self, options: SourceOptions, graph_dir: Path) -> OpenSource:
         """Check the schemas of all files.

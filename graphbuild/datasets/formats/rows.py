@@ -114,7 +114,7 @@ class RowSource:
         self._headerless = headerless
 
     def prepare(self, options: SourceOptions, graph_dir: Path) -> None:
-        """Nothing to write."""
+        """Write nothing: the files are there."""
 
     def open(self, options: SourceOptions, graph_dir: Path) -> OpenSource:
         """Check that every file has the columns.

@@ -13,7 +13,7 @@ from graphbuild.system.inputs import SHARDS
 
 
 class WebDatasetSource:
-    """Shards of anybody."""
+    """The source of webdataset shards, whoever wrote them."""
 
     info = SourceInfo(
         name="webdataset",
@@ -26,7 +26,7 @@ class WebDatasetSource:
     )
 
     def prepare(self, options: SourceOptions, graph_dir: Path) -> None:
-        """Nothing to write."""
+        """Write nothing: the shards are there."""
 
     def open(self, options: SourceOptions, graph_dir: Path) -> OpenSource:
         """Look into the first samples.

@@ -62,7 +62,7 @@ class UrlPairs:
 
 
 class ConceptualSource:
-    """CC3M or CC12M."""
+    """The source of CC3M or CC12M: the published list of captions and addresses."""
 
     def __init__(self, info: SourceInfo, publication: Publication) -> None:
         self.info = info

@@ -41,7 +41,7 @@ class ImageNetSource:
     )
 
     def prepare(self, options: SourceOptions, graph_dir: Path) -> None:
-        """Nothing to write."""
+        """Write nothing: the class names are part of the program."""
 
     def open(self, options: SourceOptions, graph_dir: Path) -> OpenSource:
         """Return the prompts alone, or the pictures of a folder.

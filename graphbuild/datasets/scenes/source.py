@@ -53,7 +53,7 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScenesConfig:
-    """What is drawn."""
+    """How many pictures are drawn, and by which seed."""
 
     train: int = 6_000
     """Pictures of the train split; their captions become the graph."""

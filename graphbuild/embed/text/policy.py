@@ -114,7 +114,7 @@ class Cleaner:
         return self._listings["null"].count + self._listings["blank"].count
 
     def counts(self) -> dict[str, int]:
-        """For the manifest."""
+        """Return how many captions had each peculiarity, by its name in the manifest."""
         return {counted: self._listings[name].count for name, counted in COUNTS.items()}
 
     def listed(self) -> dict[str, list[str]]:

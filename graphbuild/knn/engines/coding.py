@@ -36,11 +36,11 @@ class Coding:
     """R; None keeps all coordinates as they are."""
 
     def width(self, dim: int) -> int:
-        """P."""
+        """The width P of the codes."""
         return dim if self.basis_DP is None else self.basis_DP.shape[1]
 
     def name(self, dim: int) -> str:
-        """For the record."""
+        """The name that the receipt records."""
         return self.format if self.basis_DP is None else f"{self.format}, {self.width(dim)} of {dim} coordinates"
 
     def new_scores(self, rows: int, columns: int) -> torch.Tensor:

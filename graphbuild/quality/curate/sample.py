@@ -97,7 +97,7 @@ def choose_sample(graph_dir: Path, out: Path, *, count: int, seed: int = 0) -> S
 
 
 def greedy_cover(graph: Graph, count: int) -> tuple[Ids, Floats, Ids]:
-    """Choose texts greedily.
+    """Choose texts one after another, each the one that brings all texts nearest to their nearest chosen one.
 
     Returns:
         The chosen texts in order (n,); each text's similarity to its nearest chosen one (N,); and that one, -1 for none (N,).

@@ -19,7 +19,7 @@ _LEAST_TEXTS_A_CLUSTER = 8
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One label."""
+    """A label of the map: the text that stands for a cluster, and how large that is."""
 
     row: int
     """Row of the map whose text it is."""

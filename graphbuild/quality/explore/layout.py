@@ -37,7 +37,7 @@ class Truth:
     sample: int
 
     def summary(self) -> str:
-        """Return one sentence."""
+        """Return how the map was laid out, in one sentence."""
         trust = "" if self.trustworthiness is None else f"; trustworthiness {self.trustworthiness:.3f} on {self.sample:,} texts"
         return (
             f"Of each text's {self.neighbors} nearest, {self.kept_share:.1%} are among its {self.neighbors} nearest on the map "

@@ -75,7 +75,7 @@ class Vocabulary:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a `tokenizer.json`."""
+        """Read the vocabulary of a `tokenizer.json`."""
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(path))

@@ -41,7 +41,7 @@ class HealthConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measure:
-    """One figure."""
+    """A figure of the graph, its verdict and the reason."""
 
     key: str
     title: str

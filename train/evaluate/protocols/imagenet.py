@@ -78,7 +78,7 @@ def _numbers() -> Mapping[str, int]:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Return a JSON file.
+    """Read a JSON file.
 
     Raises:
         SourceError: If it is missing or no JSON; `what` says which file was wanted.

@@ -31,7 +31,7 @@ class LinearProbe(NamedTuple):
     penalty: float
 
     def predict(self, features_MF: Tensor) -> Tensor:
-        """Classes; (M,)."""
+        """Return the class that the probe gives each row of features; (M,)."""
         return (((features_MF.float() - self.mean_F) * self.scale_F) @ self.weight_FC + self.bias_C).argmax(dim=1)
 
 

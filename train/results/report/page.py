@@ -98,7 +98,7 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Page:
-    """The whole report."""
+    """What the template of the report shows, in its order."""
 
     title: str
     subtitle: str

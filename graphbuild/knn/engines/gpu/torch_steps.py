@@ -29,14 +29,14 @@ class TorchSteps:
         self._step_bytes = step_bytes
 
     def first_limits(self, scores_tM: Tensor, rank: int) -> Tensor:
-        """See `Steps`."""
+        """Return the first limits, as `Steps` says, by PyTorch."""
         if rank > scores_tM.shape[1]:
             return torch.zeros(len(scores_tM), dtype=torch.int16, device=scores_tM.device)
         codes_t = scores_tM.topk(rank, dim=1, sorted=False).values.amin(dim=1).contiguous().view(torch.int16)
         return (codes_t - 1).clamp(min=0)
 
     def enter(self, scores_tC: Tensor, lists: Lists, top: int, positions_t: Tensor, columns: Columns) -> None:
-        """See `Steps`."""
+        """Enter the scores of a tile, as `Steps` says, by PyTorch."""
         rows, width = scores_tC.shape
         codes_tGB = scores_tC.view(torch.int16).view(rows, width // _BLOCK, _BLOCK)
         limits_t = lists.limits_n[top : top + rows]
@@ -71,7 +71,7 @@ class TorchSteps:
         counts_t += per_row.to(torch.int32)
 
     def raise_limits(self, lists: Lists, rows: slice, rank: int, lowered: Tensor | None) -> None:
-        """See `Steps`."""
+        """Raise limits and drop candidates, as `Steps` says, by PyTorch."""
         step = max(1, self._step_bytes // (_SORT_BYTES * lists.ids_nW.shape[1]))
         for first in range(rows.start, rows.stop, step):
             self._raise(lists, slice(first, min(first + step, rows.stop)), rank, lowered)
@@ -92,7 +92,7 @@ class TorchSteps:
         lists.counts_n[part] = (codes_tW > limits_t[:, None]).sum(dim=1, dtype=torch.int32)
 
     def best(self, vectors: Vectors, own_t: Tensor, ids_tW: Tensor, counts_t: Tensor, k: int) -> Best:
-        """See `Steps`."""
+        """Return the K best of each row, as `Steps` says, by PyTorch."""
         # The fullest row decides how much of the lists is looked at.
         width = max(k, int(counts_t.max()))
         step = max(1, self._step_bytes // ((10 * vectors.dim + _SORT_BYTES) * width))

@@ -36,7 +36,7 @@ class TritonSteps:
         self._torch = TorchSteps(step_bytes)
 
     def first_limits(self, scores_tM: Tensor, rank: int) -> Tensor:
-        """See `Steps`."""
+        """Return the first limits, as `Steps` says, by Triton kernels."""
         from graphbuild.knn.kernels.filter import seed_limits
 
         rows, width = scores_tM.shape
@@ -48,7 +48,7 @@ class TritonSteps:
         return limits_t
 
     def enter(self, scores_tC: Tensor, lists: Lists, top: int, positions_t: Tensor, columns: Columns) -> None:
-        """See `Steps`."""
+        """Enter the scores of a tile, as `Steps` says, by Triton kernels."""
         from graphbuild.knn.kernels.filter import filter_tile
 
         rows, width = scores_tC.shape
@@ -60,7 +60,7 @@ class TritonSteps:
         )  # fmt: skip
 
     def raise_limits(self, lists: Lists, rows: slice, rank: int, lowered: Tensor | None) -> None:
-        """See `Steps`."""
+        """Raise limits and drop candidates, as `Steps` says, by Triton kernels."""
         from graphbuild.knn.kernels.filter import raise_limits
 
         width = lists.ids_nW.shape[1]
@@ -75,7 +75,7 @@ class TritonSteps:
         )  # fmt: skip
 
     def best(self, vectors: Vectors, own_t: Tensor, ids_tW: Tensor, counts_t: Tensor, k: int) -> Best:
-        """See `Steps`."""
+        """Return the K best of each row, as `Steps` says, by Triton kernels."""
         from graphbuild.knn.kernels.ranking import best_rows, exact_products
 
         rows, width = ids_tW.shape
