@@ -65,7 +65,7 @@ class StudyData:
 
     @property
     def flickr(self) -> Path:
-        """Flickr8k's training split."""
+        """The file of Flickr8k's training split."""
         return self.folder / "flickr.parquet"
 
     @property

@@ -14,7 +14,7 @@ INTRODUCTION = "An image encoder without a head."
 
 
 def model_card(config: TrainConfig, *, weights: str, facts: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Any]) -> str:
-    """Return the card.
+    """Return the text of a model card.
 
     Args:
         config: Of the run.

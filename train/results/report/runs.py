@@ -24,7 +24,7 @@ _SCORES = (("knn_top1", "kNN"), ("linear_top1", "linear"))
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A finished run."""
+    """What the report needs of a finished run."""
 
     path: Path
     name: str
@@ -44,7 +44,7 @@ class RunRecord:
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
-    """Read run folders.
+    """Read finished runs from their folders, told apart by name.
 
     Raises:
         OptionError: If a folder is not that of a run.
