@@ -27,7 +27,7 @@ import faiss  # noqa: F401 - imported for the forks
 import numpy as np
 import torch  # noqa: F401
 from helpers_embed import embed, numbered_captions, write_captions
-from helpers_graph import receipt_of
+from helpers_graph import receipt_of, to_old_layout
 
 from graphbuild.embed.text.keys import KeyTable
 from graphbuild.errors import UserError, describe_os_error
@@ -36,7 +36,7 @@ from graphbuild.exchange.subset import SubsetConfig, subset_graph
 from graphbuild.knn import stage as _knn_stage  # noqa: F401
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
-from graphbuild.store.files import RECORDS, damage, digest_file
+from graphbuild.store.files import damage, digest_file
 from graphbuild.targets.partition import PartitionConfig, build_partition
 
 CAPTIONS, SHARD = 36, 9
@@ -116,22 +116,6 @@ OTHERS: dict[str, Callable[[Path], object]] = {
     "subset": _subset,
     "adopt": lambda at: build_knn(at, KnnConfig(k=10, device="cpu")),
 }
-
-
-def to_old_layout(graph_dir: Path) -> None:
-    """Make of a graph what a program of format 1 would have left: receipts beside their files, none for the tokenizer."""
-    receipts = graph_dir / RECORDS / "receipts"
-    for path in receipts.rglob("*.json"):
-        if path.parent.name != "tokenizer":
-            path.rename(graph_dir / path.relative_to(receipts))
-    shutil.rmtree(graph_dir / RECORDS)
-    manifest = json.loads((graph_dir / "graph.json").read_text())
-    del manifest["digest"]
-    manifest["format"] = 1
-    del manifest["generation"]
-    files = manifest["stages"]["text"]["files"]
-    manifest["stages"]["text"]["files"] = {name: files[name] for name in files if not name.startswith("tokenizer")}
-    (graph_dir / "graph.json").write_text(json.dumps(manifest))
 
 
 def fork(work: Callable[[], None], *, meanwhile: Callable[[int], None] = lambda _: None) -> int:

@@ -6,6 +6,8 @@ pytest's path.
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from graphbuild.store import schemas
-from graphbuild.store.files import Receipt, read_receipt, receipt_path, shard_ranges, write_parquet
+from graphbuild.store.files import RECORDS, Receipt, read_receipt, receipt_path, shard_ranges, write_parquet
 from graphbuild.store.lookup import build_lookup
 from graphbuild.store.manifest import Manifest, Stage, stage_key
 
@@ -133,3 +135,19 @@ def brute_force(vectors: NDArray[np.float16], k: int) -> tuple[NDArray[np.int64]
     rounded = np.take_along_axis(exact, ids, 1).astype(np.float16)
     order = np.lexsort((ids, -rounded.astype(np.float64)))
     return np.take_along_axis(ids, order, 1), np.take_along_axis(rounded, order, 1)
+
+
+def to_old_layout(graph_dir: Path) -> None:
+    """Make of a graph what a program of format 1 would have left: receipts beside their files, none for the tokenizer."""
+    receipts = graph_dir / RECORDS / "receipts"
+    for path in receipts.rglob("*.json"):
+        if path.parent.name != "tokenizer":
+            path.rename(graph_dir / path.relative_to(receipts))
+    shutil.rmtree(graph_dir / RECORDS)
+    manifest = json.loads((graph_dir / "graph.json").read_text())
+    del manifest["digest"]
+    manifest["format"] = 1
+    del manifest["generation"]
+    files = manifest["stages"]["text"]["files"]
+    manifest["stages"]["text"]["files"] = {name: files[name] for name in files if not name.startswith("tokenizer")}
+    (graph_dir / "graph.json").write_text(json.dumps(manifest))

@@ -28,6 +28,18 @@ class Neighbors:
     """What the receipt says of how they were found."""
 
 
+def join_parts(parts: Sequence[Neighbors]) -> Neighbors:
+    """Return the neighbours of consecutive rows as one; all were found in the same way."""
+    if len(parts) == 1:
+        return parts[0]
+    return Neighbors(
+        np.concatenate([part.ids_nK for part in parts]),
+        np.concatenate([part.similarities_nK for part in parts]),
+        sum(part.recomputed for part in parts),
+        parts[0].facts,
+    )
+
+
 Advance = Callable[[int], None]
 """Told, from any thread, of work that was finished, in pairs of texts."""
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from graphbuild.errors import ResourceError
-from graphbuild.knn.engines.base import Advance, Neighbors, ignore_progress
+from graphbuild.knn.engines.base import Advance, Neighbors, ignore_progress, join_parts
 from graphbuild.knn.engines.coding import FORMATS, Coding
 from graphbuild.knn.engines.group import BLOCK, STRIPE, TILE_ROWS, GroupSearch, chunk_pairs, chunks
 from graphbuild.knn.engines.rowblocks import RowBlockEngine
@@ -114,7 +114,7 @@ class TileEngine:
                 for piece in group:
                     parts.append(self._settle(piece, *search.finish(pool, piece, advance)))
                     if piece.stop == ranges[piece.index].stop:
-                        yield _join(parts)
+                        yield join_parts(parts)
                         parts = []
                 # Before the next group's state is made.
                 del search
@@ -137,7 +137,7 @@ class TileEngine:
                 search.score_new(pool, _limits_of(held.similarities_nK[:, -1]), first_new, advance)
                 parts.append(self._settle(piece, *search.finish_new(pool, held)))
                 del search
-        return _join(parts)
+        return join_parts(parts)
 
     def extension_pairs(self, ranges: Sequence[ShardRange], first_new: int) -> int:
         """Pairs of texts that extending these ranges scores, in whole tiles."""
@@ -195,13 +195,3 @@ def _footprint(count: int, dim: int, k: int) -> tuple[int, int]:
     stripe = STRIPE * BLOCK * dim * 24
     # Nine bytes a text to tell those outside the group.
     return scratch + sample * dim * 4 + stripe + 9 * count, _width(k) * 8 + dim * 4 + 32
-
-
-def _join(parts: Sequence[Neighbors]) -> Neighbors:
-    if len(parts) == 1:
-        return parts[0]
-    return Neighbors(
-        np.concatenate([part.ids_nK for part in parts]),
-        np.concatenate([part.similarities_nK for part in parts]),
-        sum(part.recomputed for part in parts),
-    )

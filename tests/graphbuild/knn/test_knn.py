@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from helpers_graph import clustered_vectors, unit_rows, write_graph
+from helpers_graph import brute_force, clustered_vectors, unit_rows, write_graph
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -26,17 +21,6 @@ from graphbuild.store.manifest import Manifest
 from graphbuild.system.memory import parse_size
 
 TINY = KnnConfig(k=5)
-
-
-def brute_force(vectors: NDArray[np.float16], k: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-    """The k nearest by (float64 similarity, lower id), then ordered by (float16 similarity, lower id)."""
-    wide = vectors.astype(np.float64)
-    scores = wide @ wide.T
-    np.fill_diagonal(scores, -np.inf)
-    ids = np.lexsort((np.broadcast_to(np.arange(len(wide)), scores.shape), -scores))[:, :k]
-    rounded = np.take_along_axis(scores, ids, 1).astype(np.float16)
-    order = np.lexsort((ids, -rounded.astype(np.float64)))
-    return np.take_along_axis(ids, order, 1), np.take_along_axis(rounded, order, 1)
 
 
 def search_all(vectors: NDArray[np.float16], k: int) -> tuple[NDArray[np.int32], NDArray[np.float16], int]:
@@ -183,24 +167,6 @@ def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
         write_graph(tmp_path / name, vectors, shard_size=100)
         build_knn(tmp_path / name, TINY)
     assert all_bytes(tmp_path / "a") == all_bytes(tmp_path / "b")
-
-
-def test_killed_knn_resumes_to_the_same_bytes(tmp_path: Path) -> None:
-    vectors = clustered_vectors(3_000, 32)
-    for name in ("killed", "whole"):
-        write_graph(tmp_path / name, vectors, shard_size=75)
-    build_knn(tmp_path / "whole", KnnConfig(k=100))
-    command = [sys.executable, "-c", "from graphbuild.cli import main; main()", "knn", "--k", "100", "--graph-dir"]
-    process = subprocess.Popen([*command, str(tmp_path / "killed")], start_new_session=True, stderr=subprocess.DEVNULL)
-    # As soon as some shards are there, in the middle of the next.
-    while process.poll() is None and not (tmp_path / "killed/knn/part-00002.arrow").exists():
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert "knn" not in Manifest.load(tmp_path / "killed").stages
-    result = build_knn(tmp_path / "killed", KnnConfig(k=100))
-    assert 2 <= result.reused_shards < 40
-    assert all_bytes(tmp_path / "killed") == all_bytes(tmp_path / "whole")
 
 
 def test_polars_scans_the_shards_and_joins_them_to_texts(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers_graph import clustered_vectors, unit_rows, write_graph
+from helpers_graph import brute_force, clustered_vectors, unit_rows, write_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -23,16 +23,6 @@ from graphbuild.store.files import shard_ranges
 from graphbuild.store.manifest import Manifest
 
 WAYS = ["sweep", "topk", "auto"]
-
-
-def brute_force(vectors: NDArray[np.float16], k: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-    wide = vectors.astype(np.float64)
-    exact = wide @ wide.T
-    np.fill_diagonal(exact, -np.inf)
-    ids = np.lexsort((np.broadcast_to(np.arange(len(wide)), exact.shape), -exact))[:, :k]
-    rounded = np.take_along_axis(exact, ids, 1).astype(np.float16)
-    order = np.lexsort((ids, -rounded.astype(np.float64)))
-    return np.take_along_axis(ids, order, 1), np.take_along_axis(rounded, order, 1)
 
 
 def assert_exact(engine: DeviceEngine, vectors: NDArray[np.float16], k: int, *, shard: int = 700) -> int:

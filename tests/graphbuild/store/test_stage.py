@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from helpers_embed import embed, numbered_captions, shard_digests, write_captions
-from helpers_graph import clustered_vectors, file_times, write_graph
+from helpers_graph import clustered_vectors, file_times, to_old_layout, write_graph
 
 from graphbuild.errors import ArtifactMismatch, OptionError, SourceError
 from graphbuild.exchange.imported import ImportConfig, import_graph
@@ -37,22 +37,6 @@ with writing(Path(sys.argv[1])):
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return write_captions(tmp_path / "a.parquet", {"caption": numbered_captions(25)})
-
-
-def to_old_layout(graph_dir: Path) -> None:
-    """Make of a graph what a program of format 1 would have left: receipts beside their files, none for the tokenizer."""
-    receipts = graph_dir / RECORDS / "receipts"
-    for path in receipts.rglob("*.json"):
-        if path.parent.name != "tokenizer":
-            path.rename(graph_dir / path.relative_to(receipts))
-    shutil.rmtree(graph_dir / RECORDS)
-    manifest = json.loads((graph_dir / "graph.json").read_text())
-    del manifest["digest"]
-    manifest["format"] = 1
-    del manifest["generation"]
-    files = manifest["stages"]["text"]["files"]
-    manifest["stages"]["text"]["files"] = {name: files[name] for name in files if not name.startswith("tokenizer")}
-    (graph_dir / "graph.json").write_text(json.dumps(manifest))
 
 
 def test_second_writer_is_refused_and_told_who_is_at_work(tmp_path: Path, source: Path) -> None:

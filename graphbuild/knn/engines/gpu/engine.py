@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from graphbuild.knn.engines.base import Advance, Neighbors, ignore_progress
+from graphbuild.knn.engines.base import Advance, Neighbors, ignore_progress, join_parts
 from graphbuild.knn.engines.devices import device_memory, open_device
 from graphbuild.knn.engines.gpu import triton_steps
 from graphbuild.knn.engines.gpu.ahead import ahead
@@ -114,7 +114,7 @@ class DeviceEngine:
                 for piece, found in zip(group, self._search_group(vectors, group, buffers, certificate, advance), strict=True):
                     parts.append(found)
                     if piece.stop == ranges[piece.index].stop:
-                        yield _join(parts)
+                        yield join_parts(parts)
                         parts = []
 
     def _check_products(self, vectors: Vectors, buffers: Buffers, certificate: Certificate) -> None:
@@ -229,14 +229,3 @@ class DeviceEngine:
             if len(rows):
                 found.ids_nK[rows], found.similarities_nK[rows] = settle(vectors, positions, self._k, self._room.spare)
             yield replace(found, recomputed=len(rows), facts=self._facts())
-
-
-def _join(parts: Sequence[Neighbors]) -> Neighbors:
-    if len(parts) == 1:
-        return parts[0]
-    return Neighbors(
-        np.concatenate([part.ids_nK for part in parts]),
-        np.concatenate([part.similarities_nK for part in parts]),
-        sum(part.recomputed for part in parts),
-        parts[0].facts,
-    )
