@@ -23,6 +23,8 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from graphbuild.errors import UserError
 
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})
+SOFT = ".soft"
+"""What follows the name of a lock file where the file system has no locks."""
 
 
 class LockedError(UserError):
@@ -42,14 +44,13 @@ def exclusive(path: Path, *, where: Path, advice: str = "", wait: bool = False) 
     Raises:
         LockedError: If another process holds it: command, process, machine and time are named.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     note = path.with_name(f"{path.name}.holder")
-    lock = _take(path, where, wait=False)
+    lock = take(path, where)
     if lock is None and not wait:
         raise LockedError(f"{where}: {_holder(note)} is at work here. {advice}")
     if lock is None:
         click.echo(f"{where}: waiting for {_holder(note)}", err=True)
-        lock = _take(path, where, wait=True)
+        lock = take(path, where, wait=True)
     assert lock is not None, "waited without a limit"
     try:
         note.write_text(json.dumps(_this_process()), encoding="utf-8")
@@ -67,8 +68,7 @@ def attempt(path: Path, *, where: Path) -> Iterator[bool]:
         path: The lock file; its folder is made.
         where: What it protects, for messages.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = _take(path, where, wait=False)
+    lock = take(path, where)
     try:
         yield lock is not None
     finally:
@@ -76,10 +76,17 @@ def attempt(path: Path, *, where: Path) -> Iterator[bool]:
             lock.release()
 
 
-def _take(path: Path, where: Path, *, wait: bool) -> BaseFileLock | None:
-    """The lock, held; None if another process holds it."""
+def take(path: Path, where: Path, *, wait: bool = False) -> BaseFileLock | None:
+    """Return a lock, held until it is released or its process ends; None if another process holds it.
+
+    Args:
+        path: The lock file; its folder is made.
+        where: What it protects, for messages.
+        wait: Wait for the other process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     soft = not _has_locks(path)
-    lock: BaseFileLock = SoftFileLock(path.with_name(f"{path.name}.soft")) if soft else FileLock(path)
+    lock: BaseFileLock = SoftFileLock(path.with_name(f"{path.name}{SOFT}")) if soft else FileLock(path)
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except Timeout:

@@ -5,15 +5,16 @@ RUN_DIR/ config.toml · metrics.jsonl · events.jsonl · checkpoints/ · model.s
 
 from __future__ import annotations
 
-import fcntl
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+
+from filelock import BaseFileLock
 
 from graphbuild.errors import OptionError, UserError
 from graphbuild.store.files import write_text
 from graphbuild.store.folders import is_temporary, remove, remove_temporaries
+from graphbuild.store.locks import SOFT, take
 from train.config import TrainConfig, load_config, read_toml
 from train.config.kinds import flag
 from train.run.checkpoint import FOLDER, TEXT_TOWER, WEIGHTS
@@ -51,7 +52,7 @@ class RunFolder:
     config: TrainConfig
     resumed: bool
     """Whether it held this run before."""
-    _lock: IO[str] | None = None
+    _lock: BaseFileLock | None = None
     """Held by the process that writes."""
 
     @property
@@ -62,7 +63,7 @@ class RunFolder:
     def close(self) -> None:
         """Let other processes have the folder."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
 
 
 def open_run(run_dir: Path | None, asked: TrainConfig, settled: TrainConfig, *, overwrite: bool = False) -> RunFolder:
@@ -83,7 +84,7 @@ def open_run(run_dir: Path | None, asked: TrainConfig, settled: TrainConfig, *, 
     if run_dir is None:
         return _choose(asked, settled)
     _require_ours(run_dir)
-    lock = _lock(run_dir)
+    lock = take(run_dir / LOCK_FILE, run_dir)
     if lock is None:
         raise UserError(f"{run_dir}: another process is training in this folder. Wait for it, or choose another --run-dir.")
     remove_temporaries(run_dir, _OURS)
@@ -113,11 +114,15 @@ def _choose(asked: TrainConfig, settled: TrainConfig) -> RunFolder:
         if (path / WEIGHTS).exists() or not (path / CONFIG_FILE).exists():
             continue
         stored = read_run_config(path)
-        if not stored.differences(_keep_settled(stored, asked, settled)) and _same_data(stored, settled) and (lock := _lock(path)):
+        if (
+            not stored.differences(_keep_settled(stored, asked, settled))
+            and _same_data(stored, settled)
+            and (lock := take(path / LOCK_FILE, path))
+        ):
             return _enter(path, asked, settled, lock)
     while True:
         path = Path("runs") / f"{settled.objective}-{(numbers[0] if numbers else 0) + 1}"
-        if (lock := _lock(path)) is not None:
+        if (lock := take(path / LOCK_FILE, path)) is not None:
             return _enter(path, asked, settled, lock)
         numbers.insert(0, numbers[0] + 1 if numbers else 1)
 
@@ -126,7 +131,7 @@ def _same_data(one: TrainConfig, other: TrainConfig) -> bool:
     return (one.graph_dir, one.data) == (other.graph_dir, other.data)
 
 
-def _enter(path: Path, asked: TrainConfig, settled: TrainConfig, lock: IO[str]) -> RunFolder:
+def _enter(path: Path, asked: TrainConfig, settled: TrainConfig, lock: BaseFileLock) -> RunFolder:
     """Compare with the run that is there, or write the configuration of a new one."""
     if not (path / CONFIG_FILE).exists():
         write_text(path / CONFIG_FILE, settled.to_toml())
@@ -134,7 +139,7 @@ def _enter(path: Path, asked: TrainConfig, settled: TrainConfig, lock: IO[str]) 
     stored = read_run_config(path)
     settled = _keep_settled(stored, asked, settled)
     if changed := stored.differences(settled):
-        lock.close()
+        lock.release()
         told = ", ".join(f"{flag(name)}: {_show(before)} -> {_show(after)}" for name, (before, after) in changed.items())
         raise OptionError(
             f"{path}: holds a run of another configuration ({told}). "
@@ -152,18 +157,6 @@ def _show(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-def _lock(path: Path) -> IO[str] | None:
-    """An exclusive lock on a folder, which is made; None if another process holds it. It ends with the process."""
-    path.mkdir(parents=True, exist_ok=True)
-    stream = (path / LOCK_FILE).open("w")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        stream.close()
-        return None
-    return stream
-
-
 def _require_ours(path: Path) -> None:
     """Refuse a folder that holds something else than a run.
 
@@ -177,7 +170,7 @@ def _require_ours(path: Path) -> None:
         # A run writes all fields that have a value, whatever is given: other programs' config.toml does not look so.
         if not written.keys() >= _MARKS:
             raise OptionError(f"{path}: its {CONFIG_FILE} was not written by a run. Choose another --run-dir.")
-    elif any(item.name != LOCK_FILE and not is_temporary(item.name, _OURS) for item in path.iterdir()):
+    elif any(item.name.removesuffix(SOFT) != LOCK_FILE and not is_temporary(item.name, _OURS) for item in path.iterdir()):
         raise OptionError(f"{path}: exists, and is not the folder of a run. Choose another --run-dir.")
 
 
