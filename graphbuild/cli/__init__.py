@@ -33,6 +33,7 @@ for command in (
     exchange.export,
     exchange.import_,
     exchange.subset,
+    exchange.fuse,
     quality.compare,
     quality.explore,
     quality.status,

@@ -94,6 +94,27 @@ def subset(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) -> 
 
 
 @click.command()
+@click.argument("graphs", nargs=-1, required=True, type=click.Path(file_okay=False, path_type=Path))
+@reading_options
+@click.option("--weights", default=None, metavar="A,B", help="One a graph, such as 0.7,0.3 (default: all alike).")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where the fused graph goes.")
+@overwrite_option
+@json_option
+def fuse(graphs: tuple[Path, ...], weights: str | None, out: Path, overwrite: bool, as_json: bool) -> None:
+    """Make one graph of several over the same samples: the weighted mean of their similarities, exactly.
+
+    Each has vectors (of captions, or from --dataset vectors). Neighbours are found by `graphbuild knn`, as usual.
+    """
+    from graphbuild.exchange.fused import FuseConfig, fuse_graphs
+
+    try:
+        numbers = tuple(float(one) for one in weights.split(",")) if weights else ()
+    except ValueError:
+        raise click.BadParameter(f"{weights!r} are no numbers, separated by commas.", param_hint="--weights") from None
+    answer(fuse_graphs(graphs, out, FuseConfig(weights=numbers, overwrite=overwrite)), as_json)
+
+
+@click.command()
 @json_option
 def datasets(as_json: bool) -> None:
     """What --dataset takes: size, licence note, and where it comes from."""

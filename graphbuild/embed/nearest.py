@@ -27,6 +27,8 @@ from graphbuild.store.tables import find_text, read_texts
 from graphbuild.store.verified import require_verified
 
 _REMEDY = "Run `graphbuild embed` again: it rebuilds it."
+FUSED = "fused"
+"""What stands for the encoder of a graph that was made of several."""
 _PROBED_LISTS = 64
 _MIN_CANDIDATES = 64
 
@@ -192,7 +194,7 @@ class NearestTexts:
 def _graph_encoder(graph_dir: Path, manifest: Manifest, named: str | None) -> EncoderSpec:
     """The encoder that a graph was built with; one that needs files is looked for only where the user named it."""
     recorded = manifest.encoder
-    if manifest.dataset.get("name") == VECTORS:
+    if recorded["name"] in (VECTORS, FUSED):
         raise OptionError(
             f"{graph_dir}: was made from given vectors, so there is no encoder for other texts. Give a text that it holds "
             "(a sample id, or a caption where a column of them was named), or --id, and at most as many neighbours as "

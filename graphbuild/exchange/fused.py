@@ -1,0 +1,262 @@
+"""Several graphs of vectors over the same samples as one: the weighted mean of their similarities.
+
+The vectors of each graph, scaled by the root of its weight and laid end to end, have just this mean as their inner product, so the
+neighbours of the fused graph are exact as those of any other. A text of it is what its samples have in all the graphs.
+Shape letters: G graphs, S samples, N texts of the fused graph, D vector width. Memory: the vectors of all graphs, in float16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+from graphbuild.embed.index import build_index
+from graphbuild.embed.nearest import FUSED
+from graphbuild.errors import OptionError, SourceError
+from graphbuild.store import schemas
+from graphbuild.store.counts import count_captions, write_counts
+from graphbuild.store.embeddings import load_embeddings
+from graphbuild.store.files import Receipt, ShardRange, digest_json, finished, shard_ranges, write_parquet
+from graphbuild.store.images import recorded
+from graphbuild.store.lookup import SampleLookup, build_lookup
+from graphbuild.store.manifest import Manifest
+from graphbuild.store.stage import Made, run_stage, writing
+from graphbuild.store.tables import read_parquet, read_texts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FuseConfig:
+    """How graphs are fused."""
+
+    weights: tuple[float, ...] = ()
+    """One a graph, of any sum; none: all alike."""
+    overwrite: bool = False
+    """Replace a graph that was fused otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FuseResult:
+    """What was fused."""
+
+    graph_dir: Path
+    counts: dict[str, int]
+    dim: int
+    weights: tuple[float, ...]
+    already_done: bool
+
+    def summary(self) -> str:
+        """Two lines for people."""
+        done = ": already done, nothing to do" if self.already_done else ""
+        shares = " + ".join(f"{weight:.3g}" for weight in self.weights)
+        head = f"{self.graph_dir}: {self.counts['samples']:,} samples, {self.counts['texts']:,} texts, {self.dim:,} wide, {shares}"
+        return f"{head}{done}\nnext: graphbuild knn --graph-dir {self.graph_dir}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for scripts."""
+        return {**asdict(self), "graph_dir": str(self.graph_dir)}
+
+
+def share_weights(weights: Sequence[float], graphs: int) -> tuple[float, ...]:
+    """Weights that sum to 1.
+
+    Raises:
+        OptionError: If they are not one a graph, negative, not finite, or all zero.
+    """
+    given = np.array(weights if len(weights) else [1.0] * graphs, np.float64)
+    if len(given) != graphs:
+        raise OptionError(f"--weights: {len(given)} for {graphs} graphs. Give one a graph, such as 0.7,0.3.")
+    if not (np.isfinite(given).all() and (given >= 0).all()):
+        raise OptionError(f"--weights {','.join(f'{one:g}' for one in given)}: weights are zero or more, and finite.")
+    if not given.sum():
+        raise OptionError("--weights: all are zero, so nothing would be similar. Give one that is not.")
+    return tuple((given / given.sum()).tolist())
+
+
+def fuse_graphs(graphs: Sequence[Path], out: Path, config: FuseConfig) -> FuseResult:
+    """Write the graph of the weighted mean of similarities, up to index.faiss.
+
+    Args:
+        graphs: Two or more, whose embed stage is done; texts and kept columns are taken from the first.
+        out: Where the fused graph goes.
+        config: The weights.
+
+    Raises:
+        ArtifactError: If a graph is not finished, or a file of it is missing or damaged.
+        OptionError: If weights are wrong, or `out` is one of the graphs or holds another one.
+        SourceError: If the graphs hold different samples (how many match is said), or several texts of one sample.
+    """
+    if len(graphs) < 2:
+        raise OptionError("fuse takes two graphs or more.")
+    if any(out.resolve() == graph.resolve() for graph in graphs):
+        raise OptionError(f"--out {out}: is one of the graphs. Choose another folder.")
+    weights = share_weights(config.weights, len(graphs))
+    origins = [Manifest.load(graph) for graph in graphs]
+    for origin, graph in zip(origins, graphs, strict=True):
+        for stage in ("text", "lookup", "embed"):
+            origin.require(stage, graph)
+    with writing(out) as manifest:
+        built = _Fusion(list(graphs), origins, weights, out, manifest, overwrite=config.overwrite).run()
+    dim = manifest.encoder["dim"]
+    return FuseResult(graph_dir=out, counts=manifest.counts, dim=dim, weights=weights, already_done=not built)
+
+
+class _Fusion:
+    """One fused graph: which samples have which texts, and the stages."""
+
+    def __init__(
+        self,
+        graphs: list[Path],
+        origins: list[Manifest],
+        weights: tuple[float, ...],
+        out: Path,
+        manifest: Manifest,
+        *,
+        overwrite: bool,
+    ) -> None:
+        self._graphs, self._origins, self._weights = graphs, origins, weights
+        self._out, self._manifest, self._overwrite = out, manifest, overwrite
+        self._inputs = {
+            f"graph {number}": digest_json(
+                {receipt.path: receipt.digest for stage in ("text", "embed") for receipt in origin.stages[stage].files.values()}
+            )
+            for number, origin in enumerate(origins)
+        }
+        self._config = {"method": FUSED, "weights": list(weights)}
+        texts_SG = self._match()
+        unique_NG, first_N, text_S = np.unique(texts_SG, axis=0, return_index=True, return_inverse=True)
+        # By first appearance, as everywhere.
+        order_N = np.argsort(first_N)
+        place_N = np.empty(len(order_N), np.int32)
+        place_N[order_N] = np.arange(len(order_N), dtype=np.int32)
+        self._texts_NG, self._text_S = unique_NG[order_N], place_N[text_S.reshape(-1)]
+
+    def _match(self) -> NDArray[np.int32]:
+        """The text of every sample of the first graph in each of them; (S, G)."""
+        tables = [table.select([schemas.SAMPLE_ID]) for _, table in self._samples()]
+        ids = pa.concat_tables(tables)[schemas.SAMPLE_ID]
+        columns = []
+        for graph, origin in zip(self._graphs, self._origins, strict=True):
+            found = SampleLookup(graph, origin).find(ids)
+            counts_S, held = np.diff(found.offsets), origin.counts["samples"]
+            matched = int((counts_S > 0).sum())
+            if (counts_S > 1).any() or (matched == len(ids) and sum(map(len, origin.ranges("text", schemas.SAMPLES))) > held):
+                raise SourceError(f"{graph}: some samples have several texts. Fuse graphs of one text a sample.")
+            if matched < len(ids) or held > matched:
+                raise SourceError(
+                    f"{graph}: has {matched:,} of the {len(ids):,} samples of {self._graphs[0]}, and {held - matched:,} others. "
+                    "Fuse graphs of the same samples; `graphbuild subset` makes them."
+                )
+            columns.append(found.text_ids.astype(np.int32))
+        return np.stack(columns, axis=1)
+
+    def _samples(self) -> Iterator[tuple[ShardRange, pa.Table]]:
+        for shard in self._origins[0].ranges("text", schemas.SAMPLES):
+            yield shard, read_parquet(self._graphs[0] / schemas.part_name(schemas.SAMPLES, shard.index))
+
+    def run(self) -> bool:
+        """Do what is missing; returns whether anything was."""
+        return any([self._text(), build_lookup(self._out, self._manifest), self._embed(), self._index()])
+
+    def _index(self) -> bool:
+        return build_index(self._out, self._manifest, overwrite=True)
+
+    def _text(self) -> bool:
+        return run_stage(
+            self._out, self._manifest, "text", self._config, self._inputs, self._write_texts, overwrite=self._overwrite
+        )
+
+    def _write_texts(self, key: str) -> Made:
+        receipts = []
+        for shard, table in self._samples():
+            at, texts = table.column_names.index(schemas.TEXT_ID), pa.array(self._text_S[shard.start : shard.stop])
+            table = table.set_column(at, table.schema.field(at), texts)
+            receipts.append(self._write(schemas.SAMPLES, shard.index, table, key))
+        shards = self._shards()
+        for shard in shards:
+            ids = pa.array(np.arange(shard.start, shard.stop, dtype=np.int32))
+            strings, hashes = self._strings(shard), self._hashes(shard)
+            table = pa.table([ids, pa.array(strings, pa.string()), pa.array(hashes)], schema=schemas.TEXTS_SCHEMA)
+            receipts.append(self._write(schemas.TEXTS, shard.index, table, key))
+        counts_N = count_captions([self._text_S], len(self._texts_NG))
+        receipts += write_counts(self._out, map(len, shards), counts_N, counts_N, key=key)
+        samples, texts_held = len(self._text_S), len(self._texts_NG)
+        self._manifest.dataset, self._manifest.encoder = self._describe_dataset(), self._describe_vectors()
+        self._manifest.shard_size = self._origins[0].shard_size
+        self._manifest.counts = {
+            "samples": samples,
+            "captions": samples,
+            "texts": texts_held,
+            "duplicate_captions": samples - texts_held,
+        }
+        return Made(receipts)
+
+    def _shards(self) -> list[ShardRange]:
+        return shard_ranges(len(self._texts_NG), self._origins[0].shard_size)
+
+    def _strings(self, shard: ShardRange) -> list[str]:
+        """The texts of the first graph; one that stands for several of the others comes several times."""
+        ids_n = self._texts_NG[shard.start : shard.stop, 0].astype(np.int64)
+        held = read_texts(self._graphs[0], self._origins[0].files("text", schemas.TEXTS), np.unique(ids_n))
+        return [held[number] for number in ids_n.tolist()]
+
+    def _hashes(self, shard: ShardRange) -> NDArray[np.uint64]:
+        """Of the ids in all graphs, so that two texts of one string differ."""
+        rows = self._texts_NG[shard.start : shard.stop]
+        return np.fromiter((xxhash.xxh3_64_intdigest(row.tobytes()) for row in rows), np.uint64, len(rows))
+
+    def _embed(self) -> bool:
+        columns = (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH)
+        inputs = {**self._manifest.column_digests("text", columns, folder=schemas.TEXTS), **self._inputs}
+        return run_stage(
+            self._out, self._manifest, "embed", self._config, inputs, self._write_embeddings, overwrite=self._overwrite
+        )
+
+    def _write_embeddings(self, key: str) -> Made:
+        vectors = [load_embeddings(graph) for graph in self._graphs]
+        schema = schemas.embeddings_schema(self._dim())
+        receipts = []
+        for shard in self._shards():
+            rows_nG = self._texts_NG[shard.start : shard.stop]
+            parts = [
+                np.sqrt(weight) * held_MD[rows_nG[:, number]].astype(np.float64)
+                for number, (held_MD, weight) in enumerate(zip(vectors, self._weights, strict=True))
+            ]
+            flat = pa.array(np.concatenate(parts, axis=1).astype(np.float16).reshape(-1))
+            embedding = pa.FixedSizeListArray.from_arrays(flat, type=schema.field(schemas.EMBEDDING).type)
+            texts = read_parquet(self._out / schemas.part_name(schemas.TEXTS, shard.index))
+            table = pa.table([texts[schemas.TEXT_ID], texts[schemas.TEXT_HASH], embedding], schema=schema)
+            receipts.append(self._write(schemas.EMBEDDINGS, shard.index, table, key))
+        return Made(receipts)
+
+    def _write(self, folder: str, index: int, table: pa.Table, key: str) -> Receipt:
+        name = schemas.part_name(folder, index)
+        return finished(self._out, name, key=key) or write_parquet(self._out, name, table, key=key)
+
+    def _dim(self) -> int:
+        return sum(int(origin.encoder["dim"]) for origin in self._origins)
+
+    def _describe_dataset(self) -> dict[str, Any]:
+        images = recorded(self._origins[0].dataset)
+        there = images.at(self._graphs[0].absolute()).record() if images else None
+        held = {key: value for key in ("id_column", "keep_columns") if (value := self._origins[0].dataset.get(key)) is not None}
+        return {**held, "name": FUSED, "sources": [str(graph.absolute()) for graph in self._graphs], "images": there}
+
+    def _describe_vectors(self) -> dict[str, Any]:
+        """What stands in the place of an encoder."""
+        return {
+            "name": FUSED,
+            "revision": None,
+            "sha256": digest_json(self._inputs),
+            "dim": self._dim(),
+            "max_tokens": 0,
+            "precision": "float16",
+            "weights": list(self._weights),
+            "encoders": [origin.encoder for origin in self._origins],
+        }
