@@ -15,6 +15,7 @@ from graphbuild.errors import OptionError
 from graphbuild.torch.blocks import MatrixTarget
 from graphbuild.torch.losses import soft_cross_entropy
 from graphbuild.torch.repulsion import ByGraph, Decoupled, Hard, Mixed, Repulsion, draw_mixtures
+from graphbuild.torch.softmax import target_weights
 
 BATCH, WIDTH, TAU, TAU_S = 11, 6, 0.2, 0.3
 
@@ -192,6 +193,21 @@ def test_hard_stays_finite_in_float32_at_small_temperatures(tau: float) -> None:
     found = soft_cross_entropy(z, target, range(BATCH), tile=4, tau=tau, tau_s=0.1, repulsion=Hard(2.0, 0.1)).loss
     assert found.isfinite()
     assert torch.autograd.grad(found, z)[0].isfinite().all()
+
+
+def test_without_weights_every_bit_is_that_of_the_cross_entropy() -> None:
+    """The plain loss as it is written without weights, operation by operation."""
+    z, similarity = projections(14).float().requires_grad_(), similarities(14).float()
+    first, second = z.chunk(2)
+    weights = target_weights(similarity, TAU_S)[0]
+    own, both = weights.diagonal()[:, None], weights @ (first + second)
+    mean_positive = torch.cat([both - own * first, both - own * second])
+    rows = torch.cat([first, second])
+    logits = (rows @ z.T / TAU).masked_fill_(torch.eye(2 * BATCH, dtype=torch.bool), -math.inf)
+    drawn = (rows * mean_positive).sum(dim=1) / TAU
+    expected, found = (logits.logsumexp(dim=1) - drawn).sum() / (2 * BATCH), loss_of(z, similarity, None)
+    assert torch.equal(found, expected)
+    assert torch.equal(*(torch.autograd.grad(item, z)[0] for item in (found, expected)))
 
 
 @pytest.mark.parametrize(
