@@ -216,7 +216,8 @@ class TrainConfig:
     init: str | None = field(
         default=None,
         metadata=_doc(
-            "Weights that a ResNet starts from: torchvision:NAME, such as torchvision:IMAGENET1K_V2, or torchvision:PATH of a file."
+            "Weights that a ResNet starts from: torchvision:NAME, such as torchvision:IMAGENET1K_V2, timm:NAME, such as "
+            "timm:a1_in1k, or torchvision:PATH, timm:PATH, open_clip:PATH of a file."
         ),
     )
     compile: bool = field(default=False, metadata=_doc("Compile the encoder (torch.compile)."))
@@ -284,7 +285,7 @@ class TrainConfig:
         if self.text_width % 64:
             raise OptionError(f"--text-width {self.text_width} is not a multiple of 64. Take {self.text_width // 64 * 64 or 64}.")
         if self.init is not None and self.model == "small":
-            raise OptionError("--init is for the ResNets of torchvision, and --model is small. Add --model resnet50, say.")
+            raise OptionError("--init is for ResNets, and --model is small. Add --model resnet50, say.")
         if self.teacher != "graph" and not self.uses_graph:
             raise OptionError(f"--teacher {self.teacher} is for --objective xclr, not {self.objective}. Leave it out.")
         if self.prior >= 1:

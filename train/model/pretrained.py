@@ -1,7 +1,12 @@
-"""Weights that a backbone starts from: torchvision's, by name or from a file."""
+"""Weights that a backbone starts from: torchvision's and timm's, by name or from a file, and those of an OpenCLIP checkpoint.
+
+timm's ResNets are torchvision's tensor for tensor. Of OpenCLIP's image towers those fit that are a ResNet of timm; the ResNets of
+CLIP itself have another stem and attention in place of the mean, and do not.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +16,18 @@ from torch import Tensor
 from graphbuild.errors import ArtifactError, OptionError, ResourceError
 from train.model.encoders import SMALL_IMAGE, Encoder
 
-PREFIX = "torchvision:"
+LIBRARIES = ("torchvision", "timm", "open_clip")
+"""What `--init` begins with, and a colon."""
+_TRUNK = "visual.trunk."
+"""Of an OpenCLIP checkpoint, before the names of a timm network."""
 _FILES = (".pth", ".pt", ".safetensors")
 _SHOWN = 3
 
 
 def absolute_init(init: str | None) -> str | None:
     """`--init` with an absolute path, so that a run's configuration holds anywhere."""
-    if init is None or not init.startswith(PREFIX) or not init.endswith(_FILES):
-        return init
-    return f"{PREFIX}{Path(init.removeprefix(PREFIX)).absolute()}"
+    library, _, source = (init or "").partition(":")
+    return f"{library}:{Path(source).absolute()}" if library in LIBRARIES and source.endswith(_FILES) else init
 
 
 def load_backbone(encoder: Encoder, init: str) -> None:
@@ -28,22 +35,30 @@ def load_backbone(encoder: Encoder, init: str) -> None:
 
     Args:
         encoder: With a ResNet for a backbone.
-        init: `torchvision:NAME` or `torchvision:PATH`.
+        init: `LIBRARY:NAME` or `LIBRARY:PATH`; of open_clip, a path.
 
     Raises:
         OptionError: If there are no such weights, or the backbone has another stem.
         ArtifactError: If the file does not hold weights of this backbone.
         ResourceError: If they have to be downloaded, and cannot be.
     """
-    if not init.startswith(PREFIX):
-        raise OptionError(f"--init {init!r} is not {PREFIX}NAME or {PREFIX}PATH, such as {PREFIX}IMAGENET1K_V2.")
+    library, _, source = init.partition(":")
+    if library not in LIBRARIES or not source or (library == "open_clip" and not source.endswith(_FILES)):
+        raise OptionError(
+            f"--init {init!r} is none of torchvision:NAME, timm:NAME, and torchvision:PATH, timm:PATH, open_clip:PATH of a file "
+            f"({', '.join(_FILES)}), such as torchvision:IMAGENET1K_V2 or timm:a1_in1k."
+        )
     if encoder.image_size <= SMALL_IMAGE:
         raise OptionError(
-            f"--init: views of {encoder.image_size} px get a first layer of their own, which torchvision's weights do not fit. "
+            f"--init: views of {encoder.image_size} px get a first layer of their own, which no published weights fit. "
             f"Use an --image-size over {SMALL_IMAGE}."
         )
-    source = init.removeprefix(PREFIX)
-    weights = _read(Path(source)) if source.endswith(_FILES) else _fetch(encoder.name, source)
+    if source.endswith(_FILES):
+        weights = _read(Path(source))
+    else:
+        weights = (_fetch_timm if library == "timm" else _fetch)(encoder.name, source)
+    if library == "open_clip":
+        weights = _trunk(weights, source)
     kept = {name: value for name, value in weights.items() if not name.startswith("fc.")}
     own = encoder.backbone.state_dict()
     shapes, wanted = ({name: value.shape for name, value in some.items()} for some in (kept, own))
@@ -69,6 +84,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         # Pickle, zip and safetensors each raise their own.
         raise ArtifactError(f"--init: {path} is not a readable state dict ({error}). Save one with torch.save.") from error
+    # OpenCLIP saves the epoch and the optimizer beside.
+    found = found.get("state_dict", found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ArtifactError(f"--init: {path} does not hold a state dict, tensors by name. Save `model.state_dict()`.")
     return found
@@ -85,6 +102,35 @@ def _fetch(model: str, name: str) -> dict[str, Tensor]:
         fetched: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
     except OSError as error:
         raise ResourceError(
-            f"--init: {weights.url} cannot be downloaded ({error}). Download it elsewhere, and give its path: {PREFIX}PATH."
+            f"--init: {weights.url} cannot be downloaded ({error}). Download it elsewhere, and give its path: torchvision:PATH."
         ) from error
     return fetched
+
+
+def _fetch_timm(model: str, name: str) -> dict[str, Tensor]:
+    import timm
+
+    full = name if name.startswith(f"{model}.") else f"{model}.{name}"
+    known = timm.list_pretrained(f"{model}.*")
+    if full not in known:
+        raise OptionError(f"--init: timm has no weights {name!r} for {model}. It has {', '.join(known)}.")
+    try:
+        fetched: dict[str, Tensor] = timm.create_model(full, pretrained=True).state_dict()
+    except Exception as error:
+        # The hub's client raises errors of its own, of its HTTP library and of the system.
+        raise ResourceError(
+            f"--init: {full} cannot be downloaded ({error}). Download it elsewhere, and give its path: timm:PATH."
+        ) from error
+    return fetched
+
+
+def _trunk(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The image tower of an OpenCLIP checkpoint under the names of its network; `module.` stands before them after many GPUs."""
+    names = {name: name.removeprefix("module.") for name in weights}
+    found = {own.removeprefix(_TRUNK): weights[name] for name, own in names.items() if own.startswith(_TRUNK)}
+    if not found:
+        raise ArtifactError(
+            f"--init: {source} holds no image tower of timm (no tensor is called {_TRUNK}...). Take a checkpoint whose tower is a "
+            "ResNet of timm, for others are other networks."
+        )
+    return found

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from helpers_train import tiny_config, write_images, write_tiny_graph
 from safetensors.torch import save_file
@@ -79,10 +80,50 @@ def test_weights_from_a_file_give_the_features_of_torchvision(
         torch.testing.assert_close(encoder.features(views), whole.eval()(views))
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_file_of_timm_gives_the_features_of_timm(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(3)
+    whole = timm.create_model(name, pretrained=False).eval()
+    save_file(whole.state_dict(), tmp_path / "weights.safetensors")
+    encoder = resnet(name=name).eval()
+    load_backbone(encoder, f"timm:{tmp_path}/weights.safetensors")
+    views = torch.randn(2, 3, 96, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder.features(views), whole.forward_head(whole.forward_features(views), pre_logits=True))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_image_tower_of_an_openclip_checkpoint_is_taken_from_it(tmp_path: Path, prefix: str) -> None:
+    torch.manual_seed(4)
+    trunk = timm.create_model("resnet18", pretrained=False, num_classes=0).eval()
+    weights = {f"{prefix}visual.trunk.{name}": value for name, value in trunk.state_dict().items()}
+    others = {f"{prefix}logit_scale": torch.ones(()), f"{prefix}visual.head.proj.weight": torch.ones(4, 512)}
+    torch.save({"epoch": 3, "state_dict": {**weights, **others}}, tmp_path / "epoch_3.pt")
+    encoder = resnet().eval()
+    load_backbone(encoder, f"open_clip:{tmp_path}/epoch_3.pt")
+    views = torch.randn(2, 3, 96, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder.features(views), trunk(views))
+
+
+def test_timm_hub_that_cannot_be_reached_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("timm.create_model", fail)
+    with pytest.raises(ResourceError, match=r"resnet18\.a1_in1k cannot be downloaded \(no route.*give its path: timm:PATH"):
+        load_backbone(resnet(), "timm:a1_in1k")
+
+
 @pytest.mark.parametrize(
     ("init", "error", "message"),
     [
-        ("resnet", OptionError, "is not torchvision:NAME or torchvision:PATH"),
+        ("resnet", OptionError, "is none of torchvision:NAME, timm:NAME"),
+        ("open_clip:RN50", OptionError, "open_clip:PATH of a file"),
+        ("timm:", OptionError, "is none of"),
+        ("timm:a9_in1k", OptionError, "timm has no weights 'a9_in1k' for resnet18. It has .*resnet18.a1_in1k"),
+        ("timm:none.safetensors", OptionError, "none.safetensors is missing"),
+        ("open_clip:{folder}/other.pth", ArtifactError, "holds no image tower of timm"),
         ("torchvision:IMAGENET9", OptionError, "torchvision has no weights 'IMAGENET9' for resnet18. It has IMAGENET1K_V1"),
         ("torchvision:none.pth", OptionError, "none.pth is missing"),
         ("torchvision:{folder}/damaged.pth", ArtifactError, "is not a readable state dict"),
@@ -112,7 +153,7 @@ def test_hub_that_cannot_be_reached_is_said_with_what_to_do(monkeypatch: pytest.
 def test_small_views_have_a_stem_that_no_weights_fit(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="Use an --image-size over 64"):
         load_backbone(resnet(64), "torchvision:IMAGENET1K_V1")
-    with pytest.raises(OptionError, match="--init is for the ResNets"):
+    with pytest.raises(OptionError, match="--init is for ResNets"):
         TrainConfig(init="torchvision:IMAGENET1K_V1")
 
 
