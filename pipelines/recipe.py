@@ -144,7 +144,7 @@ def _run(recipe: Recipe, layout: Layout, options: Mapping[str, Any], graph_dir: 
     steps.begin("train")
     click.echo(f"the same on several GPUs: torchrun --nproc-per-node N -m train run --config {out / CONFIG} --run-dir {run_dir}")
     click.echo(train(config, run_dir).summary())
-    steps.begin("scores" if layout.val and recipe.label else "scores: none, for there are no labels; see `train eval`")
+    steps.begin("scores" if layout.val and recipe.label else "scores: none, because there are no labels; see `train eval`")
     if layout.val and recipe.label:
         columns = (recipe.label,)
         scores = {run_dir.name: evaluate_once(run_dir, data=layout.val, columns=columns, untrained=True)}

@@ -64,7 +64,7 @@ def choose_workers(spec: EncoderSpec, probe: Sequence[str], *, left: int, tasks:
 
 
 def fastest(rates: dict[int, float], left: int) -> int:
-    """Workers that finish so many texts first; 0 where one process does, for it is running already."""
+    """Workers that finish so many texts first; 0 where one process does, because it is running already."""
     seconds = {count: left / rate + (_START_SECONDS if count > 1 else 0) for count, rate in rates.items()}
     best = min(seconds, key=lambda count: (seconds[count], count))
     return 0 if best == 1 else best

@@ -23,7 +23,7 @@ from graphbuild.store.neighbors import map_shard
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """Old shards to go on from; small, for it travels with each task."""
+    """Old shards to go on from; small, because it travels with each task."""
 
     first_new: int
     """The first text that their rows were not compared with."""

@@ -31,7 +31,7 @@ _REPORTS = 50
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """What the tasks of one run share; small, for it travels with each."""
+    """What the tasks of one run share; small, because it travels with each."""
 
     root: str
     """Absolute path of the graph directory."""

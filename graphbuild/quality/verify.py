@@ -59,7 +59,7 @@ class VerifyResult:
         if self.k is None:
             lines.append("neighbours: the knn stage is not there (`graphbuild knn` makes it)")
         elif self.quality is None and self.method != "import":
-            lines.append("neighbours: none, for there is only one text")
+            lines.append("neighbours: none, because there is only one text")
         else:
             width = "all other texts" if self.complete else f"{self.k:,} a text"
             lines.append(f"neighbours ({width}, {self.method}): order, range, self and symmetry are right")

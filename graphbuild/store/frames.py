@@ -35,7 +35,7 @@ class Frames:
     """The tables of a graph directory."""
 
     def __init__(self, graph_dir: Path, *, verify: bool | None = None) -> None:
-        # Absolute, for it outlives a change of the working folder.
+        # Absolute, because it outlives a change of the working folder.
         self.path = graph_dir.absolute()
         self.manifest = Manifest.load(self.path)
         self._verify = verify

@@ -90,7 +90,7 @@ def run_tasks(
 
     Args:
         task: A function of a module, which the workers can import.
-        calls: Arguments of each call; they must be small, for they travel.
+        calls: Arguments of each call; they must be small, because they travel.
         workers: Where to run. One call alone runs here, unless a scheduler is named: more processes cannot help.
         shared: Folders that every worker must see; checked on a running cluster. The first one must be writable.
         report: Told how much work was finished, from any thread.

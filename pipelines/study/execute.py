@@ -229,7 +229,7 @@ class Study:
         click.echo("  " + evaluate_run(run_dir, options).summary().replace("\n", "\n  "))
 
     def _record(self, planned: Planned) -> None:
-        """Keep how a run was made, and its scores; these last, for they say that all is there."""
+        """Keep how a run was made, and its scores; these last, because they say that all is there."""
         run_dir, record = self.run_dir(planned), self.record_dir(planned)
         made = read_run_config(run_dir)
         # Seeds of one arm stay one arm, whichever machine trained them in whichever precision.

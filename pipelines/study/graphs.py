@@ -4,7 +4,7 @@ A graph is named by its texts and, after a plus, by what was done to its similar
 `prompts` ("a photo of a {}") · `names` (no template) · `definitions` (name and WordNet definition) · `templates` (80 prompts
 averaged) · `wordnet` (1 - distance / 8) · `flickr`, `scenes` (captions); `+shuffled` (same weights, other texts), `+centred` (mean
 removed; whitening was tried, too: the directions that it shrinks are those that agree with WordNet), `+centred-shuffled`.
-`flickr+shuffled` is embedded anew, for it is no complete graph: each picture has the captions of another one.
+`flickr+shuffled` is embedded anew, because its graph is not complete: each picture has the captions of another one.
 
 Shape letters: N texts, D vector width.
 """

@@ -154,7 +154,7 @@ def measures(target: Target, split: Split, *, with_kl: bool) -> dict[str, Tensor
 
     Returns:
         `hit_rate`, stored neighbours per anchor, and `kl_to_dense`, KL(dense || assembled) in nats; None where they have no
-        meaning: without a graph, and, of the dense target, for it has neither stored pairs nor a distance to itself.
+        meaning: without a graph, and for the dense target, which has neither stored pairs nor a distance to itself.
     """
     if not isinstance(target, GraphTarget):
         return {"hit_rate": None, "kl_to_dense": None}

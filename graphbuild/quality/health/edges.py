@@ -89,7 +89,7 @@ def _add(counts: EdgeCounts, first: int, ids_nK: Ids, values_nK: Floats, share_N
 def random_ends(rng: np.random.Generator, first: int, shape: tuple[int, ...], n_texts: int) -> Ids:
     """Return the ends of the shuffled graph's edges: any other text with equal chance; (n, K) int32.
 
-    Drawn independently where K is far below N; without repetition where rows are nearly full, for there it matters.
+    Drawn independently where K is far below N; without repetition where rows are nearly full, because it matters there.
     """
     count, k = shape
     own_n1 = np.arange(first, first + count, dtype=np.int32)[:, None]
