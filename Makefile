@@ -31,7 +31,7 @@ demo: setup  ## graphs, SimCLR and X-CLR on drawn scenes, and runs/demo/report.h
 test: setup  ## the default suite
 	@$(BIN)/python -m pytest tests
 
-test-slow: setup  ## what takes over 20 seconds a test: the wheel, examples, the map in a browser
+test-slow: setup  ## what takes long: the wheel, examples, the README, the map in a browser, more kills
 	@$(BIN)/python -m pytest tests -m slow
 
 test-faults: setup  ## hundreds of random kills (slow)

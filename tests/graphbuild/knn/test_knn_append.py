@@ -24,7 +24,7 @@ from graphbuild.quality.verify import verify_graph
 from graphbuild.store.files import ShardRange, shard_ranges
 from graphbuild.store.manifest import Manifest
 
-OLD, ALL = 2_000, 2_200
+OLD, ALL = 4_000, 4_300
 TILES = "from graphbuild.knn.engines import choose; choose._FEW_TEXTS = 0"
 
 
@@ -44,13 +44,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     captions = numbered_captions(ALL)
     old = write_captions(folder / "old.parquet", {"caption": captions[:OLD]})
     new = write_captions(folder / "new.parquet", {"caption": captions[OLD - 50 :]})
-    embed(folder / "g", old, shard_size=1_000)
+    embed(folder / "g", old, shard_size=2_000)
     shutil.copytree(folder / "g", folder / "bare")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("graphbuild.knn.engines.choose._FEW_TEXTS", 0)
         build_knn(folder / "g", KnnConfig(k=20))
     for name in ("g", "bare"):
-        embed(folder / name, new, shard_size=1_000, append=True)
+        embed(folder / name, new, shard_size=2_000, append=True)
     return folder / "g", folder / "bare"
 
 
@@ -76,7 +76,7 @@ def test_extended_graph_has_the_bytes_of_a_full_rebuild(graphs: tuple[Path, Path
 def test_two_appends_are_caught_up_with_at_once(graphs: tuple[Path, Path], tmp_path: Path) -> None:
     more = write_captions(tmp_path / "more.parquet", {"caption": numbered_captions(ALL + 40)[ALL:]})
     for graph_dir in graphs:
-        embed(graph_dir, more, shard_size=1_000, append=True)
+        embed(graph_dir, more, shard_size=2_000, append=True)
     assert knn(graphs[0]).extended_shards == 2
     knn(graphs[1])
     assert all_bytes(graphs[0]) == all_bytes(graphs[1])
