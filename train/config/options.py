@@ -13,7 +13,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from graphbuild.errors import OptionError
+from train.config.contradictions import CONTRASTIVE, WITHOUT_NEGATIVES, refuse_contradictions
 from train.config.kinds import Range, check, to_toml
 
 Objective = Literal["xclr", "simclr", "supcon", "clip", "vicreg", "barlow", "simsiam", "rank"]
@@ -35,10 +35,8 @@ AboveZero = Annotated[float, Range(0, open_low=True)]
 NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1, open_low=True)]
 
-WITHOUT_NEGATIVES = ("vicreg", "barlow", "simsiam")
 _LOOSE = {"loose": True}
 """Marks a field that may change when a run is resumed: it changes no number that the run computes."""
-CONTRASTIVE = ("xclr", "simclr", "supcon")
 _TARGET, _CLIP = {"group": "a target by the graph"}, {"group": "clip"}
 _NEGATIVES, _PULLED = {"group": ", ".join(CONTRASTIVE)}, {"group": ", ".join(WITHOUT_NEGATIVES)}
 _SUPCON, _VICREG, _BARLOW, _SIMSIAM = ({"group": name} for name in ("supcon", "vicreg", "barlow", "simsiam"))
@@ -274,45 +272,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, kind in field_types().items():
             check(name, kind, getattr(self, name))
-        if 0 < self.load_size < self.image_size:
-            raise OptionError(
-                f"--load-size {self.load_size} is smaller than --image-size {self.image_size}. Raise it, or leave it out."
-            )
-        if self.per_class is not None and self.fraction < 1:
-            raise OptionError(f"--per-class {self.per_class} and --fraction {self.fraction:g} are two budgets. Give one of them.")
-        if self.lr_scaling != "none" and self.lr is None:
-            raise OptionError(f"--lr-scaling {self.lr_scaling} scales a learning rate that is named: add --lr.")
-        if self.text_width % 64:
-            raise OptionError(f"--text-width {self.text_width} is not a multiple of 64. Take {self.text_width // 64 * 64 or 64}.")
-        if self.init is not None and self.model == "small":
-            raise OptionError("--init is for ResNets, and --model is small. Add --model resnet50, say.")
-        if self.teacher != "graph" and not self.uses_graph:
-            raise OptionError(f"--teacher {self.teacher} is for --objective xclr, not {self.objective}. Leave it out.")
-        if self.prior >= 1:
-            raise OptionError(f"--prior: {self.prior} is not less than 1: some negatives must be left.")
-        most = 2 * self.batch_size - 2
-        if self.negatives == "mixed" and max(self.hardest, self.mixtures) > most:
-            raise OptionError(
-                f"--hardest {self.hardest} and --mixtures {self.mixtures} do not fit --batch-size {self.batch_size}, whose anchors "
-                f"have {most} negatives. Lower them, or raise the batch size."
-            )
-        if self.negatives != "uniform" and self.objective not in CONTRASTIVE:
-            raise OptionError(f"--negatives {self.negatives} is for {_of(CONTRASTIVE)}, not for {self.objective}. Leave it out.")
-        if self.tau_s == "auto" and (self.own_weight or self.objective == "rank" or not self.uses_graph):
-            why = f"--own-weight {self.own_weight:g} sets" if self.own_weight else f"--objective {self.objective} lacks"
-            raise OptionError(f"--tau-s auto solves for the own view's share of a graph's target, which {why}. Give a number.")
-        if self.tau == "learned" and self.objective not in CONTRASTIVE:
-            raise OptionError(f"--tau learned is for {_of(CONTRASTIVE)}, not for {self.objective}. Give a number.")
-        if self.positives == "graph" and self.objective not in WITHOUT_NEGATIVES:
-            raise OptionError(f"--positives graph is for {_of(WITHOUT_NEGATIVES)}, not for {self.objective}. Leave it out.")
-        if self.batches == "neighbors" and self.chunk > self.batch_size:
-            raise OptionError(
-                f"--chunk {self.chunk} is more than --batch-size {self.batch_size}. Lower it, or raise the batch size."
-            )
-        if self.neighbor_ranks is not None:
-            from graphbuild.targets.partition import parse_ranks
-
-            parse_ranks(self.neighbor_ranks)
+        refuse_contradictions(self)
 
     @property
     def uses_graph(self) -> bool:
@@ -336,10 +296,6 @@ class TrainConfig:
         strict = [item.name for item in fields(self) if not item.metadata.get("loose")]
         pairs = {name: (getattr(self, name), getattr(other, name)) for name in strict}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _of(objectives: tuple[str, ...]) -> str:
-    return f"--objective {', '.join(objectives)}"
 
 
 @cache

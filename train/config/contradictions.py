@@ -1,0 +1,68 @@
+"""Options that do not go together, each with what to do about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from graphbuild.errors import OptionError
+
+if TYPE_CHECKING:
+    from train.config.options import TrainConfig
+
+CONTRASTIVE = ("xclr", "simclr", "supcon")
+WITHOUT_NEGATIVES = ("vicreg", "barlow", "simsiam")
+
+
+def refuse_contradictions(config: TrainConfig) -> None:
+    """Make sure that the options of a run go together; each is within its range.
+
+    Raises:
+        OptionError: If they do not.
+    """
+    _refuse_of_objectives(config)
+    if 0 < config.load_size < config.image_size:
+        raise OptionError(
+            f"--load-size {config.load_size} is smaller than --image-size {config.image_size}. Raise it, or leave it out."
+        )
+    if config.per_class is not None and config.fraction < 1:
+        raise OptionError(f"--per-class {config.per_class} and --fraction {config.fraction:g} are two budgets. Give one of them.")
+    if config.lr_scaling != "none" and config.lr is None:
+        raise OptionError(f"--lr-scaling {config.lr_scaling} scales a learning rate that is named: add --lr.")
+    if config.text_width % 64:
+        raise OptionError(f"--text-width {config.text_width} is not a multiple of 64. Take {config.text_width // 64 * 64 or 64}.")
+    if config.init is not None and config.model == "small":
+        raise OptionError("--init is for ResNets, and --model is small. Add --model resnet50, say.")
+    if config.teacher != "graph" and not config.uses_graph:
+        raise OptionError(f"--teacher {config.teacher} is for --objective xclr, not {config.objective}. Leave it out.")
+    if config.batches == "neighbors" and config.chunk > config.batch_size:
+        raise OptionError(
+            f"--chunk {config.chunk} is more than --batch-size {config.batch_size}. Lower it, or raise the batch size."
+        )
+    if config.neighbor_ranks is not None:
+        from graphbuild.targets.partition import parse_ranks
+
+        parse_ranks(config.neighbor_ranks)
+
+
+def _refuse_of_objectives(config: TrainConfig) -> None:
+    if config.prior >= 1:
+        raise OptionError(f"--prior: {config.prior} is not less than 1: some negatives must be left.")
+    most = 2 * config.batch_size - 2
+    if config.negatives == "mixed" and max(config.hardest, config.mixtures) > most:
+        raise OptionError(
+            f"--hardest {config.hardest} and --mixtures {config.mixtures} do not fit --batch-size {config.batch_size}, whose "
+            f"anchors have {most} negatives. Lower them, or raise the batch size."
+        )
+    if config.negatives != "uniform" and config.objective not in CONTRASTIVE:
+        raise OptionError(f"--negatives {config.negatives} is for {_of(CONTRASTIVE)}, not for {config.objective}. Leave it out.")
+    if config.tau_s == "auto" and (config.own_weight or config.objective == "rank" or not config.uses_graph):
+        why = f"--own-weight {config.own_weight:g} sets" if config.own_weight else f"--objective {config.objective} lacks"
+        raise OptionError(f"--tau-s auto solves for the own view's share of a graph's target, which {why}. Give a number.")
+    if config.tau == "learned" and config.objective not in CONTRASTIVE:
+        raise OptionError(f"--tau learned is for {_of(CONTRASTIVE)}, not for {config.objective}. Give a number.")
+    if config.positives == "graph" and config.objective not in WITHOUT_NEGATIVES:
+        raise OptionError(f"--positives graph is for {_of(WITHOUT_NEGATIVES)}, not for {config.objective}. Leave it out.")
+
+
+def _of(objectives: tuple[str, ...]) -> str:
+    return f"--objective {', '.join(objectives)}"
