@@ -281,7 +281,7 @@ class TrainConfig:
 
     @property
     def budget(self) -> str:
-        """The options by which a run trains on a share of its images; empty if it trains on all."""
+        """Return the options by which a run trains on a share of its images; empty if it trains on all."""
         if self.per_class is not None:
             return f"--per-class {self.per_class}"
         return f"--fraction {self.fraction:g}" if self.fraction < 1 else ""

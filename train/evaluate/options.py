@@ -15,6 +15,7 @@ ProtocolName = Literal[
     "few-shot",
     "severity",
     "zero-shot",
+    "image-text",
     "imagenet-real",
     "imagenet-9",
     "objectnet",
@@ -25,6 +26,8 @@ ON_LABELS: tuple[ProtocolName, ...] = ("knn", "linear", "low-data", "retrieval",
 """Run on every label column of the images to classify."""
 ON_IMAGENET: tuple[ProtocolName, ...] = ("imagenet-real", "imagenet-9", "objectnet")
 """Take the answers of a linear probe that learned ImageNet's classes."""
+ON_TEXTS: tuple[ProtocolName, ...] = ("zero-shot", "image-text")
+"""Ask CLIP's text tower; left out of what is run by default where there is none."""
 _NEEDS: dict[ProtocolName, str] = {
     "few-shot": "held_out",
     "severity": "hierarchy",
@@ -81,7 +84,7 @@ class EvalOptions:
     """Keep features beside the run, and use those that are there."""
 
     def chosen(self) -> tuple[ProtocolName, ...]:
-        """Return the protocols named, else those that the data allow; zero-shot is left to whether the run has a text tower.
+        """Return the protocols named, else those that the data allow; `ON_TEXTS` are left to whether there is a text tower.
 
         Raises:
             OptionError: If one is named that needs a file which is not.

@@ -9,16 +9,19 @@ from typing import Any
 
 import torch
 
+from graphbuild.errors import OptionError
 from graphbuild.store import schemas
 from graphbuild.store.files import write_json
+from graphbuild.store.graph import Graph
 from train.config import TrainConfig
 from train.evaluate.cache import FOLDER, Extraction, features_of
 from train.evaluate.data import EvalData
 from train.evaluate.encoders import SUFFIX, read_encoder
 from train.evaluate.features import Features
-from train.evaluate.images import Images
-from train.evaluate.options import ON_IMAGENET, ON_LABELS, EvalOptions, ProtocolName
+from train.evaluate.images import Images, RunImages
+from train.evaluate.options import ON_IMAGENET, ON_LABELS, ON_TEXTS, EvalOptions, ProtocolName
 from train.evaluate.protocols.few_shot import few_shot_scores
+from train.evaluate.protocols.image_text import image_text_scores
 from train.evaluate.protocols.imagenet import Found, ImageNetSet, imagenet_answer
 from train.evaluate.protocols.imagenet9 import ImageNet9
 from train.evaluate.protocols.imagenet_real import ImageNetReal
@@ -37,7 +40,7 @@ from train.run.folder import EVAL_FILE, TRAINED, UNTRAINED, read_run_config
 from train.run.loop import settle
 from train.run.trainer import build_model
 
-_HIDDEN = ("classes", "n_train", "n_test", "unlabelled", "unseen", "linear_l2", "images")
+_HIDDEN = ("classes", "n_train", "n_test", "unlabelled", "unseen", "linear_l2", "images", "texts")
 """Scores that the table for people leaves out."""
 _COUNTED = ("severity", "severity_all", "severity_chance", "held_out_classes")
 """Scores that are no shares."""
@@ -162,7 +165,28 @@ class _Evaluation:
                         self.scores[name] |= images.scores(self._found(images.sources, number), answer)
             if mit_states:
                 self.scores[name] |= mit_states.scores(self._found(mit_states.sources, number))
+        if text_side is not None and "image-text" in chosen:
+            self._score_captions(data.test if data else Images(RunImages(self.config).test(self.options)), text_side)
         return self._result(chosen, data)
+
+    def _score_captions(self, images: Images, text_side: TextSide) -> None:
+        """Score retrieval between images and the captions that the run's graph has of them.
+
+        Raises:
+            OptionError: If it has none, and the protocol was named.
+        """
+        found = self._found({"images": images}, 0)["images"]
+        ids = [images.source.sample_ids[row] for row in found.rows.tolist()]
+        graph = Graph.open(Path(self.config.graph_dir or ""))
+        scores = image_text_scores(found.features, ids, graph, self.encoders[TRAINED], *text_side[:2])
+        if not scores and "image-text" in self.options.protocols:
+            raise OptionError(
+                f"--protocol image-text: {graph.path} has captions of none of the {len(ids):,} images of {images.source.name}. "
+                "Hold some of its own out of the training, with `train run --val-fraction` or --val-ids."
+            )
+        if scores:
+            for name in self.encoders:
+                self.scores[name]["image_text"] = scores if name == TRAINED else {}
 
     def _result(self, chosen: Sequence[ProtocolName], data: EvalData | None) -> EvalResult:
         return EvalResult(
@@ -180,9 +204,10 @@ class _Evaluation:
         )
 
     def _open_text_side(self, chosen: Sequence[ProtocolName]) -> TextSide | None:
-        """Open text tower, tokenizer and prompts, where zero-shot is named, or not ruled out and the run is CLIP's."""
+        """Open text tower, tokenizer and prompts, where a protocol on texts is named, or none ruled out and the run is CLIP's."""
         has_tower = not _is_file(self.path) and (self.path / TEXT_TOWER).exists()
-        if "zero-shot" not in chosen or not (has_tower or "zero-shot" in self.options.protocols):
+        asked = set(ON_TEXTS)
+        if not asked & set(chosen) or not (has_tower or asked & set(self.options.protocols)):
             return None
         tower = load_text_tower(self.path).to(self.device)
         tokenizer = Tokenizer(Path(self.config.graph_dir or "") / schemas.TOKENIZER, tower.shape["length"])
@@ -203,7 +228,7 @@ class _Evaluation:
             for protocol in wanted:
                 if protocol in _BY_COLUMN:
                     scores |= _BY_COLUMN[protocol](task)
-            if text_side is not None:
+            if text_side is not None and "zero-shot" in chosen:
                 scores |= zero_shot_scores(task, self.encoders[TRAINED], *text_side)
             self.scores[name][column] = scores
 

@@ -39,11 +39,15 @@ def zero_shot_scores(
     codes = torch.unique(task.test.labels)
     names = [task.names[code].replace("_", " ") for code in codes.tolist()]
     prompts_CD = embed_classes(names, tower, tokenizer, templates).to(task.test.features.device)
-    with torch.inference_mode():
-        parts = [encoder.projector(rows).float() @ prompts_CD.T for rows in torch.split(task.test.features, _AT_ONCE)]
     # The length of an image's vector changes no order of its classes.
-    guess = codes[torch.cat(parts).argmax(dim=1)]
+    guess = codes[(project(encoder, task.test.features) @ prompts_CD.T).argmax(dim=1)]
     return {"zero_shot_top1": accuracy(guess, task.test.labels), "zero_shot_chance": 1 / len(codes)}
+
+
+def project(encoder: Encoder, features: Tensor) -> Tensor:
+    """Return projections of features, beside the texts' vectors, of any length; (n, F) -> (n, D) float32."""
+    with torch.inference_mode():
+        return torch.cat([encoder.projector(rows).float() for rows in torch.split(features, _AT_ONCE)])
 
 
 def embed_classes(names: Sequence[str], tower: TextTower, tokenizer: Tokenizer, templates: Sequence[str]) -> Tensor:
