@@ -55,6 +55,18 @@ from graphbuild.system.answers import answer
 @click.option("--multi-caption", is_flag=True, help="Rows that share a sample id are several captions of one sample.")
 @click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="A Sentence Transformer: a name, or a folder.")
 @click.option(
+    "--prompt",
+    default=None,
+    metavar="TEXT",
+    help="Put before every text, such as 'query: ', or the name of a prompt in the encoder's configuration (default: its default).",
+)
+@click.option(
+    "--truncate-dim",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Keep the first coordinates only, of encoders made for it (Matryoshka); vectors are normalised after cutting.",
+)
+@click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     default="auto",

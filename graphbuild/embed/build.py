@@ -81,7 +81,7 @@ def open_run(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> EmbedR
     """
     _refuse_other_dataset(graph_dir, manifest, config)
     prompts = Prompts.parse(read_templates(config.templates))
-    spec = find_encoder(config.encoder)
+    spec = find_encoder(config.encoder).with_use(config.prompt, config.truncate_dim)
     source = _open_source(graph_dir, config)
     policy = TextPolicy.parse(config.replacements, defaults=source.replacements)
     if source.class_names and source.definitions is None and not prompts.templates:

@@ -50,6 +50,10 @@ class EmbedConfig:
     """Rows that share a sample id are captions of one sample."""
     encoder: str = "all-MiniLM-L6-v2"
     """A Sentence Transformer's name or folder, or `hashing:<width>` for tests."""
+    prompt: str | None = None
+    """Put before every text, or the name of a prompt of the encoder's configuration; None: its default."""
+    truncate_dim: int | None = None
+    """Coordinates kept of each vector, which is then normalised; None: all."""
     precision: str = "auto"
     """float32, bfloat16, float16, or auto."""
     shard_size: int = schemas.SHARD_SIZE

@@ -45,10 +45,29 @@ class EncoderSpec:
     files_digest: str
     """Of its tokenizer and configuration files."""
     precision: str = "float32"
+    prompt: str | None = None
+    """Put before every text, or the name of one that the model records; None: the model's default."""
+    truncate_dim: int | None = None
+    """Coordinates that are kept, the first ones; None: all."""
 
     def identity(self) -> dict[str, Any]:
         """Return what its vectors depend on."""
-        return {"encoder": self.name, "sha256": self.sha256, "files_digest": self.files_digest, "precision": self.precision}
+        own = {"encoder": self.name, "sha256": self.sha256, "files_digest": self.files_digest, "precision": self.precision}
+        return {**own, **self.asked()}
+
+    def asked(self) -> dict[str, Any]:
+        """Return prompt and width, where they are not the model's own."""
+        return {name: value for name in ("prompt", "truncate_dim") if (value := getattr(self, name)) is not None}
+
+    def with_use(self, prompt: str | None, truncate_dim: int | None) -> EncoderSpec:
+        """Return the same encoder with a prompt and a width.
+
+        Raises:
+            OptionError: If it is the hashing encoder, which has neither.
+        """
+        if self.folder is None and (prompt is not None or truncate_dim is not None):
+            raise OptionError(f"--encoder {self.name}: has no prompts and no width to cut. Leave out --prompt and --truncate-dim.")
+        return replace(self, prompt=prompt, truncate_dim=truncate_dim)
 
     def with_precision(self, precision: str) -> EncoderSpec:
         """Return the same encoder at another precision."""

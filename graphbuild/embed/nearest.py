@@ -207,6 +207,7 @@ def _graph_encoder(graph_dir: Path, manifest: Manifest, named: str | None) -> En
             f"name it: --encoder {shlex.quote(name)}. A text that the graph holds needs none."
         )
     spec = find_encoder(name).with_precision(recorded["precision"])
+    spec = spec.with_use(recorded.get("prompt"), recorded.get("truncate_dim"))
     if spec.sha256 != recorded["sha256"]:
         raise ArtifactMismatch(
             f"{graph_dir}: built with {recorded['name']} of sha256 {recorded['sha256'][:12]}, but {name} has sha256 "

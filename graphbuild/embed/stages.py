@@ -131,6 +131,7 @@ class EmbedRun:
             "encoder": self._spec.name,
             "tokenizer": self._spec.files_digest,
             "shard_size": self._config.shard_size,
+            **({"prompt": self._spec.prompt} if self._spec.prompt is not None else {}),
             **({"definitions": self._source.definitions.digest} if self._source.definitions else {}),
         }
 
@@ -159,6 +160,7 @@ class EmbedRun:
             "max_tokens": encoder.max_tokens,
             "precision": self._spec.precision,
             "cosine_to_float32": self._cosine,
+            **self._spec.asked(),
         }
 
     def has_text(self) -> bool:

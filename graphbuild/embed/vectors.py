@@ -46,7 +46,7 @@ def require_vector_options(config: EmbedConfig) -> None:
             )
         return
     default = EmbedConfig(dataset=NAME)
-    for name in (*_NOT_FOR_VECTORS, "encoder", "precision"):
+    for name in (*_NOT_FOR_VECTORS, "encoder", "precision", "prompt", "truncate_dim"):
         if getattr(config, name) != getattr(default, name):
             option = {"templates": "template", "replacements": "replace"}.get(name, name.replace("_", "-"))
             raise OptionError(f"--{option} does not apply to --dataset {NAME}: the vectors are taken as they are. Leave it out.")
