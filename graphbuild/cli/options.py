@@ -11,6 +11,7 @@ import click
 
 from graphbuild.store.cache import CACHE_VARIABLE
 from graphbuild.store.verified import VERIFY_VARIABLE
+from graphbuild.system.cluster import TLS_VARIABLES
 
 graph_dir_option = click.option(
     "--graph-dir",
@@ -24,9 +25,6 @@ workers_option = click.option(
     type=click.IntRange(min=0),
     default=None,
     help="Dask worker processes on this machine; 0 works in this process (default: what is fastest, by a short calibration).",
-)
-scheduler_option = click.option(
-    "--scheduler", default=None, metavar="ADDRESS", help="A running Dask scheduler, such as tcp://10.0.0.1:8786."
 )
 part_option = click.option(
     "--part",
@@ -42,6 +40,28 @@ def _set_for_this_command(context: click.Context, variable: str, value: str) -> 
     before = os.environ.get(variable)
     os.environ[variable] = value
     context.call_on_close(lambda: os.environ.pop(variable, None) if before is None else os.environ.update({variable: before}))
+
+
+def _set_certificates(context: click.Context, option: click.Parameter, given: Path | None) -> None:
+    if given is not None:
+        _set_for_this_command(context, TLS_VARIABLES[str(option.name)], str(given.absolute()))
+
+
+_TLS_OPTIONS = {
+    "tls_ca_file": ("--tls-ca-file", "Certificates of the authority that a tls:// scheduler's own one is signed by."),
+    "tls_client_cert": ("--tls-cert", "Certificate by which a tls:// scheduler knows this command."),
+    "tls_client_key": ("--tls-key", "Key of that certificate."),
+}
+
+
+def scheduler_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the address of a running Dask scheduler, and what one with TLS asks for."""
+    for name, (flag, told) in reversed(_TLS_OPTIONS.items()):
+        kind = click.Path(dir_okay=False, path_type=Path)
+        option = click.option(flag, name, type=kind, default=None, expose_value=False, callback=_set_certificates, help=told)
+        command = option(command)
+    address = "A running Dask scheduler, such as tcp://10.0.0.1:8786."
+    return click.option("--scheduler", default=None, metavar="ADDRESS", help=address)(command)
 
 
 def _leave_digests_out(context: click.Context, _option: click.Parameter, given: bool) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import click
 
-from graphbuild.errors import ResourceError, UserError
+from graphbuild.errors import ResourceError, UserError, one_line
 
 _PROGRESS_TOPIC = "graphbuild-progress"
 _LOGGERS = (
@@ -39,6 +39,12 @@ _CONNECT_SECONDS = 20
 _RETRIES = 2
 _PASSING = frozenset({errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.ECONNRESET, errno.EAGAIN, errno.EBUSY})
 """Troubles of a shared file system that may be over when a task is run again, perhaps elsewhere."""
+TLS_VARIABLES = {
+    "tls_ca_file": "DASK_DISTRIBUTED__COMM__TLS__CA_FILE",
+    "tls_client_cert": "DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT",
+    "tls_client_key": "DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY",
+}
+"""Where Dask, and this program, look for the certificates by which a running cluster knows its clients."""
 _GPUS_VARIABLE = "GRAPHBUILD_GPUS"
 _VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
 _ONE_AT_A_TIME = threading.Lock()
@@ -207,7 +213,7 @@ def _client(count: int, workers: Workers) -> Iterator[Any]:
     quiet = {"logging": dict.fromkeys(_LOGGERS, "critical"), "distributed.scheduler.allowed-failures": 3}
     with dask.config.set(quiet):
         if workers.scheduler is not None:
-            with _connect(dask_distributed.Client, workers.scheduler) as client:
+            with _connect(dask_distributed, workers.scheduler) as client:
                 yield client
             return
         try:
@@ -216,6 +222,9 @@ def _client(count: int, workers: Workers) -> Iterator[Any]:
                 threads_per_worker=1,
                 processes=True,
                 host="127.0.0.1",
+                # Whoever reaches the port could run code as this user: only holders of a key that lives in these processes can.
+                protocol="tls://",
+                security=dask_distributed.Security.temporary(),
                 # Some free port: a second command on this machine would otherwise warn of the first one's.
                 dashboard_address="127.0.0.1:0",
                 memory_limit=0,
@@ -231,11 +240,20 @@ def _client(count: int, workers: Workers) -> Iterator[Any]:
             yield client
 
 
-def _connect(client_class: Any, scheduler: str) -> Any:
+def _connect(dask_distributed: Any, scheduler: str) -> Any:
+    files = {name: path for name, variable in TLS_VARIABLES.items() if (path := os.environ.get(variable))}
+    if missing := [path for path in files.values() if not Path(path).is_file()]:
+        raise ResourceError(f"{missing[0]}: no such file of certificates. Check --tls-ca-file, --tls-cert and --tls-key.")
+    security = dask_distributed.Security(require_encryption=True, **files) if files else None
     try:
-        return client_class(scheduler, timeout=_CONNECT_SECONDS)
-    except (OSError, ValueError) as error:
-        raise ResourceError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error}). Check the address.") from None
+        return dask_distributed.Client(scheduler, security=security, timeout=_CONNECT_SECONDS)
+    # Dask says with a RuntimeError or TypeError that an address and the certificates do not go together.
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        secured = " A tls:// address takes --tls-ca-file, --tls-cert and --tls-key, and no other address does."
+        raise ResourceError(
+            f"--scheduler {scheduler}: no Dask scheduler answers there ({one_line(str(error))}). Check the address."
+            f"{secured if files or scheduler.startswith('tls:') else ''}"
+        ) from None
 
 
 def _worker_environment(count: int, gpus: int) -> dict[str, str]:

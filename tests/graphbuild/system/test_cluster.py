@@ -17,16 +17,18 @@ from pathlib import Path
 
 import dask
 import pytest
-from distributed import Client
+from click.testing import CliRunner
+from distributed import Client, Security, get_worker
 from helpers_embed import embed, graphbuild, numbered_captions, shard_digests, write_captions
 from helpers_graph import receipt_of
 
+from graphbuild.cli import cli
 from graphbuild.embed.encoder import load_encoder
 from graphbuild.embed.encoder_files import find_encoder, missing_on_this_machine
 from graphbuild.errors import ArtifactMismatch, ResourceError, SourceError
 from graphbuild.store.files import Receipt
 from graphbuild.store.manifest import Manifest
-from graphbuild.system.cluster import Workers, _Expected, _inspect_worker, run_tasks, versions
+from graphbuild.system.cluster import TLS_VARIABLES, Workers, _Expected, _inspect_worker, run_tasks, versions
 
 Report = Callable[[int], None]
 
@@ -63,7 +65,7 @@ def _workers_find_this_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(folder))
     module = sys.modules[__name__]
     monkeypatch.setitem(sys.modules, "test_cluster", module)
-    for task in (square, fail, die_once, die_always, bad_encoder, visible_gpu, stale_once, rest, other_weights):
+    for task in (square, fail, die_once, die_always, bad_encoder, visible_gpu, stale_once, rest, other_weights, own_scheduler):
         monkeypatch.setattr(task, "__module__", "test_cluster")
 
 
@@ -73,6 +75,21 @@ def run(task: Callable[..., object], calls: list[tuple[object, ...]], count: int
 
 def test_no_workers_means_this_process(tmp_path: Path) -> None:
     assert run(square, [(2,), (3,)], 0, tmp_path) == [(4, os.getpid()), (9, os.getpid())]
+
+
+def own_scheduler(number: int, *, report: Report) -> str:
+    return str(get_worker().scheduler.address)
+
+
+@pytest.mark.parametrize("security", [None, Security.temporary()], ids=["no certificate", "another certificate"])
+def test_local_workers_take_nothing_from_others_on_this_machine(tmp_path: Path, security: Security | None) -> None:
+    results = run_tasks(own_scheduler, [(1,), (2,)], workers=Workers(count=2), shared=[tmp_path], report=lambda _: None)
+    address = next(results)
+    assert address.startswith("tls://127.0.0.1:")
+    for asked in (address, address.replace("tls", "tcp")):
+        with pytest.raises((OSError, RuntimeError, TypeError)):
+            Client(asked, security=security, timeout=2)
+    assert list(results) == [address]
 
 
 def visible_gpu(number: int, *, report: Report) -> str | None:
@@ -136,10 +153,13 @@ def test_unreachable_scheduler_is_one_clear_error(tmp_path: Path, monkeypatch: p
 
 
 SCHEDULER = """
-import asyncio
-from distributed import Scheduler
+import asyncio, sys
+from distributed import Scheduler, Security
+ca, cert, key = (sys.argv[1:] + [None] * 3)[:3]
+tls = dict(tls_ca_file=ca, tls_scheduler_cert=cert, tls_scheduler_key=key, require_encryption=True)
+secured = dict(protocol='tls://', security=Security(**tls)) if ca else {}
 async def main():
-    async with Scheduler(host='127.0.0.1', port=0, dashboard_address='127.0.0.1:0') as scheduler:
+    async with Scheduler(host='127.0.0.1', port=0, **secured, dashboard_address='127.0.0.1:0') as scheduler:
         print(scheduler.address, flush=True)
         await scheduler.finished()
 asyncio.run(main())
@@ -150,9 +170,11 @@ _QUIET = {"stderr": subprocess.DEVNULL, "text": True}
 class Cluster:
     """A Dask scheduler, and what joins it, in processes of their own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *certificates: Path) -> None:
         self._folder = folder
-        self.scheduler = subprocess.Popen([sys.executable, "-c", SCHEDULER], stdout=subprocess.PIPE, **_QUIET)
+        self.scheduler = subprocess.Popen(
+            [sys.executable, "-c", SCHEDULER, *map(str, certificates)], stdout=subprocess.PIPE, **_QUIET
+        )
         assert self.scheduler.stdout is not None
         self.address = self.scheduler.stdout.readline().strip()
         self._processes = [self.scheduler]
@@ -210,6 +232,36 @@ def test_running_cluster_gives_the_same_bytes(tmp_path: Path, worker: str) -> No
     assert os.getpid() not in Manifest.load(tmp_path / "there").stages["embed"].facts["pids"]
 
 
+def test_a_cluster_with_tls_takes_a_command_with_its_certificates_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphbuild.system.cluster._CONNECT_SECONDS", 5)
+    made = Security.temporary()
+    contents = {"ca": made.tls_ca_file, "cert": made.tls_client_cert, "key": made.tls_client_key}
+    files = [tmp_path / f"{name}.pem" for name in contents]
+    for path, content in zip(files, contents.values(), strict=True):
+        path.write_text(content)
+    source = write_captions(tmp_path / "a.parquet", {"caption": numbered_captions(12)})
+    started = Cluster(tmp_path, *files)
+    ask = ["embed", "--dataset", "parquet", "--source", source, "--encoder", "hashing:32", "--graph-dir", tmp_path / "g"]
+    ask = [*map(str, ask), "--shard-size", "6", "--scheduler", started.address]
+    shown = [option for pair in zip(("--tls-ca-file", "--tls-cert", "--tls-key"), map(str, files), strict=True) for option in pair]
+    try:
+        started.add_worker("--tls-ca-file", str(files[0]), "--tls-cert", str(files[1]), "--tls-key", str(files[2]))
+        refused = CliRunner().invoke(cli, ask)
+        assert "takes --tls-ca-file, --tls-cert and --tls-key" in str(refused.exception)
+        missing = CliRunner().invoke(cli, [*ask, *shown[:-1], str(tmp_path / "none.pem")])
+        assert "none.pem: no such file of certificates" in str(missing.exception)
+        with Client(started.address, security=made) as client:
+            client.wait_for_workers(1, timeout=60)
+        taken = CliRunner().invoke(cli, [*ask, *shown])
+        assert (taken.exit_code, taken.exception) == (0, None)
+    finally:
+        started.stop()
+    assert os.getpid() not in Manifest.load(tmp_path / "g").stages["embed"].facts["pids"]
+    assert not any(name in os.environ for name in TLS_VARIABLES.values())
+
+
 def test_worker_of_another_version_is_refused_before_work_starts(
     tmp_path: Path, worker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,7 +279,7 @@ def test_encoder_that_differs_on_a_worker_is_named(tmp_path: Path) -> None:
     (folder / "modules.json").write_text("[]")
     spec = find_encoder(str(folder))
     assert missing_on_this_machine(spec) is None
-    (folder / "modules.json").write_text("[1]")
+    (folder / "modules.json").write_text("[ ]")
     assert "has another encoder at" in str(missing_on_this_machine(spec))
     (folder / "model.safetensors").write_bytes(b"others")
     assert f"here {spec.sha256[:12]}" in str(missing_on_this_machine(spec))
