@@ -294,7 +294,7 @@ class _Work:
         with scratch_name(self._out, "vectors") as path:
             vectors_nD = np.memmap(path, np.float16, "w+", shape=(count, dim))
             with progress("copying embeddings", len(self.new_ids), unit="texts") as meter:
-                for block in embedding_blocks(self._graph_dir):
+                for block in embedding_blocks(self._graph_dir, manifest=self._origin):
                     new_B = self.new_ids[block.ids_n]
                     vectors_nD[new_B[new_B >= 0]] = block.vectors_nD[new_B >= 0]
                     meter.advance(len(block.ids_n))
