@@ -92,13 +92,20 @@ def test_digests_are_left_out_by_argument_and_by_environment(graph_dir: Path, mo
     assert graphbuild.open(graph_dir).texts is not None
 
 
+def as_column(values: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """A column of a type; PyArrow before 21 makes no float16 of Python's numbers."""
+    if pa.types.is_fixed_size_list(kind) and pa.types.is_float16(kind.value_type):
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel().astype(np.float16)), type=kind)
+    return pa.array(values.tolist(), kind)
+
+
 def forge(graph_dir: Path, stage: str, name: str, change: Callable[[dict[str, np.ndarray]], None]) -> None:
     """Change numbers of an Arrow file as a faulty program would: with a receipt that fits."""
     manifest = Manifest.load(graph_dir)
     batch = pa.ipc.open_file(graph_dir / name).get_batch(0)
     numbers = {field.name: np.array(batch[field.name].to_pylist()) for field in batch.schema}
     change(numbers)
-    arrays = [pa.array(numbers[field.name].tolist(), field.type) for field in batch.schema]
+    arrays = [as_column(numbers[field.name], field.type) for field in batch.schema]
     forged = pa.RecordBatch.from_arrays(arrays, schema=batch.schema)
     files = manifest.stages[stage].files
     files[name] = write_arrow(graph_dir, name, forged, key=files[name].key)
