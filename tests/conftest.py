@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -27,3 +28,9 @@ def shared_data() -> Path:
     if os.environ.get("CI") == "true":
         pytest.fail(message)
     pytest.skip(message)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_open() -> None:
+    """End what the tests before left unfinished: a search that nobody ends sets torch's threads when it is collected."""
+    gc.collect()
