@@ -94,7 +94,7 @@ def subset(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) -> 
 
 
 @click.command()
-@click.argument("graphs", nargs=-1, required=True, type=click.Path(file_okay=False, path_type=Path))
+@click.argument("graphs", nargs=-1, required=True, type=click.Path(file_okay=False, path_type=Path), help="Graph directories.")
 @reading_options
 @click.option("--weights", default=None, metavar="A,B", help="One a graph, such as 0.7,0.3 (default: all alike).")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where the fused graph goes.")
