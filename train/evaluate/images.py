@@ -76,7 +76,8 @@ class RunImages:
     def _trained(self) -> Bool | None:
         """Which images the run's options leave for training; None: all."""
         config = self._config
-        dataset = self._graph.manifest.dataset if self._graph is not None and config.budget else {}
+        # Only a budget asks the graph here: without one, `_known` tells of a graph that is gone.
+        dataset = self._graph.manifest.dataset if config.budget and self._graph is not None else {}
         return trained_mask(self._all, config, dataset)
 
     def train(self, options: EvalOptions) -> ImageSource:
