@@ -102,7 +102,7 @@ class EmbedResult:
                 f"{unknown:,} captions of which half the tokens or more are unknown to the encoder: texts of the same known tokens "
                 "are one text. For other languages choose a multilingual --encoder"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, f"next: graphbuild knn --graph-dir {self.graph_dir}"])
 
     def to_json(self) -> dict[str, Any]:
         """Return the same, for scripts."""

@@ -69,7 +69,10 @@ class KnnResult:
         lines = [f"{head}: {self.seconds:.1f} s{kept}{extended}"]
         if isinstance(self.k_asked, int) and self.k_asked > self.k:
             lines.append(f"k {self.k_asked:,} is more than the {self.k:,} other texts: all are stored")
-        return "\n".join(lines)
+        commands = " | ".join(
+            f"{name} --graph-dir {self.graph_dir}" for name in ("graphbuild verify", "graphbuild report", "train run")
+        )
+        return "\n".join([*lines, f"next: {commands}"])
 
     def to_json(self) -> dict[str, Any]:
         """Return the same for scripts."""
