@@ -59,6 +59,8 @@ ALL: list[Any] = [
     ByGraph(MatrixTarget(similarities(9))),
     Mixed(5, draw_mixtures(BATCH, hardest=5, mixtures=3, seed=4)),
 ]
+NAMES = [f"{type(one).__name__}-{number}" for number, one in enumerate(ALL)]
+"""The same in every process: a representation holds addresses."""
 
 
 @pytest.mark.parametrize("sigma", [None, 0.5, 0.8])
@@ -161,7 +163,7 @@ def test_mixtures_take_no_gradient_but_the_anchor_does() -> None:
     torch.testing.assert_close(*(torch.autograd.grad(item, z)[0] for item in (found, expected)), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("repulsion", ALL, ids=repr)
+@pytest.mark.parametrize("repulsion", ALL, ids=NAMES)
 def test_tiles_give_the_loss_and_gradient_of_the_whole(repulsion: Repulsion) -> None:
     z, similarity = projections(10).requires_grad_(), similarities(10)
     whole, tiled = (loss_of(z, similarity, repulsion, tile) for tile in (BATCH, 3))
@@ -169,7 +171,7 @@ def test_tiles_give_the_loss_and_gradient_of_the_whole(repulsion: Repulsion) -> 
     torch.testing.assert_close(*(torch.autograd.grad(item, z)[0] for item in (whole, tiled)), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("repulsion", ALL, ids=repr)
+@pytest.mark.parametrize("repulsion", ALL, ids=NAMES)
 def test_autocast_computes_in_float32(repulsion: Repulsion) -> None:
     z, similarity = projections(11), similarities(11)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -178,7 +180,7 @@ def test_autocast_computes_in_float32(repulsion: Repulsion) -> None:
     assert abs(found - loss_of(z, similarity, repulsion)) < 1e-4
 
 
-@pytest.mark.parametrize("repulsion", ALL, ids=repr)
+@pytest.mark.parametrize("repulsion", ALL, ids=NAMES)
 def test_an_anchor_without_any_negative_has_a_finite_loss(repulsion: Repulsion) -> None:
     z, alike = projections(12).requires_grad_(), torch.ones(BATCH, BATCH, dtype=torch.float64)
     found = loss_of(z, alike, repulsion)
