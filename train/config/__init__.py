@@ -1,7 +1,8 @@
 """The configuration of a training run: its options, their types, and the file that holds them. Nothing here loads torch."""
 
+from train.config.checked import TrainConfig, field_docs, field_groups, field_types
 from train.config.files import load_config, read_toml
-from train.config.options import AugmentName, ModelName, Objective, OnDeviceName, TrainConfig, field_docs, field_groups, field_types
+from train.config.options import AugmentName, ModelName, Objective, OnDeviceName
 
 __all__ = [
     "AugmentName",

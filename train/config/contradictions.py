@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from graphbuild.errors import OptionError
-
-if TYPE_CHECKING:
-    from train.config.options import TrainConfig
-
-CONTRASTIVE = ("xclr", "simclr", "supcon")
-WITHOUT_NEGATIVES = ("vicreg", "barlow", "simsiam")
+from train.config.kinds import CONTRASTIVE, WITHOUT_NEGATIVES
+from train.config.options import TrainOptions
 
 
-def refuse_contradictions(config: TrainConfig) -> None:
+def refuse_contradictions(config: TrainOptions) -> None:
     """Make sure that the options of a run go together; each is within its range.
 
     Raises:
@@ -44,7 +38,7 @@ def refuse_contradictions(config: TrainConfig) -> None:
         parse_ranks(config.neighbor_ranks)
 
 
-def _refuse_of_objectives(config: TrainConfig) -> None:
+def _refuse_of_objectives(config: TrainOptions) -> None:
     if config.prior >= 1:
         raise OptionError(f"--prior: {config.prior} is not less than 1: some negatives must be left.")
     most = 2 * config.batch_size - 2

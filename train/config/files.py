@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from graphbuild.errors import OptionError
-from train.config.options import TrainConfig, field_types
+from train.config.checked import TrainConfig, field_types
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from graphbuild.errors import OptionError
 
+CONTRASTIVE = ("xclr", "simclr", "supcon")
+WITHOUT_NEGATIVES = ("vicreg", "barlow", "simsiam")
+
 
 @dataclass(frozen=True, slots=True)
 class Range:

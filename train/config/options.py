@@ -1,20 +1,16 @@
-"""The configuration of a training run: one frozen dataclass, read from flags and TOML, written back as TOML.
+"""The options of a training run: names, types, ranges, defaults and help, spelled here and nowhere else.
 
-The command line is generated from `TrainConfig`: names, types, ranges, defaults and help are spelled here and nowhere
-else. Nothing here loads torch.
+The command line is generated from them. Nothing here loads torch.
 """
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from functools import cache
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from train.config.contradictions import CONTRASTIVE, WITHOUT_NEGATIVES, refuse_contradictions
-from train.config.kinds import Range, check, to_toml
+from train.config.kinds import CONTRASTIVE, WITHOUT_NEGATIVES, Range
 
 Objective = Literal["xclr", "simclr", "supcon", "clip", "vicreg", "barlow", "simsiam", "rank"]
 ModelName = Literal["small", "resnet18", "resnet34", "resnet50", "resnet101"]
@@ -49,12 +45,8 @@ def _doc(text: str, marks: Mapping[str, Any] = MappingProxyType({})) -> Mapping[
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """How an encoder is trained; every field is an option of `train run` and a key of `config.toml`.
-
-    Raises:
-        OptionError: If a value is out of its range, or options contradict each other.
-    """
+class TrainOptions:
+    """How an encoder is trained; every field is an option of `train run` and a key of `config.toml`."""
 
     graph_dir: str | None = field(
         default=None, metadata=_doc("The graph directory (default: $GRAPHBUILD_DIR, else the only graph under graphs/).", _LOOSE)
@@ -269,11 +261,6 @@ class TrainConfig:
     allow_missing: bool = field(default=False, metadata=_doc("Train although the graph knows under 95 % of the images."))
     max_corrupt: Count = field(default=100, metadata=_doc("Give up when more images than this cannot be read.", _LOOSE))
 
-    def __post_init__(self) -> None:
-        for name, kind in field_types().items():
-            check(name, kind, getattr(self, name))
-        refuse_contradictions(self)
-
     @property
     def uses_graph(self) -> bool:
         """Whether the loss takes similarities from the graph."""
@@ -285,32 +272,3 @@ class TrainConfig:
         if self.per_class is not None:
             return f"--per-class {self.per_class}"
         return f"--fraction {self.fraction:g}" if self.fraction < 1 else ""
-
-    def to_toml(self) -> str:
-        """Every field as TOML; what is None is left out. `read_toml` gives the same values back."""
-        lines = [f"{name} = {to_toml(value)}" for name in field_types() if (value := getattr(self, name)) is not None]
-        return "\n".join(lines) + "\n"
-
-    def differences(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
-        """Fields in which a resumed run (`other`) would compute something else, with both values."""
-        strict = [item.name for item in fields(self) if not item.metadata.get("loose")]
-        pairs = {name: (getattr(self, name), getattr(other, name)) for name in strict}
-        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-@cache
-def field_types() -> Mapping[str, Any]:
-    """Name and annotated type of every field, in order."""
-    hints = typing.get_type_hints(TrainConfig, include_extras=True)
-    return {item.name: hints[item.name] for item in fields(TrainConfig)}
-
-
-def field_groups() -> Mapping[str, str]:
-    """Return the objectives that read a field, for those that not all do."""
-    return {item.name: item.metadata["group"] for item in fields(TrainConfig) if "group" in item.metadata}
-
-
-@cache
-def field_docs() -> Mapping[str, str]:
-    """What every field is, in order: the help text of its option."""
-    return {item.name: item.metadata["doc"] for item in fields(TrainConfig)}
