@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,12 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_left_open() -> None:
-    """End what the tests before left unfinished: a search that nobody ends sets torch's threads when it is collected."""
+def threads_as_before() -> Iterator[None]:
+    """Give torch the threads that it had: libraries change them, and so does a search that a test leaves unfinished."""
     gc.collect()
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch is not None else 0
+    yield
+    gc.collect()
+    if torch is not None and torch.get_num_threads() != before:
+        torch.set_num_threads(before)

@@ -99,6 +99,10 @@ def draw_places(graph_dir: Path, count: int, seed: int) -> list[tuple[str, int]]
     ]
 
 
+FOLDERS = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+"""Where another process finds this file and the helpers."""
+
+
 def outcomes_of(graph_dir: Path, tmp_path: Path, count: int, seed: int) -> list[tuple[str, int, str]]:
     """The outcomes of flips in a copy of a graph, read by a process that may crash; it is started again after one that does."""
     copy = shutil.copytree(graph_dir, tmp_path / "g")
@@ -112,7 +116,7 @@ def outcomes_of(graph_dir: Path, tmp_path: Path, count: int, seed: int) -> list[
         )
         arguments = [str(copy), json.dumps(places[len(done) :]), str(file)]
         process = subprocess.run(
-            [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); {code}", *arguments],
+            [sys.executable, "-c", f"import sys; sys.path[:0] = {FOLDERS!r}; {code}", *arguments],
             capture_output=True,
             text=True,
             check=False,
