@@ -176,9 +176,11 @@ def test_peak_memory_stays_within_the_limit_beyond_the_mapped_embeddings(tmp_pat
     write_graph(tmp_path / "small", clustered_vectors(12_400, 16), shard_size=12_400)
     vectors = clustered_vectors(40_000, 256, clusters=500)
     write_graph(tmp_path / "large", vectors, shard_size=4_000)
-    limit = 150_000_000
+    limit = 200_000_000
     arguments = [sys.executable, "-c", _MEASURE, tmp_path / "small", tmp_path / "large", str(limit)]
-    grown = int(subprocess.run(list(map(str, arguments)), capture_output=True, text=True, check=True).stdout)
+    done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    grown = int(done.stdout)
     assert grown < limit + vectors.nbytes
 
 
