@@ -1,13 +1,12 @@
 """The confirmatory study as it was planned before its first run: arms, blocks, folds, softness, and the rule of its reading.
 
-docs/study/preregistration.md says the same in words. Nothing here was run when it was written. `python -m pipelines.study.confirm`
-prints the planned runs; with a JSON file of scores, by arm, measure and block, what is to be said of them.
+docs/study/preregistration.md says the same in words. Nothing here was run when it was written; `pipelines.study.confirm_runs` makes
+the runs. `python -m pipelines.study.confirm` prints those that are planned; with their records, what is to be said of them.
 Shape letters: C classes to train on.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,10 @@ import numpy.typing as npt
 from graphbuild.errors import OptionError
 from graphbuild.system.process import run_cli
 from pipelines.study.data import hold_out
+from pipelines.study.graphs import shuffle
+from train.config import ModelName
 from train.results.compare.differences import ALPHA, Difference, difference, holm_adjusted
+from train.run.metrics import read_lines
 
 Matrix = npt.NDArray[np.float64]
 ArmName = Literal["supcon", "flat", "prompts", "definitions", "permuted", "wordnet"]
@@ -34,8 +36,9 @@ FIRST_SEED = 100
 """Those of the pilot and of the earlier study lie below."""
 _FOLD_SEED = 1
 """Decides the folds; 0 made the held-out classes of the earlier study."""
-PRIMARY: tuple[tuple[ArmName, ArmName], ...] = (("prompts", "flat"), ("definitions", "flat"), ("definitions", "supcon"))
-SECONDARY: tuple[tuple[ArmName, ArmName], ...] = (("flat", "supcon"), ("definitions", "permuted"), ("permuted", "flat"))
+Contrast = tuple[ArmName, ArmName]
+PRIMARY: tuple[Contrast, ...] = (("prompts", "flat"), ("definitions", "flat"), ("definitions", "supcon"))
+SECONDARY: tuple[Contrast, ...] = (("flat", "supcon"), ("definitions", "permuted"), ("permuted", "flat"), ("wordnet", "flat"))
 MEASURES = ("held_out_knn", "linear_top1")
 SECONDARY_MEASURES = ("superclass_p10", "severity")
 """Circular for definitions and WordNet: both measures come from WordNet, too."""
@@ -56,6 +59,29 @@ class Block:
     def seed(self) -> int:
         """`--seed` of its runs, a number of its own."""
         return FIRST_SEED + self.number
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSet:
+    """The runs of one kind of machine: a row of the plan's last table."""
+
+    arms: tuple[ArmName, ...]
+    blocks: int
+    """How many of `blocks()`, from the first."""
+    budget: int
+    """Images that a run sees."""
+    model: ModelName = "small"
+    primary: tuple[Contrast, ...] = ()
+    """Tested with Holm's correction over all of them on all primary measures; none: the set is secondary as a whole."""
+    confirms: bool = False
+    """Whether "text helps" may be said of it."""
+
+
+SETS: Mapping[str, RunSet] = {
+    "full": RunSet(arms=get_args(ArmName), blocks=FOLDS * SEEDS_A_FOLD, budget=320_000, primary=PRIMARY, confirms=True),
+    "resnet18": RunSet(arms=("supcon", "flat", "prompts", "definitions"), blocks=8, budget=640_000, model="resnet18"),
+    "cpu": RunSet(arms=("flat", "definitions", "permuted"), blocks=12, budget=80_000, primary=(("definitions", "flat"),)),
+}
 
 
 def blocks() -> list[Block]:
@@ -85,11 +111,20 @@ def flat(similarity_CC: Matrix) -> Matrix:
 
 def permuted(similarity_CC: Matrix, block: Block) -> Matrix:
     """Return the same weights between other classes, by a permutation of the block's own that leaves no class in its place."""
-    order = np.random.default_rng((FIRST_SEED, block.number)).permutation(len(similarity_CC))
-    moved = np.empty_like(order)
-    moved[order] = np.roll(order, 1)
-    shuffled: Matrix = similarity_CC[np.ix_(moved, moved)]
-    return shuffled
+    return shuffle(similarity_CC, (FIRST_SEED, block.number))
+
+
+def arm_similarity(arm: ArmName, block: Block, similarities: Mapping[str, Matrix]) -> Matrix:
+    """Return the similarities of an arm's graph; of SupCon, which asks for none, those of definitions.
+
+    Args:
+        arm: The arm.
+        block: Decides the permutation.
+        similarities: Those of definitions, and of prompts and WordNet where they are arms, by the arm's name.
+    """
+    true = similarities["definitions"]
+    made = {"flat": lambda: flat(true), "permuted": lambda: permuted(true, block)}
+    return made[arm]() if arm in made else similarities.get(arm, true)
 
 
 def own_class_mass(similarity_CC: Matrix, tau_s: float) -> float:
@@ -117,26 +152,27 @@ def solve_tau_s(similarity_CC: Matrix, mass: float) -> float:
 class Reading:
     """What the study says of one contrast and measure."""
 
-    contrast: tuple[ArmName, ArmName]
+    contrast: Contrast
     measure: str
     difference: Difference
     holm_p: float
     verdict: Verdict
 
 
-def read(scores: Scores) -> list[Reading]:
-    """Return the reading of every primary contrast on every primary measure; Holm's correction is over all of them.
+def read(scores: Scores, contrasts: Sequence[Contrast] = PRIMARY) -> list[Reading]:
+    """Return the reading of every contrast on every primary measure; Holm's correction is over all of them.
 
     Args:
-        scores: Those of the arms of `PRIMARY`.
+        scores: Those of the arms of the contrasts.
+        contrasts: One family of tests.
 
     Raises:
         OptionError: If there are fewer than two blocks in which both arms of a contrast were scored.
     """
     found = []
-    for one, other in PRIMARY:
+    for one, other in contrasts:
         for measure in MEASURES:
-            gap = difference(scores[one][measure], scores[other][measure])
+            gap = difference(scores.get(one, {}).get(measure, {}), scores.get(other, {}).get(measure, {}))
             if not gap.paired or gap.p is None:
                 raise OptionError(f"{one} and {other} on {measure}: fewer than two blocks hold both. Run more blocks.")
             found.append(((one, other), measure, gap, gap.p))
@@ -157,23 +193,55 @@ def describe_plan(names: Sequence[str]) -> str:
     return "\n".join([*held, softness, *runs])
 
 
-def describe_scores(scores: Scores) -> str:
-    """Return the readings of the primary tests, the rule's answer, and the secondary differences, a line each."""
-    readings = read(scores)
-    lines = [
-        f"{_shown(found.contrast, found.measure, found.difference)}, corrected p {found.holm_p:.3g}: {found.verdict}"
+def read_scores(records: Path) -> tuple[str, Scores]:
+    """Return the name of the set that a file of records is of, and their scores.
+
+    Raises:
+        OptionError: If it holds no record, or those of several sets.
+    """
+    lines = read_lines(records)
+    sets = sorted({line["set"] for line in lines})
+    if len(sets) != 1:
+        raise OptionError(
+            f"{records}: holds records of {len(sets)} sets of runs, and those of one are read. Name another --scores."
+        )
+    scores: dict[ArmName, dict[str, dict[int, float]]] = {}
+    for line in lines:
+        for measure in (*MEASURES, *SECONDARY_MEASURES):
+            if measure in line["scores"]:
+                scores.setdefault(line["arm"], {}).setdefault(measure, {})[line["block"]] = line["scores"][measure]
+    return sets[0], scores
+
+
+def describe_scores(scores: Scores, run_set: RunSet) -> str:
+    """Return in lines how many blocks there are, the readings of the primary tests, the rule's answer, and other differences."""
+    whole = set.intersection(*(set(scores.get(arm, {}).get(MEASURES[0], {})) for arm in run_set.arms))
+    lines = [f"{len(whole)} of {run_set.blocks} blocks, {run_set.budget:,} images a run, {run_set.model}"]
+    readings = read(scores, run_set.primary)
+    lines += [
+        f"primary: {_shown(found.contrast, found.measure, found.difference)}, corrected p {found.holm_p:.3g}: {found.verdict}"
         for found in readings
     ]
-    lines.append(f"text helps: {'yes' if text_helps(readings) else 'not shown'}")
-    circular = [(pair, measure) for pair in PRIMARY for measure in SECONDARY_MEASURES]
-    for (one, other), measure in [*circular, *((pair, measure) for pair in SECONDARY for measure in MEASURES)]:
-        if measure in scores.get(one, {}) and measure in scores.get(other, {}):
-            gap = difference(scores[one][measure], scores[other][measure])
-            lines.append(f"secondary: {_shown((one, other), measure, gap)}")
+    lines.append(_answer(scores, readings, run_set))
+    others = [pair for pair in (*PRIMARY, *SECONDARY) if pair not in run_set.primary]
+    circular = [(pair, measure) for pair in run_set.primary for measure in SECONDARY_MEASURES]
+    for pair, measure in [*circular, *((pair, measure) for pair in others for measure in (*MEASURES, *SECONDARY_MEASURES))]:
+        if all(measure in scores.get(arm, {}) for arm in pair):
+            gap = difference(scores[pair[0]][measure], scores[pair[1]][measure])
+            lines.append(f"secondary: {_shown(pair, measure, gap)}")
     return "\n".join(lines)
 
 
-def _shown(pair: tuple[ArmName, ArmName], measure: str, gap: Difference) -> str:
+def _answer(scores: Scores, readings: Sequence[Reading], run_set: RunSet) -> str:
+    """What the rule says of texts. The positive control is tested as a family of its own."""
+    if not run_set.confirms:
+        return "text helps: not to be said of this set, whatever comes out"
+    if not any(reading.verdict == "ahead" for reading in read(scores, [("wordnet", "flat")])):
+        return "text helps: nothing is said, for wordnet - flat is not ahead either: the study could not have seen an effect"
+    return f"text helps: {'yes' if text_helps(readings) else 'not shown'}"
+
+
+def _shown(pair: Contrast, measure: str, gap: Difference) -> str:
     # Severity is counted in edges.
     scale = 1 if measure == "severity" else 100
     half = "" if gap.half is None else f" ± {scale * gap.half:.2f}"
@@ -181,21 +249,17 @@ def _shown(pair: tuple[ArmName, ArmName], measure: str, gap: Difference) -> str:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--scores", type=click.Path(dir_okay=False, path_type=Path), default=None, help="JSON: arm, measure, block, score.")
+@click.option("--scores", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Records of the runs of one set.")
 @click.option("--names", type=click.Path(dir_okay=False, path_type=Path), default=None, help="The 200 class names, one a line.")
 def confirm(scores: Path | None, names: Path | None) -> None:
-    """Print the planned runs, or what the plan says of scores."""
+    """Print the planned runs, or what the plan says of those that were made."""
     if (scores is None) == (names is None):
         raise OptionError("give --names for the plan, or --scores for its reading.")
     if names is not None:
         click.echo(describe_plan(names.read_text(encoding="utf-8").split("\n")[:-1]))
     if scores is not None:
-        stored = json.loads(scores.read_text(encoding="utf-8"))
-        by_block = {
-            arm: {name: {int(block): float(value) for block, value in values.items()} for name, values in measures.items()}
-            for arm, measures in stored.items()
-        }
-        click.echo(describe_scores(by_block))
+        name, found = read_scores(scores)
+        click.echo(describe_scores(found, SETS[name]))
 
 
 def _verdict(gap: Difference, holm_p: float) -> Verdict:

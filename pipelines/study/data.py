@@ -7,7 +7,7 @@ held_out.txt · classes.parquet (a row a seen class) · flickr.parquet (the trai
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ TINY, CLASSES, FLICKR = "tiny_imagenet", "classes", "flickr8k/flickr8k_96.parque
 CLASS_TABLE, SYNSETS = "tiny_imagenet_classes.tsv", "oewn_synsets.parquet"
 DISTANCES = "tiny_imagenet_wordnet_pathdist.npz"
 _SEED = 0
-"""Decides the held-out classes, in every study alike."""
+"""Decides the held-out classes of `hold_out`."""
 _HELD_SHARE = 0.2
 _KNOWN_PER_CLASS = 50
 """Images of each class that evaluations learn from: a tenth, so that an evaluation takes a minute."""
@@ -88,12 +88,13 @@ class StudyData:
         return self.source / CLASSES / DISTANCES
 
 
-def prepare_data(source: Path, out: Path) -> StudyData:
+def prepare_data(source: Path, out: Path, choose: Callable[[list[str]], list[str]] | None = None) -> StudyData:
     """Write what is missing of OUT/data.
 
     Args:
         source: Holds tiny_imagenet/, classes/ and flickr8k/.
         out: The study's folder.
+        choose: Names of the classes that are held out, of all; None: those of `hold_out`.
 
     Raises:
         SourceError: If a file is missing.
@@ -104,7 +105,7 @@ def prepare_data(source: Path, out: Path) -> StudyData:
     _require([source / CLASSES / SYNSETS, data.distances])
     data.folder.mkdir(parents=True, exist_ok=True)
     if not all(path.exists() for path in (data.seen, data.known, data.val, data.held_out, data.classes)):
-        _write_tiny(shards, data)
+        _write_tiny(shards, data, choose or hold_out)
     if (source / FLICKR).exists() and not data.flickr.exists():
         _write_flickr(source / FLICKR, data.flickr)
     return data
@@ -119,11 +120,11 @@ def _require(paths: Iterable[Path]) -> None:
             )
 
 
-def _write_tiny(shards: list[Path], data: StudyData) -> None:
+def _write_tiny(shards: list[Path], data: StudyData, choose: Callable[[list[str]], list[str]]) -> None:
     import polars as pl
 
     table = describe_classes(data.source / CLASSES)
-    held = hold_out(table["name"].to_list())
+    held = choose(table["name"].to_list())
     beside = table.select("wnid", "coarse", "described")
 
     def read(path: Path) -> pl.DataFrame:

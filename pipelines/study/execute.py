@@ -26,6 +26,7 @@ from train.run.folder import CONFIG_FILE, EVAL_FILE, read_run_config
 if TYPE_CHECKING:
     from train.config import ModelName, TrainConfig
     from train.data.prepare import TrainingData
+    from train.evaluate.options import ProtocolName
 
 _RECORDED = ("objective", "protocols", "images", "train_images", "corrupt_images", "scores")
 """Of eval.json; the rest are places."""
@@ -43,6 +44,8 @@ class StudyConfig:
     model: ModelName = "small"
     """A small net, so that differences between objectives can be seen in hours on a CPU."""
     image_size: int = 32
+    protocols: tuple[ProtocolName, ...] = ()
+    """What runs on Tiny-ImageNet's classes are evaluated by; none: everything."""
     jobs: int = 1
     """Processes that make runs, each one at a time."""
     records: Path
@@ -114,11 +117,19 @@ class Study:
                 if not mine or self.is_done(planned):
                     continue
                 click.echo(f"[{number + 1}/{len(runs)}] {planned.name}")
-                self._train(planned)
-                self._evaluate(planned)
+                self.make_run(planned)
                 self._record(planned)
             # After each run: who looks in before the end sees what there is.
             self.write_tables()
+
+    def make_run(self, planned: Planned) -> None:
+        """Train and evaluate one run, as far as it is not; its graph is there.
+
+        Raises:
+            UserError: If it cannot be made.
+        """
+        self._train(planned)
+        self._evaluate(planned)
 
     def write_tables(self) -> list[Path]:
         """Tables of the records that there are; the Markdown files."""
@@ -140,7 +151,7 @@ class Study:
 
         run_dir = self.run_dir(planned)
         if (run_dir / WEIGHTS).exists():
-            _require(run_dir, self._asked(planned))
+            _require(run_dir, self.asked(planned))
             click.echo(f"  {run_dir}: was trained before")
             return
         data = self._images(self.train_config(planned))
@@ -152,13 +163,13 @@ class Study:
         from train.config import TrainConfig
 
         graph = planned.arm.graph
-        options = {**self._asked(planned), "graph_dir": str(self._graphs / graph), "data": str(self._data.images(graph))}
+        options = {**self.asked(planned), "graph_dir": str(self._graphs / graph), "data": str(self._data.images(graph))}
         if images is not None:
             options["epochs"] = math.ceil(options["steps"] / max(1, images // self._config.batch_size))
         return TrainConfig(**options)
 
-    def _asked(self, planned: Planned) -> dict[str, Any]:
-        """Options of a run, but for where its graph and its images are."""
+    def asked(self, planned: Planned) -> dict[str, Any]:
+        """Return the options of a run, but for where its graph and its images are."""
         arm = planned.arm
         return {
             **COMMON,
@@ -174,8 +185,8 @@ class Study:
             **arm.options,
         }
 
-    def _named(self, planned: Planned) -> dict[str, Any]:
-        """Graph and images of a run by their names, which are the same everywhere."""
+    def named(self, planned: Planned) -> dict[str, Any]:
+        """Return graph and images of a run by their names, which are the same everywhere."""
         graph = f"{Path(self._config.encoder).name}/{planned.arm.graph}"
         return {"graph_dir": graph, "data": self._data.images(planned.arm.graph).name}
 
@@ -223,6 +234,7 @@ class Study:
                 superclass_column="coarse",
                 held_out=str(self._data.held_out),
                 hierarchy=str(self._data.distances),
+                protocols=self._config.protocols,
                 untrained=untrained,
                 device=device,
             )
@@ -233,7 +245,7 @@ class Study:
         run_dir, record = self.run_dir(planned), self.record_dir(planned)
         made = read_run_config(run_dir)
         # Seeds of one arm stay one arm, whichever machine trained them in whichever precision.
-        anywhere = replace(made, **self._named(planned), device="auto", precision="auto")
+        anywhere = replace(made, **self.named(planned), device="auto", precision="auto")
         write_text(record / CONFIG_FILE, f"# Trained in {made.precision}.\n{anywhere.to_toml()}")
         scores = json.loads((run_dir / EVAL_FILE).read_text(encoding="utf-8"))
         write_json(record / EVAL_FILE, {name: scores[name] for name in _RECORDED})
@@ -247,7 +259,7 @@ class Study:
         for arm in ARMS:
             for path in sorted((self._config.records / arm.name).glob(f"seed-*/{EVAL_FILE}")):
                 planned = Planned(arm, int(path.parent.name.removeprefix("seed-")))
-                _require(path.parent, {**self._asked(planned), **self._named(planned)})
+                _require(path.parent, {**self.asked(planned), **self.named(planned)})
 
 
 def _make(config: StudyConfig, data: StudyData, runs: Sequence[Planned]) -> None:

@@ -44,18 +44,32 @@ def build_graph(name: str, data: StudyData, folder: Path, encoder: str) -> Path:
         UserError: If it cannot be built.
     """
     texts, _, change = name.partition("+")
-    if not is_imported(name):
-        source = _shuffle_captions(data) if change else data.images(texts)
-        return _embed(texts, source, data, folder / name, encoder)
+    if is_imported(name):
+        return import_similarities(folder / name, class_similarities(name, data, folder, encoder), data)
+    source = _shuffle_captions(data) if change else data.images(texts)
+    return _embed(texts, source, data, folder / name, encoder)
+
+
+def class_similarities(name: str, data: StudyData, folder: Path, encoder: str) -> Matrix:
+    """Return the similarities that a graph of class texts has, or is made of, in the order of the seen classes' table.
+
+    Args:
+        name: As for `build_graph`, which makes the graph whose embeddings are asked.
+        data: The same.
+        folder: The same.
+        encoder: The same.
+
+    Raises:
+        UserError: If that graph cannot be built.
+    """
+    texts, _, change = name.partition("+")
     if texts == "wordnet":
         similarity = _wordnet(data)
     else:
         similarity = similarity_of(
             _embeddings(build_graph(texts, data, folder, encoder), data), centred=change.startswith("centred")
         )
-    if change.endswith("shuffled"):
-        similarity = shuffle(similarity)
-    return _import(folder / name, _class_names(data), similarity, data)
+    return shuffle(similarity) if change.endswith("shuffled") else similarity
 
 
 def is_imported(name: str) -> bool:
@@ -72,16 +86,16 @@ def similarity_of(vectors_ND: Matrix, *, centred: bool) -> Matrix:
     return similarity
 
 
-def shuffle(similarity_NN: Matrix) -> Matrix:
+def shuffle(similarity_NN: Matrix, seed: int | tuple[int, ...] = _SEED) -> Matrix:
     """Return the same weights between other texts: rows and columns permuted alike, no text in its own place."""
-    moved = _moved(len(similarity_NN))
+    moved = _moved(len(similarity_NN), seed)
     shuffled: Matrix = similarity_NN[np.ix_(moved, moved)]
     return shuffled
 
 
-def _moved(count: int) -> npt.NDArray[np.int64]:
+def _moved(count: int, seed: int | tuple[int, ...] = _SEED) -> npt.NDArray[np.int64]:
     """A permutation that leaves nothing in its place: a cycle through all."""
-    order = np.random.default_rng(_SEED).permutation(count)
+    order = np.random.default_rng(seed).permutation(count)
     moved = np.empty_like(order)
     moved[order] = np.roll(order, 1)
     return moved
@@ -159,12 +173,19 @@ def _embeddings(graph_dir: Path, data: StudyData) -> Matrix:
     return vectors
 
 
-def _import(graph_dir: Path, names: list[str], similarity_NN: Matrix, data: StudyData) -> Path:
-    """A complete graph of the seen classes' names, whose samples are the images to train on."""
+def import_similarities(graph_dir: Path, similarity_NN: Matrix, data: StudyData) -> Path:
+    """Make a complete graph of the seen classes' names, whose samples are the images to train on, and return its directory.
+
+    Args:
+        graph_dir: Where to.
+        similarity_NN: In the order of the seen classes' table.
+        data: The study's images.
+    """
     import polars as pl
 
     from graphbuild.exchange.imported import ImportConfig, import_graph
 
+    names = _class_names(data)
     graph_dir.parent.mkdir(parents=True, exist_ok=True)
     sources = graph_dir.with_name(f".{graph_dir.name}.import")
     sources.mkdir(exist_ok=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,10 +13,13 @@ from graphbuild.errors import OptionError
 from pipelines.study.confirm import (
     MEASURES,
     PRIMARY,
+    SECONDARY_MEASURES,
+    SETS,
     ArmName,
     Matrix,
     blocks,
     confirm,
+    describe_scores,
     flat,
     fold_classes,
     own_class_mass,
@@ -87,10 +90,10 @@ def test_mass_that_no_target_has_is_refused() -> None:
 
 def scores(gaps: dict[ArmName, float], spread: float) -> dict[ArmName, dict[str, dict[int, float]]]:
     rng = np.random.default_rng(2)
-    arms: tuple[ArmName, ...] = ("supcon", "flat", "prompts", "definitions")
+    measures = (*MEASURES, *SECONDARY_MEASURES)
     return {
-        arm: {measure: {n: 0.2 + gaps.get(arm, 0) + spread * rng.normal() for n in range(20)} for measure in MEASURES}
-        for arm in arms
+        arm: {measure: {n: 0.2 + gaps.get(arm, 0) + spread * rng.normal() for n in range(20)} for measure in measures}
+        for arm in get_args(ArmName)
     }
 
 
@@ -114,16 +117,39 @@ def test_wide_intervals_leave_the_question_open_and_one_block_is_refused() -> No
         read(one)  # type: ignore[arg-type]
 
 
-def test_command_prints_the_planned_runs_and_the_reading_of_scores(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("gaps", "said"),
+    [
+        ({"prompts": 0.01, "wordnet": 0.01}, "text helps: yes"),
+        ({"wordnet": 0.01}, "text helps: not shown"),
+        ({"prompts": 0.01}, "text helps: nothing is said, for wordnet - flat is not ahead either"),
+    ],
+)
+def test_texts_are_spoken_of_only_where_the_positive_control_is_ahead(gaps: dict[ArmName, float], said: str) -> None:
+    lines = describe_scores(scores(gaps, 0.002), SETS["full"]).splitlines()
+    assert lines[0] == "20 of 20 blocks, 320,000 images a run, small"
+    assert [line for line in lines if line.startswith(said)]
+    assert sum(line.startswith("primary: ") for line in lines) == 6
+
+
+def test_sets_are_those_of_the_plan_and_the_small_one_corrects_over_two_tests_and_confirms_nothing() -> None:
+    assert {name: (len(run_set.arms), run_set.blocks, run_set.budget) for name, run_set in SETS.items()} == {
+        "full": (6, 20, 320_000),
+        "resnet18": (4, 8, 640_000),
+        "cpu": (3, 12, 80_000),
+    }
+    said = describe_scores(scores({"definitions": 0.01}, 0.002), SETS["cpu"])
+    assert said.count("primary: definitions - flat") == 2
+    assert said.count("primary") == 2
+    assert "text helps: not to be said" in said
+
+
+def test_command_prints_the_planned_runs(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("\n".join(NAMES) + "\n")
     planned = CliRunner().invoke(confirm, ["--names", str(tmp_path / "names.txt")], catch_exceptions=False).output.splitlines()
     assert len(planned) == 5 + 1 + 120
     assert planned[0].count("class ") == 40
-    found = scores({"prompts": 0.01}, 0.002)
-    found["permuted"] = found["flat"]
-    (tmp_path / "scores.json").write_text(json.dumps(found))
-    said = CliRunner().invoke(confirm, ["--scores", str(tmp_path / "scores.json")], catch_exceptions=False).output
-    assert "text helps: yes" in said
-    assert "secondary: permuted - flat, linear_top1: +0.00 ± 0.00" in said
+    with pytest.raises(OptionError, match="holds records of 0 sets"):
+        CliRunner().invoke(confirm, ["--scores", str(tmp_path / "none.jsonl")], catch_exceptions=False)
     with pytest.raises(OptionError, match="--names for the plan"):
         CliRunner().invoke(confirm, [], catch_exceptions=False)
