@@ -24,7 +24,6 @@ from train.run.loop import settle
 from train.run.trainer import Trainer
 
 _OBJECTIVES = ("simclr", "xclr")
-_WARM_UP = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +37,7 @@ class Size:
     rounds: int
     turn: int
     """Steps of one objective before the other has its turn."""
+    warm_up: int = 3
 
 
 SMALL = Size(pictures=2_048, batch_sizes=(64, 256), rounds=3, turn=3)
@@ -55,21 +55,23 @@ class Timing:
 
 
 def run(small: bool) -> str:
-    """The table, with its conditions."""
-    return measure(SMALL if small else FULL)
+    """The tables, with their conditions."""
+    from benchmarks import objectives
+
+    return f"{measure(SMALL if small else FULL)}\n\n{objectives.run(small)}"
 
 
 def measure(size: Size) -> str:
     """The table of a size, with its conditions."""
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
-        data = _prepare(Path(folder), size)
+        data = prepare_pictures(Path(folder), size)
         config = settle(data.settle(TrainConfig(model=size.model, image_size=size.image_size, augment="simclr", kl_every=0)))
         timings = {batch: _measure(replace(config, batch_size=batch), data, size) for batch in size.batch_sizes}
         data.close()
     return _table(timings, config, size)
 
 
-def _prepare(folder: Path, size: Size) -> TrainingData:
+def prepare_pictures(folder: Path, size: Size) -> TrainingData:
     """Draw the pictures, build their graph, decode."""
     from graphbuild.embed.build import build_embeddings
     from graphbuild.embed.config import EmbedConfig
@@ -84,7 +86,7 @@ def _prepare(folder: Path, size: Size) -> TrainingData:
 
 def _measure(config: TrainConfig, data: TrainingData, size: Size) -> dict[str, Timing]:
     """All contestants in turns, after a warm-up of each."""
-    total = _WARM_UP + size.rounds * size.turn
+    total = size.warm_up + size.rounds * size.turn
     trainers = {
         name: Trainer(replace(config, objective=name, steps=total, epochs=total), data)  # type: ignore[arg-type]
         for name in _OBJECTIVES
@@ -96,18 +98,18 @@ def _measure(config: TrainConfig, data: TrainingData, size: Size) -> dict[str, T
     shares: list[float] = []
     device = torch.device(config.device)
     for some in running.values():
-        _turn(some, _WARM_UP, device)
+        turn(some, size.warm_up, device)
     for number in range(size.rounds):
         # Who begins alternates, too.
         for name in running if number % 2 == 0 else reversed(running):
             trainers["xclr"].clock.lap(0)
-            seconds[name] += _turn(running[name], size.turn, device)
+            seconds[name] += turn(running[name], size.turn, device)
             if name == "xclr":
                 shares.append(trainers["xclr"].clock.lap(0)["target_share"])
     return {name: Timing(median(times), median(shares) if name == "xclr" else None) for name, times in seconds.items()}
 
 
-def _turn(running: Any, count: int, device: torch.device) -> list[float]:
+def turn(running: Any, count: int, device: torch.device) -> list[float]:
     """Seconds of each of the next steps."""
     times = []
     for _ in range(count):

@@ -10,8 +10,10 @@ from helpers_ranks import BATCH, TILE, batch_of, net
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from graphbuild.torch.blocks import Gather, Target
+from graphbuild.torch.assembler import GraphTarget
+from graphbuild.torch.blocks import Gather
 from graphbuild.torch.gather import gather, gather_views
+from graphbuild.torch.mixture import mix_targets
 from graphbuild.torch.modules import two_view_loss
 from graphbuild.torch.order import rank_loss
 from graphbuild.torch.repulsion import ByGraph, Decoupled, Hard, Mixed, Repulsion, draw_mixtures
@@ -27,15 +29,20 @@ REPELLED: dict[str, Repulsion] = {
     "graph": ByGraph(),
     "mixed": Mixed(6, draw_mixtures(BATCH, hardest=6, mixtures=4, seed=1)),
 }
-KINDS = [*REPELLED, "vicreg", "barlow", "simsiam", "rank"]
+KINDS = [*REPELLED, "vicreg", "barlow", "simsiam", "rank", "targets", "similarities", "heads"]
 
 
 def family_loss(kind: str, model: nn.Module, seed: int, targets: SoftTargets, anchors: range, gather_rows: Gather | None) -> Tensor:
     """The loss of some anchors of a batch; the others' embeddings come from the other processes."""
     pictures, ids = batch_of(seed, TEXTS)
     own = pictures.unflatten(0, (2, BATCH))[:, anchors.start : anchors.stop].flatten(0, 1)
-    target: Target = targets.of_texts(ids, anchors, gather=gather_rows) if gather_rows else targets.of_texts(ids)
+    target = targets.of_texts(ids, anchors, gather=gather_rows) if gather_rows else targets.of_texts(ids)
     y = model(own)
+    if kind in ("targets", "similarities", "heads"):
+        # Other texts of the same samples stand for another graph.
+        texts = (7 * ids + 3) % TEXTS
+        other = targets.of_texts(texts, anchors, gather=gather_rows) if gather_rows else targets.of_texts(texts)
+        return _of_two_graphs(kind, y, target, other)
     place: dict[str, Any] = {"tile": TILE, "tau_s": 0.1}
     if kind in REPELLED:
         return two_view_loss(normalize(y, dim=1), target, tau=0.2, repulsion=REPELLED[kind], **place).loss
@@ -44,6 +51,15 @@ def family_loss(kind: str, model: nn.Module, seed: int, targets: SoftTargets, an
     if kind == "simsiam":
         return simsiam_loss(y.tanh(), gather_views(y), target, anchors, **place).loss
     return (vicreg_loss if kind == "vicreg" else barlow_loss)(gather_views(y), target, anchors, **place).loss
+
+
+def _of_two_graphs(kind: str, y: Tensor, one: GraphTarget, other: GraphTarget) -> Tensor:
+    settings: dict[str, Any] = {"tile": TILE, "tau_s": 0.1, "tau": 0.2}
+    if kind != "heads":
+        mixed = mix_targets([one, other], (0.7, 0.3), "targets" if kind == "targets" else "similarities")
+        return two_view_loss(normalize(y, dim=1), mixed, **settings).loss
+    parts = [two_view_loss(normalize(half, dim=1), target, **settings) for half, target in ((y[:, :3], one), (y[:, 3:], other))]
+    return 0.7 * parts[0].loss + 0.3 * parts[1].loss
 
 
 def family_loss_and_gradients(graph_dir: Path, folder: Path) -> None:

@@ -14,7 +14,7 @@ import click
 from graphbuild.errors import visible
 from graphbuild.system.answers import answer
 from graphbuild.system.process import run_cli
-from train.config import TrainConfig, field_docs, field_groups, field_types, load_config
+from train.config import TrainConfig, field_docs, field_groups, field_types, load_config, repeated_by
 from train.config.kinds import FieldType, flag, split_type
 from train.evaluate.options import PROTOCOLS, EvalOptions
 
@@ -26,11 +26,14 @@ def config_options(*only: str) -> Callable[[Callable[..., Any]], Callable[..., A
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         defaults = TrainConfig()
-        for name, kind in reversed([item for item in field_types().items() if not only or item[0] in only]):
+        # What follows the first value of another option has none of its own.
+        own = {name: kind for name, kind in field_types().items() if name not in repeated_by().values()}
+        for name, kind in reversed([item for item in own.items() if not only or item[0] in only]):
             form, default = split_type(kind), getattr(defaults, name)
             names = f"{flag(name)}/--no-{flag(name)[2:]}" if form.base is bool else flag(name)
-            shown = "" if default is None or form.base is bool else f"  [default: {default}]"
-            command = click.option(names, name, type=_click_type(form), default=None, help=field_docs()[name] + shown)(command)
+            shown = "" if default in (None, ()) or form.base is bool else f"  [default: {default}]"
+            settings: dict[str, Any] = {"type": _click_type(form), "multiple": form.many or (not only and name in repeated_by())}
+            command = click.option(names, name, default=None, help=field_docs()[name] + shown, **settings)(command)
         return command
 
     return add
@@ -105,7 +108,7 @@ def cli(debug: bool) -> None:
 @json_option
 def run(config_file: Path | None, run_dir: Path | None, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Train an encoder, or go on with a run that was stopped."""
-    config = load_config(config_file, {name: value for name, value in options.items() if value is not None})
+    config = load_config(config_file, {name: value for name, value in options.items() if value not in (None, ())})
     from train.run.loop import train
 
     _answer(train(config, run_dir, overwrite=overwrite), as_json)

@@ -29,6 +29,7 @@ from graphbuild.store.lookup import SampleLookup, build_lookup
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.stage import Made, run_stage, writing
 from graphbuild.store.tables import read_parquet, read_texts
+from graphbuild.targets.mixture import share_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,22 +62,6 @@ class FuseResult:
     def to_json(self) -> dict[str, Any]:
         """The same for scripts."""
         return {**asdict(self), "graph_dir": str(self.graph_dir)}
-
-
-def share_weights(weights: Sequence[float], graphs: int) -> tuple[float, ...]:
-    """Weights that sum to 1.
-
-    Raises:
-        OptionError: If they are not one a graph, negative, not finite, or all zero.
-    """
-    given = np.array(weights if len(weights) else [1.0] * graphs, np.float64)
-    if len(given) != graphs:
-        raise OptionError(f"--weights: {len(given)} for {graphs} graphs. Give one a graph, such as 0.7,0.3.")
-    if not (np.isfinite(given).all() and (given >= 0).all()):
-        raise OptionError(f"--weights {','.join(f'{one:g}' for one in given)}: weights are zero or more, and finite.")
-    if not given.sum():
-        raise OptionError("--weights: all are zero, so nothing would be similar. Give one that is not.")
-    return tuple((given / given.sum()).tolist())
 
 
 def fuse_graphs(graphs: Sequence[Path], out: Path, config: FuseConfig) -> FuseResult:

@@ -4,8 +4,17 @@
 """
 
 from graphbuild.torch.losses import soft_contrastive_loss
+from graphbuild.torch.mixture import MixedSoftTargets
 from graphbuild.torch.modules import SimCLRLoss, SupConLoss, XCLRLoss
 from graphbuild.torch.sampler import NeighborBatchSampler
 from graphbuild.torch.soft_targets import SoftTargets
 
-__all__ = ["NeighborBatchSampler", "SimCLRLoss", "SoftTargets", "SupConLoss", "XCLRLoss", "soft_contrastive_loss"]
+__all__ = [
+    "MixedSoftTargets",
+    "NeighborBatchSampler",
+    "SimCLRLoss",
+    "SoftTargets",
+    "SupConLoss",
+    "XCLRLoss",
+    "soft_contrastive_loss",
+]

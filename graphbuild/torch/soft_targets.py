@@ -125,7 +125,7 @@ class SoftTargets:
             ArtifactError: If a file of the graph is missing or damaged.
             OptionError: If positions are not of this graph, or absent pairs have no similarity.
         """
-        target, anchors = self._target(ids, epoch)
+        target, anchors = self.of_ids(ids, epoch)
         return target.rows(anchors.start, anchors.stop)
 
     def set_epoch(self, epoch: int) -> None:
@@ -161,17 +161,7 @@ class SoftTargets:
             than 4 GiB, or are the teacher.
         """
         self.assembler.load_embeddings()
-        target, anchors = self._target(ids, epoch)
-        weights, logs = target_weights(target.rows(anchors.start, anchors.stop), self.options.tau_s, start=anchors.start)
-        entropy = entropy_of(weights, logs, start=anchors.start).mean()
-        figures = {
-            "own_view_mass": weights.diagonal(anchors.start).mean(),
-            "target_entropy": entropy,
-            "effective_positives": entropy.exp(),
-            "hit_rate": target.hit_rate(anchors),
-            "kl_to_dense": target.kl_to_dense(anchors, len(anchors)),
-        }
-        return {name: float(value) for name, value in figures.items() if value is not None}
+        return describe_target(*self.of_ids(ids, epoch))
 
     @property
     def graph(self) -> Graph:
@@ -206,8 +196,8 @@ class SoftTargets:
         """
         return self.assembler.assemble(text_ids_B, anchors, gather=gather)
 
-    def _target(self, ids: SampleIds, epoch: int | None) -> tuple[GraphTarget, range]:
-        """The target of a batch, and which of its samples are this process's."""
+    def of_ids(self, ids: SampleIds, epoch: int | None = None) -> tuple[GraphTarget, range]:
+        """Make the target of a batch, by rows, and tell which of its samples are this process's."""
         positions = self._positions_of(ids)
         place = this_place()
         shared = self.gather_distributed and place.world > 1
@@ -229,6 +219,20 @@ class SoftTargets:
             raise OptionError(f"positions are one row of integers, not of shape {tuple(ids.shape)}.")
         found: Int64 = np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids, np.int64)
         return found
+
+
+def describe_target(target: GraphTarget, anchors: range) -> dict[str, float]:
+    """Measure a target, over some anchors: what `SoftTargets.describe` says."""
+    weights, logs = target_weights(target.rows(anchors.start, anchors.stop), target.options.tau_s, start=anchors.start)
+    entropy = entropy_of(weights, logs, start=anchors.start).mean()
+    figures = {
+        "own_view_mass": weights.diagonal(anchors.start).mean(),
+        "target_entropy": entropy,
+        "effective_positives": entropy.exp(),
+        "hit_rate": target.hit_rate(anchors),
+        "kl_to_dense": target.kl_to_dense(anchors, len(anchors)),
+    }
+    return {name: float(value) for name, value in figures.items() if value is not None}
 
 
 def _is_integer(values: Tensor | np.ndarray[Any, Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
@@ -34,8 +34,9 @@ class TrainConfig(TrainOptions):
     def differences(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
         """Fields in which a resumed run (`other`) would compute something else, with both values."""
         strict = [item.name for item in fields(self) if not item.metadata.get("loose")]
-        pairs = {name: (getattr(self, name), getattr(other, name)) for name in strict}
-        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+        pairs: dict[str, tuple[Any, ...]] = {name: (getattr(self, name), getattr(other, name)) for name in strict}
+        pairs["head"] = tuple(tuple(replace(head, graph_dir="") for head in one.heads) for one in (self, other))
+        return {name: (getattr(self, name), getattr(other, name)) for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 @cache
@@ -48,6 +49,12 @@ def field_types() -> Mapping[str, Any]:
 def field_groups() -> Mapping[str, str]:
     """Return the objectives that read a field, for those that not all do."""
     return {item.name: item.metadata["group"] for item in fields(TrainConfig) if "group" in item.metadata}
+
+
+@cache
+def repeated_by() -> Mapping[str, str]:
+    """Return the options that may be given several times, and the field that takes what follows the first value."""
+    return {item.metadata["follows"]: item.name for item in fields(TrainConfig) if "follows" in item.metadata}
 
 
 @cache

@@ -14,6 +14,7 @@ def refuse_contradictions(config: TrainOptions) -> None:
         OptionError: If they do not.
     """
     _refuse_of_objectives(config)
+    _refuse_of_graphs(config)
     if 0 < config.load_size < config.image_size:
         raise OptionError(
             f"--load-size {config.load_size} is smaller than --image-size {config.image_size}. Raise it, or leave it out."
@@ -52,10 +53,39 @@ def _refuse_of_objectives(config: TrainOptions) -> None:
     if config.tau_s == "auto" and (config.own_weight or config.objective == "rank" or not config.uses_graph):
         why = f"--own-weight {config.own_weight:g} sets" if config.own_weight else f"--objective {config.objective} lacks"
         raise OptionError(f"--tau-s auto solves for the own view's share of a graph's target, which {why}. Give a number.")
+    if config.target_positives is not None and config.mass_of != "own-view":
+        raise OptionError(f"--target-positives asks for no mass, and --mass-of {config.mass_of} does. Leave one of them out.")
     if config.tau == "learned" and config.objective not in CONTRASTIVE:
         raise OptionError(f"--tau learned is for {_of(CONTRASTIVE)}, not for {config.objective}. Give a number.")
     if config.positives == "graph" and config.objective not in WITHOUT_NEGATIVES:
         raise OptionError(f"--positives graph is for {_of(WITHOUT_NEGATIVES)}, not for {config.objective}. Leave it out.")
+
+
+def _refuse_of_graphs(config: TrainOptions) -> None:
+    if not config.more_graphs and config.graph_weights is not None:
+        raise OptionError(f"--graph-weights {config.graph_weights} is for several graphs: give --graph-dir once for each.")
+    shares, heads = config.graph_shares, config.heads
+    if len(shares) > 1 and not config.uses_graph:
+        raise OptionError(f"--objective {config.objective} takes no similarities from a graph. Give --graph-dir once.")
+    by_value = "--objective rank" if config.objective == "rank" else "--negatives graph" if config.negatives == "graph" else ""
+    if len(shares) > 1 and config.graph_mix == "targets" and by_value:
+        raise OptionError(f"{by_value} takes similarities, which a mixture of targets has not. Add --graph-mix similarities.")
+    if not heads:
+        return
+    if len(shares) > 1:
+        raise OptionError("--head gives each graph a projector, and several --graph-dir are one target. Give one or the other.")
+    if config.objective == "clip" or not (config.uses_graph or _has_classes_by_texts(config)):
+        raise OptionError(f"--head gives a graph a projector, and --objective {config.objective} would not look at it. {_HEADED}")
+    names = [head.name for head in heads]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise OptionError(f"--head {twice[0]}: is given twice. Choose another name for one of them.")
+
+
+_HEADED = "Take xclr, rank, supcon without --label-column, or add --positives graph or --negatives graph."
+
+
+def _has_classes_by_texts(config: TrainOptions) -> bool:
+    return config.objective == "supcon" and config.label_column is None
 
 
 def _of(objectives: tuple[str, ...]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from graphbuild.errors import OptionError
-from train.config.checked import TrainConfig, field_types
+from train.config.checked import TrainConfig, field_types, repeated_by
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -41,4 +41,13 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
     Raises:
         OptionError: If a key is unknown or a value out of range.
     """
-    return TrainConfig(**{**(read_toml(path) if path else {}), **overrides})
+    return TrainConfig(**{**_spread(read_toml(path) if path else {}), **_spread(overrides)})
+
+
+def _spread(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists as tuples; of several graphs of one option, the first, and the others where they belong."""
+    spread = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    for name, other in repeated_by().items():
+        if isinstance(given := spread.get(name), tuple):
+            spread |= {name: given[0] if given else None, other: given[1:]}
+    return spread

@@ -7,6 +7,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -14,6 +15,10 @@ from graphbuild.errors import OptionError
 
 CONTRASTIVE = ("xclr", "simclr", "supcon")
 WITHOUT_NEGATIVES = ("vicreg", "barlow", "simsiam")
+LOOSE = {"loose": True}
+"""Marks a field that may change when a run is resumed: it changes no number that the run computes."""
+TARGET = {"group": "a target by the graph"}
+"""Marks a field that objectives with such a target read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,13 @@ class FieldType:
     optional: bool = False
     words: tuple[str, ...] = ()
     """What may stand in place of a number."""
+    many: bool = False
+    """Whether it is a tuple of such values."""
+
+
+def doc(text: str, marks: Mapping[str, Any] = types.MappingProxyType({})) -> Mapping[str, Any]:
+    """Metadata of a field: the help text of its option, and what else is said of it."""
+    return {"doc": text, **marks}
 
 
 def split_type(kind: Any) -> FieldType:
@@ -56,6 +68,8 @@ def split_type(kind: Any) -> FieldType:
     if get_origin(kind) is Annotated:
         base, limits = get_args(kind)
         return FieldType(base, range=limits)
+    if get_origin(kind) is tuple:
+        return dataclasses.replace(split_type(get_args(kind)[0]), many=True)
     if get_origin(kind) is Literal:
         return FieldType(str, choices=get_args(kind))
     return FieldType(kind)
@@ -75,6 +89,10 @@ def check(name: str, kind: Any, value: Any) -> None:
     form = split_type(kind)
     if value is None and form.optional:
         return
+    if form.many:
+        if type(value) is not tuple or not all(type(item) is form.base for item in value):
+            raise OptionError(f"{flag(name)}: {value!r} is not a list of {form.base.__name__}.")
+        return
     if form.words and isinstance(value, str) and value in form.words:
         return
     numeric = form.base is float and isinstance(value, int) and not isinstance(value, bool)
@@ -93,5 +111,7 @@ def to_toml(value: Any) -> str:
     """Write a value as TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(to_toml, value))}]"
     # A JSON string is a TOML basic string, once DEL is escaped, which JSON leaves alone.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if isinstance(value, str) else repr(value)

@@ -5,12 +5,11 @@ The command line is generated from them. Nothing here loads torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from train.config.kinds import CONTRASTIVE, WITHOUT_NEGATIVES, Range
+from train.config.graphs import GraphOptions
+from train.config.kinds import CONTRASTIVE, LOOSE, TARGET, WITHOUT_NEGATIVES, Range, doc
 
 Objective = Literal["xclr", "simclr", "supcon", "clip", "vicreg", "barlow", "simsiam", "rank"]
 ModelName = Literal["small", "resnet18", "resnet34", "resnet50", "resnet101"]
@@ -18,6 +17,7 @@ AugmentName = Literal["simclr", "autoaugment", "none"]
 OptimizerName = Literal["sgd", "lars", "adamw"]
 ScalingName = Literal["none", "linear", "sqrt"]
 NegativesName = Literal["uniform", "decoupled", "decoupled-weighted", "hard", "graph", "mixed"]
+MassOf = Literal["own-view", "own-class"]
 PositivesName = Literal["own", "graph"]
 TeacherName = Literal["graph", "embeddings"]
 BatchesName = Literal["random", "neighbors"]
@@ -31,235 +31,238 @@ AboveZero = Annotated[float, Range(0, open_low=True)]
 NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1, open_low=True)]
 
-_LOOSE = {"loose": True}
-"""Marks a field that may change when a run is resumed: it changes no number that the run computes."""
-_TARGET, _CLIP = {"group": "a target by the graph"}, {"group": "clip"}
+_CLIP = {"group": "clip"}
 _NEGATIVES, _PULLED = {"group": ", ".join(CONTRASTIVE)}, {"group": ", ".join(WITHOUT_NEGATIVES)}
 _SUPCON, _VICREG, _BARLOW, _SIMSIAM = ({"group": name} for name in ("supcon", "vicreg", "barlow", "simsiam"))
 """Which objectives read a field; the help of `train run` is grouped by it."""
 
 
-def _doc(text: str, marks: Mapping[str, Any] = MappingProxyType({})) -> Mapping[str, Any]:
-    """Metadata of a field: the help text of its option, and what else is said of it."""
-    return {"doc": text, **marks}
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainOptions:
+class TrainOptions(GraphOptions):
     """How an encoder is trained; every field is an option of `train run` and a key of `config.toml`."""
 
-    graph_dir: str | None = field(
-        default=None, metadata=_doc("The graph directory (default: $GRAPHBUILD_DIR, else the only graph under graphs/).", _LOOSE)
-    )
     data: str | None = field(
         default=None,
-        metadata=_doc(
+        metadata=doc(
             "Images: webdataset shards, Parquet files, class folders, or cifar10[:FOLDER] (default: what the graph records).",
-            _LOOSE,
+            LOOSE,
         ),
     )
     objective: Objective = field(
         default="xclr",
-        metadata=_doc("What is learned (docs/objectives.md); clip trains a text tower on the captions beside the image encoder."),
+        metadata=doc("What is learned (docs/objectives.md); clip trains a text tower on the captions beside the image encoder."),
     )
     image_column: str | None = field(
-        default=None, metadata=_doc("Parquet column of the image bytes (default: the only binary column).")
+        default=None, metadata=doc("Parquet column of the image bytes (default: the only binary column).")
     )
     id_column: str | None = field(
         default=None,
-        metadata=_doc(
+        metadata=doc(
             "Parquet column of the sample ids (default: the one that the graph records), "
             "or key of the JSON in shards (default: url)."
         ),
     )
     val_ids: str | None = field(
         default=None,
-        metadata=_doc("File with a sample id a line: images that are left out of the training, and classified by `train eval`."),
+        metadata=doc("File with a sample id a line: images that are left out of the training, and classified by `train eval`."),
     )
     val_fraction: Annotated[float, Range(0, 1)] = field(
         default=0.0,
-        metadata=_doc("Share of the images that is left out of the training, chosen by their ids, and classified by `train eval`."),
+        metadata=doc("Share of the images that is left out of the training, chosen by their ids, and classified by `train eval`."),
     )
     per_class: Positive | None = field(
-        default=None, metadata=_doc("Train on so many images of each class, chosen by --seed and their ids (default: on all).")
+        default=None, metadata=doc("Train on so many images of each class, chosen by --seed and their ids (default: on all).")
     )
     fraction: Fraction = field(
         default=1.0,
-        metadata=_doc("Train on this share of each class (of all images where they have no classes), chosen in the same way."),
+        metadata=doc("Train on this share of each class (of all images where they have no classes), chosen in the same way."),
     )
     label_column: str | None = field(
         default=None,
-        metadata=_doc(
+        metadata=doc(
             "Column of the classes for supcon (default: equal texts of the graph are a class) and --per-class (default: label).",
             _SUPCON,
         ),
     )
-    model: ModelName = field(default="small", metadata=_doc("The image encoder."))
-    image_size: Positive = field(default=64, metadata=_doc("Height and width of a view in pixels."))
+    model: ModelName = field(default="small", metadata=doc("The image encoder."))
+    image_size: Positive = field(default=64, metadata=doc("Height and width of a view in pixels."))
     load_size: Count = field(
         default=0,
-        metadata=_doc("Height and width at which images are held; 0 chooses by the images, between one and two view sizes."),
+        metadata=doc("Height and width at which images are held; 0 chooses by the images, between one and two view sizes."),
     )
     crop_from: CropFrom = field(
         default="auto",
-        metadata=_doc(
+        metadata=doc(
             "What views are cut from: images held at --load-size, or originals, decoded for each batch (auto: by --cache-gb)."
         ),
     )
-    batch_size: Annotated[int, Range(2)] = field(default=256, metadata=_doc("Images a step; each gives two views."))
+    batch_size: Annotated[int, Range(2)] = field(default=256, metadata=doc("Images a step; each gives two views."))
     batches: BatchesName = field(
-        default="random", metadata=_doc("How images are put together: at random, or chunks of neighbours at random.")
+        default="random", metadata=doc("How images are put together: at random, or chunks of neighbours at random.")
     )
     chunk: Annotated[int, Range(1, 128)] = field(
-        default=32, metadata=_doc("Images a chunk of --batches neighbors; 1 is the same as random.")
+        default=32, metadata=doc("Images a chunk of --batches neighbors; 1 is the same as random.")
     )
     neighbor_ranks: str | None = field(
-        default=None, metadata=_doc("Ranks of the neighbours that chunks are grown along, such as 1:64 (default: all).")
+        default=None, metadata=doc("Ranks of the neighbours that chunks are grown along, such as 1:64 (default: all).")
     )
-    epochs: Positive = field(default=20, metadata=_doc("Passes over the images."))
+    epochs: Positive = field(default=20, metadata=doc("Passes over the images."))
     steps: Positive | None = field(
-        default=None, metadata=_doc("Stop after this many steps, with the learning rate scheduled for them.")
+        default=None, metadata=doc("Stop after this many steps, with the learning rate scheduled for them.")
     )
     tau: AboveZero | Literal["learned"] = field(
         default=0.1,
-        metadata=_doc("Temperature of the learned embeddings, or learned: from 0.07, as CLIP's, for xclr, simclr and supcon."),
+        metadata=doc("Temperature of the learned embeddings, or learned: from 0.07, as CLIP's, for xclr, simclr and supcon."),
     )
     tau_s: AboveZero | Literal["auto"] = field(
-        default=0.1, metadata=_doc("Temperature of the target, or auto: solved for --target-mass on a sample of batches.", _TARGET)
+        default=0.1,
+        metadata=doc(
+            "Temperature of the target, or auto: solved for --target-mass or --target-positives on a sample of batches.", TARGET
+        ),
     )
     target_mass: Annotated[float, Range(0, 1, open_low=True)] = field(
-        default=0.36, metadata=_doc("Mean share of the target that --tau-s auto gives to the own view.", _TARGET)
+        default=0.36, metadata=doc("Mean share of the target that --tau-s auto gives to what --mass-of names.", TARGET)
+    )
+    mass_of: MassOf = field(
+        default="own-view",
+        metadata=doc(
+            "What has --target-mass: the other view, or the images of the own class (--label-column, else equal texts).", TARGET
+        ),
+    )
+    target_positives: Annotated[float, Range(1)] | None = field(
+        default=None,
+        metadata=doc(
+            "Effective positives, exp of the target's mean entropy, that --tau-s auto solves for in place of a mass.", TARGET
+        ),
     )
     teacher: TeacherName = field(
         default="graph",
-        metadata=_doc(
-            "Where xclr takes similarities from: the graph's rows and sketches, or its embeddings, exact, held in memory.", _TARGET
+        metadata=doc(
+            "Where xclr takes similarities from: the graph's rows and sketches, or its embeddings, exact, held in memory.", TARGET
         ),
     )
     absent: float | None = field(
-        default=None, metadata=_doc("Similarity of pairs that the graph does not store (default: the graph's sketch).", _TARGET)
+        default=None, metadata=doc("Similarity of pairs that the graph does not store (default: the graph's sketch).", TARGET)
     )
     own_weight: Annotated[float, Range(0, 1)] = field(
         default=0.0,
-        metadata=_doc("Share of the xclr target that is given to the other view of the same image; the rest stays soft.", _TARGET),
+        metadata=doc("Share of the xclr target that is given to the other view of the same image; the rest stays soft.", TARGET),
     )
     symmetrize: SymmetrizeName = field(
         default="union",
-        metadata=_doc("Whether a pair counts as stored if either of its texts stores it, or only if both do (mutual).", _TARGET),
+        metadata=doc("Whether a pair counts as stored if either of its texts stores it, or only if both do (mutual).", TARGET),
     )
     min_similarity: float | None = field(
-        default=None, metadata=_doc("Pairs below this similarity are left out of the xclr target (default: none is).", _TARGET)
+        default=None, metadata=doc("Pairs below this similarity are left out of the xclr target (default: none is).", TARGET)
     )
     negatives: NegativesName = field(
         default="uniform",
-        metadata=_doc(
+        metadata=doc(
             "How pairs weigh in the denominator: all alike, without positives, by hardness, by the graph, or with mixtures beside.",
             _NEGATIVES,
         ),
     )
-    dclw_sigma: AboveZero = field(default=0.5, metadata=_doc("Width of the weights of decoupled-weighted.", _NEGATIVES))
+    dclw_sigma: AboveZero = field(default=0.5, metadata=doc("Width of the weights of decoupled-weighted.", _NEGATIVES))
     beta: NonNegative = field(
-        default=1.0, metadata=_doc("How much more hard negatives weigh: exp(beta l); 0 weighs them alike.", _NEGATIVES)
+        default=1.0, metadata=doc("How much more hard negatives weigh: exp(beta l); 0 weighs them alike.", _NEGATIVES)
     )
     prior: Annotated[float, Range(0, 1)] = field(
         default=0.0,
-        metadata=_doc("Share of hard's negatives that are taken for positives; about 1 / number of classes.", _NEGATIVES),
+        metadata=doc("Share of hard's negatives that are taken for positives; about 1 / number of classes.", _NEGATIVES),
     )
-    hardest: Positive = field(default=32, metadata=_doc("Negatives of an anchor that mixed draws from.", _NEGATIVES))
-    mixtures: Positive = field(default=16, metadata=_doc("Mixtures an anchor that mixed adds.", _NEGATIVES))
+    hardest: Positive = field(default=32, metadata=doc("Negatives of an anchor that mixed draws from.", _NEGATIVES))
+    mixtures: Positive = field(default=16, metadata=doc("Mixtures an anchor that mixed adds.", _NEGATIVES))
     positives: PositivesName = field(
         default="own",
-        metadata=_doc(
+        metadata=doc(
             "Whom a view is drawn to: the other view of its image, as published, or the mean over partners of the graph's target.",
             _PULLED,
         ),
     )
-    vicreg_invariance: NonNegative = field(default=25.0, metadata=_doc("Weight of the distance to partners.", _VICREG))
-    vicreg_variance: NonNegative = field(
-        default=25.0, metadata=_doc("Weight of the hinge on each coordinate's deviation.", _VICREG)
-    )
-    vicreg_covariance: NonNegative = field(default=1.0, metadata=_doc("Weight of the covariances between coordinates.", _VICREG))
-    barlow_redundancy: NonNegative = field(default=5e-3, metadata=_doc("Weight of the correlations between coordinates.", _BARLOW))
+    vicreg_invariance: NonNegative = field(default=25.0, metadata=doc("Weight of the distance to partners.", _VICREG))
+    vicreg_variance: NonNegative = field(default=25.0, metadata=doc("Weight of the hinge on each coordinate's deviation.", _VICREG))
+    vicreg_covariance: NonNegative = field(default=1.0, metadata=doc("Weight of the covariances between coordinates.", _VICREG))
+    barlow_redundancy: NonNegative = field(default=5e-3, metadata=doc("Weight of the correlations between coordinates.", _BARLOW))
     predictor_hidden: Positive = field(
-        default=64, metadata=_doc("Width of the predictor's hidden layer; a quarter of --projector-dim in the paper.", _SIMSIAM)
+        default=64, metadata=doc("Width of the predictor's hidden layer; a quarter of --projector-dim in the paper.", _SIMSIAM)
     )
     lr: AboveZero | None = field(
         default=None,
-        metadata=_doc("Peak learning rate, before --lr-scaling (default: 0.12 for sgd, 0.3 for lars, 0.001 for adamw)."),
+        metadata=doc("Peak learning rate, before --lr-scaling (default: 0.12 for sgd, 0.3 for lars, 0.001 for adamw)."),
     )
     lr_scaling: ScalingName = field(
         default="none",
-        metadata=_doc(
+        metadata=doc(
             "Multiplies --lr: linear by batch size / 256, sqrt by the square root of the batch size, as SimCLR's two rules have it."
         ),
     )
     loss_tile: Count = field(
         default=0,
-        metadata=_doc("Images whose part of the loss is computed at a time; 0 keeps the logits of a tile within 256 MiB."),
+        metadata=doc("Images whose part of the loss is computed at a time; 0 keeps the logits of a tile within 256 MiB."),
     )
-    optimizer: OptimizerName = field(default="sgd", metadata=_doc("How weights are updated."))
-    weight_decay: NonNegative = field(default=5e-4, metadata=_doc("Weight decay; biases and normalisation take none."))
-    momentum: Annotated[float, Range(0, 1)] = field(default=0.9, metadata=_doc("Momentum of sgd and lars, first beta of adamw."))
+    optimizer: OptimizerName = field(default="sgd", metadata=doc("How weights are updated."))
+    weight_decay: NonNegative = field(default=5e-4, metadata=doc("Weight decay; biases and normalisation take none."))
+    momentum: Annotated[float, Range(0, 1)] = field(default=0.9, metadata=doc("Momentum of sgd and lars, first beta of adamw."))
     warmup_epochs: NonNegative = field(
-        default=1.0, metadata=_doc("Epochs over which the learning rate rises linearly, at most a tenth of the run.")
+        default=1.0, metadata=doc("Epochs over which the learning rate rises linearly, at most a tenth of the run.")
     )
     init: str | None = field(
         default=None,
-        metadata=_doc(
+        metadata=doc(
             "Weights that a ResNet starts from: torchvision:NAME, such as torchvision:IMAGENET1K_V2, timm:NAME, such as "
             "timm:a1_in1k, or torchvision:PATH, timm:PATH, open_clip:PATH of a file."
         ),
     )
-    compile: bool = field(default=False, metadata=_doc("Compile the encoder (torch.compile)."))
+    compile: bool = field(default=False, metadata=doc("Compile the encoder (torch.compile)."))
     text_width: Annotated[int, Range(64, 4096)] = field(
-        default=256, metadata=_doc("Width of clip's text tower; a multiple of 64.", _CLIP)
+        default=256, metadata=doc("Width of clip's text tower; a multiple of 64.", _CLIP)
     )
-    text_layers: Positive = field(default=4, metadata=_doc("Layers of clip's text tower.", _CLIP))
+    text_layers: Positive = field(default=4, metadata=doc("Layers of clip's text tower.", _CLIP))
     text_length: Annotated[int, Range(4)] = field(
-        default=32, metadata=_doc("Tokens that clip's text tower reads of a text; longer ones are cut.", _CLIP)
+        default=32, metadata=doc("Tokens that clip's text tower reads of a text; longer ones are cut.", _CLIP)
     )
-    projector_dim: Positive = field(default=128, metadata=_doc("Width of the embedding that the loss sees."))
-    projector_hidden: Positive = field(default=512, metadata=_doc("Width of the projector's hidden layer."))
-    projector_bn: bool = field(default=False, metadata=_doc("End the projector in a BatchNorm, as SimCLR's does."))
-    augment: AugmentName = field(default="simclr", metadata=_doc("How views are made."))
+    projector_dim: Positive = field(default=128, metadata=doc("Width of the embedding that the loss sees."))
+    projector_hidden: Positive = field(default=512, metadata=doc("Width of the projector's hidden layer."))
+    projector_bn: bool = field(default=False, metadata=doc("End the projector in a BatchNorm, as SimCLR's does."))
+    augment: AugmentName = field(default="simclr", metadata=doc("How views are made."))
     crop_min: Fraction = field(
-        default=0.2, metadata=_doc("Smallest share of an image's area that a crop keeps; SimCLR has 0.08 on ImageNet.")
+        default=0.2, metadata=doc("Smallest share of an image's area that a crop keeps; SimCLR has 0.08 on ImageNet.")
     )
     color_strength: NonNegative = field(
-        default=0.5, metadata=_doc("Strength of the simclr augmentation's colour jitter; SimCLR has 1 on ImageNet, 0.5 on CIFAR.")
+        default=0.5, metadata=doc("Strength of the simclr augmentation's colour jitter; SimCLR has 1 on ImageNet, 0.5 on CIFAR.")
     )
-    seed: Count = field(default=0, metadata=_doc("Decides weights, batches, captions and augmentations."))
+    seed: Count = field(default=0, metadata=doc("Decides weights, batches, captions and augmentations."))
     precision: Precision = field(
-        default="auto", metadata=_doc("Arithmetic of the encoder; auto is bfloat16 where the hardware multiplies in it.")
+        default="auto", metadata=doc("Arithmetic of the encoder; auto is bfloat16 where the hardware multiplies in it.")
     )
-    device: str = field(default="auto", metadata=_doc("auto, cpu, cuda or cuda:INDEX.", _LOOSE))
+    device: str = field(default="auto", metadata=doc("auto, cpu, cuda or cuda:INDEX.", LOOSE))
     graph_on_device: OnDeviceName = field(
         default="auto",
-        metadata=_doc("Whether the graph's rows are held on the device; auto does so on a GPU with room to spare.", _LOOSE),
+        metadata=doc("Whether the graph's rows are held on the device; auto does so on a GPU with room to spare.", LOOSE),
     )
     images_on_device: OnDeviceName = field(
         default="auto",
-        metadata=_doc("Whether decoded images are held on the device; auto does so on a GPU with room to spare.", _LOOSE),
+        metadata=doc("Whether decoded images are held on the device; auto does so on a GPU with room to spare.", LOOSE),
     )
-    workers: Positive = field(default=2, metadata=_doc("Threads that decode images.", _LOOSE))
+    workers: Positive = field(default=2, metadata=doc("Threads that decode images.", LOOSE))
     cache_gb: NonNegative = field(
-        default=4.0, metadata=_doc("Decoded images are held in memory up to this size, else decoded batch by batch.", _LOOSE)
+        default=4.0, metadata=doc("Decoded images are held in memory up to this size, else decoded batch by batch.", LOOSE)
     )
     checkpoint_every: Positive = field(
-        default=500, metadata=_doc("Steps between checkpoints; one is written at the end, too.", _LOOSE)
+        default=500, metadata=doc("Steps between checkpoints; one is written at the end, too.", LOOSE)
     )
     checkpoint_minutes: NonNegative = field(
-        default=0.0, metadata=_doc("Minutes between checkpoints, beside those by steps; 0: by steps alone.", _LOOSE)
+        default=0.0, metadata=doc("Minutes between checkpoints, beside those by steps; 0: by steps alone.", LOOSE)
     )
-    log_every: Positive = field(default=10, metadata=_doc("Steps between lines of metrics.jsonl."))
+    log_every: Positive = field(default=10, metadata=doc("Steps between lines of metrics.jsonl."))
     tensorboard: bool = field(
-        default=False, metadata=_doc("Write the lines of metrics.jsonl for TensorBoard, too: RUN/tensorboard/.", _LOOSE)
+        default=False, metadata=doc("Write the lines of metrics.jsonl for TensorBoard, too: RUN/tensorboard/.", LOOSE)
     )
     kl_every: Count = field(
-        default=100, metadata=_doc("Steps between measurements of KL(dense || assembled), xclr only; 0 measures none.", _TARGET)
+        default=100, metadata=doc("Steps between measurements of KL(dense || assembled), xclr only; 0 measures none.", TARGET)
     )
-    allow_missing: bool = field(default=False, metadata=_doc("Train although the graph knows under 95 % of the images."))
-    max_corrupt: Count = field(default=100, metadata=_doc("Give up when more images than this cannot be read.", _LOOSE))
+    allow_missing: bool = field(default=False, metadata=doc("Train although the graph knows under 95 % of the images."))
+    max_corrupt: Count = field(default=100, metadata=doc("Give up when more images than this cannot be read.", LOOSE))
 
     @property
     def uses_graph(self) -> bool:

@@ -7,7 +7,9 @@ the class that the source knows of each image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import NamedTuple
 
 import numpy as np
 
@@ -68,6 +70,57 @@ def join(source: ImageSource, graph: Graph, *, allow_missing: bool = False) -> J
     if not share or (share < LEAST_KNOWN and not allow_missing):
         raise ArtifactMismatch(_explain(source, graph, ids, found))
     return _keep_known(ids, found, by)
+
+
+class Known(NamedTuple):
+    """A graph, and the texts that it has of the images."""
+
+    graph: Graph
+    joined: Joined
+
+
+def join_all(source: ImageSource, graphs: Sequence[Graph], *, allow_missing: bool = False) -> tuple[list[Known], list[str]]:
+    """Look up every image of a source in several graphs.
+
+    Args:
+        source: The images.
+        graphs: One or more.
+        allow_missing: Accept fewer than 95 % known images, but not none.
+
+    Returns:
+        Each graph with the images that all of them know; and what each of them knows, for people.
+
+    Raises:
+        ArtifactMismatch: If a graph knows too few, or all of them together do.
+    """
+    every = [join(source, graph, allow_missing=allow_missing) for graph in graphs]
+    told = [f"{graph.path}: {joined.summary()}" for graph, joined in zip(graphs, every, strict=True)]
+    shared = reduce(np.intersect1d, [joined.indices for joined in every])
+    total = len(source.sample_ids)
+    if not len(shared) or (len(shared) < LEAST_KNOWN * total and not allow_missing):
+        raise ArtifactMismatch(
+            f"{source.name}: only {len(shared):,} of {total:,} images are known to all {len(graphs)} graphs ({'; '.join(told)}). "
+            "Take graphs of the same samples" + ("; --allow-missing trains on the shared ones." if len(shared) else ".")
+        )
+    return [Known(graph, _restrict(joined, shared, source)) for graph, joined in zip(graphs, every, strict=True)], told
+
+
+def _restrict(joined: Joined, shared: Int64, source: ImageSource) -> Joined:
+    """The same of fewer images; `shared` are positions in the source, in order."""
+    if len(shared) == len(joined.indices):
+        return joined
+    kept = np.isin(joined.indices, shared)
+    counts = np.diff(joined.offsets)
+    left_out = np.setdiff1d(np.arange(len(source.sample_ids)), shared)
+    return replace(
+        joined,
+        indices=shared,
+        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[kept])]),
+        text_ids=joined.text_ids[np.repeat(kept, counts)],
+        graph_rows=joined.graph_rows[kept],
+        unknown=len(left_out),
+        examples=tuple(source.sample_ids[index] for index in left_out[:_EXAMPLES].tolist()),
+    )
 
 
 def _keep_known(ids: Sequence[str], found: SampleTexts, by: str) -> Joined:

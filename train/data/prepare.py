@@ -22,14 +22,14 @@ from train.config.options import CropFrom
 from train.data.base import ImageSource, Int64, Labels, encode_labels
 from train.data.budget import trained_mask
 from train.data.crops import Crops
-from train.data.join import Joined, join
+from train.data.join import Joined, Known, join_all
 from train.data.prefetch import read_ahead
 from train.data.sources import open_images, recorded_images
 from train.data.store import CorruptImages, ImageBatch, ImageStore, choose_load_size, held_bytes
 from train.data.subset import Subset
 from train.data.tar import MappedIds
 
-DATA_FIELDS = ("graph_dir", "data", "image_column", "id_column", "val_ids", "load_size", "crop_from")
+DATA_FIELDS = ("graph_dir", "more_graphs", "head", "data", "image_column", "id_column", "val_ids", "load_size", "crop_from")
 """Fields of a configuration that prepared data decide."""
 
 
@@ -44,6 +44,10 @@ class OpenData:
     joined: Joined | None
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Samples of the source that have no image, by reason; none is 0."""
+    known: Mapping[str, Known] = field(default_factory=dict)
+    """All graphs of the run by their paths, as the configuration has them."""
+    coverage: tuple[str, ...] = ()
+    """What each of them knows of the images, for people."""
 
 
 @dataclass(slots=True)
@@ -65,6 +69,11 @@ class TrainingData:
     def joined(self) -> Joined | None:
         """Texts of the samples, where the run has a graph."""
         return self.opened.joined
+
+    def by_graph(self, graph_dir: str) -> TrainingData:
+        """Return the same images with another graph of the run."""
+        known = self.opened.known[graph_dir]
+        return replace(self, opened=replace(self.opened, graph=known.graph, joined=known.joined))
 
     def batches(self, wanted: Iterator[tuple[Int64, Iterable[Int64], Crops | None]]) -> Iterator[ImageBatch]:
         """Images of a sequence of batches; decoded in advance where they are not held in memory.
@@ -103,8 +112,8 @@ class TrainingData:
             hasher.update(ids.hashes()[indices].tobytes())
         else:
             hasher.update("\n".join(ids[index] for index in indices).encode())
-        if self.graph is not None:
-            files = self.graph.manifest.stages["knn"].files
+        for known in self.opened.known.values():
+            files = known.graph.manifest.stages["knn"].files
             hasher.update(json.dumps({name: receipt.digest for name, receipt in sorted(files.items())}).encode())
         return hasher.hexdigest()
 
@@ -122,21 +131,27 @@ def open_data(config: TrainConfig) -> OpenData:
         ArtifactError: If the graph is not finished, or damaged.
         ArtifactMismatch: If the graph is of another data set.
     """
-    graph = _open_graph(config)
+    graphs = _open_graphs(config)
+    graph = graphs[0] if graphs else None
     arguments = _image_arguments(config, graph)
     every = open_images(**arguments)
     left_out = {reason: count for reason, count in getattr(every, "skipped", {}).items() if count}
     trained = trained_mask(every, config, graph.manifest.dataset if graph else {})
     source = every if trained is None else Subset(every, np.flatnonzero(trained))
-    joined = join(source, graph, allow_missing=config.allow_missing) if graph else None
+    known, coverage = join_all(source, graphs, allow_missing=config.allow_missing) if graphs else ([], [])
+    joined = known[0].joined if known else None
     if joined is not None:
         say(f"{source.name}: {joined.summary()}; {sum(left_out.values()):,} samples left out")
+    if len(graphs) > 1:
+        say("\n".join(coverage))
     load_size = config.load_size or choose_load_size(source, config.image_size)
     fits = held_bytes(len(source if joined is None else joined.indices), load_size) <= config.cache_gb * 1e9
     by_size: CropFrom = "held" if fits else "original"
     settled = replace(
         config,
         graph_dir=str(graph.path) if graph else None,
+        more_graphs=tuple(_resolved(path) for path in config.more_graphs),
+        head=tuple(str(replace(head, graph_dir=_resolved(head.graph_dir))) for head in config.heads),
         data=arguments["data"],
         image_column=getattr(every, "image_column", None),
         id_column=getattr(every, "id_column", None),
@@ -144,7 +159,8 @@ def open_data(config: TrainConfig) -> OpenData:
         load_size=load_size,
         crop_from=by_size if config.crop_from == "auto" else config.crop_from,
     )
-    return OpenData(settled, source, graph, joined, left_out)
+    by_path = {str(item.graph.path): item for item in known}
+    return OpenData(settled, source, graph, joined, left_out, by_path, tuple(coverage))
 
 
 def load_data(opened: OpenData) -> TrainingData:
@@ -157,6 +173,8 @@ def load_data(opened: OpenData) -> TrainingData:
     if opened.left_out:
         counts = {reason.replace(" ", "_"): count for reason, count in opened.left_out.items()}
         events.append(event("samples_left_out", **counts))
+    if len(opened.coverage) > 1:
+        events.append(event("coverage", graphs=list(opened.coverage)))
     if opened.joined is not None and opened.joined.unknown:
         events.append(event("unknown_images", count=opened.joined.unknown, examples=list(opened.joined.examples)))
     corrupt = CorruptImages(
@@ -193,13 +211,18 @@ def event(kind: str, **facts: Any) -> dict[str, Any]:
     return {"time": round(time.time(), 3), "event": kind, **facts}
 
 
-def _open_graph(config: TrainConfig) -> Graph | None:
-    if config.graph_dir is not None:
-        return Graph.open(Path(config.graph_dir).resolve())
+def _open_graphs(config: TrainConfig) -> list[Graph]:
+    """Open all graphs of a run, each once, that of the images first."""
+    if config.graphs:
+        return [Graph.open(Path(path)) for path in dict.fromkeys(map(_resolved, config.graphs))]
     # Simclr and supcon take a graph where it is named, or to find the images; the others cannot do without.
     if config.uses_graph or config.objective == "clip" or config.batches == "neighbors" or config.data is None:
-        return Graph.open(find_graph_dir(None).resolve())
-    return None
+        return [Graph.open(find_graph_dir(None).resolve())]
+    return []
+
+
+def _resolved(path: str) -> str:
+    return str(Path(path).resolve())
 
 
 def _image_arguments(config: TrainConfig, graph: Graph | None) -> dict[str, Any]:

@@ -96,15 +96,11 @@ class RunImages:
         return source if kept.all() else Subset(source, np.flatnonzero(kept))
 
     def _known(self, source: ImageSource) -> Bool:
-        """Tell which images the run's graph knows; all, where the run has none."""
+        """Tell which images all graphs of the run know; all, where the run has none."""
         known = np.ones(len(source), np.bool_)
-        if not self._config.graph_dir:
-            return known
         try:
-            graph = self._graph
-            assert graph is not None, "the run has a graph"
-            known[:] = False
-            known[join(source, graph, allow_missing=True).indices] = True
+            for path in self._config.graphs:
+                known &= np.isin(np.arange(len(source)), join(source, Graph.open(path), allow_missing=True).indices)
         except ArtifactError as error:
             raise ArtifactError(
                 f"which images of {source.name} the run was trained on is not known without its graph ({error}) "

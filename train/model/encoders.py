@@ -5,6 +5,7 @@ Shape letters: n views, S their height and width, F feature width, D width of th
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -75,6 +76,18 @@ class Encoder(nn.Module):
         """Return what the backbone says; (n, 3, S, S) -> (n, F) float32."""
         features: Tensor = self.backbone(views)
         return features.float()
+
+
+def head_of(encoder: Encoder, *, own: bool) -> Encoder:
+    """Return an encoder that takes features of the backbone in the place of images.
+
+    Args:
+        encoder: Whose.
+        own: Whether it has the encoder's own projector; else a copy of it, with weights of its own.
+    """
+    # What the copy finds in the memo is not copied.
+    shared: dict[int, Any] = {id(encoder.backbone): nn.Identity()}
+    return copy.deepcopy(encoder, shared | ({id(encoder.projector): encoder.projector} if own else {}))
 
 
 def build_backbone(name: ModelName, image_size: int) -> tuple[nn.Module, int]:

@@ -145,18 +145,25 @@ def _facts(run_dir: Path, config: TrainConfig, encoder: Encoder, sha256: str) ->
 
 
 def _graph_facts(config: TrainConfig) -> dict[str, dict[str, Any]]:
-    if config.graph_dir is None:
-        return {}
+    """Return the tables of each graph; of several they are numbered."""
+    tables: dict[str, dict[str, Any]] = {}
+    for number, path in enumerate(config.graphs, start=1):
+        mark = f" {number}" if len(config.graphs) > 1 else ""
+        tables |= {f"{name}{mark}": table for name, table in _facts_of_graph(path).items()}
+    return tables
+
+
+def _facts_of_graph(path: str) -> dict[str, dict[str, Any]]:
     try:
-        graph = Graph.open(config.graph_dir)
+        graph = Graph.open(path)
     except ArtifactError:
-        return {"Graph": {"directory": config.graph_dir, "note": "was not there any more when this card was written"}}
+        return {"Graph": {"directory": path, "note": "was not there any more when this card was written"}}
     manifest = graph.manifest
     files = {name: receipt.digest for name, receipt in sorted(manifest.stages["knn"].files.items())}
     text = manifest.encoder
     return {
         "Graph": {
-            "directory": config.graph_dir,
+            "directory": path,
             "data set": manifest.dataset.get("name"),
             "texts": graph.n_texts,
             "neighbours a text": graph.k,

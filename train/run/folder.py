@@ -128,7 +128,7 @@ def _choose(asked: TrainConfig, settled: TrainConfig) -> RunFolder:
 
 
 def _same_data(one: TrainConfig, other: TrainConfig) -> bool:
-    return (one.graph_dir, one.data) == (other.graph_dir, other.data)
+    return (one.graphs, one.data) == (other.graphs, other.data)
 
 
 def _enter(path: Path, asked: TrainConfig, settled: TrainConfig, lock: BaseFileLock) -> RunFolder:

@@ -5,6 +5,7 @@ Shape letters: B samples in a batch. What G means for each objective is in `grap
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,8 +16,10 @@ from torch import Tensor
 from graphbuild.errors import OptionError
 from graphbuild.store.graph import Graph
 from graphbuild.targets.batches import draw_texts
+from graphbuild.targets.mixture import Mix
 from graphbuild.torch.assembler import GraphTarget
 from graphbuild.torch.blocks import Gather, OneHotTarget, SameClassTarget, Target
+from graphbuild.torch.mixture import mix_targets
 from graphbuild.torch.soft_targets import SoftTargets
 from train.config import TrainConfig
 from train.data.base import Int32, Int64
@@ -137,7 +140,7 @@ class XCLR:
         if config.kl_every and not measured and config.teacher == "graph":
             self.note += f"; KL to the dense target is not measured (the embeddings take {gigabytes:.1f} GB)"
 
-    def target(self, samples_B: Int64, epoch: int) -> Target:
+    def target(self, samples_B: Int64, epoch: int) -> GraphTarget:
         """Take stored similarities, the sketch's estimate elsewhere; one caption an image and epoch."""
         texts = torch.from_numpy(draw(self._joined, samples_B, self._config.seed, epoch))
         anchors = None if self._split.whole else self._split.anchors
@@ -147,6 +150,24 @@ class XCLR:
         """Begin to read the rows of the next batch."""
         own = samples_B[self._split.anchors.start : self._split.anchors.stop]
         self._targets.assembler.read_ahead(torch.from_numpy(draw(self._joined, own, self._config.seed, epoch)))
+
+
+class Mixed:
+    """Soft positives by several graphs."""
+
+    def __init__(self, parts: Sequence[XCLR], shares: tuple[float, ...], mix: Mix) -> None:
+        self._parts, self._shares, self._mix = parts, shares, mix
+        told = [f"{share:.3g} of {part.note}" for share, part in zip(shares, parts, strict=True)]
+        self.note = f"mean of {mix}: {' + '.join(told)}"
+
+    def target(self, samples_B: Int64, epoch: int) -> GraphTarget:
+        """Take the target of each graph, and their mean."""
+        return mix_targets([part.target(samples_B, epoch) for part in self._parts], self._shares, self._mix)
+
+    def read_ahead(self, samples_B: Int64, epoch: int) -> None:
+        """Begin to read the rows of the next batch."""
+        for part in self._parts:
+            part.read_ahead(samples_B, epoch)
 
 
 def measures(target: Target, split: Split, *, with_kl: bool) -> dict[str, Tensor | None]:
@@ -188,8 +209,8 @@ def make_own_view_target(device: torch.device) -> TargetMaker:
     return SimCLR(device)
 
 
-def make_graph_target(config: TrainConfig, data: TrainingData, device: torch.device, split: Split) -> XCLR:
-    """The target of X-CLR, whichever objective uses it.
+def make_graph_target(config: TrainConfig, data: TrainingData, device: torch.device, split: Split) -> XCLR | Mixed:
+    """The target of X-CLR, whichever objective uses it; that of several --graph-dir is their mixture.
 
     Raises:
         OptionError: If there is no graph.
@@ -198,7 +219,11 @@ def make_graph_target(config: TrainConfig, data: TrainingData, device: torch.dev
         options = {"negatives": config.negatives, "positives": config.positives, "tau-s": config.tau_s}
         asking = [f" with --{name} {value}" for name, value in options.items() if value in ("graph", "auto")]
         raise OptionError(f"{config.objective}{''.join(asking[:1])} needs a graph: name it with --graph-dir.")
-    return XCLR(config, data.graph, data.joined, device, split)
+    if not config.more_graphs:
+        return XCLR(config, data.graph, data.joined, device, split)
+    known = [data.opened.known[path] for path in (str(data.graph.path), *config.more_graphs)]
+    parts = [XCLR(config, graph, joined, device, split) for graph, joined in known]
+    return Mixed(parts, config.graph_shares, config.graph_mix)
 
 
 def draw(joined: Joined, samples_B: Int64, seed: int, epoch: int) -> Int32:

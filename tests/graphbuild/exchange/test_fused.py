@@ -11,12 +11,13 @@ from helpers_graph import clustered_vectors, write_graph
 
 from graphbuild.embed.nearest import nearest_texts
 from graphbuild.errors import OptionError, SourceError
-from graphbuild.exchange.fused import FuseConfig, fuse_graphs, share_weights
+from graphbuild.exchange.fused import FuseConfig, fuse_graphs
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.quality.verify import verify_graph
 from graphbuild.store.embeddings import load_embeddings
 from graphbuild.store.graph import Graph
+from graphbuild.targets.mixture import share_weights
 
 
 def _pair(tmp_path: Path) -> tuple[list[Path], np.ndarray, np.ndarray]:

@@ -8,17 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from helpers_family import KINDS, family_loss, family_loss_and_gradients
 from helpers_ranks import net, run_ranks, said, train_cli
+from helpers_targets import laid_out, slow_entropy, slow_own_view_mass
 from helpers_train import tiny_config, write_images, write_tiny_graph
 
 from graphbuild.errors import OptionError
 from graphbuild.store.graph import Graph
 from graphbuild.torch.soft_targets import SoftTargets
-from graphbuild.torch.softmax import own_view_mass
 from train.cli import cli
 from train.config import Objective, TrainConfig, field_groups
 from train.config.kinds import flag
@@ -27,7 +28,7 @@ from train.run.checkpoint import load_encoder
 from train.run.loop import settle, train
 from train.run.metrics import read_lines, read_metrics
 from train.run.objectives import registered
-from train.run.temperature import solve_tau_s
+from train.run.temperature import Sample, solve_tau_s, wanted_of
 from train.run.trainer import Trainer
 
 IMAGES = 32
@@ -126,15 +127,66 @@ def test_solved_tau_s_gives_the_mass_asked_for_and_is_recorded(config_of: Callab
 
 @pytest.mark.parametrize("mass", [0.2, 0.36, 0.9])
 def test_solve_inverts_the_own_view_mass(mass: float) -> None:
-    rows = torch.rand(3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    sampled = [block.fill_diagonal_(1.0) for block in rows]
-    found = solve_tau_s(sampled, mass)
-    assert float(torch.stack([own_view_mass(block, found) for block in sampled]).mean()) == pytest.approx(mass, abs=1e-3)
+    blocks = random_blocks()
+    found = solve_tau_s([Sample(rows_of(block)) for block in blocks], wanted_of(tiny_config(tau_s="auto", target_mass=mass)))
+    assert np.mean([slow_own_view_mass(laid_out(block, found)) for block in blocks]) == pytest.approx(mass, abs=1e-3)
+
+
+@pytest.mark.parametrize("mass", [0.3, 0.5, 0.8])
+def test_solve_inverts_the_own_class_mass(mass: float) -> None:
+    blocks, classes = random_blocks(), np.arange(12) % 4
+    same = np.equal.outer(classes, classes)
+    for block in blocks:
+        block[same] = 1.0
+    options = tiny_config(tau_s="auto", target_mass=mass, mass_of="own-class")
+    found = solve_tau_s([Sample(rows_of(block), torch.from_numpy(same)) for block in blocks], wanted_of(options))
+    shares = [(laid_out(block, found) * np.tile(same, (2, 2))).sum(axis=1).mean() for block in blocks]
+    assert np.mean(shares) == pytest.approx(mass, abs=1e-3)
+
+
+@pytest.mark.parametrize("positives", [2.0, 7.5, 15.0])
+def test_solve_inverts_the_number_of_effective_positives(positives: float) -> None:
+    blocks = random_blocks()
+    options = tiny_config(tau_s="auto", target_positives=positives)
+    found = solve_tau_s([Sample(rows_of(block)) for block in blocks], wanted_of(options))
+    assert np.exp(np.mean([slow_entropy(laid_out(block, found)) for block in blocks])) == pytest.approx(positives, rel=1e-3)
+
+
+def random_blocks() -> list[Any]:
+    blocks = np.random.default_rng(0).random((3, 12, 12))
+    for block in blocks:
+        np.fill_diagonal(block, 1.0)
+    return list(blocks)
+
+
+def rows_of(block: Any) -> Callable[[float], torch.Tensor]:
+    return lambda _: torch.from_numpy(block)
 
 
 def test_mass_that_cannot_be_reached_says_the_nearest() -> None:
     with pytest.raises(OptionError, match=r"--target-mass 0\.9 cannot be reached.* the nearest is 0\.333, at --tau-s 0\.001"):
-        solve_tau_s([torch.ones(2, 2, dtype=torch.float64)], 0.9)
+        solve_tau_s([Sample(rows_of(np.ones((2, 2))))], wanted_of(tiny_config(tau_s="auto", target_mass=0.9)))
+    with pytest.raises(OptionError, match=r"--target-positives 40 cannot be reached.* the nearest is 3, at --tau-s"):
+        solve_tau_s([Sample(rows_of(np.ones((2, 2))))], wanted_of(tiny_config(tau_s="auto", target_positives=40.0)))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"mass_of": "own-class", "target_mass": 0.5}, "for an own-class mass of 0.5"),
+        ({"mass_of": "own-class", "target_mass": 0.6, "label_column": "label"}, "for an own-class mass of 0.6"),
+        ({"target_positives": 4.0}, "for a number of effective positives of 4"),
+    ],
+    ids=str,
+)
+def test_run_solves_for_what_is_asked_and_says_it(
+    options: dict[str, Any], says: str, config_of: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    train(config_of(tau_s="auto", **options, steps=4), tmp_path / "run")
+    assert f"by --tau-s auto, {says}" in read_lines(tmp_path / "run" / "events.jsonl")[0]["note"]
+    if "target_positives" in options:
+        entropies = [line["target_entropy"] for line in read_metrics(tmp_path / "run")]
+        assert math.exp(sum(entropies) / 4) == pytest.approx(4.0, rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +205,8 @@ def test_mass_that_cannot_be_reached_says_the_nearest() -> None:
         ({"tau_s": "auto", "objective": "simclr"}, "--tau-s auto .* which --objective simclr lacks"),
         ({"tau_s": "auto", "objective": "rank"}, "--tau-s auto .* which --objective rank lacks"),
         ({"target_mass": 0.0}, "--target-mass: 0.0 is not more than 0"),
+        ({"target_positives": 0.5}, "--target-positives: 0.5 is not at least 1"),
+        ({"target_positives": 4.0, "mass_of": "own-class"}, "--target-positives asks for no mass, and --mass-of own-class does"),
         ({"predictor_hidden": 0}, "--predictor-hidden: 0 is not at least 1"),
         ({"vicreg_invariance": -1.0}, "--vicreg-invariance: -1.0 is not at least 0"),
     ],

@@ -76,7 +76,7 @@ def read_arms(paths: Sequence[Path]) -> list[Arm]:
 def _identity(config: TrainConfig) -> tuple[object, ...]:
     """Everything that decides the outcome but the seed; the graph and the images, too."""
     strict = [item.name for item in fields(config) if not item.metadata.get("loose") and item.name != "seed"]
-    return tuple(getattr(config, name) for name in (*strict, "graph_dir", "data"))
+    return tuple(getattr(config, name) for name in (*strict, "graphs", "data"))
 
 
 def _name(path: Path) -> str:

@@ -11,6 +11,7 @@ from graphbuild.errors import OptionError
 from graphbuild.store.files import write_text
 from graphbuild.store.graph import Graph
 from graphbuild.store.images import recorded
+from train.config import TrainConfig
 from train.data.prepare import open_data
 from train.results.report.page import Page, RunHead, render_page
 from train.results.report.pictures import compare_similarities, find_neighbors
@@ -65,7 +66,7 @@ def write_report(
         subtitle=_subtitle(records, opened.graph),
         remarks=(*remarks, *_notes(opened.graph)),
         runs=tuple(RunHead(record.name, number) for number, record in enumerate(records)),
-        conditions=conditions(records, [_describe_graph(record.config.graph_dir) for record in records]),
+        conditions=conditions(records, [_describe_graphs(record.config) for record in records]),
         results=results(records),
         curves=curves(records),
         matrices=matrices.figures if matrices else (),
@@ -96,9 +97,16 @@ def _notes(graph: Graph | None) -> tuple[str, ...]:
     return (f"The pictures are {images.note}.",) if images and images.note else ()
 
 
-def _describe_graph(graph_dir: str | None) -> str:
-    if graph_dir is None:
+def _describe_graphs(config: TrainConfig) -> str:
+    if not config.graphs:
         return "none"
+    heads = {head.graph_dir: f"{head.weight:g} of head {head.name}: " for head in config.heads}
+    shares = dict(zip(config.graphs, config.graph_shares, strict=False)) if config.more_graphs else {}
+    mixed = {path: f"{share:.3g} of the {config.graph_mix}: " for path, share in shares.items()}
+    return "; ".join((heads | mixed).get(path, "") + _describe_graph(path) for path in config.graphs)
+
+
+def _describe_graph(graph_dir: str) -> str:
     graph = Graph.open(Path(graph_dir))
     encoder = graph.manifest.encoder
     stored = "all pairs" if graph.is_complete else f"{graph.k} neighbours a text"

@@ -44,6 +44,8 @@ class Outcome(NamedTuple):
     """The other view, or the text."""
     parts: dict[str, Tensor] = {}  # noqa: RUF012 - never changed
     """What the loss is made of, for the log."""
+    heads: tuple[Outcome, ...] = ()
+    """Those of several heads, in order."""
 
 
 class Learner(Protocol):
@@ -106,8 +108,8 @@ def registered() -> dict[str, Needs]:
     return {name: entry.needs for name, entry in _REGISTERED.items()}
 
 
-def make_learner(config: TrainConfig, data: TrainingData, encoder: Encoder, device: torch.device, ranks: Ranks) -> Learner:
-    """The learner of a configuration.
+def make_one(config: TrainConfig, data: TrainingData, encoder: Encoder, device: torch.device, ranks: Ranks) -> Learner:
+    """The learner of a configuration without heads.
 
     Raises:
         UserError: If the data lack what it needs.

@@ -1,0 +1,106 @@
+"""A step of every objective over one of SimCLR, in one loop: net, pictures, graph and views are the same.
+
+All take turns of a few steps, so that whatever else the machine does slows them alike. `python -m benchmarks train` prints the
+table at a small size; `python -m benchmarks.objectives --batch-size 256` a row's worth of RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import torch
+
+from benchmarks.train import FULL, SMALL, Size, prepare_pictures, turn
+from train.config import TrainConfig
+from train.data.prepare import TrainingData
+from train.run.loop import settle
+from train.run.trainer import Trainer
+
+_BASE = "simclr"
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    _BASE: {"objective": "simclr"},
+    "supcon": {"objective": "supcon"},
+    "xclr": {"objective": "xclr"},
+    **{
+        f"xclr, --negatives {name}": {"objective": "xclr", "negatives": name}
+        for name in ("decoupled", "decoupled-weighted", "hard", "graph", "mixed")
+    },
+    "rank": {"objective": "rank"},
+    **{
+        f"{name}, --positives {kind}": {"objective": name, "positives": kind}
+        for name in ("vicreg", "barlow", "simsiam")
+        for kind in ("own", "graph")
+    },
+    "xclr, two graphs in one target": {"objective": "xclr", "more": 1},
+    "xclr, two heads": {"objective": "xclr", "heads": 2},
+    "clip": {"objective": "clip"},
+}
+
+
+def run(small: bool) -> str:
+    """The table, with its conditions."""
+    return measure(SMALL if small else FULL)
+
+
+def measure(size: Size) -> str:
+    """The table of a size, with its conditions; every batch size is a column."""
+    with tempfile.TemporaryDirectory(prefix="bench-objectives-") as folder:
+        data = prepare_pictures(Path(folder), size)
+        config = settle(data.settle(TrainConfig(model=size.model, image_size=size.image_size, kl_every=0)))
+        found = {batch: _measure(replace(config, batch_size=batch), data, size) for batch in size.batch_sizes}
+        data.close()
+    head = "".join(f"{f'ms, B = {batch:,}':>16}{'over SimCLR':>13}" for batch in found)
+    lines = [f"{'objective':<36}{head}"]
+    for name in VARIANTS:
+        cells = "".join(f"{times[name] * 1e3:>16,.1f}{times[name] / times[_BASE]:>13.3f}" for times in found.values())
+        lines.append(f"{name:<36}{cells}")
+    lines.append(
+        f"{config.model} net at {config.image_size} px, {config.precision}, {config.device}, {torch.get_num_threads()} threads, "
+        f"two views (clip: one, and its text tower), projections of {config.projector_dim}, {size.pictures:,} drawn pictures, "
+        f"k = 256, sketch 64; medians of {size.rounds} alternating rounds of {size.turn} steps"
+    )
+    return "\n".join(lines)
+
+
+def _measure(config: TrainConfig, data: TrainingData, size: Size) -> dict[str, float]:
+    """Seconds of a step of each, all in turns after a warm-up."""
+    total = size.warm_up + size.rounds * size.turn
+    running = {}
+    for name, options in VARIANTS.items():
+        given = {key: value for key, value in options.items() if key not in ("more", "heads")}
+        path = str(config.graph_dir)
+        # The same graph again: what a second one costs does not depend on what it says.
+        graphs = {"more_graphs": (path,) * options.get("more", 0), "head": _heads(path, options.get("heads", 0))}
+        made = replace(config, **given, **graphs, steps=total, epochs=total)
+        running[name] = Trainer(made, data).steps()
+    device = torch.device(config.device)
+    seconds: dict[str, list[float]] = {name: [] for name in running}
+    for some in running.values():
+        turn(some, size.warm_up, device)
+    for number in range(size.rounds):
+        # Who begins alternates, too.
+        for name in running if number % 2 == 0 else reversed(running):
+            seconds[name] += turn(running[name], size.turn, device)
+    return {name: median(times) for name, times in seconds.items()}
+
+
+def _heads(path: str, count: int) -> tuple[str, ...]:
+    return tuple(f"head{number}={path}" for number in range(count))
+
+
+@click.command()
+@click.option("--batch-size", "batch_sizes", type=int, multiple=True, default=FULL.batch_sizes, help="Repeatable.")
+@click.option("--rounds", type=click.IntRange(1), default=4, show_default=True)
+def main(batch_sizes: tuple[int, ...], rounds: int) -> None:
+    """Print the table of some batch sizes."""
+    click.echo(measure(replace(FULL, batch_sizes=batch_sizes, rounds=rounds)))
+
+
+if __name__ == "__main__":
+    main()
