@@ -59,8 +59,7 @@ def build_embeddings(graph_dir: Path, config: EmbedConfig) -> EmbedResult:
     """
     if config.append and config.overwrite:
         raise OptionError("--append adds to a graph, and --overwrite replaces it: give one of them.")
-    require_no_parts(graph_dir, "embed")
-    with writing(graph_dir) as manifest:
+    with writing(graph_dir, check=lambda: require_no_parts(graph_dir, "embed")) as manifest:
         return _build(graph_dir, manifest, config)
 
 

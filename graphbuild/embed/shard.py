@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -20,6 +19,7 @@ from graphbuild.embed.encoder import load_encoder
 from graphbuild.embed.encoder_files import EncoderSpec
 from graphbuild.embed.text.table import Prompts
 from graphbuild.store import schemas
+from graphbuild.store.embeddings import embeddings_table
 from graphbuild.store.files import Receipt, finished, write_parquet
 from graphbuild.store.tables import read_parquet
 from graphbuild.system.cluster import versions
@@ -51,10 +51,7 @@ def embed_shard(root: str, index: int, spec: EncoderSpec, prompts: Prompts, key:
         return done
     texts = read_parquet(graph_dir / schemas.part_name(schemas.TEXTS, index))
     vectors_nD = embed_texts(spec, prompts, texts[schemas.TEXT].to_pylist(), report)
-    dim = vectors_nD.shape[1]
-    schema = schemas.embeddings_schema(dim)
-    embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors_nD.ravel()), type=schema.field(schemas.EMBEDDING).type)
-    table = pa.table([texts[schemas.TEXT_ID], texts[schemas.TEXT_HASH], embedding], schema=schema)
+    table = embeddings_table(texts, vectors_nD)
     # The encoder was compared with its digest when this process loaded it.
     found = {"host": platform.node(), "weights": spec.sha256, "versions": versions()}
     facts = {"pid": os.getpid(), "seconds": round(time.monotonic() - started, 3), **found}

@@ -22,7 +22,8 @@ from graphbuild.embed.index import build_index
 from graphbuild.errors import OptionError, SourceError, redact
 from graphbuild.store import schemas
 from graphbuild.store.counts import write_counts
-from graphbuild.store.files import Receipt, digest_json, finished, write_parquet
+from graphbuild.store.embeddings import embeddings_table
+from graphbuild.store.files import Receipt, digest_json, ensure_parquet
 from graphbuild.store.hashes import hash_string, hash_strings
 from graphbuild.store.lookup import build_lookup
 from graphbuild.store.manifest import Manifest
@@ -165,7 +166,7 @@ class VectorRun:
 
     def _write_embeddings(self, key: str) -> list[Receipt]:
         dim, receipts, blocks = self._parts[0].vectors.width, [], self._blocks()
-        schema, rest_nD = schemas.embeddings_schema(dim), np.empty((0, dim), np.float16)
+        rest_nD = np.empty((0, dim), np.float16)
         with progress("taking vectors", self._manifest.counts["texts"], unit="vectors") as meter:
             for shard in self._manifest.ranges("text", schemas.TEXTS):
                 vectors_nD, filled = np.empty((len(shard), dim), np.float16), 0
@@ -175,11 +176,7 @@ class VectorRun:
                     vectors_nD[filled : filled + taken], rest_nD = block_nD[:taken], block_nD[taken:]
                     filled += taken
                 texts = read_parquet(self._graph_dir / schemas.part_name(schemas.TEXTS, shard.index))
-                embedding = pa.FixedSizeListArray.from_arrays(
-                    pa.array(vectors_nD.ravel()), type=schema.field(schemas.EMBEDDING).type
-                )
-                table = pa.table([texts[schemas.TEXT_ID], texts[schemas.TEXT_HASH], embedding], schema=schema)
-                receipts.append(self._write(schemas.EMBEDDINGS, shard.index, table, key))
+                receipts.append(self._write(schemas.EMBEDDINGS, shard.index, embeddings_table(texts, vectors_nD), key))
                 meter.advance(len(shard))
         return receipts
 
@@ -187,8 +184,7 @@ class VectorRun:
         return (block_nD.astype(np.float16) for part in self._parts for block_nD in part.vectors.blocks())
 
     def _write(self, folder: str, index: int, table: pa.Table, key: str) -> Receipt:
-        name = schemas.part_name(folder, index)
-        return finished(self._graph_dir, name, key=key) or write_parquet(self._graph_dir, name, table, key=key)
+        return ensure_parquet(self._graph_dir, schemas.part_name(folder, index), table, key=key)
 
     def index(self) -> bool:
         """The FAISS index of all vectors."""

@@ -22,8 +22,8 @@ from graphbuild.embed.nearest import FUSED
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store import schemas
 from graphbuild.store.counts import count_captions, write_counts
-from graphbuild.store.embeddings import load_embeddings
-from graphbuild.store.files import Receipt, ShardRange, digest_json, finished, shard_ranges, write_parquet
+from graphbuild.store.embeddings import embeddings_table, load_embeddings
+from graphbuild.store.files import Receipt, ShardRange, digest_json, ensure_parquet, shard_ranges
 from graphbuild.store.images import recorded
 from graphbuild.store.lookup import SampleLookup, build_lookup
 from graphbuild.store.manifest import Manifest
@@ -205,7 +205,6 @@ class _Fusion:
 
     def _write_embeddings(self, key: str) -> Made:
         vectors = [load_embeddings(graph) for graph in self._graphs]
-        schema = schemas.embeddings_schema(self._dim())
         receipts = []
         for shard in self._shards():
             rows_nG = self._texts_NG[shard.start : shard.stop]
@@ -213,16 +212,13 @@ class _Fusion:
                 np.sqrt(weight) * held_MD[rows_nG[:, number]].astype(np.float64)
                 for number, (held_MD, weight) in enumerate(zip(vectors, self._weights, strict=True))
             ]
-            flat = pa.array(np.concatenate(parts, axis=1).astype(np.float16).reshape(-1))
-            embedding = pa.FixedSizeListArray.from_arrays(flat, type=schema.field(schemas.EMBEDDING).type)
             texts = read_parquet(self._out / schemas.part_name(schemas.TEXTS, shard.index))
-            table = pa.table([texts[schemas.TEXT_ID], texts[schemas.TEXT_HASH], embedding], schema=schema)
+            table = embeddings_table(texts, np.concatenate(parts, axis=1).astype(np.float16))
             receipts.append(self._write(schemas.EMBEDDINGS, shard.index, table, key))
         return Made(receipts)
 
     def _write(self, folder: str, index: int, table: pa.Table, key: str) -> Receipt:
-        name = schemas.part_name(folder, index)
-        return finished(self._out, name, key=key) or write_parquet(self._out, name, table, key=key)
+        return ensure_parquet(self._out, schemas.part_name(folder, index), table, key=key)
 
     def _dim(self) -> int:
         return sum(int(origin.encoder["dim"]) for origin in self._origins)

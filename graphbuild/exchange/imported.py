@@ -17,7 +17,7 @@ import pyarrow as pa
 from graphbuild.errors import OptionError, SourceError, one_line
 from graphbuild.store import schemas
 from graphbuild.store.counts import count_captions, distinct_samples, write_counts
-from graphbuild.store.files import Receipt, ShardRange, digest_file, finished, shard_ranges, write_arrow, write_parquet
+from graphbuild.store.files import Receipt, ShardRange, digest_file, ensure_parquet, finished, shard_ranges, write_arrow
 from graphbuild.store.frames import DST, SIMILARITY, SRC
 from graphbuild.store.hashes import hash_strings
 from graphbuild.store.lookup import build_lookup
@@ -314,7 +314,7 @@ def _write_texts(graph_dir: Path, texts: pl.DataFrame, samples: pl.DataFrame, sh
         for shard in shard_ranges(made.num_rows, shard_size):
             part = made.slice(shard.start, len(shard)).combine_chunks()
             name = schemas.part_name(folder, shard.index)
-            receipts.append(finished(graph_dir, name, key=key) or write_parquet(graph_dir, name, part, key=key))
+            receipts.append(ensure_parquet(graph_dir, name, part, key=key))
     captions_N = count_captions([fixed[schemas.TEXT_ID].to_numpy()], len(texts))
     rows = map(len, shard_ranges(len(texts), shard_size))
     return [*receipts, *write_counts(graph_dir, rows, distinct_samples(fixed, len(texts)), captions_N, key=key)]

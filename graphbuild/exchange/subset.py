@@ -23,18 +23,17 @@ from graphbuild.embed.index import build_index
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store import schemas
 from graphbuild.store.counts import count_captions, count_samples, write_counts
-from graphbuild.store.embeddings import embedding_blocks
+from graphbuild.store.embeddings import embedding_blocks, embeddings_table
 from graphbuild.store.files import (
     Receipt,
     ShardRange,
     copy_files,
     digest_file,
     digest_json,
-    finished,
+    ensure_parquet,
     require_intact,
     scratch_name,
     shard_ranges,
-    write_parquet,
 )
 from graphbuild.store.images import recorded
 from graphbuild.store.lookup import SampleLookup, build_lookup
@@ -289,7 +288,6 @@ class _Work:
 
     def _write_embeddings(self, key: str) -> Made:
         count, dim = len(self.old_ids), int(self._origin.encoder["dim"])
-        schema = schemas.embeddings_schema(dim)
         receipts = []
         with scratch_name(self._out, "vectors") as path:
             vectors_nD = np.memmap(path, np.float16, "w+", shape=(count, dim))
@@ -300,16 +298,13 @@ class _Work:
                     meter.advance(len(block.ids_n))
             for shard in shard_ranges(count, self._origin.shard_size):
                 texts = read_parquet(self._out / schemas.part_name(schemas.TEXTS, shard.index))
-                flat = pa.array(np.array(vectors_nD[shard.start : shard.stop]).reshape(-1))
-                embedding = pa.FixedSizeListArray.from_arrays(flat, type=schema.field(schemas.EMBEDDING).type)
-                table = pa.table([texts[schemas.TEXT_ID], texts[schemas.TEXT_HASH], embedding], schema=schema)
+                table = embeddings_table(texts, np.array(vectors_nD[shard.start : shard.stop]))
                 receipts.append(self._write(schemas.EMBEDDINGS, shard.index, table, key))
             del vectors_nD
         return Made(receipts)
 
     def _write(self, folder: str, index: int, table: pa.Table, key: str) -> Receipt:
-        name = schemas.part_name(folder, index)
-        return finished(self._out, name, key=key) or write_parquet(self._out, name, table, key=key)
+        return ensure_parquet(self._out, schemas.part_name(folder, index), table, key=key)
 
     def _dataset(self) -> dict[str, Any]:
         held = self._origin.dataset

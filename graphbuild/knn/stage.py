@@ -108,8 +108,7 @@ def build_knn(graph_dir: Path, config: KnnConfig) -> KnnResult:
         ResourceError: If the memory limit is too small to work within.
     """
     Manifest.load(graph_dir).require("embed", graph_dir)
-    require_no_parts(graph_dir, "knn")
-    with writing(graph_dir) as manifest:
+    with writing(graph_dir, check=lambda: require_no_parts(graph_dir, "knn")) as manifest:
         request = Request.read(graph_dir, manifest, config)
         options, inputs = request.options, request.inputs
         built = run_stage(graph_dir, manifest, "knn", options, inputs, request.work, overwrite=config.overwrite, check=request.plan)

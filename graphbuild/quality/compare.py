@@ -1,8 +1,9 @@
-"""Two graphs of the same texts: how far their neighbours agree, and which texts changed most.
+"""Two graphs of the same texts or samples: how far their neighbours agree, and which texts changed most.
 
-Texts are matched by the xxh3 of the text itself, not by text_hash: another encoder has other tokens. Neighbours that the
-other graph does not hold are left out before ranks are counted.
-Shape letters: C texts in both graphs, n texts of a block, K neighbours stored, T ranks compared.
+Texts are matched by the xxh3 of the text itself, not by text_hash: another encoder has other tokens. Graphs that share no text,
+such as one of captions and one of image vectors, are matched by sample. Neighbours that the other graph does not hold are left
+out before ranks are counted.
+Shape letters: S samples of a graph, C texts in both graphs, n texts of a block, K neighbours stored, T ranks compared.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Comparison:
     changed: list[dict[str, Any]]
     """The texts that agree least at `changed_rank`: text, overlap, and the nearest neighbours in either graph."""
     changed_rank: int
+    by_sample: bool
+    """Whether no text is in both graphs, so that texts are matched by their first samples."""
 
     def summary(self) -> str:
         """Return tables for people."""
@@ -54,7 +57,8 @@ class Comparison:
         for text in self.changed:
             shown = ("; ".join(text["first"]), "; ".join(text["second"]))
             changed.add_row(f"{text['overlap']:.0%}", plain(show(text["text"])), *(plain(show(side)) for side in shown))
-        head = f"{self.first} and {self.second}: {self.texts:,} texts in both, {self.only_first:,} and {self.only_second:,} in one"
+        matched = "texts matched by their samples" if self.by_sample else "texts in both"
+        head = f"{self.first} and {self.second}: {self.texts:,} {matched}, {self.only_first:,} and {self.only_second:,} in one"
         title = f"texts that changed most (first {self.changed_rank:,} neighbours)"
         return render(head, {"neighbours in both, by rank": overlap, title: changed})
 
@@ -64,26 +68,28 @@ class Comparison:
 
 
 def compare_graphs(first: Path, second: Path, *, count: int = 10) -> Comparison:
-    """Compare the neighbours of every text that both graphs hold.
+    """Compare the neighbours of every text that both graphs hold; where they share no text, of one sample a text.
 
     Args:
         first: A graph with neighbours.
-        second: Another, of the same texts or some of them.
+        second: Another, of the same texts or samples, or some of them.
         count: Texts to list that changed most.
 
     Raises:
         ArtifactError: If a graph is not finished, or damaged.
-        ArtifactMismatch: If they share fewer than two texts.
+        ArtifactMismatch: If they share fewer than two texts, and fewer than two samples.
     """
     views = (GraphView(first), GraphView(second))
     hashes = [_text_hashes(view) for view in views]
     _, ours, theirs = np.intersect1d(hashes[0], hashes[1], assume_unique=True, return_indices=True)
+    graphs, shared = (views[0].graph, views[1].graph), len(ours)
+    if by_sample := shared < 2:
+        ours, theirs = _match_samples(graphs)
     if len(ours) < 2:
         raise ArtifactMismatch(
-            f"{first} and {second} share {len(ours)} of their texts ({len(hashes[0]):,} and {len(hashes[1]):,}). "
-            "Compare graphs of the same captions or classes."
+            f"{first} and {second} share {shared} of their texts ({len(hashes[0]):,} and {len(hashes[1]):,}), and {len(ours)} "
+            "samples. Compare graphs of the same captions, classes or samples."
         )
-    graphs = (views[0].graph, views[1].graph)
     places = (_places(ours, graphs[0].n_texts), _places(theirs, graphs[1].n_texts))
     most = min(graphs[0].k, graphs[1].k)
     ranks = np.array(sorted({rank for rank in (*_RANKS, most) if 1 <= rank <= most}), np.int32)
@@ -102,12 +108,24 @@ def compare_graphs(first: Path, second: Path, *, count: int = 10) -> Comparison:
         ],
         changed=[_describe(views, (int(ours[i]), int(theirs[i])), float(overlap_CT[i, listed])) for i in worst],
         changed_rank=int(ranks[listed]),
+        by_sample=by_sample,
     )
 
 
 def _text_hashes(view: GraphView) -> npt.NDArray[np.uint64]:
     texts = view.texts.select(schemas.TEXT).collect(engine="streaming").to_series()
     return hash_strings(texts)
+
+
+def _match_samples(graphs: tuple[Graph, Graph]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Texts of the samples that both graphs hold, (C,) each; of several samples of a text, the first alone."""
+    (our_S, our_texts_S), (their_S, their_texts_S) = (graph.sample_rows() for graph in graphs)
+    _, ours, theirs = np.intersect1d(our_S, their_S, return_indices=True)
+    order = np.argsort(ours)
+    pairs_2C = np.stack([our_texts_S[ours[order]], their_texts_S[theirs[order]]])
+    for side in range(2):
+        pairs_2C = pairs_2C[:, np.sort(np.unique(pairs_2C[side], return_index=True)[1])]
+    return pairs_2C[0], pairs_2C[1]
 
 
 def _places(shared: npt.NDArray[Any], n_texts: int) -> Ids:

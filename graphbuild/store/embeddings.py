@@ -86,6 +86,14 @@ def load_embeddings(graph_dir: Path, *, check: bool = True, verify: bool | None 
     return vectors_ND
 
 
+def embeddings_table(texts: pa.Table, vectors_nD: NDArray[np.float16]) -> pa.Table:
+    """Return an embedding shard: ids and hashes of a shard of texts, and their vectors, (n, D)."""
+    schema = schemas.embeddings_schema(vectors_nD.shape[1])
+    flat = pa.array(np.ascontiguousarray(vectors_nD).reshape(-1))
+    embedding = pa.FixedSizeListArray.from_arrays(flat, type=schema.field(schemas.EMBEDDING).type)
+    return pa.table([texts[schemas.TEXT_ID], texts[schemas.TEXT_HASH], embedding], schema=schema)
+
+
 def _file_blocks(graph_dir: Path, receipt: Receipt, start: int) -> Iterator[EmbeddingBlock]:
     path, stop = graph_dir / receipt.path, start + receipt.rows
     try:

@@ -317,6 +317,11 @@ def write_parquet(graph_dir: Path, name: str, table: pa.Table, *, key: str, fact
     return write_file(graph_dir, name, write, rows=table.num_rows, key=key, columns=digest_columns(table), facts=facts)
 
 
+def ensure_parquet(graph_dir: Path, name: str, table: pa.Table, *, key: str) -> Receipt:
+    """Return the receipt of a Parquet shard: of the file that is finished, else of this table, which is written."""
+    return finished(graph_dir, name, key=key) or write_parquet(graph_dir, name, table, key=key)
+
+
 def write_arrow(
     graph_dir: Path,
     name: str,

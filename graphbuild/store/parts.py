@@ -4,6 +4,7 @@ enters the stage. Parts write shards and receipts alone, so they need no writer'
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,9 +13,12 @@ from typing import Any
 
 from graphbuild.errors import OptionError
 from graphbuild.store.files import RECORDS
-from graphbuild.store.locks import exclusive
+from graphbuild.store.locks import attempt, exclusive
+from graphbuild.store.stage import writer_lock
 
 _FOLDER = "parts"
+_LOOKS, _SECONDS = 5, 0.05
+"""How often, and after how long again, a part looks whether somebody writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +80,26 @@ def working_at(graph_dir: Path, stage: str, part: Part) -> Iterator[None]:
     """Be the only process at a part until the block ends.
 
     Raises:
-        LockedError: If another one is at it; it is named.
+        LockedError: If another one is at it, or a whole command is at work in the graph; it is named.
     """
     path = graph_dir / RECORDS / _FOLDER / f"{stage}-{part.number}-of-{part.of}"
     advice = f"Part {part} of {stage} is taken: give this machine another one."
     with exclusive(path, where=graph_dir, advice=advice):
+        # In this order, for a writer looks for parts once it has its lock: one of the two sees the other.
+        _require_no_writer(graph_dir)
         yield
+
+
+def _require_no_writer(graph_dir: Path) -> None:
+    lock = writer_lock(graph_dir)
+    for _ in range(_LOOKS):
+        with attempt(lock, where=graph_dir) as free:
+            if free:
+                return
+        # Other parts look, too, each for a moment.
+        time.sleep(_SECONDS)
+    with exclusive(lock, where=graph_dir, advice="Wait until it has ended: parts run beside nothing but parts."):
+        pass
 
 
 def require_no_parts(graph_dir: Path, stage: str) -> None:

@@ -52,7 +52,7 @@ class Made:
 
 
 @contextmanager
-def writing(graph_dir: Path, *, wait: bool = False) -> Iterator[Manifest]:
+def writing(graph_dir: Path, *, wait: bool = False, check: Callable[[], object] | None = None) -> Iterator[Manifest]:
     """Be the only writer of a graph directory until the block ends.
 
     What killed writers left is removed, and records of the old layout are moved to where they belong now.
@@ -60,6 +60,7 @@ def writing(graph_dir: Path, *, wait: bool = False) -> Iterator[Manifest]:
     Args:
         graph_dir: A graph, an empty folder, or none yet; what a block that fails leaves empty is removed again.
         wait: Wait for another writer instead of raising.
+        check: Raises what speaks against it, once no other writer can begin and before anything is removed.
 
     Returns:
         The manifest; an empty one where there is none.
@@ -71,11 +72,13 @@ def writing(graph_dir: Path, *, wait: bool = False) -> Iterator[Manifest]:
     """
     _require_ours(graph_dir)
     made_here = not graph_dir.exists()
-    lock = graph_dir / RECORDS / _LOCK
+    lock = writer_lock(graph_dir)
     advice = "Wait until it has ended, or choose another --graph-dir."
     try:
         with exclusive(lock, where=graph_dir, advice=advice, wait=wait):
             try:
+                if check is not None:
+                    check()
                 manifest = Manifest.load_or_new(graph_dir)
                 _settle(graph_dir, manifest)
                 yield manifest
@@ -89,6 +92,11 @@ def writing(graph_dir: Path, *, wait: bool = False) -> Iterator[Manifest]:
             with suppress(OSError):
                 lock.parent.rmdir()
                 graph_dir.rmdir()
+
+
+def writer_lock(graph_dir: Path) -> Path:
+    """Where the lock of a graph's only writer lies."""
+    return graph_dir / RECORDS / _LOCK
 
 
 def _require_ours(graph_dir: Path) -> None:

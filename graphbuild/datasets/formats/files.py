@@ -110,12 +110,13 @@ def find_files(sources: tuple[str, ...], *, dataset: str, suffixes: tuple[str, .
         if not found:
             raise SourceError(f"{redact(source)}: no {' or '.join(suffixes)} file in this folder. Name the files with --source.")
         hidden += left_out
-        places |= {_path_of(place): place for place in found}
+        places |= {path_of(place): place for place in found}
     names = file_names(list(places))
     return Found([File(place, name) for place, name in zip(places.values(), names, strict=True)], hidden)
 
 
-def _path_of(place: Path | RemoteFile) -> str:
+def path_of(place: Path | RemoteFile) -> str:
+    """What tells a file from all others: its path, whole; names are made of it."""
     if isinstance(place, Path):
         return str(place.absolute())
     # What follows a question mark may be a signature, and is no part of the name.

@@ -23,11 +23,11 @@ from graphbuild.datasets.base import (
     require_columns,
 )
 from graphbuild.datasets.formats.columns import captions_of, holds_captions, ids_of, kept_of, unify
-from graphbuild.datasets.formats.files import File, describe_files, find_files, local_file
+from graphbuild.datasets.formats.files import File, describe_files, find_files, path_of
 from graphbuild.datasets.formats.parquet import Header, read_header, read_tables
 from graphbuild.datasets.formats.vector_files import NPY, SAFETENSORS, VectorFile
 from graphbuild.errors import SourceError
-from graphbuild.system.inputs import PARQUET
+from graphbuild.system.inputs import PARQUET, file_names
 
 NAME = "vectors"
 _IMAGE_VECTORS = "img_emb"
@@ -89,12 +89,15 @@ def find_vectors(options: SourceOptions) -> list[VectorPart]:
     """
     sources = tuple(_vectors_in(source) for source in options.sources)
     found = find_files(sources, dataset=NAME, suffixes=(*PARQUET, NPY, SAFETENSORS)).files
-    beside = {file: _beside(file) for file in found if file.suffix not in PARQUET}
-    companions = {path.resolve() for path in beside.values() if path is not None}
+    beside = {path_of(file.place): path for file in found if file.suffix not in PARQUET and (path := _beside(file)) is not None}
+    # Named together, so that no two of them, in different folders, have one name.
+    places = {path: File(Path(path), path) for path in beside.values()} | {path_of(file.place): file for file in found}
+    named = {path: File(places[path].place, name) for path, name in zip(places, file_names(list(places)), strict=True)}
+    taken = {Path(path).resolve() for path in beside.values()}
     parts = [
-        _describe(file, file if file.suffix in PARQUET else _as_file(beside[file]), options)
-        for file in found
-        if not (isinstance(file.place, Path) and file.place.resolve() in companions)
+        _describe(file, file if file.suffix in PARQUET else named.get(beside.get(path, "")), options)
+        for path, file in named.items()
+        if not (isinstance(file.place, Path) and file.place.resolve() in taken)
     ]
     filled = [part for part in parts if part.vectors.rows]
     if not filled:
@@ -115,18 +118,15 @@ def _vectors_in(source: str) -> str:
     return str(inner) if inner.is_dir() else source
 
 
-def _beside(file: File) -> Path | None:
+def _beside(file: File) -> str | None:
+    """Path of the Parquet file that tells the ids of a file of vectors."""
     if not isinstance(file.place, Path):
         return None
-    path, number = file.place, _NUMBER.search(file.place.stem)
+    path, number = file.place.absolute(), _NUMBER.search(file.place.stem)
     places = [path.with_suffix(PARQUET[0])]
     if number:
         places.append(path.parent.parent / _METADATA / f"{_METADATA}_{number[0]}{PARQUET[0]}")
-    return next((place for place in places if place.is_file()), None)
-
-
-def _as_file(path: Path | None) -> File | None:
-    return None if path is None else local_file(path)
+    return next((str(place) for place in places if place.is_file()), None)
 
 
 def _describe(file: File, described_by: File | None, options: SourceOptions) -> VectorPart:

@@ -22,7 +22,7 @@ from graphbuild.embed.text.table import NewText, Prompts, TextPolicy, TextTable,
 from graphbuild.errors import SourceError
 from graphbuild.store import schemas
 from graphbuild.store.counts import count_samples, write_counts
-from graphbuild.store.files import Receipt, finished, write_parquet
+from graphbuild.store.files import Receipt, ensure_parquet, finished, write_parquet
 from graphbuild.store.hashes import hash_string, hash_strings
 
 
@@ -333,9 +333,7 @@ class _SampleWriter:
 
     def _write(self, table: pa.Table) -> None:
         name = schemas.part_name(schemas.SAMPLES, len(self.receipts))
-        self.receipts[name] = finished(self._graph_dir, name, key=self._key) or write_parquet(
-            self._graph_dir, name, table.combine_chunks(), key=self._key
-        )
+        self.receipts[name] = ensure_parquet(self._graph_dir, name, table.combine_chunks(), key=self._key)
 
     def finish(self) -> dict[str, Receipt]:
         """Write what is left; returns the receipts of all shards."""

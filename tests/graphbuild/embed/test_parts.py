@@ -18,6 +18,7 @@ from graphbuild.knn.stage import build_knn
 from graphbuild.store.locks import LockedError
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.parts import Part, working_at
+from graphbuild.store.stage import writing
 
 KNN = KnnConfig(k=5, sketch_dim=4)
 
@@ -69,6 +70,17 @@ def test_second_machine_at_one_part_is_refused_and_so_is_the_last_call(tmp_path:
         with pytest.raises(LockedError, match="Wait until all parts of embed have ended"):
             build_embeddings(tmp_path / "g", config)
     assert build_embeddings(tmp_path / "g", config).built
+
+
+def test_part_during_a_whole_call_is_refused_and_names_it(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    build_embeddings_part(tmp_path / "g", config, Part(1, 2))
+    with writing(tmp_path / "g"), pytest.raises(LockedError, match=r"is at work here\. Wait until it has ended"):
+        build_embeddings_part(tmp_path / "g", config, Part(2, 2))
+    build_embeddings(tmp_path / "g", config)
+    with writing(tmp_path / "g"), pytest.raises(LockedError, match=r"is at work here\. Wait until it has ended"):
+        build_knn_part(tmp_path / "g", KNN, Part(1, 2))
+    assert build_knn_part(tmp_path / "g", KNN, Part(1, 2)).written == 3
 
 
 def test_part_with_other_options_than_the_texts_is_refused(tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ from safetensors.numpy import save_file
 from graphbuild.embed.build import build_embeddings
 from graphbuild.embed.config import EmbedConfig, EmbedResult
 from graphbuild.embed.nearest import nearest_texts
-from graphbuild.errors import OptionError, SourceError
+from graphbuild.errors import ArtifactMismatch, OptionError, SourceError
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.quality.verify import verify_graph
 from graphbuild.store.embeddings import load_embeddings
 from graphbuild.store.graph import Graph
+from graphbuild.store.manifest import Manifest
 
 WIDTH = 8
 
@@ -84,6 +85,22 @@ def test_folder_of_clip_retrieval_takes_image_vectors_and_their_metadata(tmp_pat
     assert samples["width"].to_pylist() == [*range(40), *range(40)]
     texts = pq.read_table(tmp_path / "g" / "texts" / "part-00000.parquet")["text"].to_pylist()
     assert texts == [f"picture {i}" for i in range(40)] * 2
+
+
+def test_metadata_of_one_name_in_two_folders_are_two_files(tmp_path: Path) -> None:
+    for number, folder in enumerate(("a", "b")):
+        for name in ("img_emb", "metadata"):
+            (tmp_path / folder / name).mkdir(parents=True)
+        np.save(tmp_path / folder / "img_emb" / "img_emb_0.npy", _vectors(seed=number))
+        keys = pa.table({"key": [f"{folder}-{i}" for i in range(40)]})
+        pq.write_table(keys, tmp_path / folder / "metadata" / "metadata_0.parquet")
+    _embed(tmp_path / "g", tmp_path / "a", tmp_path / "b", id_column="key")
+    files = [file["name"] for file in Manifest.load(tmp_path / "g").dataset["files"]]
+    assert sorted(files) == sorted(f"{f}/{name}" for f in "ab" for name in ("img_emb/img_emb_0.npy", "metadata/metadata_0.parquet"))
+    # The one that a digest by base name alone would leave out.
+    pq.write_table(pa.table({"key": [f"other-{i}" for i in range(40)]}), tmp_path / "a" / "metadata" / "metadata_0.parquet")
+    with pytest.raises(ArtifactMismatch, match="--overwrite"):
+        _embed(tmp_path / "g", tmp_path / "a", tmp_path / "b", id_column="key")
 
 
 def test_npy_and_safetensors_without_ids_are_named_by_file_and_row(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from graphbuild.errors import OptionError, SourceError
 from graphbuild.exchange.fused import FuseConfig, fuse_graphs
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
+from graphbuild.quality.compare import compare_graphs
 from graphbuild.quality.verify import verify_graph
 from graphbuild.store.embeddings import load_embeddings
 from graphbuild.store.graph import Graph
@@ -97,3 +98,19 @@ def test_output_that_is_one_of_the_graphs_is_refused(tmp_path: Path) -> None:
     graphs, *_ = _pair(tmp_path)
     with pytest.raises(OptionError, match="is one of the graphs"):
         fuse_graphs(graphs, graphs[1], FuseConfig())
+
+
+def test_graphs_that_share_no_text_are_compared_by_sample(tmp_path: Path) -> None:
+    one = clustered_vectors(40, 16, seed=1)
+    samples = [f"sample {i}" for i in range(40)]
+    write_graph(tmp_path / "a", one, texts=[f"caption {i}" for i in range(40)], samples=list(zip(samples, range(40), strict=True)))
+    # The same vectors in another order, and one more sample of a text: only the first counts.
+    order = np.random.default_rng(0).permutation(40)
+    pairs = [(samples[text], place) for place, text in enumerate(order)]
+    write_graph(tmp_path / "b", one[order], texts=[f"vector {i}" for i in range(40)], samples=[*pairs, ("extra", 0)])
+    for name in "ab":
+        build_knn(tmp_path / name, KnnConfig(k=5, sketch_dim=0))
+    found = compare_graphs(tmp_path / "a", tmp_path / "b")
+    assert (found.by_sample, found.texts) == (True, 40)
+    assert found.overlap_by_rank[-1]["overlap"] > 0.99
+    assert "40 texts matched by their samples" in found.summary()

@@ -156,7 +156,7 @@ def test_graph_of_the_old_layout_opens_is_taken_over_and_goes_on(tmp_path: Path,
     assert changed == ["embeddings/part-00002.parquet"]
     assert build_knn(graph_dir, KnnConfig(k=3)).already_done
     assert build_partition(graph_dir, PartitionConfig(chunk=4)).already_done
-    assert not [path for path in graph_dir.glob("*/*.json") if path.parent.name != "tokenizer"]
+    assert not [path for path in graph_dir.glob("*/*.json") if path.parent.name not in ("tokenizer", RECORDS)]
     assert json.loads((graph_dir / "graph.json").read_text())["format"] == 2
     verify_graph(graph_dir)
 
