@@ -1,0 +1,244 @@
+"""`python -m pipelines.study.objectives --data FOLDER`: one training of each objective, beside its twin without the graph.
+
+The study's data, net and quarter of its budget; every arm with one seed before the next seed. A run's record is a line of RECORDS,
+written when the run is evaluated; killed and started again, the same command goes on. `--table` prints what is recorded.
+An example, not a claim: no option was tuned, and what suits one objective may not suit another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from graphbuild.errors import ArtifactMismatch, OptionError
+from graphbuild.system.process import run_cli
+from pipelines.study.confirm import flat
+from pipelines.study.confirm_runs import append_record
+from pipelines.study.data import StudyData, prepare_data
+from pipelines.study.execute import Study, StudyConfig
+from pipelines.study.graphs import build_graph, class_similarities, import_similarities
+from pipelines.study.jobs import claim
+from pipelines.study.plan import PROMPTS, Arm, Planned
+from train.evaluate.intervals import mean_interval
+from train.run.folder import EVAL_FILE, TRAINED, read_run_config
+from train.run.metrics import read_lines
+
+if TYPE_CHECKING:
+    from train.config import TrainConfig
+
+BUDGET = 80_000
+"""Images that a run sees: a quarter of the study's."""
+MEASURES: Mapping[str, str] = {"knn_top1": "kNN", "linear_top1": "linear probe", "held_out_knn": "held-out kNN"}
+_FLAT, _OTHER = "prompts-flat", "definitions"
+"""A graph with one similarity for all other classes; and the second graph, where there are two."""
+_REPULSIONS = ("decoupled", "decoupled-weighted", "hard", "mixed")
+
+
+class Trial(NamedTuple):
+    """One way to train, and what it is set beside."""
+
+    arm: Arm
+    twin: str | None = None
+    """Name of the arm without the graph, or with a graph that says nothing."""
+    beside: str | None = None
+    """How a second graph is used: `mixed` into the target, or with a projector of its own (`heads`)."""
+
+
+def _trial(
+    name: str, objective: str, twin: str | None = None, *, graph: str = PROMPTS, beside: str | None = None, **options: Any
+) -> Trial:
+    return Trial(Arm(name=name, group="objectives", objective=objective, graph=graph, options=options), twin, beside)
+
+
+def _trials() -> list[Trial]:
+    repelled = [
+        trial
+        for name in _REPULSIONS
+        for trial in (
+            _trial(f"simclr-{name}", "simclr", negatives=name),
+            _trial(f"xclr-{name}", "xclr", f"simclr-{name}", negatives=name),
+        )
+    ]
+    settings: Mapping[str, dict[str, Any]] = {"simsiam": {"projector_bn": True}}
+    pulled = [
+        _trial(f"{name}-{kind}", name, f"{name}-own" if kind == "graph" else None, positives=kind, **settings.get(name, {}))
+        for name in ("vicreg", "barlow", "simsiam")
+        for kind in ("own", "graph")
+    ]
+    return [
+        _trial("simclr", "simclr"),
+        _trial("supcon", "supcon", label_column="name"),
+        _trial("xclr-flat", "xclr", graph=_FLAT),
+        _trial("xclr", "xclr", "xclr-flat"),
+        *repelled,
+        _trial("simclr-graph", "simclr", "simclr", negatives="graph"),
+        _trial("xclr-graph", "xclr", "xclr", negatives="graph"),
+        *pulled,
+        _trial("rank-flat", "rank", graph=_FLAT),
+        _trial("rank", "rank", "rank-flat"),
+        _trial("xclr-two-graphs", "xclr", "xclr", beside="mixed"),
+        _trial("xclr-two-heads", "xclr", "xclr", beside="heads"),
+    ]
+
+
+TRIALS: Mapping[str, Trial] = {trial.arm.name: trial for trial in _trials()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialsConfig:
+    """Where the runs are made, and which."""
+
+    source: Path
+    """Holds tiny_imagenet/ and classes/."""
+    out: Path
+    records: Path
+    """A file of JSON lines."""
+    names: tuple[str, ...] = tuple(TRIALS)
+    seeds: int = 3
+    budget: int = BUDGET
+    batch_size: int = 256
+    encoder: str = "all-MiniLM-L6-v2"
+
+
+class Trials(Study):
+    """The runs of the table, made as those of the study are."""
+
+    def train_config(self, planned: Planned, images: int | None = None) -> TrainConfig:
+        """Return the configuration of a run, with a second graph where the arm has one."""
+        config = super().train_config(planned, images)
+        first, beside = str(config.graph_dir), TRIALS[planned.arm.name].beside
+        other = str(Path(first).with_name(_OTHER))
+        if beside == "heads":
+            return replace(config, head=(f"{planned.arm.graph}={first}:0.5", f"{_OTHER}={other}:0.5"))
+        return replace(config, more_graphs=(other,)) if beside == "mixed" else config
+
+
+def execute(config: TrialsConfig) -> None:
+    """Make and record every run that has no record.
+
+    Raises:
+        ArtifactMismatch: If a record is of a run that was made otherwise.
+        UserError: If a run cannot be made; those before it stand.
+    """
+    data = prepare_data(config.source, config.out)
+    _build_graphs(config, data)
+    studied = StudyConfig(
+        out=config.out,
+        budget=config.budget,
+        batch_size=config.batch_size,
+        encoder=config.encoder,
+        protocols=("knn", "linear", "few-shot"),
+        records=config.records.parent,
+    )
+    trials = Trials(studied, data)
+    for planned in planned_runs(config):
+        with claim(trials.run_dir(planned)) as mine:
+            record = recorded(config.records).get((planned.arm.name, planned.seed))
+            options = {**trials.asked(planned), **trials.named(planned), "beside": TRIALS[planned.arm.name].beside}
+            if record is not None:
+                _require(config.records, record, options)
+            elif mine:
+                click.echo(f"{planned.name}")
+                trials.make_run(planned)
+                append_record(config.records, _record(planned, trials.run_dir(planned), options))
+
+
+def planned_runs(config: TrialsConfig) -> list[Planned]:
+    """Return the runs in the order in which they are made."""
+    return [Planned(TRIALS[name].arm, seed) for seed in range(config.seeds) for name in config.names]
+
+
+def recorded(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return the records of a file by arm and seed; none if there is no file."""
+    return {(line["arm"], line["seed"]): line for line in read_lines(path)}
+
+
+def table(path: Path) -> str:
+    """Return what is recorded, in percent: means over seeds with 95 % intervals, and differences from the twin, paired by seed."""
+    found = recorded(path)
+    heads = [cell for name in MEASURES.values() for cell in (name, "over twin")]
+    lines = [f"| arm | seeds | twin | {' | '.join(heads)} |", f"|---|---:|---|{'---:|' * len(heads)}"]
+    for name, trial in TRIALS.items():
+        own = {seed: line["scores"] for (arm, seed), line in found.items() if arm == name}
+        other = {seed: line["scores"] for (arm, seed), line in found.items() if arm == trial.twin}
+        shared = sorted(own.keys() & other.keys())
+        cells = []
+        for measure in MEASURES:
+            cells += [_shown([scores[measure] for scores in own.values()])]
+            cells += [_shown([own[seed][measure] - other[seed][measure] for seed in shared], sign="+")]
+        if own:
+            lines.append(f"| {name} | {len(own)} | {trial.twin or ''} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _shown(values: Sequence[float], sign: str = "") -> str:
+    if not values:
+        return ""
+    mean, half = mean_interval(values)
+    return f"{100 * mean:{sign}.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+
+
+def _build_graphs(config: TrialsConfig, data: StudyData) -> None:
+    folder = config.out / "graphs"
+    build_graph(PROMPTS, data, folder, config.encoder)
+    import_similarities(folder / _FLAT, flat(class_similarities(PROMPTS, data, folder, config.encoder)), data)
+    if any(TRIALS[name].beside for name in config.names):
+        build_graph(_OTHER, data, folder, config.encoder)
+
+
+def _record(planned: Planned, run_dir: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    import torch
+
+    scores = json.loads((run_dir / EVAL_FILE).read_text(encoding="utf-8"))["scores"][TRAINED]["name"]
+    made = {"precision": read_run_config(run_dir).precision, "threads": torch.get_num_threads()}
+    return {
+        "arm": planned.arm.name,
+        "seed": planned.seed,
+        "scores": {name: scores[name] for name in MEASURES},
+        "options": dict(options),
+        "made": {**made, "torch": torch.__version__.partition("+")[0]},
+    }
+
+
+def _require(path: Path, record: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        if (found := record["options"].get(name)) != value:
+            raise ArtifactMismatch(
+                f"{path}: {record['arm']}, seed {record['seed']}: was made with {name} {found!r}, and {value!r} is asked for: "
+                "these runs do not compare. Name another --records."
+            )
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--data", "source", type=click.Path(file_okay=False, path_type=Path), help="Folder of tiny_imagenet/ and classes/.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/objectives"), show_default=True)
+@click.option(
+    "--records",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="File of records, a line a run; runs that it holds are not made again (default: OUT/records.jsonl).",
+)
+@click.option("--only", multiple=True, type=click.Choice(tuple(TRIALS)), help="Arms to run; repeatable (default: all).")
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Of every arm.")
+@click.option("--budget", type=click.IntRange(min=1), default=BUDGET, show_default=True, help="Images a run sees.")
+@click.option("--table", "as_table", is_flag=True, help="Print what is recorded, and make nothing.")
+def objectives(
+    source: Path | None, out: Path, records: Path | None, only: tuple[str, ...], seeds: int, budget: int, as_table: bool
+) -> None:
+    """Train each objective and its twin, and evaluate them; those that have a record are not made again."""
+    file = records or out / "records.jsonl"
+    if not as_table:
+        if source is None:
+            raise OptionError("--data names the folder of tiny_imagenet/ and classes/: give it, or --table.")
+        names = only or tuple(TRIALS)
+        execute(TrialsConfig(source=source, out=out, records=file, names=names, seeds=seeds, budget=budget))
+    click.echo(table(file))
+
+
+if __name__ == "__main__":
+    run_cli(objectives, debug_variable="TRAIN_DEBUG")
