@@ -18,7 +18,7 @@ from graphbuild.torch.modules import two_view_loss
 from graphbuild.torch.order import rank_loss
 from graphbuild.torch.repulsion import ByGraph, Decoupled, Hard, Mixed, Repulsion, draw_mixtures
 from graphbuild.torch.soft_targets import SoftTargets
-from graphbuild.torch.without_negatives import barlow_loss, simsiam_loss, vicreg_loss
+from graphbuild.torch.without_negatives import barlow_loss, draw_directions, lejepa_loss, simsiam_loss, vicreg_loss
 from train.run.distributed import ranks_of_job
 
 TEXTS = 40
@@ -29,7 +29,7 @@ REPELLED: dict[str, Repulsion] = {
     "graph": ByGraph(),
     "mixed": Mixed(6, draw_mixtures(BATCH, hardest=6, mixtures=4, seed=1)),
 }
-KINDS = [*REPELLED, "vicreg", "barlow", "simsiam", "rank", "targets", "similarities", "heads"]
+KINDS = [*REPELLED, "vicreg", "barlow", "simsiam", "lejepa", "rank", "targets", "similarities", "heads"]
 
 
 def family_loss(kind: str, model: nn.Module, seed: int, targets: SoftTargets, anchors: range, gather_rows: Gather | None) -> Tensor:
@@ -50,6 +50,9 @@ def family_loss(kind: str, model: nn.Module, seed: int, targets: SoftTargets, an
         return rank_loss(gather_views(normalize(y, dim=1)), target, anchors, tile=TILE, tau=0.2)
     if kind == "simsiam":
         return simsiam_loss(y.tanh(), gather_views(y), target, anchors, **place).loss
+    if kind == "lejepa":
+        directions = draw_directions(y.shape[1], 6, seed=seed)
+        return lejepa_loss(gather_views(y), target, anchors, directions_DM=directions, isotropy=0.3, **place).loss
     return (vicreg_loss if kind == "vicreg" else barlow_loss)(gather_views(y), target, anchors, **place).loss
 
 

@@ -1,4 +1,4 @@
-"""Losses that push no pair apart: VICReg, Barlow Twins, SimSiam, with the graph's partners in place of the other view.
+"""Losses that push no pair apart: VICReg, Barlow Twins, SimSiam, LeJEPA, with the graph's partners in place of the other view.
 
 With SimCLR's target the partner is the other view, and each is the published loss. Of several processes each passes the
 embeddings of the whole batch (`gather_views`) and its own anchors; the mean of their losses is that of one process.
@@ -20,6 +20,8 @@ from graphbuild.torch.partners import partner_means
 
 _VARIANCE_EPSILON = 1e-4
 """As VICReg's authors have it."""
+_FREQUENCIES, _HIGHEST_FREQUENCY = 17, 3.0
+"""Of LeJEPA's integral, as its authors' code has them."""
 
 
 class Terms(NamedTuple):
@@ -57,20 +59,15 @@ def vicreg_loss(
     """
     with torch.autocast(y_2BD.device.type, enabled=False):
         y = wide(y_2BD)
-        # Distances do not depend on the origin, and are more exact near it.
-        centred = y - y.detach().mean(dim=0)
-        squares = centred.square().sum(dim=1, keepdim=True)
-        found = partner_means(torch.cat([centred, squares], dim=1), target, anchors, tile=tile, tau_s=tau_s)
-        own = _own_rows(centred, anchors)
-        distances = own.square().sum(dim=1) - 2 * (own * found.means[:, :-1]).sum(dim=1) + found.means[:, -1]
+        distance, own_view_mass = _distance(y, target, anchors, tile, tau_s)
         views = y.chunk(2)
         parts = {
-            "invariance": distances.mean() / y.shape[1],
+            "invariance": distance / y.shape[1],
             "variance": torch.stack([_too_narrow(view) for view in views]).mean(),
             "covariance": torch.stack([_covariance(view) for view in views]).sum(),
         }
         loss = invariance * parts["invariance"] + variance * parts["variance"] + covariance * parts["covariance"]
-        return Terms(loss, _still(parts), found.own_view_mass)
+        return Terms(loss, _still(parts), own_view_mass)
 
 
 def barlow_loss(y_2BD: Tensor, target: Target, anchors: range, *, tile: int, tau_s: float, redundancy: float = 5e-3) -> Terms:
@@ -113,6 +110,64 @@ def simsiam_loss(p_2bD: Tensor, y_2BD: Tensor, target: Target, anchors: range, *
         found = partner_means(fixed, target, anchors, tile=tile, tau_s=tau_s)
         cosines = (functional.normalize(wide(p_2bD), dim=1) * found.means).sum(dim=1)
         return Terms(-cosines.mean(), {}, found.own_view_mass)
+
+
+def lejepa_loss(
+    y_2BD: Tensor, target: Target, anchors: range, *, tile: int, tau_s: float, directions_DM: Tensor, isotropy: float = 0.05
+) -> Terms:
+    """Compute LeJEPA of two global views (arXiv 2511.08544): a mean of the distance to partners and of SIGReg.
+
+    SIGReg, of each view and along each direction: B times the Epps-Pulley distance of the characteristic function of the
+    batch from that of a standard normal, by the trapezoidal rule on 17 frequencies up to 3, with its window.
+
+    Args:
+        y_2BD: Embeddings of the whole batch, of any length, first views before second ones.
+        target: G of the batch, by rows.
+        anchors: This process's samples.
+        tile: How many of them are taken at a time.
+        tau_s: Temperature of the target.
+        directions_DM: Unit vectors, one a column; the same for all processes.
+        isotropy: Share of SIGReg; the rest is that of the distance.
+    """
+    with torch.autocast(y_2BD.device.type, enabled=False):
+        y = wide(y_2BD)
+        distance, own_view_mass = _distance(y, target, anchors, tile, tau_s)
+        # Each view is half of their distance from their centre.
+        parts = {
+            "invariance": distance / (4 * y.shape[1]),
+            "isotropy": torch.stack([_from_gaussian(view @ directions_DM.to(y.dtype)) for view in y.chunk(2)]).mean(),
+        }
+        return Terms((1 - isotropy) * parts["invariance"] + isotropy * parts["isotropy"], _still(parts), own_view_mass)
+
+
+def draw_directions(width: int, count: int, *, seed: int) -> Tensor:
+    """Draw unit vectors, one a column, evenly over the sphere; (D, M) float32."""
+    drawn = torch.randn(width, count, generator=torch.Generator().manual_seed(seed))
+    return functional.normalize(drawn, dim=0)
+
+
+def _from_gaussian(values_BM: Tensor) -> Tensor:
+    """Compute the Epps-Pulley statistic of each column against N(0, 1), and their mean; a scalar."""
+    frequencies = torch.linspace(0, _HIGHEST_FREQUENCY, _FREQUENCIES, dtype=values_BM.dtype, device=values_BM.device)
+    normal = torch.exp(-frequencies.square() / 2)
+    errors = []
+    # A frequency at a time: memory for B x M numbers, not 17 of them.
+    for frequency, expected in zip(frequencies, normal, strict=True):
+        angles = values_BM * frequency
+        errors.append((angles.cos().mean(dim=0) - expected).square() + angles.sin().mean(dim=0).square())
+    # Both signs of a frequency tell the same, so each counts twice, the ends once.
+    return 2 * len(values_BM) * torch.trapezoid(torch.stack(errors, dim=1) * normal, frequencies, dim=1).mean()
+
+
+def _distance(y_2BD: Tensor, target: Target, anchors: range, tile: int, tau_s: float) -> tuple[Tensor, Tensor]:
+    """Compute the mean over rows of sum_j s_ij |y_i - y_j|^2, and the own view's share of the target; scalars."""
+    # Distances do not depend on the origin, and are more exact near it.
+    centred = y_2BD - y_2BD.detach().mean(dim=0)
+    squares = centred.square().sum(dim=1, keepdim=True)
+    found = partner_means(torch.cat([centred, squares], dim=1), target, anchors, tile=tile, tau_s=tau_s)
+    own = _own_rows(centred, anchors)
+    distances = own.square().sum(dim=1) - 2 * (own * found.means[:, :-1]).sum(dim=1) + found.means[:, -1]
+    return distances.mean(), found.own_view_mass
 
 
 def _own_rows(rows_2BD: Tensor, anchors: range) -> Tensor:

@@ -67,7 +67,7 @@ def _trials() -> list[Trial]:
     settings: Mapping[str, dict[str, Any]] = {"simsiam": {"projector_bn": True}}
     pulled = [
         _trial(f"{name}-{kind}", name, f"{name}-own" if kind == "graph" else None, positives=kind, **settings.get(name, {}))
-        for name in ("vicreg", "barlow", "simsiam")
+        for name in ("vicreg", "barlow", "simsiam", "lejepa")
         for kind in ("own", "graph")
     ]
     return [

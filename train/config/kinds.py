@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from graphbuild.errors import OptionError
 
 CONTRASTIVE = ("xclr", "simclr", "supcon")
-WITHOUT_NEGATIVES = ("vicreg", "barlow", "simsiam")
+WITHOUT_NEGATIVES = ("vicreg", "barlow", "simsiam", "lejepa")
 LOOSE = {"loose": True}
 """Marks a field that may change when a run is resumed: it changes no number that the run computes."""
 TARGET = {"group": "a target by the graph"}

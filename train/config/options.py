@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from train.config.graphs import GraphOptions
 from train.config.kinds import CONTRASTIVE, LOOSE, TARGET, WITHOUT_NEGATIVES, Range, doc
 
-Objective = Literal["xclr", "simclr", "supcon", "clip", "vicreg", "barlow", "simsiam", "rank"]
+Objective = Literal["xclr", "simclr", "supcon", "clip", "vicreg", "barlow", "simsiam", "lejepa", "rank"]
 ModelName = Literal["small", "resnet18", "resnet34", "resnet50", "resnet101"]
 AugmentName = Literal["simclr", "autoaugment", "none"]
 OptimizerName = Literal["sgd", "lars", "adamw"]
@@ -33,7 +33,7 @@ Fraction = Annotated[float, Range(0, 1, open_low=True)]
 
 _CLIP = {"group": "clip"}
 _NEGATIVES, _PULLED = {"group": ", ".join(CONTRASTIVE)}, {"group": ", ".join(WITHOUT_NEGATIVES)}
-_SUPCON, _VICREG, _BARLOW, _SIMSIAM = ({"group": name} for name in ("supcon", "vicreg", "barlow", "simsiam"))
+_SUPCON, _VICREG, _BARLOW, _SIMSIAM, _LEJEPA = ({"group": name} for name in ("supcon", "vicreg", "barlow", "simsiam", "lejepa"))
 """Which objectives read a field; the help of `train run` is grouped by it."""
 
 
@@ -183,6 +183,12 @@ class TrainOptions(GraphOptions):
     vicreg_variance: NonNegative = field(default=25.0, metadata=doc("Weight of the hinge on each coordinate's deviation.", _VICREG))
     vicreg_covariance: NonNegative = field(default=1.0, metadata=doc("Weight of the covariances between coordinates.", _VICREG))
     barlow_redundancy: NonNegative = field(default=5e-3, metadata=doc("Weight of the correlations between coordinates.", _BARLOW))
+    lejepa_isotropy: Annotated[float, Range(0, 1)] = field(
+        default=0.05, metadata=doc("Share of the loss that asks for an isotropic Gaussian; the rest draws to partners.", _LEJEPA)
+    )
+    lejepa_directions: Positive = field(
+        default=1024, metadata=doc("Random directions a step, along which embeddings are compared with a Gaussian.", _LEJEPA)
+    )
     predictor_hidden: Positive = field(
         default=64, metadata=doc("Width of the predictor's hidden layer; a quarter of --projector-dim in the paper.", _SIMSIAM)
     )

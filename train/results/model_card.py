@@ -47,6 +47,7 @@ _OBJECTIVES = {
     "vicreg": "VICReg (arXiv 2105.04906)",
     "barlow": "Barlow Twins (arXiv 2103.03230)",
     "simsiam": "SimSiam (arXiv 2011.10566)",
+    "lejepa": "LeJEPA (arXiv 2511.08544)",
     "rank": "Rank-N-Contrast (arXiv 2210.01189) by the order of captions",
 }
 

@@ -1,4 +1,4 @@
-"""VICReg, Barlow Twins and SimSiam against lightly's, and against loops over the graph's partners, in float64."""
+"""VICReg, Barlow Twins, SimSiam and LeJEPA against lightly's, and against loops over the graph's partners, in float64."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from torch import Tensor
 from torch.nn.functional import batch_norm, normalize
 
 from graphbuild.torch.blocks import MatrixTarget
-from graphbuild.torch.without_negatives import Terms, barlow_loss, simsiam_loss, vicreg_loss
+from graphbuild.torch.without_negatives import Terms, barlow_loss, draw_directions, lejepa_loss, simsiam_loss, vicreg_loss
 
 BATCH, WIDTH, TAU_S = 9, 4, 0.3
 WEIGHTS: dict[str, dict[str, float]] = {
     "vicreg": {"invariance": 3.0, "variance": 7.0, "covariance": 2.0},
     "barlow": {"redundancy": 0.1},
     "simsiam": {},
+    "lejepa": {"isotropy": 0.3},
 }
+DIRECTIONS = draw_directions(WIDTH, 6, seed=5).double()
 
 
 def drawn(seed: int = 0) -> Tensor:
@@ -37,6 +39,8 @@ def loss_of(kind: str, y: Tensor, similarity: Tensor, *, tile: int = BATCH, pred
     options: dict[str, Any] = {**place, **WEIGHTS[kind]}
     if kind == "simsiam":
         return simsiam_loss(y if predictions is None else predictions, y, target, range(BATCH), **options)
+    if kind == "lejepa":
+        return lejepa_loss(y, target, range(BATCH), directions_DM=DIRECTIONS, **options)
     return (vicreg_loss if kind == "vicreg" else barlow_loss)(y, target, range(BATCH), **options)
 
 
@@ -46,9 +50,17 @@ def laid_out(similarity: Tensor) -> Tensor:
 
 
 def lightlys(kind: str, y: Tensor, predictions: Tensor) -> Tensor:
-    from lightly.loss import BarlowTwinsLoss, NegativeCosineSimilarity, VICRegLoss
+    from lightly.loss import BarlowTwinsLoss, NegativeCosineSimilarity, SIGReg, VICRegLoss
+    from lightly.loss.lejepa_loss import lejepa_invariance_loss
 
     first, second = y.chunk(2)
+    if kind == "lejepa":
+        views, regular = torch.stack([first, second]), SIGReg(num_vectors=DIRECTIONS.shape[1]).double()
+        regular.phi.copy_(torch.exp(-regular.t.square() / 2))
+        regular.weights.copy_(2 * (3 / 16) * regular.phi)
+        regular.weights[[0, -1]] /= 2
+        regular._generate_unit_vectors = lambda *_: DIRECTIONS
+        return 0.3 * regular(views) + 0.7 * lejepa_invariance_loss(all_proj=views, global_proj=views)
     if kind == "vicreg":
         return VICRegLoss(*WEIGHTS[kind].values())(first, second)
     if kind == "barlow":
@@ -75,6 +87,26 @@ def test_vicreg_by_the_graph_draws_every_pair_by_its_share() -> None:
     assert abs(found.parts["invariance"] - torch.stack(pairs).sum() / (2 * BATCH * WIDTH)) < 1e-12
     for name in ("variance", "covariance"):
         assert found.parts[name] == published.parts[name]
+
+
+def test_lejepa_by_the_graph_draws_every_pair_by_its_share() -> None:
+    y, similarity = drawn(3), similarities(3)
+    target = laid_out(similarity)
+    pairs = [target[i, j] * (y[i] - y[j]).square().sum() for i in range(2 * BATCH) for j in range(2 * BATCH)]
+    found = loss_of("lejepa", y, similarity)
+    assert abs(found.parts["invariance"] - torch.stack(pairs).sum() / (2 * BATCH * WIDTH * 4)) < 1e-12
+    assert found.parts["isotropy"] == loss_of("lejepa", y, one_hot(BATCH)).parts["isotropy"]
+
+
+def test_isotropy_is_least_for_a_standard_normal() -> None:
+    spread = torch.randn(400, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = {
+        scale: lejepa_loss(
+            spread * scale, MatrixTarget(torch.eye(200)), range(200), tile=200, tau_s=TAU_S, directions_DM=DIRECTIONS
+        ).parts["isotropy"]
+        for scale in (0.1, 0.5, 1.0, 2.0)
+    }
+    assert min(found, key=lambda scale: float(found[scale])) == 1.0
 
 
 def test_barlow_by_the_graph_correlates_with_averaged_partners() -> None:

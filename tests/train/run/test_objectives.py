@@ -47,6 +47,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"objective": "barlow", "positives": "graph", "lr": 0.01},
     {"objective": "simsiam", "predictor_hidden": 4},
     {"objective": "simsiam", "positives": "graph", "tau_s": "auto"},
+    {"objective": "lejepa", "lejepa_directions": 8},
+    {"objective": "lejepa", "positives": "graph", "lejepa_directions": 8},
     {"objective": "rank"},
 ]
 
@@ -198,7 +200,7 @@ def test_run_solves_for_what_is_asked_and_says_it(
         ({"dclw_sigma": 0.0}, "--dclw-sigma: 0.0 is not more than 0"),
         ({"negatives": "mixed", "mixtures": 15}, "--hardest 32 and --mixtures 15 do not fit --batch-size 8, .* have 14 negatives"),
         ({"negatives": "hard", "objective": "clip"}, "--negatives hard is for --objective xclr, simclr, supcon, not for clip"),
-        ({"positives": "graph"}, "--positives graph is for --objective vicreg, barlow, simsiam, not for xclr"),
+        ({"positives": "graph"}, "--positives graph is for --objective vicreg, barlow, simsiam, lejepa, not for xclr"),
         ({"tau": "learned", "objective": "rank"}, "--tau learned is for --objective xclr, simclr, supcon, not for rank"),
         ({"tau": "auto"}, "--tau: 'auto' is not a float"),
         ({"tau_s": "auto", "own_weight": 0.5}, "--tau-s auto .* which --own-weight 0.5 sets"),
@@ -208,6 +210,8 @@ def test_run_solves_for_what_is_asked_and_says_it(
         ({"target_positives": 0.5}, "--target-positives: 0.5 is not at least 1"),
         ({"target_positives": 4.0, "mass_of": "own-class"}, "--target-positives asks for no mass, and --mass-of own-class does"),
         ({"predictor_hidden": 0}, "--predictor-hidden: 0 is not at least 1"),
+        ({"lejepa_isotropy": 1.5}, "--lejepa-isotropy: 1.5 is not at least 0 and at most 1"),
+        ({"lejepa_directions": 0}, "--lejepa-directions: 0 is not at least 1"),
         ({"vicreg_invariance": -1.0}, "--vicreg-invariance: -1.0 is not at least 0"),
     ],
     ids=str,

@@ -5,10 +5,12 @@ Shape letters: B samples in a batch, b of them this process's, D width of the pr
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -124,6 +126,11 @@ def split_of(config: TrainConfig, ranks: Ranks) -> Split:
     """Which anchors of a batch are this process's, and how many of them the loss takes at a time."""
     shared = gather if ranks.count > 1 else None
     return Split(ranks.part(config.batch_size), tile_size(config.loss_tile, config.batch_size), shared)
+
+
+def seed_of_batch(seed: int, samples_B: Int64, epoch: int) -> int:
+    """Return a seed for what is drawn for a batch: the same in all processes, and in a run that goes on."""
+    return zlib.crc32(np.array([seed, epoch, *samples_B], np.int64).tobytes())
 
 
 def autocast(config: TrainConfig, views: Tensor) -> torch.autocast:

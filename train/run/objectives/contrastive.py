@@ -5,11 +5,9 @@ Shape letters: B samples in a batch, b of them this process's, D width of the pr
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +20,7 @@ from train.data.base import Int64
 from train.data.prepare import TrainingData
 from train.model.encoders import Encoder
 from train.run.distributed import Ranks
-from train.run.objectives.base import Loss, Outcome, autocast, register, split_of
+from train.run.objectives.base import Loss, Outcome, autocast, register, seed_of_batch, split_of
 from train.run.targets import TargetMaker, make_graph_target, make_target, measures
 from train.run.temperature import settle_tau_s
 from train.run.watch import sphere_figures
@@ -114,8 +112,7 @@ class Contrastive:
         if config.negatives == "graph":
             return ByGraph(self._repelled.target(samples_B, epoch) if self._repelled else None)
         if config.negatives == "mixed":
-            # Drawn by the batch: the same for all processes, and for a run that goes on.
-            seed = zlib.crc32(np.array([config.seed, epoch, *samples_B], np.int64).tobytes())
+            seed = seed_of_batch(config.seed, samples_B, epoch)
             draws = draw_mixtures(len(samples_B), hardest=config.hardest, mixtures=config.mixtures, seed=seed)
             return Mixed(config.hardest, draws)
         if config.negatives == "uniform":

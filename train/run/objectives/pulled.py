@@ -1,4 +1,4 @@
-"""What VICReg, Barlow Twins and SimSiam share: two views, embeddings of any length, and partners; no negatives.
+"""What VICReg, Barlow Twins, SimSiam and LeJEPA share: two views, embeddings of any length, and partners; no negatives.
 
 Shape letters: B samples in a batch, b of them this process's, D width of the projection.
 """
