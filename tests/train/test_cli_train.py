@@ -83,7 +83,9 @@ def test_every_field_of_the_configuration_is_an_option() -> None:
 def test_choice_outside_the_list_is_a_usage_error() -> None:
     result = CliRunner().invoke(cli, ["run", "--objective", "byol"])
     assert result.exit_code == 2
-    assert "'byol' is not one of 'xclr', 'simclr', 'supcon', 'clip', 'vicreg', 'barlow', 'simsiam', 'rank'" in result.output
+    assert (
+        "'byol' is not one of 'xclr', 'simclr', 'supcon', 'clip', 'vicreg', 'barlow', 'simsiam', 'lejepa', 'rank'" in result.output
+    )
 
 
 @pytest.mark.parametrize(

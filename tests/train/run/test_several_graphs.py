@@ -1,92 +1,40 @@
-"""Several graphs in one run: mixed into one target, or with a projector each; what is said, stored, resumed and refused."""
+"""Several graphs in one run: what is mixed, said, stored, resumed, evaluated and refused."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner
-from helpers_graph import clustered_vectors, write_graph
 from helpers_ranks import run_ranks, said, train_cli
-from helpers_train import tiny_config, write_images, write_tiny_graph
+from helpers_several import IMAGES, Make, goes_on_bit_for_bit, losses, maker, write_place
+from helpers_train import tiny_config
 
 from graphbuild.errors import ArtifactMismatch, OptionError
-from graphbuild.knn.config import KnnConfig
-from graphbuild.knn.stage import build_knn
 from train.cli import cli
-from train.config import TrainConfig, load_config
+from train.config import load_config
 from train.data.prepare import prepare
 from train.evaluate.options import EvalOptions
 from train.evaluate.run import evaluate_run
 from train.results.compare.arms import read_arms
 from train.results.export import export_run
 from train.results.report.write import write_report
-from train.run.checkpoint import load_encoder, newest_checkpoint
 from train.run.folder import read_run_config
-from train.run.loop import settle, train
+from train.run.loop import train
 from train.run.metrics import read_lines, read_metrics
-from train.run.trainer import Trainer
-
-IMAGES = 40
-Make = Callable[..., TrainConfig]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures; graphs `a` and `b` of them by other texts; `most` lacks one, `half` half of them, `other` all."""
-    folder = tmp_path_factory.mktemp("several")
-    write_images(folder / "images.parquet", IMAGES)
-    write_tiny_graph(folder / "a", IMAGES)
-    known = {"b": range(IMAGES), "most": range(1, IMAGES), "half": range(0, IMAGES, 2), "other": range(IMAGES, 2 * IMAGES)}
-    for name, numbers in known.items():
-        samples = [(f"img-{i}", i % 10) for i in reversed(numbers)]
-        write_graph(folder / name, clustered_vectors(10, 16, seed=3), samples=samples)
-        build_knn(folder / name, KnnConfig(k=9, sketch_dim=0))
-    return folder
+    return write_place(tmp_path_factory.mktemp("several"))
 
 
 @pytest.fixture
 def config_of(place: Path) -> Make:
-    """A configuration; `graphs` are names of graphs that are mixed, `heads` are such as `one=a:0.5`."""
-
-    def make(graphs: tuple[str, ...] = ("a",), heads: tuple[str, ...] = (), **options: Any) -> TrainConfig:
-        first, *others = [str(place / name) for name in graphs]
-        parts = [head.partition("=") for head in heads]
-        placed = tuple(f"{name}={place / graph}" for name, _, graph in parts)
-        more = {"more_graphs": tuple(others), "head": placed, "data": str(place / "images.parquet")}
-        return tiny_config(**{"graph_dir": first, **more, "epochs": 1, **options})
-
-    return make
-
-
-def losses(run: Path, name: str = "loss") -> list[float]:
-    return [line[name] for line in read_metrics(run)]
-
-
-def goes_on_bit_for_bit(config: TrainConfig, run: Path) -> None:
-    """Train to the end, and again from a checkpoint after two steps."""
-    train(config, run)
-    data = prepare(config)
-    settled = settle(data.settle(config))
-    first = Trainer(settled, data)
-    steps = first.steps()
-    for _ in range(2):
-        next(steps)
-    state = {name: value.clone() for name, value in first.model.state_dict().items()}
-    second = Trainer(settled, data)
-    second.restore(first.position("same"), state, first.optimizer.state_dict())
-    assert [float(report.metrics(with_kl=False)["loss"]) for report in second.steps()] == losses(run)[2:]
-    data.close()
-    saved = newest_checkpoint(run, print)
-    assert saved is not None
-    assert saved.weights.keys() == second.model.state_dict().keys()
-    assert all(torch.equal(value, saved.weights[name]) for name, value in second.model.state_dict().items())
+    return maker(place)
 
 
 @pytest.mark.parametrize(
@@ -203,68 +151,6 @@ def test_evaluation_report_export_and_comparison_take_runs_of_several_graphs(
     assert all(Path(path).is_absolute() for path in read_run_config(run).graphs)
 
 
-def test_one_head_of_weight_one_is_the_plain_run_bit_for_bit(config_of: Make, tmp_path: Path) -> None:
-    train(config_of(heads=("only=a:1",), optimizer="adamw"), tmp_path / "head")
-    train(config_of(("a",), optimizer="adamw"), tmp_path / "plain")
-    assert losses(tmp_path / "head") == losses(tmp_path / "head", "loss/only") == losses(tmp_path / "plain")
-    one, other = (load_encoder(tmp_path / name).state_dict() for name in ("head", "plain"))
-    assert all(torch.equal(one[name], other[name]) for name in other)
-    for name in ("own_view_mass", "hit_rate", "spread", "kl_to_dense"):
-        assert losses(tmp_path / "head", name) == losses(tmp_path / "plain", name)
-
-
-def test_two_heads_of_one_graph_begin_alike_and_move_the_backbone_as_one_does(config_of: Make, tmp_path: Path) -> None:
-    train(config_of(heads=("one=a:0.5", "two=a:0.5"), steps=1), tmp_path / "two")
-    train(config_of(steps=1), tmp_path / "plain")
-    assert losses(tmp_path / "two") == losses(tmp_path / "two", "loss/two") == losses(tmp_path / "plain")
-    two, plain = (load_encoder(tmp_path / name).backbone.state_dict() for name in ("two", "plain"))
-    for name in plain:
-        torch.testing.assert_close(two[name], plain[name], rtol=1e-6, atol=1e-7, msg=name)
-    saved = newest_checkpoint(tmp_path / "two", print)
-    assert saved is not None
-    heads = [{name.split(".", 1)[1]: value for name, value in saved.weights.items() if name.startswith(f"head_{head}.")}
-             for head in ("one", "two")]  # fmt: skip
-    assert heads[0].keys() == heads[1].keys()
-    assert heads[0]
-    assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"heads": ("names=a:0.5", "tags=b:2")},
-        {"heads": ("names=a", "tags=b"), "objective": "supcon"},
-        {"heads": ("names=a", "tags=b"), "tau": "learned", "tau_s": "auto"},
-        {"heads": ("names=a", "tags=b"), "objective": "simsiam", "positives": "graph", "predictor_hidden": 4},
-    ],
-    ids=str,
-)
-def test_run_of_heads_goes_on_bit_for_bit_and_logs_each(options: dict[str, Any], config_of: Make, tmp_path: Path) -> None:
-    config = config_of(**options)
-    goes_on_bit_for_bit(config, tmp_path / "run")
-    lines = read_metrics(tmp_path / "run")
-    for line in lines:
-        weighted = sum(head.weight * line[f"loss/{head.name}"] for head in config.heads)
-        assert line["loss"] == pytest.approx(weighted, rel=1e-6)
-        assert line["spread/tags"] > 0
-    note = read_lines(tmp_path / "run" / "events.jsonl")[1]["note"]
-    assert "head names, weight" in note
-    assert "; head tags, weight" in note
-
-
-def test_export_keeps_the_backbone_and_the_run_its_first_head(config_of: Make, tmp_path: Path) -> None:
-    train(config_of(heads=("names=a", "tags=b"), steps=2), tmp_path / "run")
-    exported, encoder = export_run(tmp_path / "run", tmp_path / "export"), load_encoder(tmp_path / "run")
-    from safetensors.torch import load_file
-
-    weights = load_file(exported.weights)
-    assert weights.keys() == encoder.backbone.state_dict().keys()
-    saved = newest_checkpoint(tmp_path / "run", print)
-    assert saved is not None
-    for name, value in encoder.projector.state_dict().items():
-        assert torch.equal(saved.weights[f"head_names.projector.{name}"], value)
-
-
 def test_two_processes_train_heads_and_mixed_graphs(config_of: Make, tmp_path: Path) -> None:
     for number, config in enumerate((config_of(heads=("names=a", "tags=b:0.5")), config_of(("a", "b"), graph_weights="3,1"))):
         folder = tmp_path / str(number)
@@ -277,14 +163,6 @@ def test_two_processes_train_heads_and_mixed_graphs(config_of: Make, tmp_path: P
         # BatchNorm sees a process's own images, so losses differ; the targets do not.
         for name in ("own_view_mass", "target_entropy", "hit_rate"):
             assert [line[name] for line in shared] == pytest.approx([line[name] for line in alone], rel=1e-5), name
-
-
-def test_graphs_that_moved_do_not_make_another_run(config_of: Make) -> None:
-    one = config_of(heads=("names=a", "tags=b:0.5"))
-    moved = replace(one, head=("names=/elsewhere/a", "tags=/elsewhere/b:0.5"))
-    assert one.differences(moved) == {}
-    heavier = replace(one, head=(one.head[0], "tags=/elsewhere/b:0.6"))
-    assert list(one.differences(heavier)) == ["head"]
 
 
 @pytest.mark.parametrize(
@@ -319,21 +197,3 @@ def test_graphs_that_moved_do_not_make_another_run(config_of: Make) -> None:
 def test_graphs_that_do_not_go_together_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(OptionError, match=says):
         tiny_config(**options)
-
-
-def test_head_of_a_graph_that_is_not_there_names_it(config_of: Make) -> None:
-    from graphbuild.errors import ArtifactError
-
-    with pytest.raises(ArtifactError, match="nowhere"):
-        prepare(config_of(heads=("names=a", "tags=nowhere")))
-
-
-def test_names_and_paths_of_heads_survive_their_writing(tmp_path: Path) -> None:
-    config = tiny_config(head=("names=/a b/c:d/graph:0.1", "tags-2=x"))
-    assert [(head.name, head.graph_dir, head.weight) for head in config.heads] == [
-        ("names", "/a b/c:d/graph", 0.1),
-        ("tags-2", "x", 1.0),
-    ]
-    (tmp_path / "asked.toml").write_text(config.to_toml())
-    assert load_config(tmp_path / "asked.toml", {}) == config
-    assert json.loads(json.dumps(config.head)) == list(config.head)
