@@ -59,25 +59,41 @@ def inspect(
 @graph_dir_option
 @reading_options
 @click.option("--id", "text_id", type=click.IntRange(min=0), default=None, help="A text_id of the graph, in place of TEXT.")
+@click.option(
+    "--vector",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="A file of one vector (.npy, .safetensors, .parquet), in place of TEXT.",
+)
 @click.option("-n", "--count", type=click.IntRange(min=1), default=10, show_default=True, help="How many.")
 @click.option(
     "--encoder",
     default=None,
     metavar="PATH|NAME",
-    help="The graph's encoder; it must be named if it is not the built-in one, for a graph's word alone loads none.",
+    help="The graph's encoder; it must be named if it is not the built-in one, for a graph's word alone loads none. Of a graph of "
+    "given vectors, the text encoder that made them.",
 )
 @json_option
 def neighbors(
-    text: str | None, text_id: int | None, graph_dir: Path | None, count: int, encoder: str | None, as_json: bool
+    text: str | None,
+    text_id: int | None,
+    vector: Path | None,
+    graph_dir: Path | None,
+    count: int,
+    encoder: str | None,
+    as_json: bool,
 ) -> None:
     """Nearest stored texts of any TEXT: by the stored neighbours of one that the graph holds, else by its encoder."""
-    from graphbuild.embed.nearest import nearest_texts
+    from graphbuild.embed.nearest import nearest_texts, nearest_to_vector
 
-    if text is not None and text_id is not None:
-        raise click.UsageError("give either TEXT or --id, not both.")
+    if sum(given is not None for given in (text, text_id, vector)) > 1:
+        raise click.UsageError("give one of TEXT, --id and --vector.")
+    if vector is not None:
+        answer(nearest_to_vector(find_graph_dir(graph_dir), vector, count=count), as_json)
+        return
     asked = text if text_id is None else text_id
     if asked is None:
-        raise click.UsageError("give a TEXT, or the --id of a stored one.")
+        raise click.UsageError("give a TEXT, the --id of a stored one, or the --vector of a file.")
     answer(nearest_texts(find_graph_dir(graph_dir), asked, count=count, encoder=encoder), as_json)
 
 
@@ -145,7 +161,10 @@ def report(graph_dir: Path | None, out: Path | None, fidelity: bool, as_json: bo
 @reading_options
 @json_option
 def compare(first: Path, second: Path, count: int, as_json: bool) -> None:
-    """How far two graphs of the same texts agree, rank by rank, and which texts changed most."""
+    """How far two graphs of the same texts or samples agree, rank by rank, and which texts changed most.
+
+    Texts are matched by themselves, whatever encoders the graphs have; where the graphs share none, by their samples.
+    """
     from graphbuild.quality.compare import compare_graphs
 
     answer(compare_graphs(first, second, count=count), as_json)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graphbuild.datasets.formats.vector_files import read_vector
 from graphbuild.datasets.formats.vectors import NAME as VECTORS
 from graphbuild.embed.encoder_files import EncoderSpec, comes_with_the_program, find_encoder
 from graphbuild.embed.text.table import TextPolicy
@@ -61,6 +62,22 @@ class NearTexts:
 def nearest_texts(graph_dir: Path, text: str | int, *, count: int = 10, encoder: str | None = None) -> NearTexts:
     """Find the stored texts nearest to one text; for several, open a `NearestTexts`. Arguments and errors are its own."""
     return NearestTexts.open(graph_dir, encoder=encoder).find(text, count=count)
+
+
+def nearest_to_vector(graph_dir: Path, path: Path, *, count: int = 10) -> NearTexts:
+    """Find the stored texts nearest to the vector of a file.
+
+    Args:
+        graph_dir: The graph.
+        path: A `.npy`, safetensors or Parquet file of one vector, of any length but zero.
+        count: Texts wanted.
+
+    Raises:
+        SourceError: If the file is missing or damaged, or its vector is zero or not finite.
+        OptionError: If it holds several vectors, or is as wide as no vector of this graph.
+        ArtifactError: If there is no graph, or a file of it is missing or damaged.
+    """
+    return NearestTexts.open(graph_dir).find_vector(read_vector(path), str(path), count=count)
 
 
 class VectorIndex:
@@ -135,9 +152,31 @@ class NearestTexts:
             ids, scores = self._by_row(stored, count)
         else:
             ids, scores = self._by_encoder(query, count)
+        return self._answer(query, ids, scores)
+
+    def find_vector(self, vector_D: NDArray[np.floating[Any]], name: str, *, count: int = 10) -> NearTexts:
+        """Find the stored texts nearest to a unit vector, which `name` stands for in the answer.
+
+        Raises:
+            OptionError: If it has another width than the vectors of the graph.
+            ArtifactError: If a file is missing or damaged, or the index names a text that is not there.
+        """
+        self._require_width(len(vector_D), name)
+        ids, scores = self._by_vector(vector_D, count)
+        return self._answer(name, ids, scores)
+
+    def _answer(self, query: str, ids: NDArray[np.int64], scores: NDArray[np.float64]) -> NearTexts:
         texts = self._texts_of(ids)
         found = zip(ids.tolist(), scores.tolist(), strict=True)
         return NearTexts(query, tuple(NearText(number, score, texts[number]) for number, score in found))
+
+    def _require_width(self, width: int, name: str) -> None:
+        held = self._manifest.encoder["dim"]
+        if width != held:
+            raise OptionError(
+                f"{name}: vectors are {width:,} wide, but those of {self._graph_dir} {held:,}. Only vectors of what the graph was "
+                "made with compare with its own."
+            )
 
     @cached_property
     def _graph(self) -> Graph:
@@ -178,9 +217,13 @@ class NearestTexts:
     def _by_encoder(self, query: str, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         from graphbuild.embed.encoder import load_encoder
 
-        index, encoder = self._index, load_encoder(self._encoder)
+        encoder = load_encoder(self._encoder)
+        self._require_width(encoder.dim, self._encoder.name)
         (tokens,), _ = encoder.tokenize([query])
-        ids, scores = index.nearest(encoder.encode_one(tokens).astype(np.float16), count)
+        return self._by_vector(encoder.encode_one(tokens), count)
+
+    def _by_vector(self, vector_D: NDArray[np.floating[Any]], count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        ids, scores = self._index.nearest(vector_D.astype(np.float16), count)
         if len(unknown := ids[ids >= sum(shard.rows for shard in self._shards)]):
             raise ArtifactError(
                 f"{self._graph_dir / schemas.INDEX_FILE} names text {unknown.min()}, which the graph does not have. {_REMEDY}"
@@ -194,11 +237,14 @@ class NearestTexts:
 def _graph_encoder(graph_dir: Path, manifest: Manifest, named: str | None) -> EncoderSpec:
     """The encoder that a graph was built with; one that needs files is looked for only where the user named it."""
     recorded = manifest.encoder
+    if named is not None and recorded["name"] == VECTORS:
+        # Whose vectors they are is not recorded: who names the encoder knows.
+        return find_encoder(named)
     if recorded["name"] in (VECTORS, FUSED):
         raise OptionError(
             f"{graph_dir}: was made from given vectors, so there is no encoder for other texts. Give a text that it holds "
-            "(a sample id, or a caption where a column of them was named), or --id, and at most as many neighbours as "
-            "`graphbuild knn` stored."
+            "(a sample id, or a caption where a column of them was named), --id, or the --vector of a file; of given vectors "
+            "(not of fused ones) the text encoder that made them may be named with --encoder."
         )
     name = named or recorded["name"]
     if named is None and not comes_with_the_program(name):

@@ -24,9 +24,12 @@ from graphbuild.store.hashes import hash_strings
 from graphbuild.system.answers import plain, render, show, table
 from graphbuild.system.progress import progress
 
-_RANKS = (1, 2, 5, 10, 20, 50, 100, 256, 1000)
+_RANKS = (1, 4, 16, 64, 256, 1024)
 _BLOCK = 4096
 _SHOWN_NEIGHBORS = 3
+_LISTED_RANK = 10
+_FEWEST_SHARED = 3
+"""Neighbours in both rows from which their order is compared."""
 Ids = npt.NDArray[np.int32]
 
 
@@ -47,6 +50,10 @@ class Comparison:
     changed_rank: int
     by_sample: bool
     """Whether no text is in both graphs, so that texts are matched by their first samples."""
+    rank_correlation: float | None
+    """Spearman's rho of the ranks of the neighbours that both rows hold, mean over texts with three or more of them."""
+    correlated_texts: int
+    """Texts whose rows have three neighbours or more in common."""
 
     def summary(self) -> str:
         """Return tables for people."""
@@ -59,6 +66,9 @@ class Comparison:
             changed.add_row(f"{text['overlap']:.0%}", plain(show(text["text"])), *(plain(show(side)) for side in shown))
         matched = "texts matched by their samples" if self.by_sample else "texts in both"
         head = f"{self.first} and {self.second}: {self.texts:,} {matched}, {self.only_first:,} and {self.only_second:,} in one"
+        if self.rank_correlation is not None:
+            rows = f"{self.correlated_texts:,} texts with {_FEWEST_SHARED} or more"
+            head += f"\nrank correlation of the neighbours in both: {self.rank_correlation:.3f}, mean of {rows}"
         title = f"texts that changed most (first {self.changed_rank:,} neighbours)"
         return render(head, {"neighbours in both, by rank": overlap, title: changed})
 
@@ -93,8 +103,9 @@ def compare_graphs(first: Path, second: Path, *, count: int = 10) -> Comparison:
     places = (_places(ours, graphs[0].n_texts), _places(theirs, graphs[1].n_texts))
     most = min(graphs[0].k, graphs[1].k)
     ranks = np.array(sorted({rank for rank in (*_RANKS, most) if 1 <= rank <= most}), np.int32)
-    overlap_CT = _overlaps(graphs, (ours, theirs), places, ranks)
-    listed = int(np.searchsorted(ranks, min(10, most)))
+    overlap_CT, rho_C = _agreements(graphs, (ours, theirs), places, ranks)
+    listed = int(np.searchsorted(ranks, min(_LISTED_RANK, most)))
+    correlated_C = rho_C[~np.isnan(rho_C)]
     worst = np.lexsort((np.arange(len(ours)), overlap_CT[:, -1], overlap_CT[:, listed]))[:count]
     return Comparison(
         first=first,
@@ -109,6 +120,8 @@ def compare_graphs(first: Path, second: Path, *, count: int = 10) -> Comparison:
         changed=[_describe(views, (int(ours[i]), int(theirs[i])), float(overlap_CT[i, listed])) for i in worst],
         changed_rank=int(ranks[listed]),
         by_sample=by_sample,
+        rank_correlation=float(correlated_C.mean()) if len(correlated_C) else None,
+        correlated_texts=len(correlated_C),
     )
 
 
@@ -135,19 +148,53 @@ def _places(shared: npt.NDArray[Any], n_texts: int) -> Ids:
     return places
 
 
-def _overlaps(
+def _agreements(
     graphs: tuple[Graph, Graph], ids: tuple[npt.NDArray[Any], npt.NDArray[Any]], places: tuple[Ids, Ids], ranks: Ids
-) -> npt.NDArray[np.float32]:
-    """Share of the first r shared neighbours that are in both rows; (C, T)."""
-    out = np.empty((len(ids[0]), len(ranks)), np.float32)
-    seen = np.zeros(len(ids[0]), np.int64)
-    with progress("compare", len(out), unit="texts") as meter:
-        for start in range(0, len(out), _BLOCK):
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """Share of the first r shared neighbours that are in both rows, (C, T), and the correlation of their ranks, (C,)."""
+    count = len(ids[0])
+    out_CT, rho_C = np.empty((count, len(ranks)), np.float32), np.empty(count)
+    seen, held, order = (np.zeros(count, np.int64) for _ in range(3))
+    with progress("compare", count, unit="texts") as meter:
+        for start in range(0, count, _BLOCK):
             part = slice(start, start + _BLOCK)
             rows = [place[graph.rows(own[part]).neighbor_ids] for graph, own, place in zip(graphs, ids, places, strict=True)]
-            _count_shared(rows[0], rows[1], ranks, seen, 4 * start + 2, out[part])
+            _count_shared(rows[0], rows[1], ranks, seen, 4 * start + 2, out_CT[part])
+            _correlate_ranks(rows[0], rows[1], held, order, 2 * start + 1, rho_C[part])
             meter.advance(len(rows[0]))
-    return out
+    return out_CT, rho_C
+
+
+@njit(nogil=True, cache=True)
+def _correlate_ranks(
+    one_nK: Ids,
+    other_nK: Ids,
+    held: npt.NDArray[np.int64],
+    order: npt.NDArray[np.int64],
+    stamp: int,
+    rho_n: npt.NDArray[np.float64],
+) -> None:
+    """Spearman's rho of each pair of rows over what both hold, ranked anew; NaN where that is too little.
+
+    There are no ties, so it is 1 - 6 sum(d^2) / (m (m^2 - 1)). `held` holds stamps, two a row, so it is never cleared.
+    """
+    for i in range(len(one_nK)):
+        in_other, in_both = stamp + 2 * i, stamp + 2 * i + 1
+        for b in range(other_nK.shape[1]):
+            if other_nK[i, b] >= 0:
+                held[other_nK[i, b]] = in_other
+        m = 0
+        for a in range(one_nK.shape[1]):
+            if one_nK[i, a] >= 0 and held[one_nK[i, a]] == in_other:
+                held[one_nK[i, a]] = in_both
+                order[one_nK[i, a]] = m
+                m += 1
+        total, rank = 0.0, 0
+        for b in range(other_nK.shape[1]):
+            if other_nK[i, b] >= 0 and held[other_nK[i, b]] == in_both:
+                total += (order[other_nK[i, b]] - rank) ** 2
+                rank += 1
+        rho_n[i] = 1 - 6 * total / (m * (m * m - 1.0)) if m >= _FEWEST_SHARED else np.nan
 
 
 @njit(nogil=True, cache=True)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from graphbuild.datasets.base import show_names
 from graphbuild.datasets.formats.columns import is_list
-from graphbuild.datasets.formats.files import File, open_parquet
-from graphbuild.errors import SourceError, one_line
+from graphbuild.datasets.formats.files import File, local_file, open_parquet
+from graphbuild.errors import OptionError, SourceError, one_line
 
 NPY = ".npy"
 SAFETENSORS = ".safetensors"
@@ -69,6 +69,24 @@ class VectorFile:
         for block_nD in _BLOCKS.get(self.file.suffix, _parquet_blocks)(self.file, self.column, self.width, rows):
             yield unit_vectors(block_nD, str(self.file), first_row)
             first_row += len(block_nD)
+
+
+def read_vector(path: Path) -> Vectors:
+    """Return the one vector of a file, of length 1; (D,).
+
+    Raises:
+        SourceError: If the file is missing or damaged, or the vector is zero or not finite.
+        OptionError: If it holds several.
+    """
+    file = local_file(path)
+    if file.suffix == NPY and (vector := _open_npy(file)).ndim == 1 and len(vector):
+        alone: Vectors = unit_vectors(vector[None], str(file), 0)[0]
+        return alone
+    vectors = VectorFile(file, None)
+    if vectors.rows != 1:
+        raise OptionError(f"{path}: holds {vectors.rows:,} vectors. Give a file of one.")
+    first: Vectors = next(vectors.blocks())[0]
+    return first
 
 
 def _local(file: File) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from graphbuild.cli import cli
 from graphbuild.embed.build import build_embeddings
 from graphbuild.embed.config import EmbedConfig, EmbedResult
-from graphbuild.embed.nearest import nearest_texts
+from graphbuild.embed.hashing import HashingEncoder
+from graphbuild.embed.nearest import nearest_texts, nearest_to_vector
 from graphbuild.errors import ArtifactMismatch, OptionError, SourceError
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
@@ -127,6 +131,41 @@ def test_neighbours_of_given_vectors_match_brute_force_and_verify(tmp_path: Path
     assert near.found[1].text_id == int(np.argmax(exact[3]))
     with pytest.raises(OptionError, match="no encoder for other texts"):
         nearest_texts(tmp_path / "g", "a dog")
+
+
+def test_neighbours_of_a_vector_file_are_those_of_brute_force_and_other_widths_are_refused(tmp_path: Path) -> None:
+    vectors = _vectors(60)
+    _embed(tmp_path / "g", _parquet(tmp_path / "v.parquet", vectors), id_column="key")
+    query = _vectors(1, seed=5)
+    np.save(tmp_path / "q.npy", 100 * query[0])
+    done = CliRunner().invoke(
+        cli, ["neighbors", "--graph-dir", str(tmp_path / "g"), "--vector", str(tmp_path / "q.npy"), "-n", "5", "--json"]
+    )
+    exact = _unit(vectors).astype(np.float64) @ _unit(query)[0].astype(np.float64)
+    found = json.loads(done.output)["found"]
+    assert [one["text_id"] for one in found] == np.argsort(-exact)[:5].tolist()
+    np.testing.assert_allclose([one["similarity"] for one in found], np.sort(exact)[::-1][:5], atol=1e-12)
+    np.save(tmp_path / "matrix.npy", query)
+    assert [one.text_id for one in nearest_to_vector(tmp_path / "g", tmp_path / "matrix.npy", count=5).found] == [
+        one["text_id"] for one in found
+    ]
+    np.save(tmp_path / "wide.npy", _vectors(1, width=9))
+    with pytest.raises(OptionError, match=r"wide\.npy: vectors are 9 wide, but those of .*g 8"):
+        nearest_to_vector(tmp_path / "g", tmp_path / "wide.npy")
+    np.save(tmp_path / "two.npy", _vectors(2))
+    with pytest.raises(OptionError, match="holds 2 vectors"):
+        nearest_to_vector(tmp_path / "g", tmp_path / "two.npy")
+
+
+def test_a_text_is_asked_of_given_vectors_where_its_encoder_is_named_and_fits(tmp_path: Path) -> None:
+    encoder = HashingEncoder(WIDTH)
+    words = [f"item-{i}" for i in range(40)]
+    vectors = encoder.encode(encoder.tokenize(words)[0])
+    _embed(tmp_path / "g", _parquet(tmp_path / "v.parquet", vectors), id_column="key")
+    near = nearest_texts(tmp_path / "g", "item-3 item-3", count=1, encoder=f"hashing:{WIDTH}")
+    assert near.found[0].text == "item-3"
+    with pytest.raises(OptionError, match="hashing:16: vectors are 16 wide"):
+        nearest_texts(tmp_path / "g", "a dog", encoder="hashing:16")
 
 
 def test_same_vectors_again_do_nothing_and_other_files_are_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from helpers_graph import clustered_vectors, unit_rows, write_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
+from scipy.stats import spearmanr
 
 import graphbuild
 from graphbuild.cli import cli
@@ -22,7 +23,7 @@ from graphbuild.exchange.export import export_edges
 from graphbuild.exchange.imported import ImportConfig, ImportResult, import_graph
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
-from graphbuild.quality.compare import compare_graphs
+from graphbuild.quality.compare import _correlate_ranks, compare_graphs
 from graphbuild.quality.verify import verify_graph
 from graphbuild.store.graph import Graph
 from graphbuild.targets.assemble import assemble
@@ -186,9 +187,29 @@ def test_overlap_equals_that_of_sets(data: st.DataObject) -> None:
             assert out[i, t] == pytest.approx(len(set(one[:rank]) & set(other[:rank])) / max(length, 1))
 
 
+def test_rank_correlation_is_spearmans_over_the_neighbours_in_both_rows() -> None:
+    rng = np.random.default_rng(3)
+    rows, size = 60, 40
+    tables = [np.array([rng.permutation(size)[:15] for _ in range(rows)], np.int32) for _ in range(2)]
+    for table in tables:
+        table[rng.random(table.shape) < 0.3] = -1
+    rho = np.empty(rows)
+    _correlate_ranks(tables[0], tables[1], np.zeros(size, np.int64), np.zeros(size, np.int64), 1, rho)
+    right = []
+    for one, other in zip(tables[0].tolist(), tables[1].tolist(), strict=True):
+        both = sorted(set(one) & set(other) - {-1})
+        ranks = [[row.index(text) for text in both] for row in (one, other)]
+        right.append(spearmanr(*ranks).statistic if len(both) >= 3 else np.nan)
+    np.testing.assert_allclose(rho, right)
+    assert np.isnan(rho).any()
+
+
 def test_a_graph_compared_with_itself_agrees_everywhere(graph_dir: Path) -> None:
     found = compare_graphs(graph_dir, graph_dir)
     assert {entry["overlap"] for entry in found.overlap_by_rank} == {1.0}
+    assert (found.rank_correlation, found.correlated_texts) == (1.0, found.texts)
+    assert "rank correlation of the neighbours in both: 1.000" in found.summary()
+    assert [entry["rank"] for entry in found.overlap_by_rank][:2] == [1, 4]
 
 
 def test_comparison_names_the_text_that_moved(tmp_path: Path) -> None:
