@@ -18,6 +18,7 @@ _MODULES = {
     "lines": "formats.lines",
     "img2dataset": "formats.img2dataset",
     "webdataset": "formats.webdataset",
+    "hf": "formats.hf",
     "vectors": "formats.vectors",
     "cc3m": "published.cc3m",
     "cc12m": "published.cc12m",

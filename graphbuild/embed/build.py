@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from graphbuild.datasets.base import OpenSource, SourceOptions
 from graphbuild.datasets.formats.files import is_url
+from graphbuild.datasets.formats.hf import NAME as HF
 from graphbuild.datasets.formats.vectors import NAME as VECTORS
 from graphbuild.datasets.registry import NAMES, get_source
 from graphbuild.datasets.templates import read_templates
@@ -28,6 +29,7 @@ from graphbuild.store.images import Images, place_of, recorded
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.parts import require_no_parts
 from graphbuild.store.stage import writing
+from graphbuild.system.hub import short_name
 from graphbuild.system.inputs import is_pattern
 
 _PARTS = frozenset({"train", "val", "valid", "validation", "test", "data", "images", "shards"})
@@ -40,6 +42,8 @@ _RESERVED = frozenset({schemas.SAMPLE_ID, schemas.SAMPLE_HASH, schemas.TEXT_ID})
 def default_graph_dir(config: EmbedConfig) -> Path:
     """`graphs/<data set>`, or for file formats `graphs/<stem of the source>`, with its folder where the stem alone says nothing."""
     name = config.dataset
+    if config.sources and name == HF:
+        return Path("graphs") / short_name(config.sources[0])
     if config.sources and get_source(config.dataset).info.named_by_source:
         source = Path(urlsplit(config.sources[0]).path if is_url(config.sources[0]) else config.sources[0])
         # A pattern names no data set, but the folder that it looks into does.

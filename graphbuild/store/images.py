@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["parquet", "webdataset", "imagefolder", "img2dataset", "cifar10", "cifar100"]
+Kind = Literal["parquet", "webdataset", "imagefolder", "img2dataset", "hf", "cifar10", "cifar100"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,7 +17,7 @@ class Images:
 
     kind: Kind
     path: str
-    """A file, a folder or a pattern; relative to the graph directory if inside it, else absolute."""
+    """A file, a folder or a pattern; relative to the graph directory if inside it, else absolute. Of hf, FOLDER:SPLIT."""
     image_column: str | None = None
     id_column: str | None = None
     """Column, or key of the JSON, of the sample ids; None: the source's own."""

@@ -44,7 +44,8 @@ class TrainOptions(GraphOptions):
     data: str | None = field(
         default=None,
         metadata=doc(
-            "Images: webdataset shards, Parquet files, class folders, or cifar10[:FOLDER] (default: what the graph records).",
+            "Images: webdataset shards, Parquet files, class folders, cifar10[:FOLDER], or hf:FOLDER[:SPLIT] (default: what the "
+            "graph records).",
             LOOSE,
         ),
     )

@@ -33,7 +33,36 @@ class _Group:
     start: int
 
 
-class ParquetImages:
+class LabelColumns:
+    """Labels of images that have typed columns beside them."""
+
+    name: str
+    _schema: pa.Schema
+
+    def _column(self, name: str) -> list[object]:
+        """All values of a column."""
+        raise NotImplementedError
+
+    def label_columns(self) -> tuple[str, ...]:
+        """Columns of integers, strings or booleans."""
+        return tuple(item.name for item in self._schema if any(test(item.type) for test in _LABEL_TYPES))
+
+    def labels(self, column: str) -> Labels:
+        """Codes of a column's values.
+
+        Raises:
+            SourceError: If there is no such column of integers or strings.
+        """
+        if column not in self.label_columns():
+            raise SourceError(f"{self.name}: no label column {column!r}; there are: {', '.join(self.label_columns()) or 'none'}.")
+        return encode_labels(self._column(column))
+
+    def class_ids(self) -> Sequence[str] | None:
+        """Return the `wnid` column, where there is one."""
+        return [str(value) for value in self._column("wnid")] if "wnid" in self.label_columns() else None
+
+
+class ParquetImages(LabelColumns):
     """Images of one or more Parquet files, in the order of the files and their rows."""
 
     def __init__(self, paths: Sequence[Path], *, image_column: str | None = None, id_column: str | None = None) -> None:
@@ -47,7 +76,7 @@ class ParquetImages:
         # Footers are parsed once: that of a file of many row groups takes longer than reading one of them.
         self._metadata = [_open(path).metadata for path in paths]
         self._schema = _open(paths[0]).schema_arrow
-        self.image_column = _choose_image_column(self.name, self._schema, image_column)
+        self.image_column = choose_image_column(self.name, self._schema, image_column)
         self.id_column = id_column
         self._groups, self._starts, self._rows = _index(
             paths, self._metadata, [self.image_column, *([id_column] if id_column else [])]
@@ -132,24 +161,6 @@ class ParquetImages:
         rows: list[dict[str, Any]] = self._metas.take(pa.array(indices, pa.int64())).to_pylist()
         return rows
 
-    def label_columns(self) -> tuple[str, ...]:
-        """Columns of integers, strings or booleans."""
-        return tuple(item.name for item in self._schema if any(test(item.type) for test in _LABEL_TYPES))
-
-    def labels(self, column: str) -> Labels:
-        """Codes of a column's values.
-
-        Raises:
-            SourceError: If there is no such column of integers or strings.
-        """
-        if column not in self.label_columns():
-            raise SourceError(f"{self.name}: no label column {column!r}; there are: {', '.join(self.label_columns()) or 'none'}.")
-        return encode_labels(self._column(column))
-
-    def class_ids(self) -> Sequence[str] | None:
-        """Return the `wnid` column, where there is one."""
-        return [str(value) for value in self._column("wnid")] if "wnid" in self.label_columns() else None
-
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
@@ -199,7 +210,12 @@ def _holds_images(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _choose_image_column(where: str, schema: pa.Schema, wanted: str | None) -> str:
+def choose_image_column(where: str, schema: pa.Schema, wanted: str | None) -> str:
+    """Return the column of images: the one asked for, else the only binary one.
+
+    Raises:
+        SourceError: If there is none, or several; the columns are named.
+    """
     binary: list[str] = [item.name for item in schema if _holds_images(item.type)]
     if wanted is not None:
         if wanted not in schema.names:

@@ -15,6 +15,7 @@ import numpy as np
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import find_graph_dir
+from graphbuild.system import hub
 from graphbuild.system.inputs import PARQUET, SHARDS, list_files, suffix_of
 from graphbuild.system.progress import say
 from train.config import TrainConfig
@@ -113,7 +114,9 @@ class TrainingData:
         else:
             hasher.update("\n".join(ids[index] for index in indices).encode())
         for known in self.opened.known.values():
-            files = known.graph.manifest.stages["knn"].files
+            files = dict(known.graph.manifest.stages["knn"].files)
+            if self.opened.config.similarity != "stored":
+                files |= known.graph.manifest.require("rescore", known.graph.path).files
             hasher.update(json.dumps({name: receipt.digest for name, receipt in sorted(files.items())}).encode())
         return hasher.hexdigest()
 
@@ -241,7 +244,9 @@ def _image_arguments(config: TrainConfig, graph: Graph | None) -> dict[str, Any]
 
 
 def is_parquet(data: str) -> bool:
-    """Return whether `--data` names Parquet files."""
+    """Return whether `--data` names files with columns: Parquet, or those of Hugging Face data."""
+    if data.startswith(hub.PREFIX):
+        return True
     if not Path(data).is_dir():
         return suffix_of(data) in PARQUET
     # Beside shards lie Parquet files that hold no images.
@@ -253,4 +258,8 @@ def absolute(data: str) -> str:
     kind, _, folder = data.partition(":")
     if kind in ("cifar10", "cifar100"):
         return f"{kind}:{Path(folder or 'data').absolute()}"
+    if data.startswith(hub.PREFIX):
+        name, _ = hub.divide(folder)
+        # What is no folder is a name on the hub.
+        return f"{hub.PREFIX}{Path(folder).absolute()}" if Path(name).exists() else data
     return str(Path(data).absolute())

@@ -8,6 +8,7 @@ from typing import Any
 
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store.images import Images, recorded
+from graphbuild.system import hub
 from graphbuild.system.inputs import PARQUET, SHARDS, list_files, suffix_of
 from graphbuild.system.progress import say
 from train.data.base import ImageSource
@@ -22,7 +23,7 @@ def open_images(
 
     Args:
         data: Webdataset shards or Parquet files (a path, folder or glob), a folder of class folders, the folder of files that
-            img2dataset writes, or `cifar10[:FOLDER]`.
+            img2dataset writes, `cifar10[:FOLDER]`, or `hf:FOLDER[:SPLIT]` and `hf:user/name[:SPLIT]` of Hugging Face data.
         image_column: Parquet column of the image bytes; None: the only binary one.
         id_column: Parquet column of the sample ids, or key of the JSON in shards; None: `<file>:<row>`, or the URL.
         validation: The test split, for sources that know one (CIFAR).
@@ -45,6 +46,8 @@ def _open(data: str, image_column: str | None, id_column: str | None, validation
         from train.data.cifar import CifarImages
 
         return CifarImages(kind, Path(folder or "data"), train=not validation)
+    if data.startswith(hub.PREFIX):
+        return _open_split(data.removeprefix(hub.PREFIX), image_column, id_column)
     paths, hidden = _files(data)
     if paths and suffix_of(paths[0].name) in PARQUET:
         return _open_parquet(data, paths, image_column, id_column)
@@ -58,6 +61,15 @@ def _open(data: str, image_column: str | None, id_column: str | None, validation
     from train.data.imagefolder import FolderImages
 
     return FolderImages(Path(data))
+
+
+def _open_split(source: str, image_column: str | None, id_column: str | None) -> ImageSource:
+    from train.data.parquet import ParquetImages
+    from train.data.streams import StreamImages
+
+    split = hub.find_split(source)
+    kind = StreamImages if split.streams else ParquetImages
+    return kind(split.files, image_column=image_column, id_column=id_column)
 
 
 def _open_parquet(data: str, paths: Sequence[Path], image_column: str | None, id_column: str | None) -> ImageSource:
@@ -89,6 +101,8 @@ def recorded_images(dataset: Mapping[str, Any], graph_dir: Path, *, validation: 
     path = there.val if validation and there.val else there.path
     if images.kind in CIFAR:
         return {"data": f"{images.kind}:{path}", "validation": validation}
+    if images.kind == "hf":
+        path = hub.PREFIX + path
     return {"data": path, **_columns(images, dataset)}
 
 
@@ -96,7 +110,7 @@ def _columns(images: Images, dataset: Mapping[str, Any]) -> dict[str, Any]:
     if images.kind == "imagefolder":
         return {}
     id_column = {"id_column": images.id_column or dataset.get("id_column")}
-    return {"image_column": images.image_column, **id_column} if images.kind == "parquet" else id_column
+    return {"image_column": images.image_column, **id_column} if images.kind in ("parquet", "hf") else id_column
 
 
 def _files(data: str) -> tuple[list[Path], int]:

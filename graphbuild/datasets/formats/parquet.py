@@ -27,6 +27,7 @@ from graphbuild.datasets.formats.columns import captions_of, holds_captions, ids
 from graphbuild.datasets.formats.files import File, describe_files, find_files, is_url, open_parquet
 from graphbuild.errors import SourceError, one_line
 from graphbuild.store.images import Images, place_of
+from graphbuild.system.hub import map_stream
 from graphbuild.system.inputs import PARQUET, suffix_of
 
 # Tell classes apart where captions are class names, best first.
@@ -42,8 +43,10 @@ class Header:
     """What a file says about itself."""
 
     schema: pa.Schema
-    metadata: pq.FileMetaData
-    partition: dict[str, str]
+    rows: int
+    metadata: pq.FileMetaData | None
+    """The footer; None of an Arrow stream."""
+    partition: dict[str, str] = field(default_factory=dict)
     """Columns that the names of its folders give."""
     class_names: dict[str, list[str]] = field(default_factory=dict)
     """Of columns of labels: what the numbers stand for, as Hugging Face data sets record it."""
@@ -82,25 +85,39 @@ class ParquetSource:
         found = find_files(options.sources, dataset="parquet", suffixes=PARQUET)
         _refuse_mixed_splits(options.sources, found.files)
         headers = {file: read_header(file) for file in found.files}
-        first, header = next(iter(headers.items()))
-        caption = _choose_caption(str(first), header, options.caption_column)
-        for file, other in headers.items():
-            _check_columns(file, other, caption, options)
-        if not sum(other.metadata.num_rows for other in headers.values()):
-            raise SourceError(f"{', '.join(options.sources)}: no rows. Name files that hold captions with --source.")
-        keep = _keep_schema(headers, options.keep_columns)
-        classes = caption in header.class_names
-        return OpenSource(
-            files=describe_files(found.files),
-            read=lambda: _read(headers, caption, keep, options.id_column),
-            caption_column=caption,
-            id_column=options.id_column,
-            keep_schema=keep,
-            class_names=classes,
-            class_column=next((name for name in _CLASS_COLUMNS if name in keep.names), None),
-            images=_images(header.schema, options, graph_dir),
+        return replace(
+            open_tables(headers, options),
+            images=_images(next(iter(headers.values())).schema, options, graph_dir),
             counts={"hidden_files": found.hidden} if found.hidden else {},
         )
+
+
+def open_tables(headers: dict[File, Header], options: SourceOptions) -> OpenSource:
+    """A data set of files of typed columns; its pictures are not looked for.
+
+    Args:
+        headers: Of all files, in order.
+        options: What the user said.
+
+    Raises:
+        SourceError: If a column is missing or has the wrong type, or there are no rows.
+    """
+    first, header = next(iter(headers.items()))
+    caption = _choose_caption(str(first), header, options.caption_column)
+    for file, other in headers.items():
+        _check_columns(file, other, caption, options)
+    if not sum(other.rows for other in headers.values()):
+        raise SourceError(f"{', '.join(options.sources)}: no rows. Name files that hold captions with --source.")
+    keep = _keep_schema(headers, options.keep_columns)
+    return OpenSource(
+        files=describe_files(list(headers)),
+        read=lambda: _read(headers, caption, keep, options.id_column),
+        caption_column=caption,
+        id_column=options.id_column,
+        keep_schema=keep,
+        class_names=caption in header.class_names,
+        class_column=next((name for name in _CLASS_COLUMNS if name in keep.names), None),
+    )
 
 
 def _hub_data(source: str) -> str:
@@ -136,10 +153,10 @@ def read_header(file: File) -> Header:
         schema: pa.Schema = opened.schema_arrow
         parts = PurePosixPath(str(file)).parent.parts
         partition = {match[1]: match[2] for part in parts if (match := _PARTITION.fullmatch(part))}
-        return Header(schema.remove_metadata(), opened.metadata, partition, _class_names(schema))
+        return Header(schema.remove_metadata(), opened.metadata.num_rows, opened.metadata, partition, class_names_of(schema))
 
 
-def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+def class_names_of(schema: pa.Schema) -> dict[str, list[str]]:
     """Names of the labels in each column that is a `ClassLabel` of a Hugging Face data set."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
@@ -186,7 +203,7 @@ def _keep_schema(headers: dict[File, Header], names: Sequence[str]) -> pa.Schema
 
 
 def _images(schema: pa.Schema, options: SourceOptions, graph_dir: Path) -> Images | None:
-    columns = [field.name for field in schema if _holds_pictures(field.type)]
+    columns = picture_columns(schema)
     # A manifest names one path or glob; several sources are for `train run --data` to name, as are URLs.
     if len(columns) != 1 or len(options.sources) != 1 or is_url(options.sources[0]):
         return None
@@ -197,6 +214,11 @@ def _images(schema: pa.Schema, options: SourceOptions, graph_dir: Path) -> Image
         id_column=options.id_column,
         label_column="label" if "label" in schema.names else None,
     )
+
+
+def picture_columns(schema: pa.Schema) -> list[str]:
+    """Names of the columns that can hold pictures: bytes, or structs with bytes."""
+    return [field.name for field in schema if _holds_pictures(field.type)]
 
 
 def _holds_pictures(kind: pa.DataType) -> bool:
@@ -245,6 +267,9 @@ def read_tables(file: File, header: Header, wanted: Sequence[str], caption: str)
         SourceError: If the file is damaged; the row is named.
     """
     names = list(dict.fromkeys(wanted))
+    if header.metadata is None:
+        yield from _stream_tables(file, names)
+        return
     kind = header.schema.field(caption).type
     # Repeated texts then stay one text each, however often they are repeated.
     dictionary = [caption] if pa.types.is_string(kind) or pa.types.is_large_string(kind) else []
@@ -256,6 +281,13 @@ def read_tables(file: File, header: Header, wanted: Sequence[str], caption: str)
                 first_row += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{file}: cannot be read beyond row {first_row:,} ({one_line(str(error))}). Fetch it again.") from error
+
+
+def _stream_tables(file: File, names: list[str]) -> Iterator[pa.Table]:
+    table = map_stream(Path(str(file.place))).select(names)
+    rows = max(1, min(BATCH_ROWS, BATCH_BYTES * table.num_rows // max(table.nbytes, 1)))
+    for start in range(0, table.num_rows, rows):
+        yield table.slice(start, rows)
 
 
 def _batch_rows(metadata: pq.FileMetaData, names: Sequence[str]) -> int:

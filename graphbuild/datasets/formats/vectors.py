@@ -140,7 +140,7 @@ def _describe(file: File, described_by: File | None, options: SourceOptions) -> 
         return VectorPart(vectors, None, None)
     header = read_header(described_by)
     require_columns(str(described_by), header.schema.names, wanted)
-    if (rows := header.metadata.num_rows) != vectors.rows:
+    if (rows := header.rows) != vectors.rows:
         raise SourceError(
             f"{file}: holds {vectors.rows:,} vectors, but {described_by} has {rows:,} rows. They belong to different runs."
         )
