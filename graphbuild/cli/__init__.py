@@ -21,6 +21,7 @@ def cli(debug: bool) -> None:
 for command in (
     build.embed,
     build.knn,
+    build.rescore_,
     build.partition,
     quality.advise,
     quality.inspect,

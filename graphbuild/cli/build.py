@@ -1,4 +1,4 @@
-"""Commands that build a graph directory: embed, knn, partition."""
+"""Commands that build a graph directory: embed, knn, rescore, partition."""
 
 from __future__ import annotations
 
@@ -162,6 +162,36 @@ def knn(graph_dir: Path | None, part: str | None, as_json: bool, dry_run: bool, 
         answer(build_knn_part(find_graph_dir(graph_dir), KnnConfig(**options), Part.parse(part)), as_json)
         return
     answer((estimate_knn if dry_run else build_knn)(find_graph_dir(graph_dir), KnnConfig(**options)), as_json)
+
+
+@click.command("rescore")
+@graph_dir_option
+@click.option(
+    "--cross-encoder",
+    required=True,
+    metavar="NAME",
+    help="A Sentence Transformers cross-encoder of one output: a name, or a folder.",
+)
+@click.option("--top", type=click.IntRange(min=1), default=32, show_default=True, help="Nearest neighbours a text to rescore.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Dask worker processes on this machine, a shard each; 0 works in this process.",
+)
+@scheduler_option
+@click.option("--dry-run", is_flag=True, help="Only say what it would take: pairs, and time by scoring a few.")
+@overwrite_option
+@json_option
+def rescore_(graph_dir: Path | None, as_json: bool, dry_run: bool, **options: Any) -> None:
+    """Score the nearest stored pairs by a cross-encoder, for `train run --similarity rescored`.
+
+    Both similarities are kept: the graph stays as it is, and what was rescored lies beside it.
+    """
+    from graphbuild.embed.rescore import RescoreConfig, estimate_rescore, rescore
+
+    answer((estimate_rescore if dry_run else rescore)(find_graph_dir(graph_dir), RescoreConfig(**options)), as_json)
 
 
 @click.command()

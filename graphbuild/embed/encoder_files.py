@@ -79,11 +79,13 @@ def comes_with_the_program(name: str) -> bool:
     return name in _BUILT_IN_NAMES or name.startswith(PREFIX)
 
 
-def find_encoder(name: str) -> EncoderSpec:
+def find_encoder(name: str, *, owner: str = "sentence-transformers", option: str = "--encoder") -> EncoderSpec:
     """Find an encoder's files and take their digests; loads neither torch nor weights.
 
     Args:
         name: `all-MiniLM-L6-v2` (built in), a folder, a name on the Hugging Face hub, or `hashing:<width>`.
+        owner: Whose model a name without a slash is.
+        option: By which it was given, for messages.
 
     Raises:
         SourceError: If it is not found.
@@ -100,7 +102,7 @@ def find_encoder(name: str) -> EncoderSpec:
         folder, revision = Path(name).absolute(), None
         name = str(folder)
     else:
-        folder, revision = _fetch(name)
+        folder, revision = _fetch(name, owner, option)
     if not (folder / "modules.json").is_file() and not (folder / "config.json").is_file():
         raise SourceError(f"{folder}: not a Sentence Transformer folder (it has neither modules.json nor config.json).")
     _require_own_modules(folder)
@@ -153,23 +155,23 @@ def _find_built_in() -> EncoderSpec:
     )
 
 
-def _fetch(name: str) -> tuple[Path, str | None]:
+def _fetch(name: str, owner: str, option: str) -> tuple[Path, str | None]:
     """Folder and commit of a model of the hub; only safetensors weights are fetched."""
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise SourceError(f"--encoder {name}: no such folder.")
+        raise SourceError(f"{option} {name}: no such folder.")
     quiet_libraries()
     from huggingface_hub import snapshot_download
 
     try:
         folder = snapshot_download(
-            name if "/" in name else f"sentence-transformers/{name}",
+            name if "/" in name else f"{owner}/{name}",
             allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"],
             ignore_patterns=["onnx/*", "openvino/*"],
         )
     # The hub raises errors of a dozen kinds, its own and the network's.
     except Exception as error:
         raise SourceError(
-            f"--encoder {name}: neither a folder here, nor could it be fetched from the Hugging Face hub "
+            f"{option} {name}: neither a folder here, nor could it be fetched from the Hugging Face hub "
             f"({type(error).__name__}: {one_line(str(error))[:200]}). Check the name, or give a folder."
         ) from None
     return Path(folder), Path(folder).name

@@ -15,8 +15,8 @@ from graphbuild.system.answers import plain, render, table
 
 State = Literal["done", "missing", "damaged", "out of date"]
 
-_COMMANDS = {"text": "embed", "lookup": "embed", "embed": "embed", "index": "embed", "knn": "knn"}
-"""What builds each stage. A partition is made when it is needed, so that none is missing."""
+_COMMANDS = {"text": "embed", "lookup": "embed", "embed": "embed", "index": "embed", "knn": "knn", "rescore": "rescore"}
+"""What builds each stage. A partition is made when it is needed, and rescored is what somebody asks for: neither is missing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +84,7 @@ def graph_status(graph_dir: Path) -> GraphStatus:
 def _expected(manifest: Manifest) -> tuple[str, ...]:
     knn = manifest.stages.get("knn")
     imported = knn is not None and knn.config.get("method") == "import"
-    return ("text", "lookup", "knn") if imported else tuple(_COMMANDS)
+    return ("text", "lookup", "knn") if imported else ("text", "lookup", "embed", "index", "knn")
 
 
 def _column_digests(manifest: Manifest) -> dict[str, str]:
@@ -129,7 +129,7 @@ def _next(graph_dir: Path, stages: tuple[StageStatus, ...]) -> tuple[str, ...]:
             for command in ("graphbuild verify --graph-dir {}", "graphbuild report --graph-dir {}", "train run --graph-dir {}")
         )
     command = _COMMANDS[to_do.stage]
-    if command == "embed":
-        return (f"graphbuild embed --graph-dir {graph_dir} with the options it was begun with: it goes on where it stopped",)
+    if command in ("embed", "rescore"):
+        return (f"graphbuild {command} --graph-dir {graph_dir} with the options it was begun with: it goes on where it stopped",)
     overwrite = " --overwrite" if to_do.state == "out of date" else ""
     return (f"graphbuild {command} --graph-dir {graph_dir}{overwrite}",)

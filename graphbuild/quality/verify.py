@@ -32,6 +32,7 @@ _ROW_BLOCK = 8192
 _NAMED = 3
 _EMBED_REMEDY = "Run `graphbuild embed` again with the same options: it rebuilds what is damaged."
 _PARTITION_REMEDY = "Run `graphbuild partition` again with the same options: it rebuilds what is damaged."
+_RESCORE_REMEDY = "Run `graphbuild rescore` again with the same options: it rebuilds what is damaged."
 _KNN_REMEDY = "Run `graphbuild knn` again with the same options: it rebuilds what is damaged."
 
 
@@ -135,7 +136,11 @@ def _check_digests(graph_dir: Path, receipts: list[Receipt]) -> None:
             meter.advance(receipt.bytes >> 20)
     if found:
         more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-        remedies = {f"{schemas.KNN}/": _KNN_REMEDY, f"{schemas.PARTITION}/": _PARTITION_REMEDY}
+        remedies = {
+            f"{schemas.KNN}/": _KNN_REMEDY,
+            f"{schemas.RESCORED}/": _RESCORE_REMEDY,
+            f"{schemas.PARTITION}/": _PARTITION_REMEDY,
+        }
         remedy = next((text for folder, text in remedies.items() if all(path.startswith(folder) for path in found)), _EMBED_REMEDY)
         raise ArtifactError(f"{'; '.join(list(found.values())[:_NAMED])}{more}. {remedy}")
 

@@ -1,6 +1,7 @@
 """A graph directory as lazy Polars tables.
 
-Tables: texts, samples, edges (src, dst, rank, similarity; one row per stored neighbour, rank 1 the nearest) and embeddings.
+Tables: texts, samples, edges (src, dst, rank, similarity; one row per stored neighbour, rank 1 the nearest), embeddings, and
+rescored, the edges by a cross-encoder's similarity.
 Nothing is read before a query is collected, and then only the columns that it names. Edges are made from the mapped
 neighbour shards a few thousand rows at a time, so that `collect(engine="streaming")` counts billions of them in little
 memory. Fixed-size lists are Array columns: use `.arr`, not `.list`.
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 EDGES = "edges"
 SRC, DST, RANK, SIMILARITY = "src", "dst", "rank", "similarity"
 _EDGES_A_BATCH = 1 << 19
-_COMMANDS = {"text": "embed", "embed": "embed", "knn": "knn"}
+_COMMANDS = {"text": "embed", "embed": "embed", "knn": "knn", "rescore": "rescore"}
 
 
 class Frames:
@@ -94,9 +95,31 @@ class Frames:
         schema = {SRC: pl.Int32(), DST: pl.Int32(), RANK: pl.Int32(), SIMILARITY: pl.Float32()}
         return register_io_source(_EdgeSource(self.path, self._verify), schema=schema, is_pure=True)
 
+    @property
+    def rescored(self) -> pl.LazyFrame:
+        """src int32, dst int32, rank int32, similarity by the cross-encoder and stored_similarity float32; by src, then rank."""
+        import polars as pl
+
+        lists, ranks = [schemas.NEIGHBOR_IDS, schemas.SIMILARITIES, schemas.STORED_SIMILARITIES], pl.int_range(1, pl.len() + 1)
+        rows = pl.scan_ipc(self._intact("rescore", schemas.RESCORED), glob=False, hive_partitioning=False)
+        edges = rows.with_columns(pl.col(name).arr.to_list() for name in lists).explode(lists)
+        return edges.select(
+            pl.col(schemas.TEXT_ID).alias(SRC),
+            pl.col(schemas.NEIGHBOR_IDS).alias(DST),
+            ranks.over(schemas.TEXT_ID).cast(pl.Int32).alias(RANK),
+            pl.col(schemas.SIMILARITIES).cast(pl.Float32).alias(SIMILARITY),
+            pl.col(schemas.STORED_SIMILARITIES).cast(pl.Float32).alias("stored_similarity"),
+        )
+
     def tables(self) -> dict[str, pl.LazyFrame]:
-        """Return the tables that are there, by name: texts, samples, embeddings, edges."""
-        stages = {schemas.TEXTS: "text", schemas.SAMPLES: "text", schemas.EMBEDDINGS: "embed", EDGES: "knn"}
+        """Return the tables that are there, by name: texts, samples, embeddings, edges, rescored."""
+        stages = {
+            schemas.TEXTS: "text",
+            schemas.SAMPLES: "text",
+            schemas.EMBEDDINGS: "embed",
+            EDGES: "knn",
+            schemas.RESCORED: "rescore",
+        }
         return {name: getattr(self, name) for name, stage in stages.items() if stage in self.manifest.stages}
 
     def texts_of(self, ids: list[int]) -> pl.DataFrame:
@@ -142,7 +165,7 @@ class _EdgeSource:
         wanted = with_columns if with_columns is not None else [SRC, DST, RANK, SIMILARITY]
         left = n_rows
         for first, rows in graph_blocks(graph, _EDGES_A_BATCH):
-            frame = pl.DataFrame({name: _COLUMNS[name](first, rows) for name in wanted})
+            frame = pl.DataFrame({name: EDGE_COLUMNS[name](first, rows) for name in wanted})
             if predicate is not None:
                 frame = frame.filter(predicate)
             if left is not None:
@@ -166,7 +189,7 @@ def graph_blocks(graph: Graph, edges_a_block: int) -> Iterator[tuple[int, Rows]]
             )
 
 
-_COLUMNS: dict[str, Callable[[int, Rows], np.ndarray[Any, Any]]] = {
+EDGE_COLUMNS: dict[str, Callable[[int, Rows], np.ndarray[Any, Any]]] = {
     SRC: lambda first, rows: np.repeat(
         np.arange(first, first + len(rows.neighbor_ids), dtype=np.int32), rows.neighbor_ids.shape[1]
     ),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +26,26 @@ from graphbuild.store.neighbors import REMEDY, Ids, Rows, Shard, gather, map_sha
 from graphbuild.store.tables import read_parquet, read_texts
 from graphbuild.store.verified import require_verified
 
+Similarity = Literal["stored", "rescored"]
+"""Which similarities are read: those of the knn stage, or those that a cross-encoder gave to some of its pairs."""
+_STAGES = {"stored": "knn", "rescored": "rescore"}
+
 
 class Graph:
     """A graph directory, open for reading. Pickles by its path, so that spawned processes map the files themselves."""
 
-    def __init__(self, graph_dir: Path, manifest: Manifest, shards: Sequence[Shard], *, verify: bool | None = None) -> None:
+    def __init__(
+        self,
+        graph_dir: Path,
+        manifest: Manifest,
+        shards: Sequence[Shard],
+        *,
+        similarity: Similarity = "stored",
+        verify: bool | None = None,
+    ) -> None:
         self.path = graph_dir
         self.manifest = manifest
+        self.similarity = similarity
         self._verify = verify
         self._shards = list(shards)
         self._starts = np.array([shard.first_id for shard in shards], np.int64)
@@ -43,13 +56,14 @@ class Graph:
         self._addresses = {column: row_addresses(shards, column) for column in Rows.__slots__}
 
     @classmethod
-    def open(cls, graph_dir: Path | str, *, verify: bool | None = None) -> Graph:
+    def open(cls, graph_dir: Path | str, *, similarity: Similarity = "stored", verify: bool | None = None) -> Graph:
         """Map a graph's neighbour shards.
 
         Ids and offsets are checked whenever a file is mapped; digests once for each version of a file.
 
         Args:
             graph_dir: The graph directory; made absolute at once, so that the graph outlives a change of folder.
+            similarity: `rescored` reads what `graphbuild rescore` made: fewer neighbours a text, without sketches.
             verify: Whether digests of files are compared before they are read; None: unless `$GRAPHBUILD_VERIFY` is 0.
 
         Raises:
@@ -58,18 +72,20 @@ class Graph:
         """
         graph_dir = Path(graph_dir).absolute()
         manifest = Manifest.load(graph_dir)
-        files = manifest.require("knn", graph_dir).files
-        _require_current_inputs(graph_dir, manifest)
-        require_verified(graph_dir, files.values(), remedy=REMEDY, verify=verify)
+        stage = _STAGES[similarity]
+        files = manifest.require(stage, graph_dir).files
+        remedy = REMEDY.replace("knn", stage)
+        _require_current_inputs(graph_dir, manifest, stage)
+        require_verified(graph_dir, files.values(), remedy=remedy, verify=verify)
         listed = _listed_texts(graph_dir, manifest)
-        shards = [map_shard(graph_dir, receipt, texts=listed) for _, receipt in sorted(files.items())]
+        shards = [map_shard(graph_dir, receipt, texts=listed, remedy=remedy) for _, receipt in sorted(files.items())]
         if not sum(receipt.rows for receipt in files.values()):
             raise ArtifactError(f"{graph_dir}: the graph holds no text. Run `graphbuild embed` on a data set with captions.")
         _require_one_piece(graph_dir, shards, listed)
-        return cls(graph_dir, manifest, shards, verify=verify)
+        return cls(graph_dir, manifest, shards, similarity=similarity, verify=verify)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (str(self.path), self._verify)
+        return _reopen, (str(self.path), self.similarity, self._verify)
 
     @property
     def is_complete(self) -> bool:
@@ -254,25 +270,25 @@ class Graph:
             yield read_parquet(self.path / receipt.path, columns).combine_chunks()
 
 
-def _reopen(graph_dir: str, verify: bool | None) -> Graph:
+def _reopen(graph_dir: str, similarity: Similarity, verify: bool | None) -> Graph:
     """Open a graph where it was sent to; its files are checked there as they were here."""
-    return Graph.open(graph_dir, verify=verify)
+    return Graph.open(graph_dir, similarity=similarity, verify=verify)
 
 
-def _require_current_inputs(graph_dir: Path, manifest: Manifest) -> None:
-    """Compare what the knn stage read, column by column, with what the directory now holds."""
+def _require_current_inputs(graph_dir: Path, manifest: Manifest, stage: str) -> None:
+    """Compare what a stage read, column by column, with what the directory now holds."""
     current = {
         f"{name}:{column}": digest
-        for stage, entry in manifest.stages.items()
-        if stage != "knn"
+        for other, entry in manifest.stages.items()
+        if other != stage
         for name, receipt in entry.files.items()
         for column, digest in receipt.columns.items()
     }
-    for name, digest in manifest.stages["knn"].inputs.items():
+    for name, digest in manifest.stages[stage].inputs.items():
         if ":" in name and current.get(name) != digest:
             raise ArtifactMismatch(
                 f"{graph_dir}: the neighbours were computed from another {name} (digest {digest[:12]}) than the graph now "
-                f"holds ({current.get(name, 'none')[:12]}). Run `graphbuild knn --overwrite` again."
+                f"holds ({current.get(name, 'none')[:12]}). Run `graphbuild {stage} --overwrite` again."
             )
 
 

@@ -18,11 +18,19 @@ from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError, User
 from graphbuild.store import schemas
 from graphbuild.store.files import Receipt, ShardRange, damage, digest_json, write_json
 
-STAGES = ("text", "lookup", "embed", "index", "knn", "partition")
+STAGES = ("text", "lookup", "embed", "index", "knn", "rescore", "partition")
 """In the order in which each reads the ones before it."""
 
-_COMMAND = {"text": "embed", "lookup": "embed", "embed": "embed", "index": "embed", "knn": "knn", "partition": "partition"}
-_MADE_FROM = {"text": STAGES[1:], "embed": ("index", "knn", "partition"), "knn": ("partition",)}
+_COMMAND = {
+    "text": "embed",
+    "lookup": "embed",
+    "embed": "embed",
+    "index": "embed",
+    "knn": "knn",
+    "rescore": "rescore",
+    "partition": "partition",
+}
+_MADE_FROM = {"text": STAGES[1:], "embed": ("index", "knn", "rescore", "partition"), "knn": ("rescore", "partition")}
 """Stages that read each one; the rest is read by none."""
 _FORMATS = (1, schemas.FORMAT_VERSION)
 """Formats that are read; in format 1 a receipt lies beside each file."""

@@ -60,30 +60,31 @@ class Shard:
     rows: Rows
 
 
-def map_shard(graph_dir: Path, receipt: Receipt, *, texts: int) -> Shard:
+def map_shard(graph_dir: Path, receipt: Receipt, *, texts: int, remedy: str = REMEDY) -> Shard:
     """Map one shard, and check that its rows and ids lie within the graph: all that reads it relies on that.
 
     Args:
         graph_dir: The graph directory.
         receipt: Of the shard; its digest is not compared here.
         texts: How many texts the graph has.
+        remedy: The end of the message: what to do.
 
     Raises:
         ArtifactError: If it is missing, cut short, no neighbour shard, or names a text that is not there.
     """
     path = graph_dir / receipt.path
-    batch = map_arrow(path, [schemas.TEXT_ID, schemas.NEIGHBOR_IDS, schemas.SIMILARITIES], rows=receipt.rows, remedy=REMEDY)
+    batch = map_arrow(path, [schemas.TEXT_ID, schemas.NEIGHBOR_IDS, schemas.SIMILARITIES], rows=receipt.rows, remedy=remedy)
     try:
         text_ids, rows = batch.column(schemas.TEXT_ID).to_numpy(), _views(batch)
     except (pa.ArrowInvalid, KeyError, ValueError) as error:
-        raise ArtifactError(f"{path} is no neighbour shard ({error}). {REMEDY}") from error
+        raise ArtifactError(f"{path} is no neighbour shard ({error}). {remedy}") from error
     if len(text_ids) and text_ids[-1] - text_ids[0] != len(text_ids) - 1:
-        raise ArtifactError(f"{path} does not hold {receipt.rows:,} consecutive text ids. {REMEDY}")
+        raise ArtifactError(f"{path} does not hold {receipt.rows:,} consecutive text ids. {remedy}")
     if outside(rows.neighbor_ids, texts):
         row, place = np.argwhere(rows.neighbor_ids.view(np.uint32) >= texts)[0]
         raise ArtifactError(
             f"{path}: the row of text_id {text_ids[row]} names text {rows.neighbor_ids[row, place]}, and ids run from 0 to "
-            f"{texts - 1:,}. {REMEDY}"
+            f"{texts - 1:,}. {remedy}"
         )
     return Shard(int(text_ids[0]) if len(text_ids) else 0, rows)
 

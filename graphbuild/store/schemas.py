@@ -24,6 +24,7 @@ SAMPLES = "samples"
 LOOKUP = "lookup"
 EMBEDDINGS = "embeddings"
 KNN = "knn"
+RESCORED = "rescored"
 PARTITION = "partition"
 TOKENIZER = "tokenizer"
 REPORT = "report"
@@ -41,6 +42,7 @@ SAMPLE_HASH = "sample_hash"
 EMBEDDING = "embedding"
 NEIGHBOR_IDS = "neighbor_ids"
 SIMILARITIES = "similarities"
+STORED_SIMILARITIES = "stored_similarities"
 SKETCH = "sketch"
 SKETCH_SCALE = "sketch_scale"
 SAMPLE_ROW = "sample_row"
@@ -102,6 +104,12 @@ def knn_schema(k: int, sketch_dim: int) -> pa.Schema:
     return pa.schema(fields)
 
 
+def rescored_schema(top: int) -> pa.Schema:
+    """Columns of a rescored shard: those of a neighbour shard without sketches, and what the knn stage stores of the same pairs."""
+    kind = pa.list_(pa.field("item", pa.float16(), nullable=False), top)
+    return knn_schema(top, 0).append(pa.field(STORED_SIMILARITIES, kind, nullable=False))
+
+
 def part_name(folder: str, index: int) -> str:
     """Path of shard `index` of a stage, relative to the graph directory."""
-    return f"{folder}/part-{index:05d}.{'arrow' if folder == KNN else 'parquet'}"
+    return f"{folder}/part-{index:05d}.{'arrow' if folder in (KNN, RESCORED) else 'parquet'}"

@@ -35,6 +35,7 @@ _FOLDERS = (
     schemas.LOOKUP,
     schemas.EMBEDDINGS,
     schemas.KNN,
+    schemas.RESCORED,
     schemas.PARTITION,
     schemas.TOKENIZER,
     schemas.IMAGES,

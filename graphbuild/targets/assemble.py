@@ -84,6 +84,11 @@ def resolve_absent(graph: Graph, absent: float | None) -> float | None:
     Raises:
         OptionError: If the graph has no sketch and no constant is given, or the constant is not a number.
     """
+    if absent is None and graph.similarity == "rescored" and not graph.is_complete:
+        raise OptionError(
+            "rescored similarities say nothing of pairs that were not rescored, and the sketch estimates another measure. Name "
+            "what those count as, such as --absent 0 (absent=0.0)."
+        )
     # A complete graph has no absent pairs, so it needs neither sketch nor constant.
     absent = 0.0 if absent is None and not graph.sketch_dim and graph.is_complete else absent
     check_absent(graph.sketch_dim, absent)

@@ -125,11 +125,15 @@ class TargetAssembler:
             device: Where G is wanted.
 
         Raises:
-            OptionError: If the graph has no sketch and no constant is given.
+            OptionError: If the graph has no sketch and no constant is given, or its rescored similarities are asked of embeddings.
             ResourceError: If the graph is to be held on a device that has no room for it.
         """
         self.graph, self.options, self.device = graph, options, torch.device(device)
         from_graph = options.teacher == "graph"
+        if not from_graph and graph.similarity != "stored":
+            raise OptionError(
+                "teacher embeddings takes similarities from vectors, not those of a cross-encoder. Leave one of them out."
+            )
         self._absent = resolve_absent(graph, options.absent) if from_graph else options.absent
         resident = from_graph and belongs_on_device(graph, self.device, options.graph_on_device)
         self._resident = DeviceRows(graph, self.device) if resident else None
@@ -147,12 +151,14 @@ class TargetAssembler:
         return 2 * self.graph.n_texts * int(self.graph.manifest.encoder.get("dim") or 0)
 
     def load_embeddings(self) -> bool:
-        """Load the embeddings, where there are any of at most 4 GiB, so that KL to the dense target can be told.
+        """Load the embeddings, where similarities are theirs and they take at most 4 GiB, so that KL to the dense target is known.
 
         Returns:
             Whether they are there.
         """
-        if self._embeddings is None and 0 < self.embedding_bytes <= MOST_EMBEDDING_BYTES:
+        # Those of a cross-encoder are another measure, which has no dense target to compare with.
+        comparable = self.graph.similarity == "stored"
+        if self._embeddings is None and comparable and 0 < self.embedding_bytes <= MOST_EMBEDDING_BYTES:
             self._embeddings = self.graph.embeddings()
         return self._embeddings is not None
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from graphbuild.errors import OptionError
-from graphbuild.store.graph import Graph
+from graphbuild.store.graph import Graph, Similarity
 from graphbuild.store.manifest import Manifest
 from graphbuild.targets.assemble import Symmetrize
 from graphbuild.targets.samples import Captions, Coverage, Int64, coverage, positions_of, texts_of_batch
@@ -58,6 +58,7 @@ class SoftTargets:
         seed: int = 0,
         gather_distributed: bool = True,
         graph_on_device: GraphOnDevice = "auto",
+        similarity: Similarity = "stored",
     ) -> None:
         """Describe the targets; the graph is opened at the first batch.
 
@@ -74,11 +75,15 @@ class SoftTargets:
             seed: Of the draw among captions.
             gather_distributed: Whether processes of torch.distributed share one batch; then each gets its rows, (b, B).
             graph_on_device: Whether the graph's rows are held on the device; `auto`: on a GPU with twice the room.
+            similarity: `rescored` takes the cross-encoder's similarities of `graphbuild rescore`; pairs that were not rescored
+                count as `absent`, which must then be given.
 
         Raises:
             OptionError: If a value is out of its range, or there is no such device.
-            ArtifactError: If there is no graph, or its knn stage is not done.
+            ArtifactError: If there is no graph, or the stage that holds its similarities is not done.
         """
+        if similarity not in ("stored", "rescored"):
+            raise OptionError(f"similarity {similarity!r} is neither stored nor rescored.")
         if captions not in ("draw", "average"):
             raise OptionError(f"captions {captions!r} is neither draw nor average.")
         # Absolute, so that a worker that starts in another folder finds it.
@@ -94,8 +99,8 @@ class SoftTargets:
             teacher=teacher,
             graph_on_device=graph_on_device,
         )
-        self._epoch = 0
-        Manifest.load(self.graph_dir).require("knn", self.graph_dir)
+        self._epoch, self.similarity = 0, similarity
+        Manifest.load(self.graph_dir).require("knn" if similarity == "stored" else "rescore", self.graph_dir)
         self._opened: tuple[int, TargetAssembler] | None = None
         self._lock = threading.Lock()
 
@@ -182,7 +187,7 @@ class SoftTargets:
             with self._lock:
                 opened = self._opened
                 if opened is None or opened[0] != os.getpid():
-                    assembler = TargetAssembler(Graph.open(self.graph_dir), self.options, self.device)
+                    assembler = TargetAssembler(Graph.open(self.graph_dir, similarity=self.similarity), self.options, self.device)
                     opened = self._opened = (os.getpid(), assembler)
         return opened[1]
 

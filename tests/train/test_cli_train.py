@@ -25,7 +25,7 @@ OPTIONS = set(
     """
     --barlow-redundancy --beta --dclw-sigma --graph-mix --graph-weights --hardest --head --lejepa-directions
     --lejepa-isotropy --mass-of --mixtures --negatives --positives --predictor-hidden --prior
-    --target-mass --target-positives
+    --similarity --target-mass --target-positives
     --vicreg-covariance --vicreg-invariance --vicreg-variance
     --absent --allow-missing --augment --batch-size --batches --cache-gb --checkpoint-every --checkpoint-minutes --chunk
     --color-strength --compile --config

@@ -62,6 +62,13 @@ def _refuse_of_objectives(config: TrainOptions) -> None:
 
 
 def _refuse_of_graphs(config: TrainOptions) -> None:
+    if config.similarity != "stored":
+        if not config.uses_graph:
+            raise OptionError(
+                f"--similarity {config.similarity} is of a graph's target, which --objective {config.objective} lacks."
+            )
+        if config.teacher != "graph":
+            raise OptionError(f"--similarity {config.similarity} is stored in rows, and --teacher {config.teacher} reads none.")
     if not config.more_graphs and config.graph_weights is not None:
         raise OptionError(f"--graph-weights {config.graph_weights} is for several graphs: give --graph-dir once for each.")
     shares, heads = config.graph_shares, config.heads

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 
 from graphbuild.errors import OptionError
 from graphbuild.targets.mixture import Mix, share_weights
 from train.config.kinds import LOOSE, TARGET, doc
 
+SimilarityName = Literal["stored", "rescored"]
 _HEAD = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9_-]*)=(?P<graph>.+?)(?::(?P<weight>[^:/\\]*))?")
 
 
@@ -68,6 +70,14 @@ class GraphOptions:
     graph_mix: Mix = field(
         default="targets",
         metadata=doc("What of several --graph-dir is averaged: their targets, or their similarities before the softmax.", TARGET),
+    )
+    similarity: SimilarityName = field(
+        default="stored",
+        metadata=doc(
+            "Which similarities of a graph are the target: those of its vectors, or a cross-encoder's (graphbuild rescore), which "
+            "takes --absent.",
+            TARGET,
+        ),
     )
     head: tuple[str, ...] = field(
         default=(),

@@ -130,15 +130,20 @@ class XCLR:
             own_weight=config.own_weight,
             teacher=config.teacher,
             graph_on_device=config.graph_on_device,
+            similarity=config.similarity,
         )
         assembler = self._targets.assembler
         measured = bool(config.kl_every) and assembler.load_embeddings()
         gigabytes = assembler.embedding_bytes / 1e9
-        source = f"{graph.k} neighbours each" if config.teacher == "graph" else f"dense target ({gigabytes:.1f} GB)"
+        rescored = "" if config.similarity == "stored" else " rescored"
+        source = (
+            f"{assembler.graph.k}{rescored} neighbours each" if config.teacher == "graph" else f"dense target ({gigabytes:.1f} GB)"
+        )
         self.note = f"{len(joined.indices):,} images of {graph.n_texts:,} texts, {source}"
         self.note += f"; the graph is held on {device}" if assembler.graph_on_device else ""
         if config.kl_every and not measured and config.teacher == "graph":
-            self.note += f"; KL to the dense target is not measured (the embeddings take {gigabytes:.1f} GB)"
+            why = f"the embeddings take {gigabytes:.1f} GB" if not rescored else "it is another measure"
+            self.note += f"; KL to the dense target is not measured ({why})"
 
     def target(self, samples_B: Int64, epoch: int) -> GraphTarget:
         """Take stored similarities, the sketch's estimate elsewhere; one caption an image and epoch."""
