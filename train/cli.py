@@ -267,12 +267,17 @@ def compare(
     help="Write the features of all images to this Parquet file, too: sample_id, feature.",
 )
 @click.option("--data", default=None, help="Images of --features (default: those of the run).")
+@click.option("--license", "stated_license", default=None, metavar="NAME", help="Licence of the weights, for the card.")
+@click.option("--repo", default=None, metavar="USER/NAME", help="Upload both to the Hugging Face hub; needs a token (HF_TOKEN).")
+@click.option("--private", is_flag=True, help="Make a private repository, if it is not there yet.")
 @json_option
-def export(run: Path, out: Path | None, features: Path | None, data: str | None, as_json: bool) -> None:
-    """Write the backbone as torchvision and timm load it, with a model card; image features on request."""
+def export(run: Path, out: Path | None, repo: str | None, private: bool, as_json: bool, **options: Any) -> None:
+    """Write the backbone as torchvision and timm load it, with a model card; image features and an upload on request."""
+    from graphbuild.system.cards import Repository
     from train.results.export import export_run
 
-    _answer(export_run(run, out or run / "export", features=features, data=data), as_json)
+    repository = None if repo is None else Repository(name=repo, kind="model", private=private)
+    _answer(export_run(run, out or run / "export", repository=repository, **options), as_json)
 
 
 @cli.command()

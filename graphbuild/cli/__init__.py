@@ -35,6 +35,7 @@ for command in (
     exchange.import_,
     exchange.subset,
     exchange.fuse,
+    exchange.publish,
     quality.compare,
     quality.explore,
     quality.status,

@@ -1,4 +1,4 @@
-"""Commands that take graphs out and in: export, import, subset; and the list of data sets."""
+"""Commands that take graphs out and in: export, import, subset, publish; and the list of data sets."""
 
 from __future__ import annotations
 
@@ -112,6 +112,36 @@ def fuse(graphs: tuple[Path, ...], weights: str | None, out: Path, overwrite: bo
     except ValueError:
         raise click.BadParameter(f"{weights!r} are no numbers, separated by commas.", param_hint="--weights") from None
     answer(fuse_graphs(graphs, out, FuseConfig(weights=numbers, overwrite=overwrite)), as_json)
+
+
+@click.command()
+@graph_dir_option
+@reading_options
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where the folder goes.")
+@click.option("--license", required=True, metavar="NAME", help="Licence of the captions, such as cc-by-4.0, or unknown.")
+@click.option("--repo", default=None, metavar="USER/NAME", help="Upload it to the Hugging Face hub; needs a token (HF_TOKEN).")
+@click.option("--private", is_flag=True, help="Make a private repository, if it is not there yet.")
+@json_option
+def publish(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) -> None:
+    """Write a folder that `datasets` reads, with a card, and upload it where a repository is named.
+
+    The graph is verified and measured first: recall, certificate and health stand in the card.
+    """
+    from graphbuild.exchange.publish import Measured, PublishConfig, publish_graph, require_publishable
+    from graphbuild.quality.health.measure import check_health
+    from graphbuild.quality.verify import verify_graph
+    from graphbuild.store.frames import Frames
+
+    directory, config = find_graph_dir(graph_dir), PublishConfig(**options)
+    require_publishable(directory, out, config)
+    quality, health = verify_graph(directory).quality, check_health(Frames(directory))
+    measured = Measured(
+        recall=quality.recall if quality else None,
+        recall_rows=quality.rows if quality else None,
+        health=[(one.title, one.show(one.value), one.show(one.shuffled), one.verdict, one.good) for one in health.measures],
+        notes=health.notes,
+    )
+    answer(publish_graph(directory, out, config, measured), as_json)
 
 
 @click.command()

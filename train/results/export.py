@@ -16,6 +16,7 @@ import torch
 from graphbuild.errors import ArtifactError, OptionError
 from graphbuild.store.files import atomic_path, write_bytes
 from graphbuild.store.graph import Graph
+from graphbuild.system.cards import Repository, last_name, require_own_card
 from train.config import TrainConfig
 from train.data.base import decode_centre
 from train.data.prepare import absolute, is_parquet
@@ -24,7 +25,7 @@ from train.data.store import CorruptImages, ImageStore
 from train.evaluate.features import feature_batches
 from train.model.encoders import Encoder, has_fast_bfloat16
 from train.model.weights import dump_weights
-from train.results.model_card import INTRODUCTION, model_card
+from train.results.model_card import INTRODUCTION, model_card, public_config
 from train.run.checkpoint import WEIGHTS, checkpoints, load_encoder, read_checkpoint
 from train.run.folder import EVAL_FILE, TRAINED, read_run_config
 from train.run.loop import settle
@@ -44,10 +45,13 @@ class ExportResult:
     images: int = 0
     """Images whose features were written."""
     corrupt_images: int = 0
+    url: str | None = None
+    """Of the repository, where it was uploaded."""
 
     def summary(self) -> str:
         """Return one line for people."""
         written = f"{self.weights} (sha256 {self.sha256[:16]}...) and {self.card}"
+        written += f", uploaded to {self.url}" if self.url else ""
         if self.features is None:
             return written
         corrupt = f"; {self.corrupt_images:,} cannot be read and were left out" if self.corrupt_images else ""
@@ -56,10 +60,18 @@ class ExportResult:
     def to_json(self) -> dict[str, Any]:
         """Return the same for scripts."""
         paths = {"weights": str(self.weights), "card": str(self.card), "features": str(self.features) if self.features else None}
-        return {**paths, "sha256": self.sha256, "images": self.images, "corrupt_images": self.corrupt_images}
+        return {**paths, "sha256": self.sha256, "images": self.images, "corrupt_images": self.corrupt_images, "url": self.url}
 
 
-def export_run(run_dir: Path, out: Path, *, features: Path | None = None, data: str | None = None) -> ExportResult:
+def export_run(
+    run_dir: Path,
+    out: Path,
+    *,
+    features: Path | None = None,
+    data: str | None = None,
+    stated_license: str | None = None,
+    repository: Repository | None = None,
+) -> ExportResult:
     """Write a finished run's backbone and its card, and features of images where they are asked for.
 
     Args:
@@ -67,33 +79,41 @@ def export_run(run_dir: Path, out: Path, *, features: Path | None = None, data: 
         out: Folder of the two files.
         features: Parquet file of `sample_id` and `feature`, a fixed-size list of float32; images that cannot be read are left out.
         data: Images of the features; None: those of the run.
+        stated_license: Of the weights, for the card.
+        repository: Where the two files are uploaded; None: nowhere.
 
     Raises:
-        OptionError: If the folder is not that of a run, --data comes without --features, or the card would replace another file.
+        OptionError: If the folder is not that of a run, --data comes without --features, the card would replace another file, or
+            an upload is asked for without a token.
+        ResourceError: If the upload fails; the folder stays.
         ArtifactError: If the run is not finished, or its files are damaged.
         SourceError: If the images are missing or none can be read.
     """
     if data is not None and features is None:
         raise OptionError("--data names the images of --features: give the file to write with --features, too.")
+    if repository is not None:
+        repository.require_token()
     config = read_run_config(run_dir)
     encoder = load_encoder(run_dir)
     facts = {"format": "pt", "model": config.model, "image_size": str(config.image_size)}
     content = dump_weights(encoder.backbone.state_dict(), facts)
     sha256 = hashlib.sha256(content).hexdigest()
-    _require_own_card(out / CARD)
+    require_own_card(out / CARD, INTRODUCTION, "train export")
     write_bytes(out / BACKBONE, content)
-    card = model_card(config, weights=BACKBONE, facts=_facts(run_dir, config, encoder, sha256), scores=_scores(run_dir))
+    card = model_card(
+        public_config(config),
+        weights=BACKBONE,
+        facts=_facts(run_dir, config, encoder, sha256),
+        scores=_scores(run_dir),
+        stated_license=stated_license,
+    )
     write_bytes(out / CARD, card.encode())
-    result = ExportResult(weights=out / BACKBONE, sha256=sha256, card=out / CARD)
+    url = None if repository is None else repository.upload(out, [BACKBONE, CARD])
+    result = ExportResult(weights=out / BACKBONE, sha256=sha256, card=out / CARD, url=url)
     if features is None:
         return result
     images, corrupt = write_features(features, encoder, config, data, sha256)
     return replace(result, features=features, images=images, corrupt_images=corrupt)
-
-
-def _require_own_card(path: Path) -> None:
-    if path.exists() and INTRODUCTION not in path.read_text(encoding="utf-8", errors="replace"):
-        raise OptionError(f"{path}: exists, and is not a card that `train export` wrote. Choose another --out.")
 
 
 def write_features(path: Path, encoder: Encoder, config: TrainConfig, data: str | None, sha256: str) -> tuple[int, int]:
@@ -139,7 +159,7 @@ def _facts(run_dir: Path, config: TrainConfig, encoder: Encoder, sha256: str) ->
             "images seen": last.get("images_seen"),
             "last loss": last.get("loss"),
         },
-        "Data": {"images": config.data, "digest of samples and graph": _fingerprint(run_dir)},
+        "Data": {"images": last_name(config.data), "digest of samples and graph": _fingerprint(run_dir)},
         **_graph_facts(config),
     }
 
@@ -157,19 +177,19 @@ def _facts_of_graph(path: str) -> dict[str, dict[str, Any]]:
     try:
         graph = Graph.open(path)
     except ArtifactError:
-        return {"Graph": {"directory": path, "note": "was not there any more when this card was written"}}
+        return {"Graph": {"directory": last_name(path), "note": "was not there any more when this card was written"}}
     manifest = graph.manifest
     files = {name: receipt.digest for name, receipt in sorted(manifest.stages["knn"].files.items())}
     text = manifest.encoder
     return {
         "Graph": {
-            "directory": path,
+            "directory": last_name(path),
             "data set": manifest.dataset.get("name"),
             "texts": graph.n_texts,
             "neighbours a text": graph.k,
             "digest of its neighbour files": hashlib.blake2b(json.dumps(files).encode(), digest_size=16).hexdigest(),
         },
-        "Text encoder": {name: text.get(name) for name in ("name", "revision", "sha256", "dim")},
+        "Text encoder": {"name": last_name(text.get("name")), **{name: text.get(name) for name in ("revision", "sha256", "dim")}},
     }
 
 

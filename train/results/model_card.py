@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from graphbuild.system.cards import cell, front_matter, last_name, license_fields, table
 from train.config import TrainConfig
 from train.data.augment import MEAN, STD
 from train.model.encoders import SMALL_IMAGE
@@ -13,15 +16,29 @@ INTRODUCTION = "An image encoder without a head."
 """How a card begins, by which it is known."""
 
 
-def model_card(config: TrainConfig, *, weights: str, facts: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Any]) -> str:
-    """Return the text of a model card.
+def model_card(
+    config: TrainConfig,
+    *,
+    weights: str,
+    facts: Mapping[str, Mapping[str, Any]],
+    scores: Mapping[str, Any],
+    stated_license: str | None = None,
+) -> str:
+    """Return the text of a model card, with the YAML that the Hugging Face hub reads.
 
     Args:
-        config: Of the run.
+        config: Of the run, as `public_config` gives it.
         weights: File name of the state dict.
         facts: Tables by heading: rows of name and value; what is None is left out.
         scores: By label column, what eval.json holds of the trained encoder; empty if the run was not evaluated.
+        stated_license: Of the weights, as the user states it.
     """
+    header = {
+        **license_fields(stated_license),
+        "library_name": "timm" if config.model.startswith("resnet") else None,
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["contrastive-learning", "x-clr", config.objective],
+    }
     parts = [
         f"# {config.model}, trained with {_OBJECTIVES.get(config.objective, config.objective)}",
         f"{INTRODUCTION} Input: RGB, {config.image_size} x {config.image_size}, in [0, 1], less the mean {MEAN}, "
@@ -29,14 +46,27 @@ def model_card(config: TrainConfig, *, weights: str, facts: Mapping[str, Mapping
         f"## Load it\n\n```python\n{loading_code(config, weights)}```",
     ]
     for heading, rows in facts.items():
-        shown = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items() if value is not None)
-        parts.append(f"## {heading}\n\n| | |\n|---|---|\n{shown}")
+        parts.append(f"## {heading}\n\n{table((name, value) for name, value in rows.items() if value is not None)}")
     if scores:
-        lines = [f"| {_cell(column)} | {row['knn_top1']:.1%} | {row['linear_top1']:.1%} |" for column, row in scores.items()]
+        lines = [f"| {cell(column)} | {row['knn_top1']:.1%} | {row['linear_top1']:.1%} |" for column, row in scores.items()]
         heading = "## Scores on held-out images\n\n| label | kNN top-1 | linear probe top-1 |\n|---|---:|---:|\n"
         parts.append(heading + "\n".join(lines))
     parts.append(f"## Configuration\n\n```toml\n{config.to_toml()}```")
-    return "\n\n".join(parts) + "\n"
+    return front_matter(header) + "\n" + "\n\n".join(parts) + "\n"
+
+
+def public_config(config: TrainConfig) -> TrainConfig:
+    """Return a run's configuration with last names in the place of this machine's folders."""
+    kind, _, place = (config.init or "").partition(":")
+    return replace(
+        config,
+        graph_dir=last_name(config.graph_dir),
+        data=last_name(config.data),
+        val_ids=last_name(config.val_ids),
+        more_graphs=tuple(Path(path).name for path in config.more_graphs),
+        head=tuple(str(replace(head, graph_dir=Path(head.graph_dir).name)) for head in config.heads),
+        init=f"{kind}:{Path(place).name}" if Path(place).is_absolute() else config.init,
+    )
 
 
 _OBJECTIVES = {
@@ -74,9 +104,3 @@ def loading_code(config: TrainConfig, weights: str) -> str:
         f'# timm takes the same file: timm.create_model("{config.model}", num_classes=0)'
         + (", with the same stem.\n" if stem else ".\n")
     )
-
-
-def _cell(value: object) -> str:
-    """One cell: what came from a data set may hold anything."""
-    text = f"{value:,}" if isinstance(value, int) else str(value)
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())

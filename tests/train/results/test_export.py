@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import timm
 import torch
+from helpers_hub import serve_hub
 from helpers_train import draw, encode, tiny_config, write_images, write_tar_shards, write_tiny_graph
 from PIL import Image
 from safetensors.torch import load_file
@@ -20,10 +21,11 @@ from torchvision import models
 from torchvision.transforms.v2 import functional as F
 
 from graphbuild.errors import ArtifactError, OptionError, SourceError
+from graphbuild.system.cards import Repository
 from train.data.augment import MEAN, STD
 from train.model.encoders import Encoder
 from train.results.export import export_run
-from train.results.model_card import loading_code
+from train.results.model_card import loading_code, public_config
 from train.run.checkpoint import load_encoder, save_encoder
 from train.run.folder import CONFIG_FILE
 from train.run.loop import train
@@ -83,11 +85,42 @@ def test_card_names_graph_encoder_and_data_by_digest(run_dir: Path, tmp_path: Pa
     assert data.graph is not None
     encoder = Manifest.load(data.graph.path).encoder
     assert f"| digest of samples and graph | {data.fingerprint()} |" in card
-    assert f"| directory | {data.graph.path} |" in card
+    assert f"| directory | {data.graph.path.name} |" in card
     assert all(str(value) in card for value in (encoder.get("sha256"), encoder.get("dim")) if value is not None)
     assert "X-CLR" in card
-    assert config.to_toml() in card
+    assert public_config(config).to_toml() in card
+    assert str(run_dir.parent) not in card
     data.close()
+
+
+def test_upload_brings_weights_and_a_card_that_the_hub_reads(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import ModelCard
+
+    with serve_hub(monkeypatch, tmp_path / "cache") as hub:
+        exported = export_run(
+            run_dir, tmp_path / "out", stated_license="My own", repository=Repository(name="user/net", kind="model", private=True)
+        )
+    assert hub.created[0]["name"] == "net"
+    # Told in one way or the other, by the version of the library.
+    assert hub.created[0].get("private") or hub.created[0].get("visibility") == "private"
+    assert set(hub.uploaded) == {"README.md", "backbone.safetensors"}
+    assert hub.uploaded["backbone.safetensors"] == exported.weights.read_bytes()
+    read = ModelCard.load(exported.card).data.to_dict()
+    assert (read["license"], read["license_name"]) == ("other", "my-own")
+    assert read["pipeline_tag"] == "image-feature-extraction"
+
+
+def test_upload_without_a_token_is_refused_before_anything_is_written(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(OptionError, match="there is no token"):
+        export_run(run_dir, tmp_path / "out", repository=Repository(name="user/net", kind="model"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_features_are_those_of_the_centre_view_with_their_ids(run_dir: Path, tmp_path: Path) -> None:
