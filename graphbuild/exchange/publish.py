@@ -1,6 +1,7 @@
 """A graph as a folder that `datasets` reads, with a card that says what it is and how good: for the Hugging Face hub.
 
-Four configurations, each a Parquet file a shard of the graph: texts, samples, edges in long form, and knn, its rows with sketches.
+Configurations, each a Parquet file a shard of the graph: texts, samples, edges in long form, knn, its rows with sketches, and
+rescored, where there is that stage.
 (All are Parquet, for `datasets` reads a repository in one format.)
 """
 
@@ -30,7 +31,6 @@ CARD = "README.md"
 INTRODUCTION = "A graph of texts and their nearest neighbours, made with X-CLR Graph."
 """How a card begins, by which it is known."""
 _EDGES_A_BLOCK = 1 << 20
-_CONFIGS = (schemas.TEXTS, schemas.SAMPLES, EDGES, schemas.KNN)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,10 +121,14 @@ def publish_graph(graph_dir: Path, out: Path, config: PublishConfig, measured: M
         schemas.TEXTS: _write_texts(tables, out),
         schemas.SAMPLES: _copy_samples(tables, out),
         EDGES: _write_edges(tables, out),
-        schemas.KNN: _write_rows(tables, out),
+        schemas.KNN: _write_rows(tables, out, "knn", schemas.KNN),
     }
+    if "rescore" in tables.manifest.stages:
+        rows[schemas.RESCORED] = _write_rows(tables, out, "rescore", schemas.RESCORED)
+    else:
+        _settle(out, schemas.RESCORED, (), ())
     write_text(out / CARD, _card(tables, config, measured, rows, f"./{out.resolve().name}"))
-    files = sorted([CARD, *(f"{name}/{path.name}" for name in _CONFIGS for path in (out / name).glob("part-*"))])
+    files = sorted([CARD, *(f"{name}/{path.name}" for name in rows for path in (out / name).glob("part-*"))])
     size = sum((out / name).stat().st_size for name in files)
     url = None
     if config.repo is not None:
@@ -146,15 +150,16 @@ def _write_texts(tables: Frames, out: Path) -> int:
     return _settle(out, schemas.TEXTS, [receipt.path for receipt in texts], texts)
 
 
-def _write_rows(tables: Frames, out: Path) -> int:
-    """The graph's rows as they are, a file a shard."""
-    receipts = tables.manifest.require("knn", tables.path).in_folder(schemas.KNN)
-    names = [f"{schemas.KNN}/part-{index:05d}.parquet" for index in range(len(receipts))]
+def _write_rows(tables: Frames, out: Path, stage: str, folder: str) -> int:
+    """Rows of a stage as they are, a file a shard."""
+    receipts = tables.manifest.require(stage, tables.path).in_folder(folder)
+    require_verified(tables.path, receipts, remedy=REMEDY.replace("knn", stage))
+    names = [f"{folder}/part-{index:05d}.parquet" for index in range(len(receipts))]
     for receipt, name in zip(receipts, names, strict=True):
         batch = map_arrow(tables.path / receipt.path, [schemas.TEXT_ID], rows=receipt.rows, remedy=REMEDY)
         with atomic_path(out / name) as temporary:
             pq.write_table(pa.Table.from_batches([batch]), temporary, compression="zstd")
-    return _settle(out, schemas.KNN, names, receipts)
+    return _settle(out, folder, names, receipts)
 
 
 def _write_edges(tables: Frames, out: Path) -> int:
@@ -212,19 +217,19 @@ def _settle(out: Path, folder: str, names: Sequence[str], receipts: Sequence[Rec
 
 def _card(tables: Frames, config: PublishConfig, measured: Measured, rows: Mapping[str, int], folder: str) -> str:
     manifest = tables.manifest
-    name = config.repo.split("/")[1] if config.repo else str(manifest.dataset.get("name", "graph"))
+    name = config.repo.split("/")[1] if config.repo else tables.path.name
     header = {
         **license_fields(config.license),
         "pretty_name": f"Neighbour graph of {name}",
         "tags": ["nearest-neighbors", "similarity-graph", "x-clr"],
-        "configs": [{"config_name": one, "data_files": [{"split": "train", "path": f"{one}/*.parquet"}]} for one in _CONFIGS],
+        "configs": [{"config_name": one, "data_files": [{"split": "train", "path": f"{one}/*.parquet"}]} for one in rows],
     }
     parts = [
         f"# Neighbour graph of {name}",
         INTRODUCTION,
         f"## Load it\n\n```python\n{loading_code(config.repo or folder)}```",
         f"## What it is\n\n{table(_facts(manifest, tables.graph.k, config, measured))}",
-        f"## Configurations\n\n{table([(one, rows[one], _CONTENTS[one]) for one in _CONFIGS], ('name', 'rows', 'columns'))}",
+        f"## Configurations\n\n{table([(one, rows[one], _CONTENTS[one]) for one in rows], ('name', 'rows', 'columns'))}",
     ]
     if measured.health:
         head = ("figure", "value", "shuffled", "verdict", "good is")
@@ -239,6 +244,7 @@ _CONTENTS = {
     schemas.TEXTS: "text_id, text, text_hash, sample_count, caption_count",
     schemas.SAMPLES: "sample_id, sample_hash, text_id, and the columns that were kept",
     EDGES: "src, dst, rank (1 the nearest), similarity",
+    schemas.RESCORED: "a row a text: neighbor_ids, similarities by the cross-encoder, stored_similarities (float16)",
     schemas.KNN: "a row a text: neighbor_ids, similarities (float16), sketch and its scale",
 }
 

@@ -93,8 +93,13 @@ def cell(value: object) -> str:
 
 
 def last_name(place: str | Path | None) -> str | None:
-    """What a card says of a place on this machine: its last name; names of the hub stay as they are."""
-    return None if place is None else Path(place).name if Path(place).is_absolute() else str(place)
+    """What a card says of a place on this machine, such as hf:/a/b:train: its last name, hf:b:train. Names of the hub stay."""
+    if place is None:
+        return None
+    kind, mark, rest = str(place).partition(":")
+    if mark and Path(rest).is_absolute():
+        return f"{kind}:{Path(rest).name}"
+    return Path(place).name if Path(place).is_absolute() else str(place)
 
 
 def require_own_card(path: Path, introduction: str, command: str) -> None:

@@ -57,7 +57,6 @@ def model_card(
 
 def public_config(config: TrainConfig) -> TrainConfig:
     """Return a run's configuration with last names in the place of this machine's folders."""
-    kind, _, place = (config.init or "").partition(":")
     return replace(
         config,
         graph_dir=last_name(config.graph_dir),
@@ -65,7 +64,7 @@ def public_config(config: TrainConfig) -> TrainConfig:
         val_ids=last_name(config.val_ids),
         more_graphs=tuple(Path(path).name for path in config.more_graphs),
         head=tuple(str(replace(head, graph_dir=Path(head.graph_dir).name)) for head in config.heads),
-        init=f"{kind}:{Path(place).name}" if Path(place).is_absolute() else config.init,
+        init=last_name(config.init),
     )
 
 

@@ -20,6 +20,7 @@ from graphbuild.embed import rescore as stage
 from graphbuild.embed.cross_encoder import CrossScorer, find_cross_encoder
 from graphbuild.embed.rescore import RescoreConfig, estimate_rescore, rescore
 from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError
+from graphbuild.exchange.publish import Measured, PublishConfig, publish_graph
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.quality.status import graph_status
@@ -188,6 +189,7 @@ def test_damaged_shard_is_rebuilt_alone_from_what_the_others_hold(graph_dir: Pat
     verify_graph(folder)
 
 
+@pytest.mark.slow
 def test_worker_processes_write_the_same_bytes(graph_dir: Path, model: Path, tmp_path: Path) -> None:
     folder = make_graph(tmp_path / "graph")
     rescore(folder, RescoreConfig(cross_encoder=str(model), top=TOP, workers=2))
@@ -282,6 +284,16 @@ def test_large_logits_become_similarities_between_zero_and_one(model: Path) -> N
     scorer._model.predict = lambda pairs, **_: np.zeros((len(pairs), 2))
     with pytest.raises(ArtifactError, match=r"gave numbers of shape \[2, 2\] for 2 pairs"):
         scorer.similarities([("a", "b")])
+
+
+def test_published_folder_holds_what_was_rescored(graph_dir: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    measured = Measured(recall=None, recall_rows=None, health=())
+    publish_graph(graph_dir, tmp_path / "published", PublishConfig(license="unknown"), measured)
+    loaded = datasets.load_dataset(str(tmp_path / "published"), "rescored", split="train", cache_dir=str(tmp_path / "cache"))
+    ids, similarities = rescored_rows(graph_dir)
+    assert np.array_equal(np.array(loaded["neighbor_ids"][:]), ids)
+    assert np.array_equal(np.array(loaded["similarities"][:], np.float16), similarities)
 
 
 def test_other_options_need_overwrite(graph_dir: Path, model: Path) -> None:

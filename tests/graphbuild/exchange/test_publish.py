@@ -20,6 +20,7 @@ from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.store.frames import Frames
 from graphbuild.store.graph import Graph
+from graphbuild.system.cards import last_name
 
 datasets = pytest.importorskip("datasets")
 NOTHING = Measured(recall=None, recall_rows=None, health=())
@@ -99,6 +100,21 @@ def test_the_four_lines_of_the_card_load_it(published: Path, monkeypatch: pytest
     exec(code, names)
     assert names["edges"].num_rows == 30 * 5  # type: ignore[attr-defined]
     assert '"user/name"' in loading_code("user/name")
+
+
+@pytest.mark.parametrize(
+    ("place", "shown"),
+    [
+        ("/home/me/graphs/a", "a"),
+        ("hf:/home/me/animals:train", "hf:animals:train"),
+        ("cifar10:/home/me/data", "cifar10:data"),
+        ("hf:user/animals:train", "hf:user/animals:train"),
+        ("user/encoder", "user/encoder"),
+        (None, None),
+    ],
+)
+def test_cards_say_the_last_name_of_a_place_on_this_machine(place: str | None, shown: str | None) -> None:
+    assert last_name(place) == shown
 
 
 def test_published_again_removes_shards_that_are_gone(graph_dir: Path, published: Path, tmp_path: Path) -> None:
