@@ -48,11 +48,11 @@ class Coding:
         return torch.empty(rows, columns, dtype=torch.int32 if self.format == "int8" else torch.float32)
 
     def encode(self, vectors_nD: NDArray[np.float16]) -> tuple[torch.Tensor, Codes]:
-        """Return the codes of some texts, (n, P), and what bounds take beside them; text ids are left at -1."""
+        """Return the codes of some texts, (n, P), and what scoring takes beside them; text ids are left at -1."""
         count, dim = vectors_nD.shape
         codes_nP = torch.empty(count, self.width(dim), dtype=torch.int8 if self.format == "int8" else torch.float32)
         scales_n, rests_n, errors_n = np.empty((3, count), np.float32)
-        facts = Codes(np.full(count, -1, np.int32), scales_n, rests_n, errors_n)
+        facts = Codes(np.full(count, -1, np.int32), scales_n, rests_n, errors_n, vectors_nD.view(np.int16))
         lost = 0.0 if self.basis_DP is None else _defect(self.basis_DP)
         for start in range(0, count, _CHUNK):
             rows = slice(start, start + _CHUNK)

@@ -26,40 +26,44 @@ BLOCK = 1024
 TILE_ROWS, TILE_COLUMNS = 512, 256
 """A tile's scores (half a megabyte) and its texts' vectors stay in a core's second-level cache until they are selected from."""
 _SEED_ROWS = 64
-_SPREAD = 3.0
+_SPREAD = 3.5
 """Standard deviations by which a sample's rank is put lower, so that few rows start from too high a limit."""
 STRIPE = 8
 """Blocks of texts outside the group that are coded at a time."""
-_PIVOTS = 256
-"""Texts by which a group is brought into order."""
+_SUPER = 4
+"""Blocks on each side of what a thread scores at a time: their vectors and candidates stay in the third-level cache."""
+_MARKS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+"""Shares of the texts after which limits are raised."""
 _CHUNK = 512
 """Rows that a thread re-ranks at a time."""
 _RERANKING_PAIRS = 8_000
 """What re-ranking a row counts as in the work of a search: about the pairs scored in the same time."""
 
 
-@dataclass(slots=True)
+_Part = tuple[torch.Tensor, selection.Codes]
+"""The codes of some rows, and what scoring takes beside them."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Blocks:
     """Texts in whole blocks, as codes; the last block is filled up with zeros."""
 
-    codes_SP: torch.Tensor
-    facts: selection.Codes
+    ids_S: NDArray[np.int32]
+    rows: list[_Part]
+    """As rows of tiles: `TILE_ROWS` each."""
+    columns: list[_Part]
+    """As columns of tiles: `TILE_COLUMNS` each."""
 
     @property
     def count(self) -> int:
-        return len(self.facts.ids) // BLOCK
-
-    def part(self, start: int, rows: int) -> tuple[torch.Tensor, selection.Codes]:
-        """The codes of some rows, and what bounds take beside them."""
-        chosen = slice(start, start + rows)
-        return self.codes_SP[chosen], selection.some(self.facts, chosen)
+        return len(self.ids_S) // BLOCK
 
 
 class GroupSearch:
     """The search for the neighbours of one group of texts, among all texts."""
 
     def __init__(
-        self, vectors_ND: NDArray[np.float16], group: list[ShardRange], k: int, width: int, coding: Coding, *, near: bool = True
+        self, vectors_ND: NDArray[np.float16], group: list[ShardRange], k: int, width: int, coding: Coding, *, shuffle: bool = True
     ) -> None:
         """Code the texts of a group.
 
@@ -69,25 +73,21 @@ class GroupSearch:
             k: Neighbours a text.
             width: Candidates that a row has room for.
             coding: How vectors are shortened.
-            near: Put texts near one another into the same blocks. Then most pairs that are scored in full lie in few tiles,
-                and their vectors in the cache.
+            shuffle: Take texts in random order. Then those that a row of a group of all texts has met are a sample of all, by
+                which limits are raised.
         """
         self._vectors_ND, self._group, self._k, self._coding = vectors_ND, group, k, coding
         self._bits_ND = vectors_ND.view(np.int16)
         ids = np.concatenate([np.arange(piece.start, piece.stop) for piece in group])
-        self._blocks = self._code(ids[self._near_order(ids)] if near else ids)
-        rows = len(self._blocks.facts.ids)
+        self._blocks = self._code(_shuffled(ids) if shuffle else ids)
+        self._met = 0
+        """Texts that every row has met."""
+        self._sampled = shuffle and len(ids) == len(vectors_ND)
+        """Whether they are a random sample of all texts. Those of a shard are not: they may be one another's neighbours."""
         self._closed = np.full(TILE_COLUMNS, np.inf, np.float32)
         """Limits that nothing exceeds: for columns that are not served."""
-        # Left empty: pages that no candidate reaches are never taken.
-        self._state = selection.State(
-            np.full(rows, np.inf, np.float32),
-            np.zeros(rows, np.int32),
-            np.empty((rows, width), np.int32),
-            np.empty((rows, width), np.float32),
-            k,
-            selection.full_error(vectors_ND.shape[1], LONGEST),
-        )
+        limits_S = np.full(len(self._blocks.ids_S), np.inf, np.float32)
+        self._state = selection.new_state(limits_S, width, k, selection.full_error(vectors_ND.shape[1], LONGEST))
         self._locks = [threading.Lock() for _ in range(self._blocks.count)]
 
     def score(self, pool: Threads, sample: NDArray[np.int64], advance: Advance) -> None:
@@ -95,11 +95,14 @@ class GroupSearch:
         scratch = self._scratch(pool)
         self._seed(pool, sample)
 
-        def work(thread: int, pair: tuple[int, int]) -> None:
-            self._tile(scratch[thread], pair[0], pair[1], self._blocks)
+        def work(thread: int, pairs: list[tuple[int, int]]) -> None:
+            for row, column in pairs:
+                self._tile(scratch[thread], row, column, self._blocks)
 
-        pool.run(disjoint_pairs(self._blocks.count), work, lambda: advance(BLOCK**2))
-        self._score_against(pool, scratch, self._outside(), advance)
+        for tasks, met in rounds(self._blocks.count, pool.count):
+            pool.run(tasks, work, lambda pairs: advance(len(pairs) * BLOCK**2))
+            self._raise_limits(pool, met * BLOCK)
+        self._score_against(pool, scratch, _shuffled(self._outside()), advance)
 
     def score_new(self, pool: Threads, limits_n: NDArray[np.float32], first_new: int, advance: Advance) -> None:
         """Collect candidates from the texts from `first_new` on, of rows that begin with a limit each."""
@@ -118,11 +121,20 @@ class GroupSearch:
             def work(thread: int, pair: tuple[int, int], others: _Blocks = others) -> None:
                 self._tile(scratch[thread], pair[0], pair[1], others)
 
-            pool.run(tasks, work, lambda: advance(BLOCK**2))
+            pool.run(tasks, work, lambda _pair: advance(BLOCK**2))
+
+    def _raise_limits(self, pool: Threads, met: int) -> None:
+        """Raise limits by the candidates so far, where the texts that rows have met pass a mark."""
+        before, self._met = self._met, self._met + met
+        total = len(self._vectors_ND)
+        if self._sampled and any(before < mark * total <= self._met for mark in _MARKS):
+            rank = min(rank_among(self._k + 1, min(1.0, self._met / total)), self._k + 1)
+            starts = range(0, len(self._state.limits_S), BLOCK)
+            pool.run(starts, lambda _thread, start: selection.raise_limits(self._state, start, start + BLOCK, rank))
 
     def finish(self, pool: Threads, piece: ShardRange, advance: Advance) -> tuple[Neighbors, NDArray[np.bool_]]:
         """Exact neighbours of one piece of the group, and which of its rows are not settled."""
-        ids_S = self._blocks.facts.ids
+        ids_S = self._blocks.ids_S
         rows_n = np.flatnonzero((ids_S >= piece.start) & (ids_S < piece.stop))
         ids_nK = np.empty((len(piece), self._k), np.int32)
         bits_nK = np.empty((len(piece), self._k), np.int16)
@@ -132,7 +144,7 @@ class GroupSearch:
             rows = rows_n[first : first + _CHUNK]
             selection.finish_candidates(self._bits_ND, rows, ids_S, piece.start, self._state, ids_nK, bits_nK, failed_n)
 
-        pool.run(range(0, len(piece), _CHUNK), work, lambda: advance(chunk_pairs(piece)))
+        pool.run(range(0, len(piece), _CHUNK), work, lambda _first: advance(chunk_pairs(piece)))
         return Neighbors(ids_nK, bits_nK.view(np.float16), 0), failed_n
 
     def finish_new(self, pool: Threads, stored: Neighbors) -> tuple[Neighbors, NDArray[np.bool_]]:
@@ -143,7 +155,7 @@ class GroupSearch:
 
         def work(_thread: int, first: int) -> None:
             part = slice(first, min(first + _CHUNK, count))
-            ids_n, old_nK = self._blocks.facts.ids[part], stored.ids_nK[part]
+            ids_n, old_nK = self._blocks.ids_S[part], stored.ids_nK[part]
             selection.finish_new(self._bits_ND, ids_n, old_nK, self._part(part), ids_nK[part], bits_nK[part], failed_n[part])
 
         pool.run(range(0, count, _CHUNK), work)
@@ -153,26 +165,18 @@ class GroupSearch:
         limits, counts, ids, scores, k, error = self._state
         return selection.State(limits[rows], counts[rows], ids[rows], scores[rows], k, error)
 
-    def _near_order(self, ids_n: NDArray[np.int64]) -> NDArray[np.int64]:
-        """An order of some texts in which texts near one another follow one another, roughly."""
-        pivots_QD = torch.from_numpy(self._vectors_ND[ids_n[:: max(1, len(ids_n) // _PIVOTS)]]).float()
-        starts = range(0, len(ids_n), BLOCK)
-        parts = (torch.from_numpy(self._vectors_ND[ids_n[start : start + BLOCK]]).float() for start in starts)
-        nearest_n = torch.cat([(part_BD @ pivots_QD.T).argmax(dim=1) for part_BD in parts])
-        order_n: NDArray[np.int64] = nearest_n.argsort(stable=True).numpy()
-        return order_n
-
     def _code(self, ids: NDArray[np.int64]) -> _Blocks:
         filled = -(-len(ids) // BLOCK) * BLOCK
-        codes_nP, found = self._coding.encode(self._vectors_ND[ids])
-        codes_SP = torch.zeros(filled, codes_nP.shape[1], dtype=codes_nP.dtype)
-        codes_SP[: len(ids)] = codes_nP
-        facts = selection.Codes(np.full(filled, -1, np.int32), *(np.zeros(filled, np.float32) for _ in range(3)))
+        vectors_SD = np.zeros((filled, self._vectors_ND.shape[1]), np.float16)
+        self._vectors_ND.take(ids, axis=0, out=vectors_SD[: len(ids)], mode="clip")
+        codes_SP, facts = self._coding.encode(vectors_SD)
         facts.errors[len(ids) :] = -np.inf
-        for whole, part in zip(facts, found, strict=True):
-            whole[: len(ids)] = part
         facts.ids[: len(ids)] = ids
-        return _Blocks(codes_SP, facts)
+        rows, columns = (
+            [(codes_SP[at : at + size], selection.some(facts, slice(at, at + size))) for at in range(0, filled, size)]
+            for size in (TILE_ROWS, TILE_COLUMNS)
+        )
+        return _Blocks(facts.ids, rows, columns)
 
     def _outside(self) -> NDArray[np.int64]:
         inside = np.zeros(len(self._vectors_ND), np.bool_)
@@ -182,22 +186,22 @@ class GroupSearch:
 
     def _seed(self, pool: Threads, sample: NDArray[np.int64]) -> None:
         """Give every row of the group its first limit: none where there are too few texts for a sample."""
-        limits_S, ids_S = self._state.limits_S, self._blocks.facts.ids
+        limits_S, ids_S = self._state.limits_S, self._blocks.ids_S
         if not len(sample):
             limits_S[ids_S >= 0] = -np.inf
             return
         codes_MP, facts = self._coding.encode(self._vectors_ND[sample])
-        expected = (self._k + 1) * len(sample) / len(self._vectors_ND)
-        rank = min(int(np.ceil(expected + _SPREAD * np.sqrt(expected))) + 1, len(sample) // LANES)
+        rank = min(rank_among(self._k + 1, len(sample) / len(self._vectors_ND)), len(sample) // LANES)
         scratch = [self._coding.new_scores(_SEED_ROWS, len(sample)) for _ in range(pool.count)]
 
         def work(thread: int, start: int) -> None:
-            codes_RP, rows = self._blocks.part(start, _SEED_ROWS)
-            multiply(codes_RP, codes_MP, scratch[thread])
-            flat = scratch[thread].numpy().reshape(-1)
-            selection.seed_limits(flat, len(sample), facts.scales, rows, limits_S[start : start + _SEED_ROWS], rank)
+            codes_RP, rows = self._blocks.rows[start // TILE_ROWS]
+            for at in range(0, TILE_ROWS, _SEED_ROWS):
+                multiply(codes_RP[at : at + _SEED_ROWS], codes_MP, scratch[thread])
+                flat, limits_R = scratch[thread].numpy().reshape(-1), limits_S[start + at : start + at + _SEED_ROWS]
+                selection.seed_limits(flat, len(sample), facts.scales, rows.scales[at : at + _SEED_ROWS], limits_R, rank)
 
-        pool.run(range(0, len(limits_S), _SEED_ROWS), work)
+        pool.run(range(0, len(limits_S), TILE_ROWS), work)
         limits_S[ids_S < 0] = np.inf
 
     def _tile(self, scores: torch.Tensor, row_block: int, column_block: int, columns: _Blocks) -> None:
@@ -210,13 +214,19 @@ class GroupSearch:
             for block in locks:
                 # In one order everywhere, so that no two threads wait for each other.
                 held.enter_context(self._locks[block])
-            for start in range(row_block * BLOCK, (row_block + 1) * BLOCK, TILE_ROWS):
-                codes_RP, rows = self._blocks.part(start, TILE_ROWS)
-                for at in range(column_block * BLOCK, (column_block + 1) * BLOCK, TILE_COLUMNS):
-                    codes_CP, facts = columns.part(at, TILE_COLUMNS)
+            for i in _tiles_of(row_block, TILE_ROWS):
+                codes_RP, rows = self._blocks.rows[i]
+                for j in _tiles_of(column_block, TILE_COLUMNS):
+                    codes_CP, facts = columns.columns[j]
+                    at = j * TILE_COLUMNS
                     limits_C = state.limits_S[at : at + TILE_COLUMNS] if mutual else self._closed
                     multiply(codes_RP, codes_CP, scores)
-                    selection.scan_tile(self._bits_ND, flat, rows, start, facts, limits_C, at if mutual else -1, state)
+                    selection.scan_tile(flat, rows, i * TILE_ROWS, facts, limits_C, at if mutual else -1, state)
+
+
+def _tiles_of(block: int, size: int) -> range:
+    """Which tiles of so many texts are those of a block."""
+    return range(block * BLOCK // size, (block + 1) * BLOCK // size)
 
 
 def chunks(piece: ShardRange) -> int:
@@ -229,13 +239,28 @@ def chunk_pairs(piece: ShardRange) -> int:
     return len(piece) * _RERANKING_PAIRS // chunks(piece)
 
 
-def disjoint_pairs(count: int) -> Iterator[tuple[int, int]]:
-    """Yield all unordered pairs of 0..count-1, a number with itself included, so that pairs close by share no number.
+def rank_among(count: int, share: float) -> int:
+    """Return how many of `count` texts are hardly ever exceeded by those of them that a random `share` of all texts has."""
+    expected = count * share
+    return int(np.ceil(expected + _SPREAD * np.sqrt(expected))) + 1
 
-    The pairs with i + j = r modulo `count` are disjoint: threads that work on neighbouring pairs do not wait for blocks.
+
+def rounds(count: int, threads: int) -> Iterator[tuple[list[list[tuple[int, int]]], int]]:
+    """Yield tasks that meet all unordered pairs of `count` blocks once, a block with itself included, in rounds.
+
+    A task is the pairs of two runs of blocks. Runs i and j with i + j = r modulo their number are the tasks of round r: they
+    share no block, so that threads do not wait for one another, and after it every block has met as many blocks.
+
+    Yields:
+        The tasks of a round, and how many blocks each block meets in it, at least.
     """
-    for total in range(count):
-        for one in range(count):
-            other = (total - one) % count
-            if one <= other:
-                yield one, other
+    size = max(1, min(_SUPER, count // (4 * threads)))
+    runs = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    for total in range(len(runs)):
+        pairs = ((one, (total - one) % len(runs)) for one in range(len(runs)))
+        tasks = [[(i, j) for j in runs[other] for i in runs[one] if i <= j] for one, other in pairs if one <= other]
+        yield tasks, min(size, count - total * size)
+
+
+def _shuffled(ids_n: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.random.default_rng(0).permutation(ids_n)

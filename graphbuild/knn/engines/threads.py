@@ -20,13 +20,15 @@ class Threads:
         self.count = count
         self._pool = ThreadPoolExecutor(count, "knn", initializer=lambda: torch.set_num_threads(1))
 
-    def run(self, tasks: Iterable[Task], work: Callable[[int, Task], None], done: Callable[[], None] = lambda: None) -> None:
+    def run(
+        self, tasks: Iterable[Task], work: Callable[[int, Task], None], done: Callable[[Task], None] = lambda _task: None
+    ) -> None:
         """Call `work(thread number, task)` for every task; tasks start in order.
 
         Args:
             tasks: Taken one by one, by whichever thread is free.
             work: What to do. Calls for different tasks must not depend on each other.
-            done: Called, by one thread at a time, after each task.
+            done: Called with each task, by one thread at a time, after it.
 
         Raises:
             BaseException: The first that a task raised, or that interrupted the wait; tasks not yet started are left out.
@@ -43,7 +45,7 @@ class Threads:
                     return
                 work(number, task)
                 with lock:
-                    done()
+                    done(task)
 
         futures = [self._pool.submit(loop, number) for number in range(self.count)]
         try:

@@ -28,7 +28,7 @@ from graphbuild.knn.engines.widths import choose_coding
 from graphbuild.knn.kernels.halves import LANES
 from graphbuild.store.files import ShardRange
 
-_SAMPLE = 8192
+_SAMPLE = 2048
 _SAMPLE_SHARE = 16
 """The sample is at most a sixteenth of the texts."""
 _ROOM = 1.7
@@ -133,7 +133,7 @@ class TileEngine:
             for (piece,) in self._groups([one]):
                 rows = slice(piece.start - one.start, piece.stop - one.start)
                 held = Neighbors(stored.ids_nK[rows], stored.similarities_nK[rows], 0)
-                search = GroupSearch(self._vectors_ND, [piece], self._k, self._width, self.coding, near=False)
+                search = GroupSearch(self._vectors_ND, [piece], self._k, self._width, self.coding, shuffle=False)
                 search.score_new(pool, _limits_of(held.similarities_nK[:, -1]), first_new, advance)
                 parts.append(self._settle(piece, *search.finish_new(pool, held)))
                 del search
@@ -194,4 +194,4 @@ def _footprint(count: int, dim: int, k: int) -> tuple[int, int]:
     scratch = torch.get_num_threads() * 4 * TILE_ROWS * max(BLOCK, sample)
     stripe = STRIPE * BLOCK * dim * 24
     # Nine bytes a text to tell those outside the group.
-    return scratch + sample * dim * 4 + stripe + 9 * count, _width(k) * 8 + dim * 4 + 32
+    return scratch + sample * dim * 4 + stripe + 9 * count, _width(k) * 8 + dim * 6 + 32

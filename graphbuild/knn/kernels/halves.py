@@ -49,20 +49,21 @@ def _widen(builder: Any, bits: Any) -> Any:
     return builder.fmul(read, _spread(builder, ir.Constant(_FLOAT, _UNSHIFT), _FLOAT))
 
 
-def _inner_typing(_context: Any, bits: Any, one: Any, other: Any, lines: Any) -> Any:
-    """Inner product, in float32, of the first `lines * LANES` coordinates of two rows of a float16 matrix seen as int16.
+def _inner_typing(_context: Any, bits: Any, one: Any, others: Any, other: Any, lines: Any) -> Any:
+    """Inner product, in float32, of the first `lines * LANES` coordinates of a row of each of two float16 matrices, as int16.
 
     The order of summation is fixed: each of the lanes adds up its own products, and the lanes are then added in turn.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = signature.args[0]
-        array = context.make_array(kind)(context, builder, arguments[0])
-        stride = builder.sdiv(builder.extract_value(array.strides, 0), ir.Constant(ir.IntType(64), 2))
-        rows = [builder.gep(array.data, [builder.mul(row, stride)]) for row in arguments[1:3]]
+        rows = []
+        for at in (0, 2):
+            array = context.make_array(signature.args[at])(context, builder, arguments[at])
+            stride = builder.sdiv(builder.extract_value(array.strides, 0), ir.Constant(ir.IntType(64), 2))
+            rows.append(builder.gep(array.data, [builder.mul(arguments[at + 1], stride)]))
         lanes = ir.VectorType(_FLOAT, LANES)
         total: Any = cgutils.alloca_once_value(builder, ir.Constant(lanes, [0.0] * LANES))  # type: ignore[no-untyped-call]
-        with cgutils.for_range(builder, arguments[3]) as loop:
+        with cgutils.for_range(builder, arguments[4]) as loop:
             offset = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
             halves = ir.VectorType(ir.IntType(16), LANES).as_pointer()
             one, other = (
@@ -81,7 +82,7 @@ def _inner_typing(_context: Any, bits: Any, one: Any, other: Any, lines: Any) ->
             value = builder.fadd(*halved)
         return builder.extract_element(value, ir.Constant(_INT, 0))
 
-    return types.float32(bits, types.intp, types.intp, types.intp), generate
+    return types.float32(bits, types.intp, others, types.intp, types.intp), generate
 
 
 def _hits_typing(

@@ -4,7 +4,7 @@ Shape letters: N texts, R rows and C columns of a tile, S rows of the whole stat
 neighbours kept, D vector width.
 
 A tile holds scores of shortened vectors. From a score follows an upper bound of the pair's similarity; where it exceeds a
-limit of either text, the pair is scored in full, in float32, while both vectors are still in the cache. Limits only rise,
+limit of either text, the pair is scored in full, in float32, from vectors that lie in the order of the tile. Limits only rise,
 and so everything that a row has turned away is at most as similar as its last limit and the error of a full score: that is
 what the certificate builds on.
 """
@@ -27,7 +27,7 @@ _LINE = 32
 
 
 class Codes(NamedTuple):
-    """What the upper bound takes of each of some texts, beside their codes: R or C entries."""
+    """What scoring takes of each of some texts, beside their codes: R or C entries."""
 
     ids: NDArray[np.int32]
     """Text ids."""
@@ -37,11 +37,14 @@ class Codes(NamedTuple):
     """Length of the part that the codes leave out."""
     errors: NDArray[np.float32]
     """The share of the text in the error bound; -inf where filled up, which no limit lets pass."""
+    bits: NDArray[np.int16]
+    """The vectors themselves, float16 seen as int16: (R, D) or (C, D), C order."""
 
 
 def some(facts: Codes, chosen: slice) -> Codes:
     """Return what bounds take of some of the texts: views."""
-    return Codes(facts.ids[chosen], facts.scales[chosen], facts.rests[chosen], facts.errors[chosen])
+    ids, scales, rests, errors, bits = facts
+    return Codes(ids[chosen], scales[chosen], rests[chosen], errors[chosen], bits[chosen])
 
 
 class State(NamedTuple):
@@ -57,6 +60,13 @@ class State(NamedTuple):
     error: float
 
 
+def new_state(limits_S: NDArray[np.float32], width: int, k: int, error: float) -> State:
+    """Return a state without candidates; an id and its score lie side by side, so that a candidate touches one cache line."""
+    # Left empty: pages that no candidate reaches are never taken.
+    pairs_SW2 = np.empty((len(limits_S), width, 2), np.int32)
+    return State(limits_S, np.zeros(len(limits_S), np.int32), pairs_SW2[:, :, 0], pairs_SW2.view(np.float32)[:, :, 1], k, error)
+
+
 def full_error(dim: int, longest: float) -> float:
     """Most that a similarity in full, in float32, differs from the exact one.
 
@@ -68,14 +78,29 @@ def full_error(dim: int, longest: float) -> float:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def similar(bits_ND: NDArray[np.int16], one: int, other: int) -> np.float32:
-    """Similarity of two texts within `full_error`; the same for (one, other) and (other, one)."""
-    D = bits_ND.shape[1]
+def similar(bits_RD: NDArray[np.int16], one: int, bits_CD: NDArray[np.int16], other: int) -> np.float32:
+    """Similarity of two texts, each a row of its matrix, within `full_error`; the same whichever comes first."""
+    D = bits_RD.shape[1]
     lines = D // LANES
-    total = inner_lines(bits_ND, one, other, lines)
+    total = inner_lines(bits_RD, one, bits_CD, other, lines)
     for d in range(lines * LANES, D):
-        total += np.float32(widened(bits_ND[one, d])) * np.float32(widened(bits_ND[other, d]))
+        total += np.float32(widened(bits_RD[one, d])) * np.float32(widened(bits_CD[other, d]))
     return np.float32(total)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _raise(state: State, row: int, limit: np.float32) -> None:
+    """Raise a row's limit, and drop the candidates that do not exceed it."""
+    if limit <= state.limits_S[row]:
+        return
+    state.limits_S[row] = limit
+    kept = 0
+    for c in range(state.counts_S[row]):
+        if state.scores_SW[row, c] > limit:
+            state.ids_SW[row, kept] = state.ids_SW[row, c]
+            state.scores_SW[row, kept] = state.scores_SW[row, c]
+            kept += 1
+    state.counts_S[row] = kept
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -94,16 +119,21 @@ def thin(state: State, row: int) -> None:
     if count > room:
         ordered = np.partition(ordered, count - 1 - room)
         limit = max(limit, ordered[count - 1 - room])
-    if limit <= state.limits_S[row]:
-        return
-    state.limits_S[row] = limit
-    kept = 0
-    for c in range(count):
-        if state.scores_SW[row, c] > limit:
-            state.ids_SW[row, kept] = state.ids_SW[row, c]
-            state.scores_SW[row, kept] = state.scores_SW[row, c]
-            kept += 1
-    state.counts_S[row] = kept
+    _raise(state, row, limit)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def raise_limits(state: State, start: int, stop: int, rank: int) -> None:
+    """Raise the limit of rows `start` to `stop` to the `rank`-th best candidate, where a row has as many.
+
+    With a rank that the k nearest among the texts so far hardly reach, this is a guess, as any first limit is; the certificate
+    sees a row whose limit was too high.
+    """
+    for row in range(start, stop):
+        count = state.counts_S[row]
+        if count >= rank:
+            best = np.partition(state.scores_SW[row, :count], count - rank)
+            _raise(state, row, np.float32(best[count - rank] - np.float32(3 * state.error)))
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -120,8 +150,32 @@ def _enter(state: State, row: int, text: int, score: np.float32) -> None:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def _reached(
+    scores: NDArray[Any], rows: Codes, row_limits: NDArray[np.float32], columns: Codes, column_limits: NDArray[np.float32]
+) -> NDArray[np.int32]:
+    """Return the places of a tile whose upper bound exceeds a limit of either text, in order."""
+    C = len(columns.ids)
+    # All comparisons first: mispredicted branches cost more than the comparisons.
+    masks = np.empty(len(rows.ids) * C // LANES, np.uint32)
+    for r in range(len(rows.ids)):
+        limit, scale, rest, error = row_limits[r], rows.scales[r], rows.rests[r], rows.errors[r]
+        for at in range(0, C, LANES):
+            place = r * C + at
+            mask = hits(scores, place, columns.scales, columns.rests, columns.errors, column_limits, at, scale, rest, error, limit)
+            masks[place // LANES] = mask
+    found = np.empty(len(rows.ids) * C, np.int32)
+    count = 0
+    for m in range(len(masks)):
+        mask = masks[m]
+        while mask:
+            found[count] = m * LANES + int(lowest_bit(mask))
+            mask &= mask - np.uint32(1)
+            count += 1
+    return found[:count]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def scan_tile(
-    bits_ND: NDArray[np.int16],
     scores: NDArray[Any],
     rows: Codes,
     row_at: int,
@@ -133,7 +187,6 @@ def scan_tile(
     """Enter the pairs of one tile that reach a limit into its rows' candidates, and into its columns' where these are served.
 
     Args:
-        bits_ND: All vectors, float16 seen as int16; C order.
         scores: The tile, (R, C) in C order, flat: inner products of codes.
         rows: Of the tile's rows.
         row_at: State row of the first.
@@ -145,38 +198,31 @@ def scan_tile(
     Returns:
         Pairs that were scored in full.
     """
-    C, D = len(columns.ids), bits_ND.shape[1]
-    # Pages that no pair reaches are never taken.
-    found_rows, found_columns = np.empty(len(rows.ids) * C, np.int16), np.empty(len(rows.ids) * C, np.int16)
-    count = 0
-    for r in range(len(rows.ids)):
-        if rows.ids[r] < 0:
-            continue
-        limit = state.limits_S[row_at + r]
-        scale, rest, error = rows.scales[r], rows.rests[r], rows.errors[r]
-        for at in range(0, C, LANES):
-            place = r * C + at
-            mask = hits(scores, place, columns.scales, columns.rests, columns.errors, column_limits, at, scale, rest, error, limit)
-            while mask:
-                found_rows[count], found_columns[count] = r, at + int(lowest_bit(mask))
-                mask &= mask - np.uint32(1)
-                count += 1
-    for h in range(count):
-        if h + _AHEAD < count:
-            ahead = columns.ids[found_columns[h + _AHEAD]]
+    C, D = columns.bits.shape
+    found = _reached(scores, rows, state.limits_S[row_at : row_at + len(rows.ids)], columns, column_limits)
+    for h in range(len(found)):
+        if h + _AHEAD < len(found):
+            ahead = found[h + _AHEAD] % C
             for d in range(0, D, _LINE):
-                prefetch(bits_ND, ahead, d)
-        r, c = found_rows[h], found_columns[h]
-        score = similar(bits_ND, rows.ids[r], columns.ids[c])
+                prefetch(columns.bits, ahead, d)
+            if column_at >= 0:
+                prefetch(state.ids_SW, column_at + ahead, state.counts_S[column_at + ahead])
+        r, c = found[h] // C, found[h] % C
+        score = similar(rows.bits, r, columns.bits, c)
         _enter(state, row_at + r, columns.ids[c], score)
         if column_at >= 0:
             _enter(state, column_at + c, rows.ids[r], score)
-    return count
+    return len(found)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def seed_limits(
-    scores: NDArray[Any], columns: int, scales_C: NDArray[np.float32], rows: Codes, limits_R: NDArray[np.float32], rank: int
+    scores: NDArray[Any],
+    columns: int,
+    scales_C: NDArray[np.float32],
+    scales_R: NDArray[np.float32],
+    limits_R: NDArray[np.float32],
+    rank: int,
 ) -> None:
     """Set each row's first limit from its scores against a random sample of the texts.
 
@@ -191,7 +237,7 @@ def seed_limits(
             for c in range(block * LANES, (block + 1) * LANES):
                 best = max(best, np.float32(scores[r * columns + c]) * scales_C[c])
             maxima[block] = best
-        limits_R[r] = np.partition(maxima, blocks - rank)[blocks - rank] * rows.scales[r]
+        limits_R[r] = np.partition(maxima, blocks - rank)[blocks - rank] * scales_R[r]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -280,7 +326,7 @@ def finish_new(
     for i in range(len(text_ids_n)):
         ids[:K] = stored_nK[i]
         for c in range(K):
-            scores[c] = similar(bits_ND, text_ids_n[i], stored_nK[i, c])
+            scores[c] = similar(bits_ND, text_ids_n[i], bits_ND, stored_nK[i, c])
         count = K + state.counts_S[i]
         ids[K:count] = state.ids_SW[i, : state.counts_S[i]]
         scores[K:count] = state.scores_SW[i, : state.counts_S[i]]

@@ -22,16 +22,13 @@ def test_what_a_row_turned_away_is_at_most_as_similar_as_its_limit_and_no_row_ov
     codes, facts = coding.encode(vectors)
     facts.ids[:] = np.arange(len(vectors))
     error = selection.full_error(32, LONGEST)
-    state = selection.State(
-        np.full(ROWS, -np.inf, np.float32), np.zeros(ROWS, np.int32), np.full((ROWS, WIDTH), -1, np.int32),
-        np.zeros((ROWS, WIDTH), np.float32), K, error,
-    )  # fmt: skip
+    state = selection.new_state(np.full(ROWS, -np.inf, np.float32), WIDTH, K, error)
     scores, closed = coding.new_scores(ROWS, COLUMNS), np.full(COLUMNS, np.inf, np.float32)
     rows = selection.Codes(*(one[:ROWS] for one in facts))
     for start in range(ROWS, len(vectors), COLUMNS):
         columns = selection.Codes(*(one[start : start + COLUMNS] for one in facts))
         multiply(codes[:ROWS], codes[start : start + COLUMNS], scores)
-        selection.scan_tile(vectors.view(np.int16), scores.numpy().reshape(-1), rows, 0, columns, closed, -1, state)
+        selection.scan_tile(scores.numpy().reshape(-1), rows, 0, columns, closed, -1, state)
         assert state.counts_S.max() <= WIDTH
     exact = vectors[:ROWS].astype(np.float64) @ vectors.astype(np.float64).T
     exact[:, :ROWS] = -1
@@ -42,6 +39,24 @@ def test_what_a_row_turned_away_is_at_most_as_similar_as_its_limit_and_no_row_ov
         assert np.delete(every, held).max() <= state.limits_S[row] + error
 
 
+@pytest.mark.parametrize("rank", [1, 5, 12])
+def test_limits_are_raised_to_the_ranked_candidate_and_only_what_lies_below_is_dropped(rank: int) -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, WIDTH + 1, 40)
+    scores = rng.random((40, WIDTH)).astype(np.float32)
+    state = selection.new_state(np.full(40, 0.2, np.float32), WIDTH, K, 0.0)
+    state.ids_SW[:], state.scores_SW[:], state.counts_S[:] = np.arange(WIDTH), scores, counts
+    selection.raise_limits(state, 10, 40, rank)
+    for row, count in enumerate(counts):
+        best = np.sort(scores[row, :count])[::-1]
+        unchanged = row < 10 or count < rank
+        limit = np.float32(0.2) if unchanged else max(np.float32(0.2), best[rank - 1])
+        assert state.limits_S[row] == limit
+        kept = np.arange(count) if limit == np.float32(0.2) else np.flatnonzero(scores[row, :count] > limit)
+        np.testing.assert_array_equal(state.ids_SW[row, : state.counts_S[row]], kept)
+        np.testing.assert_array_equal(state.scores_SW[row, : state.counts_S[row]], scores[row, kept])
+
+
 @pytest.mark.parametrize("dim", [1, 31, 32, 100, 384, 1536])
 def test_similarity_in_full_is_symmetric_and_within_its_error(dim: int) -> None:
     # Of one sign and near one another, where sums are largest; some numbers are subnormal in float16.
@@ -49,7 +64,7 @@ def test_similarity_in_full_is_symmetric_and_within_its_error(dim: int) -> None:
     vectors[:, ::7] = np.float16(3e-6)
     exact = vectors.astype(np.float64) @ vectors.astype(np.float64).T
     bits = vectors.view(np.int16)
-    found = np.array([[selection.similar(bits, i, j) for j in range(40)] for i in range(40)])
+    found = np.array([[selection.similar(bits, i, bits, j) for j in range(40)] for i in range(40)])
     assert np.abs(found - exact).max() <= selection.full_error(dim, LONGEST)
     np.testing.assert_array_equal(found, found.T)
 
@@ -57,7 +72,6 @@ def test_similarity_in_full_is_symmetric_and_within_its_error(dim: int) -> None:
 def test_seed_limit_lets_at_least_that_many_scores_through() -> None:
     scores = np.random.default_rng(0).random((50, 640), np.float32)
     limits, ones = np.zeros(50, np.float32), np.ones(640, np.float32)
-    rows = selection.Codes(np.arange(50, dtype=np.int32), ones[:50], ones[:50], ones[:50])
-    selection.seed_limits(scores.reshape(-1), 640, ones, rows, limits, 7)
+    selection.seed_limits(scores.reshape(-1), 640, ones, ones[:50], limits, 7)
     hits = (scores >= limits[:, None]).sum(axis=1)
     assert ((hits >= 7) & (hits <= 60)).all()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from graphbuild.errors import ResourceError
 from graphbuild.knn.engines.choose import make_engine
 from graphbuild.knn.engines.coding import FORMATS, Coding, eigenvectors, leading_basis
-from graphbuild.knn.engines.group import disjoint_pairs
+from graphbuild.knn.engines.group import rank_among, rounds
 from graphbuild.knn.engines.rowblocks import RowBlockEngine
 from graphbuild.knn.engines.threads import threads
 from graphbuild.knn.engines.tiles import TileEngine
@@ -128,10 +128,40 @@ def test_small_sets_and_nearly_complete_graphs_are_searched_in_row_blocks() -> N
     assert [type(engine) for engine in (small, dense, large)] == [RowBlockEngine, RowBlockEngine, TileEngine]
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 8])
-def test_disjoint_pairs_are_all_pairs_once(count: int) -> None:
-    pairs = list(disjoint_pairs(count))
+@pytest.mark.parametrize("threads", [1, 2, 16])
+@pytest.mark.parametrize("count", [1, 2, 5, 8, 67])
+def test_rounds_meet_all_pairs_once_in_tasks_without_a_common_block(count: int, threads: int) -> None:
+    pairs, met_by_all = [], 0
+    met: list[set[int]] = [set() for _ in range(count)]
+    for tasks, number in rounds(count, threads):
+        blocks = [{block for pair in task for block in pair} for task in tasks]
+        assert sum(map(len, blocks)) == len(set().union(*blocks))
+        pairs += [pair for task in tasks for pair in task]
+        for one, other in (pair for task in tasks for pair in task):
+            met[one].add(other)
+            met[other].add(one)
+        met_by_all += number
+        assert min(map(len, met)) >= met_by_all - 4
     assert sorted(pairs) == [(one, other) for one in range(count) for other in range(one, count)]
+    assert met_by_all == count
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
+def test_a_random_share_rarely_holds_more_of_the_nearest_than_its_rank(share: float) -> None:
+    held = np.random.default_rng(0).binomial(257, share, 100_000)
+    assert (held >= rank_among(257, share)).mean() < 1e-3
+
+
+@pytest.mark.parametrize("group_rows", [8192, 2048])
+def test_texts_stored_by_cluster_need_no_second_search(group_rows: int) -> None:
+    # A group of some shards is no sample of all texts: it may hold all of a row's neighbours.
+    centres = np.random.default_rng(0).standard_normal((8, 32))
+    vectors = unit_rows(np.repeat(centres, 1000, axis=0) + 0.3 * np.random.default_rng(1).standard_normal((8000, 32)))
+    engine = TileEngine(vectors, k=30, memory_limit=10**9, precision="int8")
+    engine._group_rows = group_rows
+    ids, _, recomputed = search(engine, 8000)
+    assert recomputed <= 8
+    np.testing.assert_array_equal(ids, brute_force(vectors, 30)[0])
 
 
 def test_failure_in_a_thread_ends_the_work_and_is_raised() -> None:
