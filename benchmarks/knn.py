@@ -271,7 +271,7 @@ def _conditions(vectors_ND: NDArray[np.float16], what: str) -> dict[str, Any]:
         "k": _K,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "precision": choose_coding(vectors_ND, _K).name(vectors_ND.shape[1]),
+        "precision": choose_coding(vectors_ND, _K).coding.name(vectors_ND.shape[1]),
         "machine": platform.machine(),
         "load": round(os.getloadavg()[0], 1),
         "torch": torch.__version__,

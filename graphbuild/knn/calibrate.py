@@ -9,12 +9,14 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from graphbuild.knn.engines.base import Engine
 from graphbuild.knn.engines.choose import in_row_blocks
 from graphbuild.knn.engines.coding import Coding
 from graphbuild.knn.engines.gpu.engine import DeviceEngine
+from graphbuild.knn.engines.group import RERANKING_PAIRS
 from graphbuild.knn.engines.rowblocks import RowBlockEngine
 from graphbuild.knn.engines.tiles import TileEngine
 from graphbuild.knn.engines.widths import choose_coding
@@ -65,7 +67,7 @@ def calibrate(
         count: N.
         k: Neighbours a text, at least 1.
         memory_limit: Of the engine.
-        seconds: About how long to measure; a first trial of about a tenth of a second is always made.
+        seconds: About how long to measure by searching; 0 for what the choice of a coding tells of the tile engine.
         device: As for `make_engine`.
         coding: Of the tile engine, where an earlier calibration chose it.
     """
@@ -74,7 +76,12 @@ def calibrate(
     if in_row_blocks(count, k):
         engine = RowBlockEngine(sample_nD, k=min(k, len(sample_nD) - 1), memory_limit=memory_limit)
         return _calibrate_rows(engine, len(sample_nD), seconds)
-    coding = coding or choose_coding(sample_nD, k, count=count)
+    if coding is None:
+        choice = choose_coding(sample_nD, k, count=count)
+        coding = choice.coding
+        if not seconds:
+            pair_seconds = choice.pair_seconds / torch.get_num_threads()
+            return Rates(coding.name(sample_nD.shape[1]), 1 / pair_seconds, RERANKING_PAIRS * pair_seconds, coding)
     trial_nD = _some(sample_nD, _TRIAL_TEXTS)
     _timed(_tile_engine(trial_nD[:_WARM_TEXTS], 1, memory_limit, coding), _WARM_TEXTS)
     spent = _timed(_tile_engine(trial_nD, 1, memory_limit, coding), len(trial_nD))

@@ -36,7 +36,7 @@ _MARKS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Shares of the texts after which limits are raised."""
 _CHUNK = 512
 """Rows that a thread re-ranks at a time."""
-_RERANKING_PAIRS = 8_000
+RERANKING_PAIRS = 15_000
 """What re-ranking a row counts as in the work of a search: about the pairs scored in the same time."""
 
 
@@ -236,7 +236,7 @@ def chunks(piece: ShardRange) -> int:
 
 def chunk_pairs(piece: ShardRange) -> int:
     """Return what each of them counts as, in pairs scored."""
-    return len(piece) * _RERANKING_PAIRS // chunks(piece)
+    return len(piece) * RERANKING_PAIRS // chunks(piece)
 
 
 def rank_among(count: int, share: float) -> int:

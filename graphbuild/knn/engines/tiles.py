@@ -83,7 +83,7 @@ class TileEngine:
             return self._precision
         if self._precision in FORMATS:
             return Coding(self._precision)
-        return choose_coding(self._vectors_ND, self._k)
+        return choose_coding(self._vectors_ND, self._k).coding
 
     @property
     def precision(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -39,7 +40,16 @@ _FORMAT_ADVANTAGE = 1.2
 _SECONDS = 0.02
 
 
-def choose_coding(vectors_ND: NDArray[np.float16], k: int, *, count: int | None = None) -> Coding:
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A coding, and what it takes."""
+
+    coding: Coding
+    pair_seconds: float
+    """Expected time of one core for each pair of texts."""
+
+
+def choose_coding(vectors_ND: NDArray[np.float16], k: int, *, count: int | None = None) -> Choice:
     """Return the coding with the least expected time for these vectors on this machine; takes about a second.
 
     Args:
@@ -50,22 +60,23 @@ def choose_coding(vectors_ND: NDArray[np.float16], k: int, *, count: int | None 
     count = count or len(vectors_ND)
     dim = vectors_ND.shape[1]
     form = fastest_format(dim)
-    whole = Coding(form)
-    if count <= _FEW_TEXTS:
-        return whole
     chosen = np.random.default_rng(0).permutation(len(vectors_ND))[:_SAMPLE]
     sample_MD = np.ascontiguousarray(vectors_ND[chosen])
     rank = min(max(_LEAST_RANK, round(k * len(sample_MD) / count)), len(sample_MD) - 1)
-    vectors_DD = eigenvectors(sample_MD)
-    widths = sorted({round(share * dim / _STEP) * _STEP for share in _SHARES} - {0})
-    codings = [whole, *(Coding(form, leading_basis(vectors_DD, width)) for width in widths if width < dim)]
+    codings = [Coding(form)]
+    if count > _FEW_TEXTS:
+        vectors_DD = eigenvectors(sample_MD)
+        widths = sorted({round(share * dim / _STEP) * _STEP for share in _SHARES} - {0})
+        codings += [Coding(form, leading_basis(vectors_DD, width)) for width in widths if width < dim]
     limits_n = _kth_similarities(sample_MD, rank)
     with threads(1) as pool:
         # On one core, as the tiles will be: products that span cores stall where another process is at work.
         seconds: list[float] = []
         pool.run(codings, lambda _thread, one: seconds.append(_pair_seconds(one, sample_MD, limits_n)))
     best = int(np.argmin(seconds))
-    return codings[best] if seconds[best] * _ADVANTAGE < seconds[0] else whole
+    if seconds[best] * _ADVANTAGE >= seconds[0]:
+        best = 0
+    return Choice(codings[best], seconds[best])
 
 
 @cache

@@ -80,7 +80,7 @@ def test_no_format_or_width_changes_the_graph(form: str, name: str) -> None:
 
 def test_coding_of_few_texts_keeps_all_coordinates_and_names_itself() -> None:
     vectors = clustered_vectors(500, 64)
-    coding = widths.choose_coding(vectors, 10)
+    coding = widths.choose_coding(vectors, 10).coding
     assert coding.name(64) == widths.fastest_format(64)
     assert Coding("int8", leading_basis(eigenvectors(vectors), 32)).name(64) == "int8, 32 of 64 coordinates"
 
@@ -88,5 +88,5 @@ def test_coding_of_few_texts_keeps_all_coordinates_and_names_itself() -> None:
 def test_coding_of_vectors_in_few_dimensions_keeps_those() -> None:
     rng = np.random.default_rng(0)
     vectors = unit_rows(rng.standard_normal((9000, 48)) @ rng.standard_normal((48, 384)))
-    coding = widths.choose_coding(vectors, 100, count=10**6)
+    coding = widths.choose_coding(vectors, 100, count=10**6).coding
     assert coding.width(384) <= 192
