@@ -21,8 +21,9 @@ from graphbuild.knn.approximate import IvfEngine, estimate_ivf
 from graphbuild.knn.calibrate import calibrate
 from graphbuild.knn.checks import read_sample_counts
 from graphbuild.knn.engines.base import Engine
-from graphbuild.knn.engines.choose import make_engine
+from graphbuild.knn.engines.choose import make_engine, tile_groups
 from graphbuild.knn.engines.coding import Coding
+from graphbuild.knn.engines.groups import Groups
 from graphbuild.knn.engines.tiles import TileEngine
 from graphbuild.knn.extension import Extension
 from graphbuild.knn.output import ShardWriter, no_neighbors
@@ -170,22 +171,20 @@ class Search:
         return self._search_pairs(self._searched) + self._extension_pairs()
 
     def _search_pairs(self, ranges: list[ShardRange]) -> int:
-        if not self._layout.k or not ranges:
+        if not self._layout.k:
             return 0
-        engine = self._shape_engine()
-        return sum(engine.pairs([shard]) for shard in ranges) if self._distributed() else engine.pairs(ranges)
+        groups = self._groups()
+        if groups is None:
+            return sum(map(len, ranges)) * self._layout.texts
+        return sum(groups.pairs([shard]) for shard in ranges) if self._distributed() else groups.pairs(ranges)
 
     def _extension_pairs(self) -> int:
-        engine = self._shape_engine() if self._extension and self._extended else None
-        return (
-            engine.extension_pairs(self._extended, self._extension.first_new)
-            if isinstance(engine, TileEngine) and self._extension
-            else 0
-        )
+        groups = self._groups() if self._extension else None
+        return groups.extension_pairs(self._extended, self._extension.first_new) if groups and self._extension else 0
 
-    def _shape_engine(self) -> Engine:
-        # The work depends on the shape alone: vectors that take no memory will do.
-        return self._exact_engine(np.broadcast_to(np.float16(0), (self._layout.texts, self._layout.dim)))
+    def _groups(self) -> Groups | None:
+        layout, memory = self._layout, self._memory
+        return tile_groups(layout.texts, layout.dim, layout.k, memory.engine, memory.device)
 
     def _here(self, vectors_ND: NDArray[np.float16], basis_DR: NDArray[np.float64] | None) -> Iterator[tuple[int, Receipt]]:
         writer = ShardWriter(self._graph_dir, self._layout.k, basis_DR, self._key)
@@ -198,7 +197,7 @@ class Search:
             click.echo(engine.recall.summary(), err=True)
             writer = replace(writer, facts={"ivf": engine.recall.to_json()})
         searched = list(self._searched)
-        with _progress((engine.work(searched) if searched else 0) + self._extension_pairs()) as advance:
+        with _progress((engine.work(searched)) + self._extension_pairs()) as advance:
             for shard in self._extended:
                 stored = self._extension.stored(self._graph_dir, shard) if self._extension else None
                 if not self._extension or stored is None or not isinstance(engine, TileEngine):

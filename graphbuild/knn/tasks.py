@@ -86,7 +86,7 @@ def _begin(job: Job, shards: list[ShardRange], engine: Engine, report: Callable[
     stored = job.extension.stored(Path(job.root), shards[0]) if job.extension else None
     if job.extension and stored and isinstance(engine, TileEngine):
         # On a CPU, where a task is a shard.
-        told = _Told(engine.extension_pairs(shards, job.extension.first_new), texts, report)
+        told = _Told(engine.groups.extension_pairs(shards, job.extension.first_new), texts, report)
         extended = engine.extend(shards[0], stored, job.extension.first_new, told.advance)
         return told, iter([replace(extended, facts={"extended": True})])
     told = _Told(engine.work(shards), texts, report)

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from graphbuild.knn.engines.base import Engine
 from graphbuild.knn.engines.coding import Coding
+from graphbuild.knn.engines.groups import Groups
 from graphbuild.knn.engines.rowblocks import RowBlockEngine
-from graphbuild.knn.engines.tiles import TileEngine
+from graphbuild.knn.engines.tiles import TileEngine, plan_groups
 
 _FEW_TEXTS = 12_288
 """Up to here scoring takes under a second or two whichever way, and seeding and calibrating do not pay."""
@@ -51,6 +52,15 @@ def make_engine(
     if in_row_blocks(len(vectors_ND), k):
         return RowBlockEngine(vectors_ND, k=k, memory_limit=memory_limit)
     return TileEngine(vectors_ND, k=k, memory_limit=memory_limit, precision=precision)
+
+
+def tile_groups(count: int, dim: int, k: int, memory_limit: int, device: str = "cpu") -> Groups | None:
+    """Return the groups of the engine that `make_engine` would choose; None where it scores each row against all texts.
+
+    Raises:
+        ResourceError: If the limit is too small to work within.
+    """
+    return None if device != "cpu" or in_row_blocks(count, k) else plan_groups(count, dim, k, memory_limit)
 
 
 def in_row_blocks(count: int, k: int) -> bool:

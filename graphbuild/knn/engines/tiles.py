@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from graphbuild.errors import ResourceError
 from graphbuild.knn.engines.base import Advance, Neighbors, ignore_progress, join_parts
 from graphbuild.knn.engines.coding import FORMATS, Coding
-from graphbuild.knn.engines.group import BLOCK, STRIPE, TILE_ROWS, GroupSearch, chunk_pairs, chunks
+from graphbuild.knn.engines.group import BLOCK, STRIPE, TILE_ROWS, GroupSearch
+from graphbuild.knn.engines.groups import Groups
 from graphbuild.knn.engines.rowblocks import RowBlockEngine
 from graphbuild.knn.engines.threads import threads
 from graphbuild.knn.engines.widths import choose_coding
@@ -59,14 +60,8 @@ class TileEngine:
         self._precision = precision
         self._sample = _sample_size(count)
         self._width = _width(k)
-        fixed, per_row = _footprint(count, dim, k)
-        self._group_rows = (memory_limit - memory_limit // _FALLBACK_SHARE - fixed) // per_row // BLOCK * BLOCK
-        if self._group_rows < BLOCK:
-            needed = self.required_memory(count, dim, k)
-            raise ResourceError(
-                f"the search needs at least {needed / 1e6:,.0f} MB, and the memory limit leaves "
-                f"{max(memory_limit, 0) / 1e6:,.0f} MB. Raise --memory-limit, or lower --k."
-            )
+        self.groups = plan_groups(count, dim, k, memory_limit)
+        """How texts are searched for together."""
         self._fallback = RowBlockEngine(vectors_ND, k=k, memory_limit=memory_limit // _FALLBACK_SHARE)
 
     @staticmethod
@@ -91,24 +86,18 @@ class TileEngine:
         return self.coding.name(self._vectors_ND.shape[1])
 
     def pairs(self, ranges: Sequence[ShardRange]) -> int:
-        """Pairs of texts that a search scores, in whole tiles: those within a group serve both of their sides."""
-        tiles = 0
-        for group in self._groups(ranges):
-            rows = sum(map(len, group))
-            own, others = -(-rows // BLOCK), -(-(len(self._vectors_ND) - rows) // BLOCK)
-            tiles += own * (own + 1) // 2 + own * others
-        return tiles * BLOCK**2
+        """Pairs of texts that a search scores, in whole tiles."""
+        return self.groups.pairs(ranges)
 
     def work(self, ranges: Sequence[ShardRange]) -> int:
-        """Return all that a search tells `advance`: pairs scored, and re-ranking as the pairs that could be scored meanwhile."""
-        pieces = [piece for group in self._groups(ranges) for piece in group]
-        return self.pairs(ranges) + sum(chunks(piece) * chunk_pairs(piece) for piece in pieces)
+        """Return all that a search tells `advance`."""
+        return self.groups.work(ranges)
 
     def search(self, ranges: Sequence[ShardRange], advance: Advance = ignore_progress) -> Iterator[Neighbors]:
         """Neighbours of each range of texts, in turn; as many texts as fit the memory limit are scored together."""
         parts: list[Neighbors] = []
         with threads() as pool:
-            for group in self._groups(ranges):
+            for group in self.groups.split(ranges):
                 search = GroupSearch(self._vectors_ND, group, self._k, self._width, self.coding)
                 search.score(pool, self._sample_ids(), advance)
                 for piece in group:
@@ -130,7 +119,7 @@ class TileEngine:
         """
         parts: list[Neighbors] = []
         with threads() as pool:
-            for (piece,) in self._groups([one]):
+            for (piece,) in self.groups.split([one]):
                 rows = slice(piece.start - one.start, piece.stop - one.start)
                 held = Neighbors(stored.ids_nK[rows], stored.similarities_nK[rows], 0)
                 search = GroupSearch(self._vectors_ND, [piece], self._k, self._width, self.coding, shuffle=False)
@@ -138,28 +127,6 @@ class TileEngine:
                 parts.append(self._settle(piece, *search.finish_new(pool, held)))
                 del search
         return join_parts(parts)
-
-    def extension_pairs(self, ranges: Sequence[ShardRange], first_new: int) -> int:
-        """Pairs of texts that extending these ranges scores, in whole tiles."""
-        columns = -(-(len(self._vectors_ND) - first_new) // BLOCK)
-        return sum(-(-len(one) // BLOCK) * columns for one in ranges) * BLOCK**2
-
-    def _groups(self, ranges: Sequence[ShardRange]) -> Iterator[list[ShardRange]]:
-        """Pieces of ranges, as many as fit at a time; `index` is that of the range among `ranges`."""
-        group: list[ShardRange] = []
-        room = self._group_rows
-        for index, one in enumerate(ranges):
-            start = one.start
-            while start < one.stop:
-                # A range is cut only where it does not fit a whole group.
-                if group and one.stop - start > room:
-                    yield group
-                    group, room = [], self._group_rows
-                stop = min(one.stop, start + room)
-                group.append(ShardRange(index, start, stop))
-                room -= stop - start
-                start = stop
-        yield group
 
     def _sample_ids(self) -> NDArray[np.int64]:
         # Random rather than evenly spaced: captions of one picture follow one another at a fixed period.
@@ -172,6 +139,23 @@ class TileEngine:
             again = self._fallback.search_rows(piece.start + failed)
             found.ids_nK[failed], found.similarities_nK[failed] = again.ids_nK, again.similarities_nK
         return Neighbors(found.ids_nK, found.similarities_nK, len(failed))
+
+
+def plan_groups(count: int, dim: int, k: int, memory_limit: int) -> Groups:
+    """Return the groups that a search of N vectors of width D works with.
+
+    Raises:
+        ResourceError: If the limit leaves no room for a group of rows.
+    """
+    fixed, per_row = _footprint(count, dim, k)
+    rows = (memory_limit - memory_limit // _FALLBACK_SHARE - fixed) // per_row // BLOCK * BLOCK
+    if rows < BLOCK:
+        needed = TileEngine.required_memory(count, dim, k)
+        raise ResourceError(
+            f"the search needs at least {needed / 1e6:,.0f} MB, and the memory limit leaves "
+            f"{max(memory_limit, 0) / 1e6:,.0f} MB. Raise --memory-limit, or lower --k."
+        )
+    return Groups(count, rows)
 
 
 def _sample_size(count: int) -> int:

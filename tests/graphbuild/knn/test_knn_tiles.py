@@ -13,6 +13,7 @@ from graphbuild.errors import ResourceError
 from graphbuild.knn.engines.choose import make_engine
 from graphbuild.knn.engines.coding import FORMATS, Coding, eigenvectors, leading_basis
 from graphbuild.knn.engines.group import rank_among, rounds
+from graphbuild.knn.engines.groups import Groups
 from graphbuild.knn.engines.rowblocks import RowBlockEngine
 from graphbuild.knn.engines.threads import threads
 from graphbuild.knn.engines.tiles import TileEngine
@@ -82,7 +83,7 @@ def test_groups_of_few_rows_give_the_same_as_one_group(precision: str | int) -> 
     whole = TileEngine(vectors, k=30, memory_limit=10**9, precision=coding(precision, vectors))
     cut = TileEngine(vectors, k=30, memory_limit=10**9, precision=coding(precision, vectors))
     # 2,048 rows hold two ranges of 700, and a range of 3,000 in pieces.
-    cut._group_rows = 2048
+    cut.groups = Groups(5000, 2048)
     for size in (700, 3000):
         for one, other in zip(search(whole, 5000, size)[:2], search(cut, 5000, size)[:2], strict=True):
             np.testing.assert_array_equal(one, other)
@@ -158,7 +159,7 @@ def test_texts_stored_by_cluster_need_no_second_search(group_rows: int) -> None:
     centres = np.random.default_rng(0).standard_normal((8, 32))
     vectors = unit_rows(np.repeat(centres, 1000, axis=0) + 0.3 * np.random.default_rng(1).standard_normal((8000, 32)))
     engine = TileEngine(vectors, k=30, memory_limit=10**9, precision="int8")
-    engine._group_rows = group_rows
+    engine.groups = Groups(8000, group_rows)
     ids, _, recomputed = search(engine, 8000)
     assert recomputed <= 8
     np.testing.assert_array_equal(ids, brute_force(vectors, 30)[0])
