@@ -23,9 +23,11 @@ def make_batches(config: TrainConfig, data: TrainingData) -> RandomBatches:
     """
     if config.batches == "random" or config.chunk == 1:
         return RandomBatches(len(data.store), config.batch_size, config.seed)
-    if data.graph is None or data.joined is None:
+    # The first graph of the run, whichever of them these data look at.
+    known = next(iter(data.opened.known.values()), None)
+    if known is None:
         raise OptionError("--batches neighbors needs a graph: name it with --graph-dir.")
-    chunks = chunks_of(data.graph, data.joined, PartitionConfig(chunk=config.chunk, neighbor_ranks=config.neighbor_ranks))
+    chunks = chunks_of(known.graph, known.joined, PartitionConfig(chunk=config.chunk, neighbor_ranks=config.neighbor_ranks))
     return NeighborBatches(chunks, config.batch_size, config.seed)
 
 

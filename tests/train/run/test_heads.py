@@ -79,6 +79,13 @@ def test_run_of_heads_goes_on_bit_for_bit_and_logs_each(options: dict[str, Any],
     assert "; head tags, weight" in note
 
 
+def test_chunks_of_neighbours_are_those_of_the_first_graph(config_of: Make, place: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"batches": "neighbors", "chunk": 4, "tau_s": "auto", "target_positives": 3.0, "steps": 2}
+    train(config_of(heads=("names=a", "tags=b"), **options), tmp_path / "run")
+    assert (place / "a" / "partition").is_dir()
+    assert not (place / "b" / "partition").exists()
+
+
 def test_export_keeps_the_backbone_and_the_run_its_first_head(config_of: Make, tmp_path: Path) -> None:
     train(config_of(heads=("names=a", "tags=b"), steps=2), tmp_path / "run")
     exported, encoder = export_run(tmp_path / "run", tmp_path / "export"), load_encoder(tmp_path / "run")
