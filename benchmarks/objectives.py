@@ -1,13 +1,13 @@
 """A step of every objective over one of SimCLR, in one loop: net, pictures, graph and views are the same.
 
 All take turns of a few steps, so that whatever else the machine does slows them alike. `python -m benchmarks train` prints the
-table at a small size; `python -m benchmarks.objectives --batch-size 256` a row's worth of RESULTS.md.
+table at a small size; `python -m benchmarks.objectives --batch-size 1024 --only rank` some rows, beside that of SimCLR.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -48,16 +48,22 @@ def run(small: bool) -> str:
     return measure(SMALL if small else FULL)
 
 
-def measure(size: Size) -> str:
-    """The table of a size, with its conditions; every batch size is a column."""
+def measure(size: Size, only: Collection[str] = ()) -> str:
+    """The table of a size, with its conditions; every batch size is a column.
+
+    Args:
+        size: What is measured.
+        only: Names of `VARIANTS`; SimCLR is always there. Empty: all.
+    """
+    chosen = {name: options for name, options in VARIANTS.items() if not only or name in {_BASE, *only}}
     with tempfile.TemporaryDirectory(prefix="bench-objectives-") as folder:
         data = prepare_pictures(Path(folder), size)
         config = settle(data.settle(TrainConfig(model=size.model, image_size=size.image_size, kl_every=0)))
-        found = {batch: _measure(replace(config, batch_size=batch), data, size) for batch in size.batch_sizes}
+        found = {batch: _measure(replace(config, batch_size=batch), data, size, chosen) for batch in size.batch_sizes}
         data.close()
     head = "".join(f"{f'ms, B = {batch:,}':>16}{'over SimCLR':>13}" for batch in found)
     lines = [f"{'objective':<36}{head}"]
-    for name in VARIANTS:
+    for name in chosen:
         cells = "".join(f"{times[name] * 1e3:>16,.1f}{times[name] / times[_BASE]:>13.3f}" for times in found.values())
         lines.append(f"{name:<36}{cells}")
     lines.append(
@@ -68,11 +74,11 @@ def measure(size: Size) -> str:
     return "\n".join(lines)
 
 
-def _measure(config: TrainConfig, data: TrainingData, size: Size) -> dict[str, float]:
+def _measure(config: TrainConfig, data: TrainingData, size: Size, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Seconds of a step of each, all in turns after a warm-up."""
     total = size.warm_up + size.rounds * size.turn
     running = {}
-    for name, options in VARIANTS.items():
+    for name, options in chosen.items():
         given = {key: value for key, value in options.items() if key not in ("more", "heads")}
         path = str(config.graph_dir)
         # The same graph again: what a second one costs does not depend on what it says.
@@ -96,10 +102,14 @@ def _heads(path: str, count: int) -> tuple[str, ...]:
 
 @click.command()
 @click.option("--batch-size", "batch_sizes", type=int, multiple=True, default=FULL.batch_sizes, help="Repeatable.")
-@click.option("--rounds", type=click.IntRange(1), default=4, show_default=True)
-def main(batch_sizes: tuple[int, ...], rounds: int) -> None:
-    """Print the table of some batch sizes."""
-    click.echo(measure(replace(FULL, batch_sizes=batch_sizes, rounds=rounds)))
+@click.option("--rounds", type=click.IntRange(1), default=FULL.rounds, show_default=True)
+@click.option("--turn", type=click.IntRange(1), default=FULL.turn, show_default=True, help="Steps before the next has its turn.")
+@click.option("--pictures", type=click.IntRange(2), default=FULL.pictures, show_default=True)
+@click.option("--only", multiple=True, type=click.Choice(tuple(VARIANTS)), help="Repeatable (default: all).")
+def main(batch_sizes: tuple[int, ...], rounds: int, turn: int, pictures: int, only: tuple[str, ...]) -> None:
+    """Print the table of some batch sizes, or some of its rows."""
+    size = replace(FULL, batch_sizes=batch_sizes, rounds=rounds, turn=turn, pictures=pictures, warm_up=min(turn, FULL.warm_up))
+    click.echo(measure(size, only))
 
 
 if __name__ == "__main__":
