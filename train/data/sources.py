@@ -129,7 +129,8 @@ def _files(data: str) -> tuple[list[Path], int]:
         )
     if not path.exists() and not any(sign in data for sign in "*?[{"):
         raise SourceError(
-            f"{data}: nothing there. Check --data: webdataset shards, Parquet files, a folder of class folders, or cifar10."
+            f"{data}: nothing there. Check --data: webdataset shards, Parquet files, a folder of class folders, cifar10, or "
+            "hf:FOLDER."
         )
     # img2dataset puts a Parquet file of what it downloaded beside each shard.
     for suffixes in (SHARDS, PARQUET):
