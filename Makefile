@@ -8,10 +8,10 @@ STAMP := .venv/.installed
 # Set in many containers; then every process compiles torch and transformers anew, which takes longer than most commands do.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-slow test-faults lint docs bench lock clean help
+.PHONY: setup demo test test-slow test-faults test-lower-bounds lint docs bench lock clean help
 
 help:  ## show what can be made
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: $(STAMP)  ## make .venv with what the demo and the tests need (a second call does nothing)
 
@@ -36,6 +36,9 @@ test-slow: setup  ## what takes long: the wheel, examples, the README, the map i
 
 test-faults: setup  ## hundreds of random kills (slow)
 	@$(BIN)/python -m pytest tests -m faults
+
+test-lower-bounds: setup  ## the oldest versions that pyproject.toml allows, in an environment of their own (slow)
+	@UV=$(BIN)/uv PYTHON=$(BIN)/python .ci/lower-bounds
 
 lint: setup  ## ruff, mypy, import-linter, deptry, vulture
 	@$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from train.evaluate.options import EvalOptions
 from train.evaluate.run import evaluate_run
 from train.run.checkpoint import RECEIPT, WEIGHTS, checkpoints
 from train.run.folder import CONFIG_FILE, EVAL_FILE, TRAINED, UNTRAINED, read_run_config
+from train.run.scores import read_scores
 
 SCORES = (("knn_top1", "kNN"), ("linear_top1", "linear"))
 
@@ -59,7 +60,7 @@ def evaluate_once(run_dir: Path, *, data: str | None, columns: Sequence[str], un
     """Scores of a run by encoder and column, from its eval.json if that holds them already."""
     path = run_dir / EVAL_FILE
     if path.exists():
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_scores(path)
         scores: Mapping[str, Any] = stored["scores"]
         # Weights that are newer than their scores were trained again.
         current = path.stat().st_mtime >= (run_dir / WEIGHTS).stat().st_mtime

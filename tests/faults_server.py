@@ -1,9 +1,9 @@
 """Commands on small graphs that are struck, many in one interpreter: it imports once, and every command is a fork.
 
-Run as `python faults_server.py FOLDER random FIRST_SEED COUNT`, or `... FOLDER enumerate POINTS`: then every command is killed,
-and fails, right before so many of its file-changing calls, evenly spread (0: before each of them). Prints a line of JSON for every
-trial: a command is struck, and the same call is made again, undisturbed. Nothing here starts a thread in the parent, for a
-fork with threads is none.
+Run as `python faults_server.py FOLDER random FIRST_SEED COUNT`, or `... FOLDER enumerate POINTS [COMMAND...]`: then every
+command, or those that are named, is killed, and fails, right before so many of its file-changing calls, evenly spread (0: before
+each of them). Prints a line of JSON for every trial: a command is struck, and the same call is made again, undisturbed. Nothing
+here starts a thread in the parent, for a fork with threads is none.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from typing import Any
 
 import faiss  # noqa: F401 - imported for the forks
 import numpy as np
-import torch  # noqa: F401
+import torch
 from helpers_embed import embed, numbered_captions, write_captions
 from helpers_graph import receipt_of, to_old_layout
+from helpers_train import CLASSES, draw, encode, tiny_config
 
 from graphbuild.embed.text.keys import KeyTable
 from graphbuild.errors import UserError, describe_os_error
+from graphbuild.exchange.export import export_edges
+from graphbuild.exchange.fused import FuseConfig, fuse_graphs
 from graphbuild.exchange.imported import ImportConfig, import_graph
 from graphbuild.exchange.subset import SubsetConfig, subset_graph
 from graphbuild.knn import stage as _knn_stage  # noqa: F401
@@ -38,6 +41,11 @@ from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.store.files import damage, digest_file
 from graphbuild.targets.partition import PartitionConfig, build_partition
+from train.data.reshard import reshard
+from train.evaluate.options import EvalOptions
+from train.evaluate.run import evaluate_run
+from train.results.export import export_run
+from train.run.loop import train
 
 CAPTIONS, SHARD = 36, 9
 SOURCES = ("captions.parquet", "more.parquet")
@@ -57,13 +65,24 @@ COMMANDS = {
     "reimport": "import",
     "subset": "nothing",
     "adopt": "knn",
+    "fuse": "nothing",
+    "edges": "knn",
+    "train": "nothing",
+    "retrain": "train",
+    "score": "train",
+    "card": "train",
+    "reshard": "nothing",
 }
 """What is enumerated, and what each command begins with. `replace` and `renew` overwrite texts and neighbours by other options,
-`adopt` continues a graph of the old layout."""
+`adopt` continues a graph of the old layout; `edges` and `card` export, and `retrain` overwrites a finished run."""
+READ = {"subset": "embed", "fuse": "knn", "train": "knn", "reshard": "partition"}
+"""What else commands read, beside what they begin with."""
 FATES = ("kill", "fail")
 FAULTS = ("kill", "kill", "kill", "timed kill", "full disk", "removed", "flipped")
 """Drawn from; kills at a step of the work are the most telling, for they can be repeated."""
-_VOLATILE = ("seconds", "pids", "pid", "reused_shards", "generation")
+_VOLATILE = ("seconds", "pids", "pid", "reused_shards", "generation", "position_digest", "written")
+_LOGS = ("lock", "verified", "metrics.jsonl", "events.jsonl", "out.log")
+"""Files whose names begin so tell what happened, and when."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +125,43 @@ def _subset(graph_dir: Path) -> None:
     subset_graph(graph_dir.parent / "whole-embed", graph_dir, SubsetConfig(keep=graph_dir.parent / "keep.txt"))
 
 
+def _run(graph_dir: Path, *, seed: int = 0, overwrite: bool = False) -> None:
+    """Train for a few steps on pictures that have the ids of the captions."""
+    folder = graph_dir.parent
+    torch.set_num_threads(1)
+    config = tiny_config(
+        objective="xclr",
+        graph_dir=str(folder / "whole-knn"),
+        data=str(folder / "pictures" / SOURCES[0]),
+        id_column=None,
+        epochs=1,
+        steps=4,
+        checkpoint_every=2,
+        kl_every=0,
+        workers=1,
+        seed=seed,
+    )
+    train(config, graph_dir, overwrite=overwrite)
+
+
+def _score(run_dir: Path) -> None:
+    torch.set_num_threads(1)
+    options = EvalOptions(
+        data=str(run_dir.parent / "held-out.parquet"), label_columns=("label",), protocols=("knn",), untrained=False, device="cpu"
+    )
+    evaluate_run(run_dir, options)
+
+
+def _reshard(out: Path) -> None:
+    pictures = str(out.parent / "pictures" / SOURCES[0])
+    reshard(tiny_config(graph_dir=str(out.parent / "whole-partition"), data=pictures, id_column=None, chunk=4), out, shard_size=9)
+
+
+def _fuse(graph_dir: Path) -> None:
+    folder = graph_dir.parent
+    fuse_graphs([folder / "whole-embed", folder / "whole-knn"], graph_dir, FuseConfig(weights=(0.5, 0.5)))
+
+
 OTHERS: dict[str, Callable[[Path], object]] = {
     "partition": lambda at: build_partition(at, PartitionConfig(chunk=4)),
     "replace": lambda at: embed(at, at.parent / SOURCES[0], shard_size=2 * SHARD, overwrite=True),
@@ -115,6 +171,13 @@ OTHERS: dict[str, Callable[[Path], object]] = {
     "reimport": lambda at: _import(at, "other.csv", overwrite=True),
     "subset": _subset,
     "adopt": lambda at: build_knn(at, KnnConfig(k=10, device="cpu")),
+    "fuse": _fuse,
+    "edges": lambda at: export_edges(at, at / "export/edges.parquet"),
+    "train": _run,
+    "retrain": lambda at: _run(at, seed=1, overwrite=True),
+    "score": _score,
+    "card": lambda at: export_run(at, at / "export"),
+    "reshard": _reshard,
 }
 
 
@@ -191,6 +254,13 @@ def limited(graph_dir: Path, stage: str, size: int) -> None:
     build(graph_dir, stage)
 
 
+def _write_pictures(folder: Path) -> None:
+    for path, seed in ((folder / "pictures" / SOURCES[0], 0), (folder / "held-out.parquet", CAPTIONS)):
+        path.parent.mkdir(exist_ok=True)
+        pictures = [encode(draw(seed + number)) for number in range(CAPTIONS)]
+        write_captions(path, {"image": pictures, "label": [number % CLASSES for number in range(CAPTIONS)]})
+
+
 class Bench:
     """What trials share: a finished graph of each stage, and what building it took."""
 
@@ -206,6 +276,7 @@ class Bench:
         for name, step in (("edges.csv", 1), ("other.csv", 2)):
             rows = [f"n{i},n{(i + j * step) % 7},{0.9 - 0.1 * j:.1f}\n" for i in range(7) for j in (1, 2)]
             (folder / name).write_text("src,dst,similarity\n" + "".join(rows))
+        assert fork(lambda: (_write_pictures(folder), None)[1]) == 0
         (folder / "keep.txt").write_text("".join(f"{SOURCES[0]}:{row}\n" for row in range(0, CAPTIONS, 2)))
         self._took: dict[str, dict[str, float]] = {}
         self._whole: dict[str, Path] = {}
@@ -226,10 +297,10 @@ class Bench:
             to_old_layout(graph_dir)
         return graph_dir
 
-    def enumerate(self, points: int) -> Iterator[Trial]:
-        """Strike every command right before its file-changing calls: so many of them, or all where 0."""
-        for stage, took in self._took.items():
-            steps = int(took["steps"])
+    def enumerate(self, points: int, commands: Sequence[str]) -> Iterator[Trial]:
+        """Strike commands right before their file-changing calls: so many of them, or all where 0."""
+        for stage in commands:
+            steps = int(self._took[stage]["steps"])
             spread = sorted({1 + i * (steps - 1) // max(1, points - 1) for i in range(points)})
             for place, last in enumerate(spread or range(1, steps + 1)):
                 # Where only some points are tried, the faults take turns.
@@ -323,7 +394,9 @@ def _key(path: Path) -> str | None:
 
 def _content(graph_dir: Path) -> dict[str, Any]:
     """All that must be the same: digests, or for JSON the values that are no times or processes."""
-    files = [path for path in graph_dir.rglob("*") if path.is_file() and not path.name.startswith(("lock", "verified"))]
+    # The index of shards has a key of their times.
+    found = (path for path in graph_dir.rglob("*") if path.is_file() and ".xclr-index" not in path.parts)
+    files = [path for path in found if not path.name.removeprefix(".").startswith(_LOGS)]
     return {
         path.relative_to(graph_dir).as_posix(): _stable(json.loads(path.read_text()))
         if path.suffix == ".json"
@@ -340,11 +413,22 @@ def _stable(value: Any) -> Any:
     return [_stable(item) for item in value] if isinstance(value, list) else value
 
 
+def _needed(commands: Sequence[str]) -> tuple[str, ...]:
+    """Some commands with all that they begin with and read, in the order in which they are built."""
+    found, left = set(), list(commands)
+    while left:
+        found.add(name := left.pop())
+        left += [other for other in (COMMANDS[name], READ.get(name)) if other is not None and other in COMMANDS]
+    return tuple(name for name in COMMANDS if name in found)
+
+
 def main() -> None:
     """Run trials of consecutive seeds, or of one call after another."""
-    folder, how, *numbers = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
-    bench = Bench(folder, STAGES if how == "random" else tuple(COMMANDS))
-    trials = map(bench.trial, range(numbers[0], sum(numbers))) if how == "random" else bench.enumerate(numbers[0])
+    folder, how, number, *more = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), *sys.argv[4:]
+    if how == "random":
+        trials = map(Bench(folder, STAGES).trial, range(number, number + int(more[0])))
+    else:
+        trials = Bench(folder, _needed(more or tuple(COMMANDS))).enumerate(number, more or tuple(COMMANDS))
     for trial in trials:
         sys.stdout.write(json.dumps(asdict(trial)) + "\n")
         sys.stdout.flush()

@@ -12,12 +12,15 @@ from typing import Any
 import click
 
 from graphbuild.errors import visible
+from graphbuild.store.outputs import require_replaceable
+from graphbuild.store.reading import reading_options
 from graphbuild.system.answers import answer
 from graphbuild.system.process import run_cli
 from train.config import TrainConfig, field_docs, field_groups, field_types, load_config, repeated_by
 from train.config.kinds import FieldType, flag, split_type
 from train.evaluate.options import PROTOCOLS, EvalOptions
 
+replace_option = click.option("--overwrite", is_flag=True, help="Replace a file that none of these commands wrote, too.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 
 
@@ -105,6 +108,7 @@ def cli(debug: bool) -> None:
     help="The run's folder (default: runs/<objective>-<n>); a run that was stopped goes on.",
 )
 @click.option("--overwrite", is_flag=True, help="Start again where the folder holds a run.")
+@reading_options
 @json_option
 def run(config_file: Path | None, run_dir: Path | None, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Train an encoder, or go on with a run that was stopped."""
@@ -141,6 +145,7 @@ def run(config_file: Path | None, run_dir: Path | None, overwrite: bool, as_json
 @click.option("--objectnet", default=None, metavar="FOLDER", help="ObjectNet: images/ and mappings/.")
 @click.option("--mit-states", default=None, metavar="FOLDER", help="MIT-States: images/.")
 @click.option("--no-cache", is_flag=True, help="Neither keep features beside the run nor use those that are there.")
+@reading_options
 @json_option
 def evaluate(run: Path, label_column: str, no_cache: bool, as_json: bool, **options: Any) -> None:
     """Score frozen features by published protocols, with chance and the untrained net beside them."""
@@ -166,12 +171,15 @@ def evaluate(run: Path, label_column: str, no_cache: bool, as_json: bool, **opti
     help="The file to write (default: report.html in the folder of a single run, else beside the first one's).",
 )
 @click.option("--data", default=None, help="Held-out images for the neighbours (default: those that the graph or eval.json names).")
+@replace_option
+@reading_options
 @json_option
-def report(runs: tuple[Path, ...], out: Path | None, data: str | None, as_json: bool) -> None:
+def report(runs: tuple[Path, ...], out: Path | None, data: str | None, overwrite: bool, as_json: bool) -> None:
     """Write one HTML file on finished runs: conditions, scores, curves, similarities, nearest neighbours."""
     from train.results.report.write import write_report
 
-    _answer(write_report(runs, out or (runs[0] if len(runs) == 1 else runs[0].parent) / "report.html", data=data), as_json)
+    place = out or (runs[0] if len(runs) == 1 else runs[0].parent) / "report.html"
+    _answer(write_report(runs, place, data=data, overwrite=overwrite), as_json)
 
 
 @cli.command()
@@ -179,6 +187,7 @@ def report(runs: tuple[Path, ...], out: Path | None, data: str | None, as_json: 
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the shards.")
 @click.option("--shard-size", type=click.IntRange(1, 999_999), default=10_000, show_default=True, help="Images a shard.")
 @click.option("--memory-gb", type=click.FloatRange(min=0.1), default=4.0, show_default=True, help="Images held at once.")
+@reading_options
 @json_option
 def reshard(out: Path, shard_size: int, memory_gb: float, as_json: bool, **options: Any) -> None:
     """Write images as webdataset shards in the order of a graph's partition, neighbours together."""
@@ -223,6 +232,8 @@ def reshard(out: Path, shard_size: int, memory_gb: float, as_json: bool, **optio
     default=None,
     help="Draw similarities of texts and those that each row's first run learned into this .png, .svg or .pdf.",
 )
+@replace_option
+@reading_options
 def compare(
     runs: tuple[Path, ...],
     measures: tuple[str, ...],
@@ -233,10 +244,14 @@ def compare(
     equivalence: float | None,
     figure: Path | None,
     matrices: Path | None,
+    overwrite: bool,
 ) -> None:
     """Means and 95 % intervals over seeds, paired where seeds match, with differences that are not significant marked."""
     from train.results.compare.table import compare
 
+    for path in (figure, matrices):
+        if path is not None:
+            require_replaceable(path, overwrite=overwrite)
     found = compare(runs, measures=measures, baseline=baseline, holm=holm, equivalence=equivalence)
     click.echo(visible(found.write(form, differences=differences)))
     # A table for a program has no room for remarks.
@@ -270,6 +285,8 @@ def compare(
 @click.option("--license", "stated_license", default=None, metavar="NAME", help="Licence of the weights, for the card.")
 @click.option("--repo", default=None, metavar="USER/NAME", help="Upload both to the Hugging Face hub; needs a token (HF_TOKEN).")
 @click.option("--private", is_flag=True, help="Make a private repository, if it is not there yet.")
+@replace_option
+@reading_options
 @json_option
 def export(run: Path, out: Path | None, repo: str | None, private: bool, as_json: bool, **options: Any) -> None:
     """Write the backbone as torchvision and timm load it, with a model card; image features and an upload on request."""

@@ -13,13 +13,14 @@ from graphbuild.cli.options import (
     json_option,
     overwrite_option,
     part_option,
-    reading_options,
     scheduler_option,
     workers_option,
 )
 from graphbuild.store import schemas
 from graphbuild.store.manifest import find_graph_dir
 from graphbuild.store.parts import Part
+from graphbuild.store.reading import reading_options
+from graphbuild.store.repeats import ON_DUPLICATE
 from graphbuild.system.answers import answer
 
 
@@ -53,6 +54,13 @@ from graphbuild.system.answers import answer
 )
 @click.option("--replace", "replacements", multiple=True, metavar="OLD=NEW", help="Replace a string in every caption; recorded.")
 @click.option("--multi-caption", is_flag=True, help="Rows that share a sample id are several captions of one sample.")
+@click.option(
+    "--on-duplicate",
+    type=click.Choice(ON_DUPLICATE),
+    default=None,
+    help="Rows whose sample id came before: an error (the default, unless the data set has several captions a sample), left out "
+    "(first), or called ID#2, ID#3 (suffix). They are counted and listed, and train run counts alike.",
+)
 @click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="A Sentence Transformer: a name, or a folder.")
 @click.option(
     "--prompt",

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from graphbuild.cli.options import graph_dir_option, json_option, reading_options
+from graphbuild.cli.options import graph_dir_option, json_option, replace_option
 from graphbuild.store.manifest import find_graph_dir
+from graphbuild.store.reading import reading_options
 from graphbuild.system.answers import answer
 
 out_option = click.option(
@@ -36,6 +37,7 @@ out_option = click.option(
     help="Similarity from which two texts count as the same.",
 )
 @click.option("--show", "show_levels", is_flag=True, help="Compare thresholds: what each would drop, with its least similar pairs.")
+@replace_option
 @json_option
 def dedup(graph_dir: Path | None, out: Path | None, as_json: bool, **options: Any) -> None:
     """Keep one text of each group of near-duplicates, and one sample of each text.
@@ -54,6 +56,7 @@ def dedup(graph_dir: Path | None, out: Path | None, as_json: bool, **options: An
 @out_option
 @click.option("--count", type=click.IntRange(min=1), required=True, help="Texts to choose.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random choice compared with.")
+@replace_option
 @json_option
 def sample(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) -> None:
     """Choose the texts that together cover the graph best (facility location), and the first sample of each."""
@@ -71,6 +74,7 @@ def sample(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) -> 
 )
 @click.option("--below", type=click.FloatRange(-1, 1), default=None, help="Or: every text whose similarity is lower.")
 @click.option("--ranks", type=click.IntRange(min=1), default=1, show_default=True, help="Nearest neighbours averaged.")
+@replace_option
 @json_option
 def outliers(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) -> None:
     """Find the texts that are farthest from all others; the samples of the rest are kept."""

@@ -11,9 +11,10 @@ from graphbuild.cli.options import (
     graph_dir_option,
     json_option,
     overwrite_option,
-    reading_options,
+    replace_option,
 )
 from graphbuild.store.manifest import find_graph_dir
+from graphbuild.store.reading import reading_options
 from graphbuild.system.answers import answer
 
 
@@ -28,12 +29,13 @@ from graphbuild.system.answers import answer
     default=None,
     help="parquet: src, dst, rank, similarity; csr: for scipy.sparse.load_npz (default: by the file's name).",
 )
+@replace_option
 @json_option
-def export(graph_dir: Path | None, out: Path, form: Any, as_json: bool) -> None:
+def export(graph_dir: Path | None, out: Path, form: Any, overwrite: bool, as_json: bool) -> None:
     """Write all edges to one file, for other programs."""
     from graphbuild.exchange.export import export_edges
 
-    answer(export_edges(find_graph_dir(graph_dir), out, form), as_json)
+    answer(export_edges(find_graph_dir(graph_dir), out, form, overwrite=overwrite), as_json)
 
 
 @click.command("import")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from graphbuild.store.cache import CACHE_VARIABLE
-from graphbuild.store.verified import VERIFY_VARIABLE
+from graphbuild.store.reading import set_for_this_command
 from graphbuild.system.cluster import TLS_VARIABLES
 
 graph_dir_option = click.option(
@@ -32,19 +30,13 @@ part_option = click.option(
     metavar="I/N",
     help="Do every N-th shard that is missing and exit, from 1/N to N/N; a last call without it ends the stage.",
 )
+replace_option = click.option("--overwrite", is_flag=True, help="Replace a file that none of these commands wrote, too.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Build again what was built with other options.")
-
-
-def _set_for_this_command(context: click.Context, variable: str, value: str) -> None:
-    """Set a variable of the environment, for the processes that the command starts, too, until it ends."""
-    before = os.environ.get(variable)
-    os.environ[variable] = value
-    context.call_on_close(lambda: os.environ.pop(variable, None) if before is None else os.environ.update({variable: before}))
 
 
 def _set_certificates(context: click.Context, option: click.Parameter, given: Path | None) -> None:
     if given is not None:
-        _set_for_this_command(context, TLS_VARIABLES[str(option.name)], str(given.absolute()))
+        set_for_this_command(context, TLS_VARIABLES[str(option.name)], str(given.absolute()))
 
 
 _TLS_OPTIONS = {
@@ -62,42 +54,6 @@ def scheduler_option(command: Callable[..., Any]) -> Callable[..., Any]:
         command = option(command)
     address = "A running Dask scheduler, such as tcp://10.0.0.1:8786."
     return click.option("--scheduler", default=None, metavar="ADDRESS", help=address)(command)
-
-
-def _leave_digests_out(context: click.Context, _option: click.Parameter, given: bool) -> None:
-    if given:
-        _set_for_this_command(context, VERIFY_VARIABLE, "0")
-
-
-def _choose_cache(context: click.Context, _option: click.Parameter, given: Path | None) -> None:
-    if given is not None:
-        _set_for_this_command(context, CACHE_VARIABLE, str(given.absolute()))
-
-
-_READING_OPTIONS: tuple[Callable[..., Any], ...] = (
-    click.option(
-        "--no-verify",
-        is_flag=True,
-        expose_value=False,
-        callback=_leave_digests_out,
-        help="Do not compare files with their digests, which is done once for each version of a file.",
-    ),
-    click.option(
-        "--cache-dir",
-        type=click.Path(file_okay=False, path_type=Path),
-        default=None,
-        expose_value=False,
-        callback=_choose_cache,
-        help="What is derived from a graph that cannot be written goes here (default: $XDG_CACHE_HOME, else ~/.cache).",
-    ),
-)
-
-
-def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of reading a graph to a command."""
-    for option in reversed(_READING_OPTIONS):
-        command = option(command)
-    return command
 
 
 _HEALTH_OPTIONS: tuple[Callable[..., Any], ...] = (

@@ -11,9 +11,10 @@ from graphbuild.cli.options import (
     graph_dir_option,
     health_options,
     json_option,
-    reading_options,
+    replace_option,
 )
 from graphbuild.store.manifest import find_graph_dir
+from graphbuild.store.reading import reading_options
 from graphbuild.system.answers import FORMS, Form, answer, print_bytes
 
 
@@ -143,6 +144,7 @@ def advise(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
     help="Measure the targets, which makes a partition if there is none.",
 )
 @health_options
+@replace_option
 @json_option
 def report(graph_dir: Path | None, out: Path | None, fidelity: bool, as_json: bool, **options: Any) -> None:
     """Measure a graph, and write one HTML page and metrics.json.
@@ -217,6 +219,7 @@ def doctor(folder: Path | None, as_json: bool) -> None:
 @click.option("--images/--no-images", default=True, show_default=True, help="Thumbnails, where pictures are at hand.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the map.")
 @click.option("--open/--no-open", "view", default=False, show_default=True, help="Start the viewer, if it is installed.")
+@replace_option
 @json_option
 def explore(graph_dir: Path | None, count: int, whole: bool, view: bool, as_json: bool, **options: Any) -> None:
     """Lay out the texts as a map to walk around in, and say how true it is.

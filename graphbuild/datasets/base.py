@@ -36,6 +36,7 @@ USUAL_CAPTION_COLUMNS = (
 """Looked for, in this order of search but never of preference, where no --caption-column is given."""
 
 _SHOWN = 500
+_LISTED = 100
 
 Captions = list[str | None]
 
@@ -142,6 +143,24 @@ class OpenSource:
     """`OLD=NEW`, for placeholders that the publisher put into the captions; what the user says about OLD goes first."""
     images: Images | None = None
     """Where the pictures are, for `train run`."""
+
+
+class BrokenRows:
+    """Counts and lists the rows that --skip-broken leaves out."""
+
+    def __init__(self, counts: dict[str, int], facts: dict[str, Any]) -> None:
+        """Count and list in the dictionaries of an `OpenSource`."""
+        self._counts, self._facts = counts, facts
+
+    def begin(self) -> None:
+        """Before each reading."""
+        self._counts["broken_rows"], self._facts["broken_rows"] = 0, []
+
+    def add(self, why: str, *, rows: int = 1) -> None:
+        """Leave out a row, or several for one reason."""
+        self._counts["broken_rows"] += rows
+        if len(self._facts["broken_rows"]) < _LISTED:
+            self._facts["broken_rows"].append(why)
 
 
 class Source(Protocol):

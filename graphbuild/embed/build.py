@@ -20,6 +20,7 @@ from graphbuild.embed.encoder import choose_precision
 from graphbuild.embed.encoder_files import EncoderSpec, find_encoder
 from graphbuild.embed.stages import EmbedRun
 from graphbuild.embed.text.policy import describe_collapse
+from graphbuild.embed.text.repeats import require_one_rule, settle_repeats
 from graphbuild.embed.text.stage import RepeatedIds
 from graphbuild.embed.text.table import DEFAULT_TEMPLATE, Prompts, TextPolicy
 from graphbuild.embed.vectors import VectorRun, require_vector_options
@@ -69,6 +70,7 @@ def build_embeddings(graph_dir: Path, config: EmbedConfig) -> EmbedResult:
 
 def _build(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> EmbedResult:
     require_vector_options(config)
+    require_one_rule(config.on_duplicate, multi_caption=config.multi_caption, append=config.append)
     if config.dataset == VECTORS:
         _refuse_other_dataset(graph_dir, manifest, config)
         given = VectorRun(graph_dir, config, manifest, _open_source(graph_dir, config), _source_options(config))
@@ -151,7 +153,9 @@ def _open_source(graph_dir: Path, config: EmbedConfig) -> OpenSource:
     options = _source_options(config)
     source.prepare(options, graph_dir)
     opened = source.open(options, graph_dir)
-    return opened if config.images is None else replace(opened, images=_place_images(opened, Path(config.images), graph_dir))
+    if config.images is not None:
+        opened = replace(opened, images=_place_images(opened, Path(config.images), graph_dir))
+    return settle_repeats(opened, config.on_duplicate)
 
 
 def _source_options(config: EmbedConfig) -> SourceOptions:

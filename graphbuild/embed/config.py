@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from graphbuild.embed.text.policy import NOTES
+from graphbuild.embed.text.repeats import COUNTED
 from graphbuild.store import schemas
+from graphbuild.store.repeats import OnDuplicate
 
 LEFT_OUT = {
     "failed_downloads": "rows whose picture was not downloaded, left out",
     "broken_rows": "rows that could not be read, left out",
     "hidden_files": "hidden files (their names begin with a dot), left out",
     "files_not_pictures": "files that are no pictures, left out",
+    COUNTED["first"]: "rows whose sample id came before, left out",
+    COUNTED["suffix"]: "rows whose sample id came before, numbered (ID#2, ID#3, ...)",
 }
-"""What people are told of what a source left out."""
+"""What people are told of what a source left out, or called by another id."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +52,8 @@ class EmbedConfig:
     """`OLD=NEW`, applied to every caption."""
     multi_caption: bool = False
     """Rows that share a sample id are captions of one sample."""
+    on_duplicate: OnDuplicate | None = None
+    """What becomes of rows whose sample id came before; None: an error, or captions of one sample where the data set has it so."""
     encoder: str = "all-MiniLM-L6-v2"
     """A Sentence Transformer's name or folder, or `hashing:<width>` for tests."""
     prompt: str | None = None

@@ -6,6 +6,7 @@ stage enters itself last.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -23,16 +24,16 @@ from graphbuild.embed.encoder_files import EncoderSpec, missing_on_this_machine
 from graphbuild.embed.index import build_index
 from graphbuild.embed.shard import embed_shard, first_texts
 from graphbuild.embed.text.append import ALL_SOURCES, Addition, Segment, plan_addition, segments_of
-from graphbuild.embed.text.stage import TextOutcome, TextWork, write_texts
+from graphbuild.embed.text.stage import TextOutcome, TextWork, check_source, write_texts
 from graphbuild.embed.text.table import Prompts, TextPolicy
 from graphbuild.embed.workers import choose_workers
 from graphbuild.errors import redact
 from graphbuild.store import schemas
-from graphbuild.store.files import Receipt, copy_files, finished, require_intact
+from graphbuild.store.files import Receipt, copy_files, damage, finished, require_intact
 from graphbuild.store.lookup import build_lookup
 from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
 from graphbuild.store.parts import Part
-from graphbuild.store.stage import Made, enter_stage, run_stage
+from graphbuild.store.stage import Made, enter_stage, require_writable, run_stage
 from graphbuild.system.cluster import Workers, run_tasks
 from graphbuild.system.progress import progress
 
@@ -60,6 +61,8 @@ class EmbedRun:
         if self._config.append:
             return self._append_text(config)
         segments = segments_of(self._manifest.stages.get("text"), config, inputs)
+        if self._only_tokenizer_is_damaged(config, inputs):
+            return self._mend_tokenizer()
 
         def work(_key: str) -> Made:
             outcome = self._write_texts(segments)
@@ -68,7 +71,40 @@ class EmbedRun:
             return Made(outcome.receipts.values(), outcome.facts)
 
         overwrite, remedy = self._config.overwrite, "--append to add new files to it, "
-        return run_stage(self._graph_dir, self._manifest, "text", config, inputs, work, overwrite=overwrite, remedy=remedy)
+        return run_stage(
+            self._graph_dir, self._manifest, "text", config, inputs, work, overwrite=overwrite, remedy=remedy, check=self._check
+        )
+
+    def _check(self) -> None:
+        """Before a text stage is replaced: see that the encoder loads and the source can be read to its end.
+
+        Raises:
+            UserError: As the work would, which then costs nothing that was there.
+        """
+        if "text" in self._manifest.stages:
+            load_encoder(self._spec)
+            repeated = self._config.multi_caption or self._source.repeated_ids
+            check_source(self._source, self._policy, self._prompts, repeated=repeated)
+
+    def _only_tokenizer_is_damaged(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+        done = self._manifest.stages.get("text")
+        if done is None or done.config != json.loads(json.dumps(config)) or done.inputs != inputs:
+            return False
+        damaged = [name for name, receipt in done.files.items() if damage(self._graph_dir, receipt)]
+        return bool(damaged) and all(name.startswith(f"{schemas.TOKENIZER}/") for name in damaged)
+
+    def _mend_tokenizer(self) -> bool:
+        """Write the encoder's tokenizer again, which takes no look at the captions."""
+        require_writable(self._graph_dir, "text")
+        done, tokenizer = self._manifest.stages["text"], self._write_tokenizer()
+        files = {name: receipt for name, receipt in done.files.items() if not name.startswith(f"{schemas.TOKENIZER}/")}
+        enter_stage(self._graph_dir, self._manifest, "text", replace(done, files=dict(sorted((files | tokenizer).items()))))
+        return True
+
+    def _write_tokenizer(self) -> dict[str, Receipt]:
+        with TemporaryDirectory() as folder:
+            load_encoder(self._spec).save_tokenizer(Path(folder))
+            return {receipt.path: receipt for receipt in copy_files(self._graph_dir, schemas.TOKENIZER, Path(folder))}
 
     def _write_texts(self, segments: tuple[Segment, ...], addition: Addition | None = None) -> TextOutcome:
         encoder = load_encoder(self._spec)
@@ -83,12 +119,10 @@ class EmbedRun:
         )
         with progress("reading captions", None, unit="samples") as meter:
             outcome = write_texts(self._graph_dir, self._source, encoder, work, meter.advance)
-        with TemporaryDirectory() as folder:
-            encoder.save_tokenizer(Path(folder))
-            tokenizer = copy_files(self._graph_dir, schemas.TOKENIZER, Path(folder))
+        tokenizer = self._write_tokenizer()
         self._manifest.encoder = self._describe_encoder()
         self._manifest.counts = outcome.counts
-        return replace(outcome, receipts={**outcome.receipts, **{receipt.path: receipt for receipt in tokenizer}})
+        return replace(outcome, receipts={**outcome.receipts, **tokenizer})
 
     def _append_text(self, config: Mapping[str, Any]) -> bool:
         """Texts, counts and samples of new files; nothing of what is there is touched before the new shards are finished."""
@@ -133,6 +167,7 @@ class EmbedRun:
             "shard_size": self._config.shard_size,
             **({"prompt": self._spec.prompt} if self._spec.prompt is not None else {}),
             **({"definitions": self._source.definitions.digest} if self._source.definitions else {}),
+            **self._rule(),
         }
 
     def _describe_dataset(self) -> dict[str, Any]:
@@ -148,7 +183,12 @@ class EmbedRun:
             "multi_caption": self._config.multi_caption,
             "images": self._source.images.record() if self._source.images else None,
             **({"definitions": asdict(self._source.definitions)} if self._source.definitions else {}),
+            **self._rule(),
+            **({"skip_broken": True} if self._config.skip_broken else {}),
         }
+
+    def _rule(self) -> dict[str, Any]:
+        return {"on_duplicate": self._config.on_duplicate} if self._config.on_duplicate else {}
 
     def _describe_encoder(self) -> dict[str, Any]:
         encoder = load_encoder(self._spec)

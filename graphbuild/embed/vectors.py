@@ -46,6 +46,10 @@ def require_vector_options(config: EmbedConfig) -> None:
                 f"--vector-column is for --dataset {NAME}; {config.dataset!r} is embedded by an encoder. Leave it out."
             )
         return
+    if config.on_duplicate == "first":
+        raise OptionError(
+            f"--on-duplicate first does not apply to --dataset {NAME}: each row is a vector. Give suffix, or leave it out."
+        )
     default = EmbedConfig(dataset=NAME)
     for name in (*_NOT_FOR_VECTORS, "encoder", "precision", "prompt", "truncate_dim"):
         if getattr(config, name) != getattr(default, name):
@@ -71,6 +75,7 @@ class VectorRun:
             "id_column": self._source.id_column,
             "keep_columns": self._source.keep_schema.names,
             "shard_size": self._config.shard_size,
+            **({"on_duplicate": self._config.on_duplicate} if self._config.on_duplicate else {}),
         }
         inputs = {file.name: file.digest for file in self._source.files}
         overwrite = self._config.overwrite
@@ -98,7 +103,8 @@ class VectorRun:
         receipts += write_counts(self._graph_dir, sizes, ones_N, ones_N, key=key)
         self._manifest.dataset, self._manifest.encoder = self._describe_dataset(), self._describe_vectors()
         self._manifest.shard_size = self._config.shard_size
-        self._manifest.counts = {"samples": total, "captions": total, "texts": total, "duplicate_captions": 0}
+        counts = {"samples": total, "captions": total, "texts": total, "duplicate_captions": 0}
+        self._manifest.counts = {**counts, **self._source.counts}
         return Made(receipts)
 
     def _shards(self) -> Iterator[pa.Table]:

@@ -18,6 +18,7 @@ from graphbuild.errors import OptionError
 from graphbuild.store.files import atomic_path
 from graphbuild.store.frames import Frames, graph_blocks
 from graphbuild.store.graph import Graph
+from graphbuild.store.outputs import MARK, PARQUET_METADATA, require_replaceable
 from graphbuild.system.progress import progress
 
 _EDGES_A_BLOCK = 1 << 20
@@ -44,27 +45,29 @@ class ExportResult:
         return {**asdict(self), "out": str(self.out)}
 
 
-def export_edges(graph_dir: Path, out: Path, form: ExportForm | None = None) -> ExportResult:
+def export_edges(graph_dir: Path, out: Path, form: ExportForm | None = None, *, overwrite: bool = False) -> ExportResult:
     """Write all edges to one file.
 
     Args:
         graph_dir: A graph with neighbours.
-        out: The file; replaced if it exists.
+        out: The file; replaced if an export wrote it.
         form: `parquet` (columns src, dst, rank, similarity) or `csr` (for `scipy.sparse.load_npz`: row i holds the
             similarities of text i's neighbours); None goes by the file's name.
+        overwrite: Replace any file.
 
     Raises:
-        OptionError: If the form is neither given nor told by the name.
+        OptionError: If the form is neither given nor told by the name, or the file is somebody else's.
         ArtifactError: If the knn stage is not done, or a shard is damaged.
     """
     form = form or next((one for one in EXPORT_FORMS if out.suffix == _SUFFIXES[one]), None)
     if form is None:
         raise OptionError(f"{out}: the name does not tell the form. Call it .parquet or .npz, or give --format.")
+    require_replaceable(out, overwrite=overwrite)
     tables = Frames(graph_dir)
     graph = tables.graph
     with atomic_path(out) as temporary, progress("export", graph.n_texts, unit="texts") as meter:
         if form == "parquet":
-            tables.edges.sink_parquet(temporary, compression="zstd")
+            tables.edges.sink_parquet(temporary, compression="zstd", metadata=PARQUET_METADATA)
             meter.advance(graph.n_texts)
         else:
             _write_csr(graph, temporary)
@@ -83,6 +86,7 @@ def _write_csr(graph: Graph, path: Path) -> None:
         for start in range(0, n_texts + 1, _EDGES_A_BLOCK)
     )
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        archive.comment = MARK.encode()
         _member(archive, "format", np.array(b"csr"))
         _member(archive, "shape", np.array([n_texts, n_texts], np.int64))
         _stream(archive, "indptr", index, n_texts + 1, pointers)

@@ -31,6 +31,9 @@ from graphbuild.store.stage import Made, run_stage, writing
 from graphbuild.store.tables import read_parquet, read_texts
 from graphbuild.targets.mixture import share_weights
 
+_AS_BEFORE = ("id_column", "keep_columns", "on_duplicate", "skip_broken")
+"""What the manifest says of the samples' ids, which are those of the first graph."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FuseConfig:
@@ -226,7 +229,7 @@ class _Fusion:
     def _describe_dataset(self) -> dict[str, Any]:
         images = recorded(self._origins[0].dataset)
         there = images.at(self._graphs[0].absolute()).record() if images else None
-        held = {key: value for key in ("id_column", "keep_columns") if (value := self._origins[0].dataset.get(key)) is not None}
+        held = {key: value for key in _AS_BEFORE if (value := self._origins[0].dataset.get(key)) is not None}
         return {**held, "name": FUSED, "sources": [str(graph.absolute()) for graph in self._graphs], "images": there}
 
     def _describe_vectors(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import IO, Any
 
@@ -192,9 +193,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def remove_stale_temporaries(folder: Path) -> None:
-    """Remove what killed writers left behind, known by its name; that of processes which are at work stays."""
-    for path in folder.glob(".*.tmp"):
+def remove_stale_temporaries(folder: Path, of: str = "*") -> None:
+    """Remove what killed writers left behind, known by its name; that of processes which are at work stays.
+
+    Args:
+        folder: Where it lies.
+        of: Name of the one file whose writers are meant; all by default.
+    """
+    for path in folder.glob(f".{of if of == '*' else escape(of)}.*.tmp"):
         match = TEMPORARY.fullmatch(path.name)
         if match is None or _at_work(int(match["pid"])):
             continue

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from graphbuild.errors import OptionError
+from graphbuild.store.cache import writable
 from graphbuild.store.files import RECORDS
 from graphbuild.store.locks import attempt, exclusive
 from graphbuild.store.stage import writer_lock
@@ -108,7 +109,9 @@ def require_no_parts(graph_dir: Path, stage: str) -> None:
     Raises:
         LockedError: If somebody is.
     """
-    for path in sorted((graph_dir / RECORDS / _FOLDER).glob(f"{stage}-*-of-*")):
+    folder = graph_dir / RECORDS / _FOLDER
+    # In a folder that cannot be written, nobody works.
+    for path in sorted(folder.glob(f"{stage}-*-of-*")) if writable(folder) else ():
         if path.suffix:
             continue
         with exclusive(path, where=graph_dir, advice=f"Wait until all parts of {stage} have ended."):

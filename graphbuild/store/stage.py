@@ -15,6 +15,7 @@ from typing import Any
 
 from graphbuild.errors import OptionError
 from graphbuild.store import schemas
+from graphbuild.store.cache import writable
 from graphbuild.store.files import (
     RECORDS,
     Receipt,
@@ -56,7 +57,8 @@ class Made:
 def writing(graph_dir: Path, *, wait: bool = False, check: Callable[[], object] | None = None) -> Iterator[Manifest]:
     """Be the only writer of a graph directory until the block ends.
 
-    What killed writers left is removed, and records of the old layout are moved to where they belong now.
+    What killed writers left is removed, and records of the old layout are moved to where they belong now. Nobody writes a graph
+    that cannot be written: its manifest is all that the block gets, and a stage that is not done is refused.
 
     Args:
         graph_dir: A graph, an empty folder, or none yet; what a block that fails leaves empty is removed again.
@@ -72,6 +74,9 @@ def writing(graph_dir: Path, *, wait: bool = False, check: Callable[[], object] 
         ArtifactError: If graph.json cannot be read.
     """
     _require_ours(graph_dir)
+    if _sealed(graph_dir):
+        yield Manifest.load(graph_dir)
+        return
     made_here = not graph_dir.exists()
     lock = writer_lock(graph_dir)
     advice = "Wait until it has ended, or choose another --graph-dir."
@@ -98,6 +103,12 @@ def writing(graph_dir: Path, *, wait: bool = False, check: Callable[[], object] 
 def writer_lock(graph_dir: Path) -> Path:
     """Where the lock of a graph's only writer lies."""
     return graph_dir / RECORDS / _LOCK
+
+
+def _sealed(graph_dir: Path) -> bool:
+    """Whether it is a graph in which nothing can be written, as on a read-only mount."""
+    folders = [folder for folder in (graph_dir, graph_dir / RECORDS) if folder.is_dir()]
+    return (graph_dir / schemas.MANIFEST_FILE).is_file() and not all(map(writable, folders))
 
 
 def _require_ours(graph_dir: Path) -> None:
@@ -196,11 +207,12 @@ def run_stage(
         Whether there was anything to do.
 
     Raises:
-        OptionError: If it is done with other options, and `overwrite` is not given.
+        OptionError: If it is done with other options, and `overwrite` is not given; or it is not done, and cannot be written.
         ArtifactMismatch: If it is done from other inputs, and `overwrite` is not given.
     """
     if up_to_date(manifest, graph_dir, name, config, inputs, overwrite=overwrite, remedy=remedy):
         return False
+    require_writable(graph_dir, name)
     if check is not None:
         check()
     done = manifest.stages.get(name)
@@ -216,6 +228,19 @@ def run_stage(
     stage = Stage(config=dict(config), inputs=dict(inputs), seconds=seconds, files=dict(sorted(files.items())), facts=made.facts)
     enter_stage(graph_dir, manifest, name, stage)
     return True
+
+
+def require_writable(graph_dir: Path, name: str) -> None:
+    """Refuse a graph that cannot be written, before work for a stage begins.
+
+    Raises:
+        OptionError: If that is so.
+    """
+    if _sealed(graph_dir):
+        raise OptionError(
+            f"{graph_dir}: the {name} stage is not done with these options, or damaged, and the folder cannot be written. "
+            "Copy the graph to where it can, or check the permissions."
+        )
 
 
 def enter_stage(

@@ -8,7 +8,8 @@ against 1.57 s of CPU for 90,000 members), and remembers every member.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -213,6 +214,17 @@ def record_id(record: Mapping[str, Any], id_field: str | None = None) -> str | N
     if isinstance(own, dict) and SAMPLE_ID in own:
         return as_text(own[SAMPLE_ID])
     return next((as_text(record[name]) for name in ID_FIELDS if record.get(name) is not None), None)
+
+
+@contextmanager
+def leaving_out(skip: Callable[[str], None] | None) -> Iterator[None]:
+    """Tell `skip` of what is damaged in a block, and go on after it; None raises as usual."""
+    try:
+        yield
+    except DamagedArchive as error:
+        if skip is None:
+            raise
+        skip(str(error))
 
 
 def download_failed(status: Any) -> bool:

@@ -190,7 +190,10 @@ def _run_one(task: Task, arguments: tuple[Any, ...], expected: _Expected | None)
         with _ONE_AT_A_TIME:
             if expected is not None and expected.token not in _PASSED:
                 # Who works is who is checked: this process may have joined after the others were.
-                if problem := _inspect_worker(expected)[0]:
+                problem, written = _inspect_worker(expected)
+                # The client may have ended by now, and removed the probes of all others: nobody else would remove this one.
+                Path(written).unlink(missing_ok=True)
+                if problem:
                     late = "(It joined after the others were checked; what was finished is kept.)"
                     return _Failure(ResourceError(f"worker {worker.address} {problem} {late}"))
                 _PASSED.add(expected.token)
@@ -210,7 +213,12 @@ def _client(count: int, workers: Workers) -> Iterator[Any]:
 
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    quiet = {"logging": dict.fromkeys(_LOGGERS, "critical"), "distributed.scheduler.allowed-failures": 3}
+    quiet = {
+        "logging": dict.fromkeys(_LOGGERS, "critical"),
+        "distributed.scheduler.allowed-failures": 3,
+        # Its pages ask for no certificate: any user of this machine would see tasks, logs and paths.
+        "distributed.scheduler.http.routes": [],
+    }
     with dask.config.set(quiet):
         if workers.scheduler is not None:
             with _connect(dask_distributed, workers.scheduler) as client:
@@ -225,8 +233,9 @@ def _client(count: int, workers: Workers) -> Iterator[Any]:
                 # Whoever reaches the port could run code as this user: only holders of a key that lives in these processes can.
                 protocol="tls://",
                 security=dask_distributed.Security.temporary(),
-                # Some free port: a second command on this machine would otherwise warn of the first one's.
+                # Some free port, and nothing on it: a second command on this machine would otherwise warn of the first one's.
                 dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False},
                 memory_limit=0,
                 silence_logs=logging.CRITICAL,
                 env=_worker_environment(count, workers.gpus),
@@ -258,7 +267,11 @@ def _connect(dask_distributed: Any, scheduler: str) -> Any:
 
 def _worker_environment(count: int, gpus: int) -> dict[str, str]:
     """Each worker's share of the cores, for every library that starts threads; dask itself sets only some of them."""
-    quiet = {"DASK_LOGGING__DISTRIBUTED": "critical", "PYTHONWARNINGS": "ignore"}
+    quiet = {
+        "DASK_LOGGING__DISTRIBUTED": "critical",
+        "DASK_DISTRIBUTED__WORKER__HTTP__ROUTES": "[]",
+        "PYTHONWARNINGS": "ignore",
+    }
     return {**thread_shares(count), **quiet, _GPUS_VARIABLE: str(gpus)}
 
 

@@ -15,7 +15,17 @@ from pathlib import Path, PurePosixPath
 
 from graphbuild.errors import SourceError
 
-PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm")
+PICTURE_FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif",),
+}
+"""What is opened as a picture, as Pillow calls it, and how such files are called."""
+PICTURES = tuple(suffix for suffixes in PICTURE_FORMATS.values() for suffix in suffixes)
 PARQUET = (".parquet", ".pq")
 SHARDS = (".tar",)
 COMPRESSED = (".gz", ".zst", ".bz2")

@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+from graphbuild.system.inputs import PICTURE_FORMATS
+
+FORMATS = tuple(PICTURE_FORMATS)
 """What is opened; of moving pictures, the first frame."""
 MOST_PIXELS = 1 << 27
 """134 million: 400 MB as RGB."""

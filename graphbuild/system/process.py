@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, requires, version
 from types import FrameType
 from typing import Any
 
 import click
 
 from graphbuild.errors import UserError, describe_os_error, one_line, redact, visible
+
+_DISTRIBUTION = "xclr-graph"
+_BOUND = re.compile(r"(?P<name>[\w.-]+)>=(?P<least>[\d.]+)(?!.*extra ==)")
 
 
 def wait_without_spinning() -> None:
@@ -97,4 +102,19 @@ def _message(error: Exception) -> str:
         return one_line(describe_os_error(error))
     if isinstance(error, MemoryError):
         return "out of memory. Use fewer workers, or a smaller --memory-limit or --batch-size."
-    return one_line(f"{type(error).__name__}: {error} (a bug in this program: run again with --debug and report the traceback)")
+    told = one_line(f"{type(error).__name__}: {error}")
+    return f"{told} ({_too_old() or 'a bug in this program: run again with --debug and report the traceback'})"
+
+
+def _too_old() -> str | None:
+    """Say which dependency is older than any that this program was tried with; None where none is."""
+    for entry in requires(_DISTRIBUTION) or ():
+        bound = _BOUND.match(entry)
+        with suppress(PackageNotFoundError):
+            if bound and _numbers(found := version(bound["name"])) < _numbers(bound["least"]):
+                return f"{bound['name']} {found} is installed, and at least {bound['least']} is needed: install that"
+    return None
+
+
+def _numbers(of: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in of.partition("+")[0].split(".") if part.isdecimal())

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from graphbuild.errors import describe_os_error, redact
+from graphbuild.system import process
 
 PROGRAM = """
 import click, sys
@@ -63,6 +64,14 @@ def test_bug_is_one_line_that_names_its_type() -> None:
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "KeyError" in done.stderr
+
+
+def test_bug_met_with_a_library_older_than_any_tried_names_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "requires", lambda _: ["polars>=1.36.1", "scikit-learn>=1.6; extra == 'explore'"])
+    monkeypatch.setattr(process, "version", lambda _: "1.20.0+local")
+    assert "polars 1.20.0+local is installed, and at least 1.36.1 is needed" in process._message(TypeError("is_pure"))
+    monkeypatch.setattr(process, "version", lambda _: "1.40")
+    assert "a bug in this program" in process._message(TypeError("is_pure"))
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EACCES])

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers_embed import embed
 from helpers_graph import clustered_vectors, write_graph
 
 from graphbuild.errors import ResourceError
@@ -167,3 +168,28 @@ def test_a_signal_ends_a_command_with_one_line_and_what_it_cleans_up(number: sig
 
 def test_a_command_under_nohup_goes_on_when_the_terminal_is_gone() -> None:
     assert stopped_by(signal.SIGHUP, ignored=True)[0] == 143
+
+
+def test_building_what_a_read_only_graph_has_already_is_nothing_to_do_and_something_else_is_refused(
+    read_only: Path, tmp_path: Path, stranger: dict[str, str]
+) -> None:
+    captions = tmp_path / "temporary" / "a.csv"
+    captions.write_text("caption\n" + "".join(f"{one} of {other}\n" for one in "abc" for other in "defg"))
+    embed(read_only / "g", captions, "csv")
+    build_knn(read_only / "g", KnnConfig(k=3))
+    seal(read_only)
+    before = sorted(read_only.rglob("*"))
+    graph, source = ["--graph-dir", str(read_only / "g")], ["--dataset", "csv", "--source", str(captions)]
+    embedding = ["embed", *source, *graph, "--encoder", "hashing:16", "--workers", "0"]
+    code = (
+        "import click\nfrom graphbuild.cli import cli\nfrom graphbuild.errors import OptionError\n"
+        f"for command in ({embedding!r}, {['knn', *graph, '--k', '3']!r}):\n    cli(args=command, standalone_mode=False)\n"
+        f"try:\n    cli(args={['knn', *graph, '--k', '2', '--overwrite']!r}, standalone_mode=False)\n"
+        "except OptionError as error:\n    click.echo(f'refused: {error}')\n"
+    )
+    done = run(code, stranger, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("nothing to do") == 2
+    assert "refused: " in done.stdout
+    assert "the folder cannot be written" in done.stdout
+    assert sorted(read_only.rglob("*")) == before

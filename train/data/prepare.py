@@ -25,6 +25,7 @@ from train.data.budget import trained_mask
 from train.data.crops import Crops
 from train.data.join import Joined, Known, join_all
 from train.data.prefetch import read_ahead
+from train.data.repeats import miscounted, reading_rules
 from train.data.sources import open_images, recorded_images
 from train.data.store import CorruptImages, ImageBatch, ImageStore, choose_load_size, held_bytes
 from train.data.subset import Subset
@@ -140,6 +141,9 @@ def open_data(config: TrainConfig) -> OpenData:
     every = open_images(**arguments)
     left_out = {reason: count for reason, count in getattr(every, "skipped", {}).items() if count}
     trained = trained_mask(every, config, graph.manifest.dataset if graph else {})
+    if graph is not None and (unclear := miscounted(every, graph)).any():
+        trained = ~unclear if trained is None else trained & ~unclear
+        left_out["images whose id has more captions than images"] = int(unclear.sum())
     source = every if trained is None else Subset(every, np.flatnonzero(trained))
     known, coverage = join_all(source, graphs, allow_missing=config.allow_missing) if graphs else ([], [])
     joined = known[0].joined if known else None
@@ -238,7 +242,8 @@ def _image_arguments(config: TrainConfig, graph: Graph | None) -> dict[str, Any]
     else:
         # The graph's id column is part of its sample ids, whichever copy of the images is read.
         columns = {"id_column": graph.manifest.dataset.get("id_column")} if graph and is_parquet(config.data) else {}
-        arguments = {"data": absolute(config.data), **columns}
+        rules = reading_rules(graph.manifest.dataset) if graph else {}
+        arguments = {"data": absolute(config.data), **columns, **rules}
     given = {"image_column": config.image_column, "id_column": config.id_column}
     return {**arguments, **{name: value for name, value in given.items() if value is not None}}
 

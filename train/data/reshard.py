@@ -41,7 +41,6 @@ _MAGIC = (
     (b"RIFF", "webp"),
     (b"II*\0", "tif"),
     (b"MM\0*", "tif"),
-    (b"P6", "ppm"),
 )
 
 

@@ -8,16 +8,24 @@ from typing import Any
 
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store.images import Images, recorded
+from graphbuild.store.repeats import OnDuplicate
 from graphbuild.system import hub
 from graphbuild.system.inputs import PARQUET, SHARDS, list_files, suffix_of
 from graphbuild.system.progress import say
 from train.data.base import ImageSource
+from train.data.repeats import reading_rules, settle_repeats
 
 CIFAR = ("cifar10", "cifar100")
 
 
 def open_images(
-    data: str, *, image_column: str | None = None, id_column: str | None = None, validation: bool = False
+    data: str,
+    *,
+    image_column: str | None = None,
+    id_column: str | None = None,
+    validation: bool = False,
+    on_duplicate: OnDuplicate | None = None,
+    skip_broken: bool = False,
 ) -> ImageSource:
     """Open the images that `--data` names.
 
@@ -27,19 +35,21 @@ def open_images(
         image_column: Parquet column of the image bytes; None: the only binary one.
         id_column: Parquet column of the sample ids, or key of the JSON in shards; None: `<file>:<row>`, or the URL.
         validation: The test split, for sources that know one (CIFAR).
+        on_duplicate: What becomes of repeated ids, as the graph has it; None: nothing.
+        skip_broken: Leave out what is damaged in shards, and count it.
 
     Raises:
         SourceError: If nothing is there, or it cannot be read.
         OptionError: If a column is named for images that are not in Parquet.
     """
-    source = _open(data, image_column, id_column, validation)
+    source = settle_repeats(_open(data, image_column, id_column, validation, skip_broken), on_duplicate)
     skipped: Mapping[str, int] = getattr(source, "skipped", {})
     if left_out := [f"{count:,} {what}" for what, count in skipped.items() if count]:
         say(f"{source.name}: left out: {', '.join(left_out)}")
     return source
 
 
-def _open(data: str, image_column: str | None, id_column: str | None, validation: bool) -> ImageSource:
+def _open(data: str, image_column: str | None, id_column: str | None, validation: bool, skip_broken: bool) -> ImageSource:
     kind, _, folder = data.partition(":")
     if kind in CIFAR:
         _refuse_column(data, image_column)
@@ -55,7 +65,7 @@ def _open(data: str, image_column: str | None, id_column: str | None, validation
     if paths:
         from train.data.tar import TarImages
 
-        shards = TarImages(paths, id_column=id_column)
+        shards = TarImages(paths, id_column=id_column, skip_broken=skip_broken)
         shards.skipped["hidden files"] = hidden
         return shards
     from train.data.imagefolder import FolderImages
@@ -103,7 +113,7 @@ def recorded_images(dataset: Mapping[str, Any], graph_dir: Path, *, validation: 
         return {"data": f"{images.kind}:{path}", "validation": validation}
     if images.kind == "hf":
         path = hub.PREFIX + path
-    return {"data": path, **_columns(images, dataset)}
+    return {"data": path, **_columns(images, dataset), **({} if validation else reading_rules(dataset))}
 
 
 def _columns(images: Images, dataset: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,12 +28,13 @@ _OPEN_FILES = 128
 class TarImages:
     """Images of one or more shards, in the order of the shards and their members."""
 
-    def __init__(self, paths: Sequence[Path], *, id_column: str | None = None) -> None:
+    def __init__(self, paths: Sequence[Path], *, id_column: str | None = None, skip_broken: bool = False) -> None:
         """Map the index, which is built first where it is missing or a shard changed.
 
         Args:
             paths: The shards.
             id_column: Key of the samples' JSON that holds the id; None: sample_id or url, else shard and key.
+            skip_broken: Leave out damaged samples, and what follows where a shard cannot be read further.
 
         Raises:
             SourceError: If a shard is missing, cut short or damaged, or none holds an image.
@@ -41,11 +42,12 @@ class TarImages:
         self.name = str(paths[0]) if len(paths) == 1 else f"{paths[0].parent} ({len(paths)} shards)"
         self.id_column = id_column
         self._paths = list(paths)
-        index = open_index(paths, id_column)
+        index = open_index(paths, id_column, skip_broken=skip_broken)
         self.skipped = {
             "samples that were not downloaded": index.failed,
             "samples without an image": index.without_image,
             "hidden members": index.hidden,
+            "samples that are damaged": index.broken,
         }
         """What was left out."""
         self._starts = np.cumsum([0, *(batch.num_rows for batch in index.batches)], dtype=np.int64)

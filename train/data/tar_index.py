@@ -1,8 +1,8 @@
 """The index of webdataset shards: built once, kept as a mapped file, and built again where a shard changed.
 
 Arrow IPC, uncompressed, one record batch a shard: sample_id · sample_hash (xxh3) · offset and size of the image, and of
-the JSON. Every process that reads the shards maps the same file. It lies in `.xclr-index/` beside the shards, or, where
-that cannot be written, in the user's cache folder.
+the JSON. Every process that reads the shards maps the same file, compared with its receipt once a version. It lies in
+`.xclr-index/` beside the shards, or, where that cannot be written, in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -12,22 +12,26 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
+from graphbuild.errors import ArtifactError
 from graphbuild.store.cache import beside_or_cached
+from graphbuild.store.files import digest_json, read_receipt, receipt_path, remove_stale_temporaries, write_file
 from graphbuild.store.hashes import hash_strings
 from graphbuild.store.locks import exclusive
+from graphbuild.store.verified import require_verified
 from graphbuild.system.inputs import file_names
 from graphbuild.system.progress import progress
 from train.data.base import Int64
 from train.data.tar_scan import ScannedShard, scan_shard
 
 FOLDER = ".xclr-index"
-_FORMAT = "tar index 2"
+_FORMAT = "tar index 3"
 _SCHEMA = pa.schema(
     [
         pa.field("sample_id", pa.large_string(), nullable=False),
@@ -35,7 +39,6 @@ _SCHEMA = pa.schema(
         *(pa.field(name, pa.int64(), nullable=False) for name in ("offset", "size", "meta_offset", "meta_size")),
     ]
 )
-_KEY = b"key"
 _THREADS = 16
 
 
@@ -47,6 +50,7 @@ class TarIndex:
     failed: int
     without_image: int
     hidden: int
+    broken: int
 
     def column(self, name: str) -> list[Int64]:
         """Views of one number column, a shard each."""
@@ -57,83 +61,87 @@ class TarIndex:
         return pa.chunked_array([batch.column("sample_id") for batch in self.batches], type=pa.large_string())
 
 
-def open_index(paths: Sequence[Path], id_field: str | None) -> TarIndex:
-    """Map the index of some shards; it is made first if it is missing or a shard is another than it was.
+def open_index(paths: Sequence[Path], id_field: str | None, *, skip_broken: bool = False) -> TarIndex:
+    """Map the index of some shards; it is made first if it is missing or damaged, or a shard is another than it was.
 
     Of several processes that want the same index one makes it, and the others wait.
+
+    Args:
+        paths: The shards.
+        id_field: Key of the samples' JSON that holds the id.
+        skip_broken: Leave out what is damaged, and count it.
 
     Raises:
         SourceError: If a shard is missing or damaged; it is named.
     """
     root = Path(os.path.commonpath([path.parent.absolute() for path in paths]))
     names = [path.absolute().relative_to(root).as_posix() for path in paths]
-    name = f"tar-{xxhash.xxh3_64_hexdigest(json.dumps([names, id_field]).encode())}.arrow"
+    name = f"index-{xxhash.xxh3_64_hexdigest(json.dumps([names, id_field, skip_broken]).encode())}.arrow"
     key = _key(paths, names)
     # One that lies beside the shards needs no place to write.
-    if (found := _read(root / FOLDER / name, key)) is not None:
+    if (found := _read(root / FOLDER, name, key)) is not None:
         return found
-    path = _writable(root) / name
-    with exclusive(path.with_suffix(".lock"), where=path, wait=True):
+    folder = _writable(root)
+    with exclusive((folder / name).with_suffix(".lock"), where=folder / name, wait=True):
         # It may lie in the cache, or another process may have made it while this one waited.
-        found = _read(path, key)
+        found = _read(folder, name, key)
         if found is None:
-            _build(path, paths, id_field, key)
-            found = _read(path, key)
+            remove_stale_temporaries(folder)
+            write = partial(_write, paths=paths, id_field=id_field, skip_broken=skip_broken)
+            write_file(folder, name, write, rows=0, key=key)
+            found = _read(folder, name, key)
     assert found is not None, "an index that was just written can be read"
     return found
 
 
-def _key(paths: Sequence[Path], names: Sequence[str]) -> bytes:
+def _key(paths: Sequence[Path], names: Sequence[str]) -> str:
     """Changes with the shards: their names, sizes and times of change."""
     facts = [(name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in zip(names, paths, strict=True)]
-    return xxhash.xxh3_128_hexdigest(json.dumps([_FORMAT, facts]).encode()).encode()
+    return digest_json([_FORMAT, facts])
 
 
-def _read(path: Path, key: bytes) -> TarIndex | None:
+def _read(folder: Path, name: str, key: str) -> TarIndex | None:
+    receipt = read_receipt(receipt_path(folder, name))
+    if receipt is None or receipt.key != key:
+        return None
     try:
-        opened = pa.ipc.open_file(pa.memory_map(str(path)))
-        if (opened.schema.metadata or {}).get(_KEY) != key:
-            return None
+        # Its numbers are places in files: they are read only as they were written.
+        require_verified(folder, [receipt], remedy="")
+        opened = pa.ipc.open_file(pa.memory_map(str(folder / name)))
         found = [opened.get_batch_with_custom_metadata(number) for number in range(opened.num_record_batches)]
         counts = [json.loads(item.custom_metadata[b"skipped"]) for item in found]
-    except (OSError, pa.ArrowInvalid, KeyError):
+    except (ArtifactError, OSError, pa.ArrowInvalid, KeyError, ValueError):
         # Missing, or damaged: it is made from the shards again.
         return None
-    return TarIndex(tuple(item.batch for item in found), *(sum(one[place] for one in counts) for place in range(3)))
+    return TarIndex(tuple(item.batch for item in found), *(sum(one[place] for one in counts) for place in range(4)))
 
 
-def _build(path: Path, paths: Sequence[Path], id_field: str | None, key: bytes) -> None:
-    """Scan all shards, several at a time, and write the index under its name when it is whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    schema = _SCHEMA.with_metadata({_KEY: key})
+def _write(path: Path, *, paths: Sequence[Path], id_field: str | None, skip_broken: bool) -> None:
+    """Scan all shards, several at a time, and write the index."""
     pool = ThreadPoolExecutor(min(_THREADS, len(paths)), thread_name_prefix="index")
     try:
         with (
-            pa.OSFile(str(temporary), "wb") as sink,
-            pa.ipc.new_file(sink, schema) as writer,
+            pa.OSFile(str(path), "wb") as sink,
+            pa.ipc.new_file(sink, _SCHEMA) as writer,
             progress("index shards", len(paths), unit="shards") as meter,
         ):
             names = file_names([str(shard.absolute()) for shard in paths])
-            for scanned in pool.map(lambda shard, name: scan_shard(shard, id_field, name), paths, names):
-                skipped = json.dumps([scanned.failed, scanned.without_image, scanned.hidden])
-                writer.write_batch(_batch(scanned, schema), custom_metadata={"skipped": skipped})
+            for scanned in pool.map(lambda shard, name: scan_shard(shard, id_field, name, skip_broken), paths, names):
+                skipped = json.dumps([scanned.failed, scanned.without_image, scanned.hidden, scanned.broken])
+                writer.write_batch(_batch(scanned), custom_metadata={"skipped": skipped})
                 meter.advance()
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
     finally:
         pool.shutdown(cancel_futures=True)
-        temporary.unlink(missing_ok=True)
 
 
-def _batch(scanned: ScannedShard, schema: pa.Schema) -> pa.RecordBatch:
+def _batch(scanned: ScannedShard) -> pa.RecordBatch:
     places = np.array([(*image, *meta) for image, meta in zip(scanned.images, scanned.metas, strict=True)], np.int64).reshape(-1, 4)
     columns = [
         pa.array(scanned.sample_ids, pa.large_string()),
         pa.array(hash_strings(scanned.sample_ids)),
         *map(pa.array, places.T),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+    return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
 
 
 def _writable(root: Path) -> Path:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from graphbuild.errors import SourceError
-from graphbuild.system.archives import OWN_FIELD, DamagedArchive, Sample, Shard, download_failed
+from graphbuild.system.archives import OWN_FIELD, DamagedArchive, Sample, Shard, download_failed, leaving_out
 
 _BUFFER = 1 << 14
 
@@ -29,15 +29,22 @@ class ScannedShard:
     without_image: int = 0
     hidden: int = 0
     """Members whose names begin with a dot."""
+    broken: int = 0
+    """Samples that are damaged, and places beyond which the shard cannot be read."""
+
+    def skip(self, _why: str) -> None:
+        """Count what is left out."""
+        self.broken += 1
 
 
-def scan_shard(path: Path, id_field: str | None, name: str | None = None) -> ScannedShard:
+def scan_shard(path: Path, id_field: str | None, name: str | None = None, skip_broken: bool = False) -> ScannedShard:
     """Read one shard's headers and JSON.
 
     Args:
         path: The shard.
         id_field: Key of the JSON that holds the id; None: the usual ones, else shard and key.
         name: What ids call the shard; None: its file name.
+        skip_broken: Count what is damaged, and leave it out.
 
     Raises:
         SourceError: If it is missing, cut short, no tar file, or a sample lacks the id that is asked for.
@@ -46,8 +53,11 @@ def scan_shard(path: Path, id_field: str | None, name: str | None = None) -> Sca
         with path.open("rb", buffering=_BUFFER) as stream:
             found = ScannedShard()
             shard = Shard(name or path.name, stream, path.stat().st_size, id_field)
-            for sample in shard.samples():
-                _add(found, shard, sample)
+            skip = found.skip if skip_broken else None
+            with leaving_out(skip):
+                for sample in shard.samples():
+                    with leaving_out(skip):
+                        _add(found, shard, sample)
             found.hidden = shard.hidden
             return found
     except FileNotFoundError:

@@ -17,6 +17,7 @@ from train.data.budget import trained_mask
 from train.data.held_out import find_validation, held_out_mask
 from train.data.join import join
 from train.data.prepare import absolute, is_parquet
+from train.data.repeats import rules_of_graph
 from train.data.sources import open_images
 from train.data.subset import Subset
 from train.evaluate.options import EvalOptions
@@ -66,7 +67,8 @@ class RunImages:
             raise OptionError("the run does not record its images. Name images to learn from with --train-data.")
         parquet = is_parquet(config.data)
         column = config.image_column if parquet else None
-        return open_images(absolute(config.data), image_column=column, id_column=config.id_column)
+        rules = rules_of_graph(config.graph_dir)
+        return open_images(absolute(config.data), image_column=column, id_column=config.id_column, **rules)
 
     @cached_property
     def _graph(self) -> Graph | None:

@@ -11,7 +11,7 @@ import torch
 
 from graphbuild.errors import OptionError
 from graphbuild.store import schemas
-from graphbuild.store.files import write_json
+from graphbuild.store.files import remove_stale_temporaries
 from graphbuild.store.graph import Graph
 from train.config import TrainConfig
 from train.evaluate.cache import FOLDER, Extraction, features_of
@@ -38,6 +38,7 @@ from train.model.text_tower import TextTower, Tokenizer
 from train.run.checkpoint import TEXT_TOWER, load_text_tower
 from train.run.folder import EVAL_FILE, TRAINED, UNTRAINED, read_run_config
 from train.run.loop import settle
+from train.run.scores import write_scores
 from train.run.trainer import build_model
 
 _HIDDEN = ("classes", "n_train", "n_test", "unlabelled", "unseen", "linear_l2", "images", "texts")
@@ -127,7 +128,10 @@ def evaluate_run(run_dir: Path, options: EvalOptions | None = None) -> EvalResul
         SourceError: If images or label columns are missing.
     """
     result = _Evaluation(run_dir, options or EvalOptions()).run()
-    write_json(_beside(run_dir, EVAL_FILE), result.to_json())
+    # What was left by a process that was killed while it wrote.
+    for folder in (run_dir.parent if _is_file(run_dir) else run_dir, _beside(run_dir, FOLDER)):
+        remove_stale_temporaries(folder)
+    write_scores(_beside(run_dir, EVAL_FILE), result.to_json())
     return result
 
 

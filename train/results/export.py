@@ -16,10 +16,12 @@ import torch
 from graphbuild.errors import ArtifactError, OptionError
 from graphbuild.store.files import atomic_path, write_bytes
 from graphbuild.store.graph import Graph
+from graphbuild.store.outputs import PARQUET_METADATA, require_replaceable
 from graphbuild.system.cards import Repository, last_name, require_own_card
 from train.config import TrainConfig
 from train.data.base import decode_centre
 from train.data.prepare import absolute, is_parquet
+from train.data.repeats import rules_of_graph
 from train.data.sources import open_images
 from train.data.store import CorruptImages, ImageStore
 from train.evaluate.features import feature_batches
@@ -30,6 +32,7 @@ from train.run.checkpoint import WEIGHTS, checkpoints, load_encoder, read_checkp
 from train.run.folder import EVAL_FILE, TRAINED, read_run_config
 from train.run.loop import settle
 from train.run.metrics import read_metrics
+from train.run.scores import read_scores
 
 BACKBONE, CARD = "backbone.safetensors", "README.md"
 
@@ -71,6 +74,7 @@ def export_run(
     data: str | None = None,
     stated_license: str | None = None,
     repository: Repository | None = None,
+    overwrite: bool = False,
 ) -> ExportResult:
     """Write a finished run's backbone and its card, and features of images where they are asked for.
 
@@ -81,10 +85,11 @@ def export_run(
         data: Images of the features; None: those of the run.
         stated_license: Of the weights, for the card.
         repository: Where the two files are uploaded; None: nowhere.
+        overwrite: Replace any file, and not only those that an export wrote.
 
     Raises:
-        OptionError: If the folder is not that of a run, --data comes without --features, the card would replace another file, or
-            an upload is asked for without a token.
+        OptionError: If the folder is not that of a run, --data comes without --features, a file of others would be replaced, or an
+            upload is asked for without a token.
         ResourceError: If the upload fails; the folder stays.
         ArtifactError: If the run is not finished, or its files are damaged.
         SourceError: If the images are missing or none can be read.
@@ -93,12 +98,15 @@ def export_run(
         raise OptionError("--data names the images of --features: give the file to write with --features, too.")
     if repository is not None:
         repository.require_token()
+    for path in (out / BACKBONE, *([features] if features else [])):
+        require_replaceable(path, overwrite=overwrite)
+    if not overwrite:
+        require_own_card(out / CARD, INTRODUCTION, "train export")
     config = read_run_config(run_dir)
     encoder = load_encoder(run_dir)
-    facts = {"format": "pt", "model": config.model, "image_size": str(config.image_size)}
+    facts = {"format": "pt", **PARQUET_METADATA, "model": config.model, "image_size": str(config.image_size)}
     content = dump_weights(encoder.backbone.state_dict(), facts)
     sha256 = hashlib.sha256(content).hexdigest()
-    require_own_card(out / CARD, INTRODUCTION, "train export")
     write_bytes(out / BACKBONE, content)
     card = model_card(
         public_config(config),
@@ -124,7 +132,8 @@ def write_features(path: Path, encoder: Encoder, config: TrainConfig, data: str 
         raise OptionError("the run does not record its images. Name them with --data.")
     parquet = is_parquet(chosen)
     id_column = config.id_column if parquet or data is None else None
-    source = open_images(absolute(chosen), image_column=config.image_column if parquet else None, id_column=id_column)
+    column, rules = config.image_column if parquet else None, rules_of_graph(config.graph_dir) if data is None else {}
+    source = open_images(absolute(chosen), image_column=column, id_column=id_column, **rules)
     corrupt = CorruptImages(source.name, config.max_corrupt)
     store = ImageStore(
         source, size=config.image_size, corrupt=corrupt, workers=config.workers, cache_bytes=0, decoder=decode_centre
@@ -132,7 +141,7 @@ def write_features(path: Path, encoder: Encoder, config: TrainConfig, data: str 
     half = config.precision == "bfloat16" and has_fast_bfloat16(device)
     kind = pa.list_(pa.field("item", pa.float32(), nullable=False), encoder.feature_dim)
     schema = pa.schema([pa.field("sample_id", pa.string(), nullable=False), pa.field("feature", kind, nullable=False)])
-    schema, written = schema.with_metadata({"weights_sha256": sha256}), 0
+    schema, written = schema.with_metadata({"weights_sha256": sha256, **PARQUET_METADATA}), 0
     try:
         with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for rows, (found,) in feature_batches([encoder], store, device=device, bfloat16=half, label="features"):
@@ -207,6 +216,6 @@ def _scores(run_dir: Path) -> dict[str, Any]:
     path = run_dir / EVAL_FILE
     if not path.exists() or path.stat().st_mtime < (run_dir / WEIGHTS).stat().st_mtime:
         return {}
-    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    stored = read_scores(path)
     rows = (stored.get("scores") or {}).get(TRAINED) or {}
     return {column: row for column, row in rows.items() if {"knn_top1", "linear_top1"} <= set(row)}

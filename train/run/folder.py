@@ -132,7 +132,9 @@ def _same_data(one: TrainConfig, other: TrainConfig) -> bool:
 
 
 def _enter(path: Path, asked: TrainConfig, settled: TrainConfig, lock: BaseFileLock) -> RunFolder:
-    """Compare with the run that is there, or write the configuration of a new one."""
+    """Compare with the run that is there, or write the configuration of a new one; what a killed process left goes."""
+    for folder in (path, *(path / name for name in _FOLDERS)):
+        remove_temporaries(folder)
     if not (path / CONFIG_FILE).exists():
         write_text(path / CONFIG_FILE, settled.to_toml())
         return RunFolder(path, settled, False, lock)

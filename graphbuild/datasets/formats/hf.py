@@ -52,7 +52,9 @@ class HubSource:
         files = [File(path, name) for path, name in zip(split.files, names, strict=True)]
         headers = {file: _stream_header(file) if split.streams else read_header(file) for file in files}
         facts = {"revision": split.revision} if split.revision else {}
-        return replace(open_tables(headers, options), images=_images(headers[files[0]].schema, split, options), facts=facts)
+        opened = open_tables(headers, options)
+        opened.facts.update(facts)
+        return replace(opened, images=_images(headers[files[0]].schema, split, options))
 
 
 def _stream_header(file: File) -> Header:

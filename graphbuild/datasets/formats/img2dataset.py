@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from graphbuild.datasets.base import (
+    BrokenRows,
     CaptionBatch,
     OpenSource,
     SourceInfo,
@@ -63,20 +65,23 @@ class Img2DatasetSource:
                 sample_id=options.id_column,
                 kept=options.keep_columns,
                 fallback=_CAPTION,
+                skip_broken=options.skip_broken,
             )
             if shards
             else None
         )
         # Members of shards carry no types.
         keep = columns.schema if columns else unify({file: one.schema for file, one in headers.items()}, options.keep_columns)
-        counts: dict[str, int] = {}
+        counts, facts = dict[str, int](), dict[str, Any]()
+        broken = BrokenRows(counts, facts) if options.skip_broken else None
         return OpenSource(
             files=describe_files(files),
-            read=lambda: _read(files, headers, options, keep, columns, TarCounts(hidden=found.hidden), counts),
+            read=lambda: _read(files, headers, options, keep, columns, TarCounts(hidden=found.hidden), counts, broken),
             caption_column=options.caption_column or (_CAPTION if headers else None),
             id_column=options.id_column or (_URL if headers else None),
             keep_schema=keep,
             counts=counts,
+            facts=facts,
             images=_images(options, list(headers.values()), graph_dir),
             repeated_ids=True,
             replacements=self._replacements,
@@ -126,23 +131,25 @@ def _read(
     columns: TarColumns | None,
     left_out: TarCounts,
     counts: dict[str, int],
+    broken: BrokenRows | None,
 ) -> Iterator[CaptionBatch]:
     # Told for the whole reading, and a source is read more than once.
     left_out = TarCounts(hidden=left_out.hidden)
+    if broken is not None:
+        broken.begin()
     for file in files:
         if columns is not None and file not in headers:
-            yield from read_shard(file, columns, left_out)
+            yield from read_shard(file, columns, left_out, broken)
         else:
-            yield from _read_sidecar(file, headers[file], options, keep, left_out)
+            yield from _read_sidecar(file, headers[file], options, keep, left_out, broken)
     counts.update({"failed_downloads": left_out.failed, "hidden_files": left_out.hidden})
 
 
 def _read_sidecar(
-    file: File, header: Header, options: SourceOptions, keep: pa.Schema, left_out: TarCounts
+    file: File, header: Header, options: SourceOptions, keep: pa.Schema, left_out: TarCounts, broken: BrokenRows | None
 ) -> Iterator[CaptionBatch]:
     caption, id_column = options.caption_column or _CAPTION, options.id_column or _URL
-    first_row = 0
-    for table in read_tables(file, header, [caption, id_column, _STATUS, *keep.names], caption):
+    for first_row, table in read_tables(file, header, [caption, id_column, _STATUS, *keep.names], caption, broken):
         failed = pc.fill_null(pc.starts_with(table[_STATUS].cast(pa.string()), "failed"), True)
         rows = pc.add(pc.indices_nonzero(pc.invert(failed)), pa.scalar(first_row, pa.uint64())).to_pylist()
         left_out.failed += table.num_rows - len(rows)
@@ -157,7 +164,6 @@ def _read_sidecar(
             invalid_rows=tuple(rows[row] for row in invalid),
             file_rows=tuple(rows),
         )
-        first_row += table.num_rows
 
 
 SOURCE = Img2DatasetSource(

@@ -7,13 +7,16 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from graphbuild.datasets.base import (
     BATCH_BYTES,
     BATCH_ROWS,
+    BrokenRows,
     CaptionBatch,
     Captions,
     OpenSource,
@@ -85,11 +88,9 @@ class ParquetSource:
         found = find_files(options.sources, dataset="parquet", suffixes=PARQUET)
         _refuse_mixed_splits(options.sources, found.files)
         headers = {file: read_header(file) for file in found.files}
-        return replace(
-            open_tables(headers, options),
-            images=_images(next(iter(headers.values())).schema, options, graph_dir),
-            counts={"hidden_files": found.hidden} if found.hidden else {},
-        )
+        opened = open_tables(headers, options)
+        opened.counts.update({"hidden_files": found.hidden} if found.hidden else {})
+        return replace(opened, images=_images(next(iter(headers.values())).schema, options, graph_dir))
 
 
 def open_tables(headers: dict[File, Header], options: SourceOptions) -> OpenSource:
@@ -109,14 +110,18 @@ def open_tables(headers: dict[File, Header], options: SourceOptions) -> OpenSour
     if not sum(other.rows for other in headers.values()):
         raise SourceError(f"{', '.join(options.sources)}: no rows. Name files that hold captions with --source.")
     keep = _keep_schema(headers, options.keep_columns)
+    counts, facts = dict[str, int](), dict[str, Any]()
+    broken = BrokenRows(counts, facts) if options.skip_broken else None
     return OpenSource(
         files=describe_files(list(headers)),
-        read=lambda: _read(headers, caption, keep, options.id_column),
+        read=lambda: _read(headers, caption, keep, options.id_column, broken),
         caption_column=caption,
         id_column=options.id_column,
         keep_schema=keep,
         class_names=caption in header.class_names,
         class_column=next((name for name in _CLASS_COLUMNS if name in keep.names), None),
+        counts=counts,
+        facts=facts,
     )
 
 
@@ -227,23 +232,41 @@ def _holds_pictures(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _read(headers: dict[File, Header], caption: str, keep: pa.Schema, id_column: str | None) -> Iterator[CaptionBatch]:
+def _read(
+    headers: dict[File, Header], caption: str, keep: pa.Schema, id_column: str | None, broken: BrokenRows | None
+) -> Iterator[CaptionBatch]:
+    if broken is not None:
+        broken.begin()
     for file, header in headers.items():
         wanted = [caption, *([id_column] if id_column else []), *(name for name in keep.names if name in header.schema.names)]
-        first_row = 0
-        for table in read_tables(file, header, wanted, caption):
+        constant = {name: value for name, value in header.partition.items() if name not in header.schema.names}
+        for first_row, whole in read_tables(file, header, wanted, caption, broken):
+            rows, table = _with_ids(whole, id_column, file, first_row, broken)
             captions, invalid = _captions(file, header, caption, table[caption], first_row)
             yield CaptionBatch(
                 file=file.name,
                 first_row=first_row,
-                sample_ids=[f"{file.name}:{row}" for row in range(first_row, first_row + table.num_rows)]
+                sample_ids=[f"{file.name}:{row}" for row in rows]
                 if id_column is None
                 else ids_of(table[id_column], id_column, str(file), first_row),
                 captions=captions,
-                kept=kept_of(table, keep, str(file), {k: v for k, v in header.partition.items() if k not in header.schema.names}),
-                invalid_rows=tuple(first_row + row for row in invalid),
+                kept=kept_of(table, keep, str(file), constant),
+                invalid_rows=tuple(rows[row] for row in invalid),
+                file_rows=tuple(rows) if len(rows) < whole.num_rows else None,
             )
-            first_row += table.num_rows
+
+
+def _with_ids(
+    table: pa.Table, id_column: str | None, file: File, first_row: int, broken: BrokenRows | None
+) -> tuple[Sequence[int], pa.Table]:
+    """The rows that have an id, and their places in the file; all, where those without one are not left out."""
+    rows = range(first_row, first_row + table.num_rows)
+    if broken is None or id_column is None or not table[id_column].null_count:
+        return rows, table
+    has_id = table[id_column].is_valid()
+    for row in pc.indices_nonzero(pc.invert(has_id)).to_pylist():
+        broken.add(f"{file.name}: row {first_row + row:,} has no id in column {id_column!r}")
+    return [rows[row] for row in pc.indices_nonzero(has_id).to_pylist()], table.filter(has_id)
 
 
 def _captions(
@@ -260,8 +283,17 @@ def _captions(
     return [[None if code is None or code < 0 else names[code]] for code in codes], []
 
 
-def read_tables(file: File, header: Header, wanted: Sequence[str], caption: str) -> Iterator[pa.Table]:
-    """Some columns of a file, in tables of at most `BATCH_ROWS` rows and about `BATCH_BYTES` bytes.
+def read_tables(
+    file: File, header: Header, wanted: Sequence[str], caption: str, broken: BrokenRows | None = None
+) -> Iterator[tuple[int, pa.Table]]:
+    """Some columns of a file, in tables of at most `BATCH_ROWS` rows and about `BATCH_BYTES` bytes, each with its first row.
+
+    Args:
+        file: A Parquet file.
+        header: Its footer.
+        wanted: The columns.
+        caption: The one of the captions.
+        broken: Told of row groups that cannot be read, which are left out; None: they are errors.
 
     Raises:
         SourceError: If the file is damaged; the row is named.
@@ -273,21 +305,29 @@ def read_tables(file: File, header: Header, wanted: Sequence[str], caption: str)
     kind = header.schema.field(caption).type
     # Repeated texts then stay one text each, however often they are repeated.
     dictionary = [caption] if pa.types.is_string(kind) or pa.types.is_large_string(kind) else []
-    first_row = 0
-    try:
-        with open_parquet(file, metadata=header.metadata, read_dictionary=dictionary) as opened:
-            for batch in opened.iter_batches(_batch_rows(header.metadata, names), columns=names):
-                yield pa.Table.from_batches([batch])
-                first_row += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{file}: cannot be read beyond row {first_row:,} ({one_line(str(error))}). Fetch it again.") from error
+    groups = [header.metadata.row_group(number).num_rows for number in range(header.metadata.num_row_groups)]
+    # Row groups one by one only where one may be left out: many small ones are read faster together.
+    parts = [list(range(len(groups)))] if broken is None else [[number] for number in range(len(groups))]
+    with open_parquet(file, metadata=header.metadata, read_dictionary=dictionary) as opened:
+        for part in parts:
+            first_row = start = sum(groups[: part[0]]) if part else 0
+            try:
+                for batch in opened.iter_batches(_batch_rows(header.metadata, names), columns=names, row_groups=part):
+                    yield first_row, pa.Table.from_batches([batch])
+                    first_row += batch.num_rows
+            except (pa.ArrowException, OSError) as error:
+                why = f"cannot be read beyond row {first_row:,} ({one_line(str(error))})"
+                if broken is None:
+                    raise SourceError(f"{file}: {why}. Fetch it again.") from error
+                last = start + groups[part[0]]
+                broken.add(f"{file.name}: {why}, up to row {last - 1:,}", rows=last - first_row)
 
 
-def _stream_tables(file: File, names: list[str]) -> Iterator[pa.Table]:
+def _stream_tables(file: File, names: list[str]) -> Iterator[tuple[int, pa.Table]]:
     table = map_stream(Path(str(file.place))).select(names)
     rows = max(1, min(BATCH_ROWS, BATCH_BYTES * table.num_rows // max(table.nbytes, 1)))
     for start in range(0, table.num_rows, rows):
-        yield table.slice(start, rows)
+        yield start, table.slice(start, rows)
 
 
 def _batch_rows(metadata: pq.FileMetaData, names: Sequence[str]) -> int:

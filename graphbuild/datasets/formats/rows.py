@@ -15,6 +15,7 @@ import pyarrow as pa
 from graphbuild.datasets.base import (
     BATCH_BYTES,
     BATCH_ROWS,
+    BrokenRows,
     CaptionBatch,
     Captions,
     OpenSource,
@@ -27,8 +28,6 @@ from graphbuild.datasets.base import (
 )
 from graphbuild.datasets.formats.files import File, describe_files, find_files, tell_forms
 from graphbuild.errors import SourceError
-
-_LISTED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +138,7 @@ class RowSource:
             require_columns(str(file), names, wanted.names())
         tell_forms(found.files)
         counts, facts = {"hidden_files": found.hidden} if found.hidden else {}, dict[str, Any]()
-        broken = _Skipped(counts, facts) if options.skip_broken else None
+        broken = BrokenRows(counts, facts) if options.skip_broken else None
         return OpenSource(
             files=describe_files(found.files),
             read=lambda: _read(used, list(headers), wanted, broken),
@@ -154,7 +153,7 @@ class RowSource:
         )
 
 
-def _read(row_format: RowFormat, files: list[File], wanted: Wanted, skipped: _Skipped | None) -> Iterator[CaptionBatch]:
+def _read(row_format: RowFormat, files: list[File], wanted: Wanted, skipped: BrokenRows | None) -> Iterator[CaptionBatch]:
     if skipped is not None:
         skipped.begin()
     for file in files:
@@ -172,23 +171,6 @@ def _read(row_format: RowFormat, files: list[File], wanted: Wanted, skipped: _Sk
                 yield pending.take()
         if pending.ids:
             yield pending.take()
-
-
-class _Skipped:
-    """Counts and lists the rows that --skip-broken leaves out."""
-
-    def __init__(self, counts: dict[str, int], facts: dict[str, Any]) -> None:
-        self._counts, self._facts = counts, facts
-
-    def begin(self) -> None:
-        """Before each reading."""
-        self._counts["broken_rows"], self._facts["broken_rows"] = 0, []
-
-    def add(self, why: str) -> None:
-        """Leave a row out."""
-        self._counts["broken_rows"] += 1
-        if len(self._facts["broken_rows"]) < _LISTED:
-            self._facts["broken_rows"].append(why)
 
 
 def _keep_schema(wanted: Wanted) -> pa.Schema:

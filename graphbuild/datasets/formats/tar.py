@@ -12,6 +12,7 @@ import pyarrow as pa
 from graphbuild.datasets.base import (
     BATCH_BYTES,
     BATCH_ROWS,
+    BrokenRows,
     CaptionBatch,
     Captions,
     choose_caption_column,
@@ -21,7 +22,7 @@ from graphbuild.datasets.base import (
 from graphbuild.datasets.formats.files import File
 from graphbuild.datasets.formats.jsonl import captions_of_json
 from graphbuild.errors import SourceError
-from graphbuild.system.archives import OWN_FIELD, DamagedArchive, Sample, Shard, download_failed
+from graphbuild.system.archives import OWN_FIELD, DamagedArchive, Sample, Shard, download_failed, leaving_out
 from graphbuild.system.decoding import as_text, mend
 
 TEXT_MEMBER = "txt"
@@ -67,7 +68,13 @@ def _opened(file: File, id_field: str | None) -> Iterator[Shard]:
 
 
 def settle_columns(
-    files: Sequence[File], *, caption: str | None, sample_id: str | None, kept: tuple[str, ...], fallback: str | None
+    files: Sequence[File],
+    *,
+    caption: str | None,
+    sample_id: str | None,
+    kept: tuple[str, ...],
+    fallback: str | None,
+    skip_broken: bool = False,
 ) -> TarColumns:
     """Find the columns that are asked for in the first samples that have them.
 
@@ -77,16 +84,20 @@ def settle_columns(
         sample_id: As asked for.
         kept: As asked for.
         fallback: Key of the captions where a sample has no `.txt` member; None: the only usual name among the keys.
+        skip_broken: Whether what is damaged is passed over.
 
     Raises:
         SourceError: If no sample has one of them; the names that there are, are listed.
     """
     missing = dict.fromkeys([*([caption] if caption else []), *([sample_id] if sample_id else []), *kept])
     seen: dict[str, None] = {}
+    passed_over = (lambda _: None) if skip_broken else None
     for file in files:
-        with _opened(file, sample_id) as shard:
+        with _opened(file, sample_id) as shard, leaving_out(passed_over):
             for sample in shard.samples():
-                names = [*shard.record(sample), *sample.members]
+                names = [*sample.members]
+                with leaving_out(passed_over):
+                    names = [*shard.record(sample), *names]
                 seen |= dict.fromkeys(names)
                 for name in [name for name in missing if name in names]:
                     del missing[name]
@@ -101,22 +112,32 @@ def settle_columns(
     raise SourceError(f"{files[0]}: no sample has {next(iter(missing))!r}; they have: {show_names(list(seen))}.")
 
 
-def read_shard(file: File, columns: TarColumns, counts: TarCounts) -> Iterator[CaptionBatch]:
+def read_shard(file: File, columns: TarColumns, counts: TarCounts, broken: BrokenRows | None = None) -> Iterator[CaptionBatch]:
     """Yield the samples of one shard.
+
+    Args:
+        file: The shard.
+        columns: What to take.
+        counts: Told what was left out.
+        broken: Told of samples that are damaged, and where a shard cannot be read further; None: both are errors.
 
     Raises:
         SourceError: If it is damaged, or a sample has no id; the sample and the byte are named.
     """
     batch = _Batch(file.name, columns)
+    skip = None if broken is None else lambda why: broken.add(f"{file.name}: {why}")
+    skip_rest = None if broken is None else lambda why: broken.add(f"{file.name}: {why}; what comes after it is left out")
     with _opened(file, columns.sample_id) as shard:
-        for row, sample in enumerate(shard.samples()):
-            record = shard.record(sample)
-            if download_failed(record.get("status")) and OWN_FIELD not in record:
-                counts.failed += 1
-                continue
-            batch.add(row, shard, sample, record)
-            if len(batch.rows) == BATCH_ROWS or batch.bytes > BATCH_BYTES:
-                yield batch.take()
+        with leaving_out(skip_rest):
+            for row, sample in enumerate(shard.samples()):
+                with leaving_out(skip):
+                    record = shard.record(sample)
+                    if download_failed(record.get("status")) and OWN_FIELD not in record:
+                        counts.failed += 1
+                    else:
+                        batch.add(row, shard, sample, record)
+                if len(batch.rows) == BATCH_ROWS or batch.bytes > BATCH_BYTES:
+                    yield batch.take()
         if batch.rows:
             yield batch.take()
         counts.hidden += shard.hidden
@@ -136,11 +157,13 @@ class _Batch:
     invalid: list[int] = field(default_factory=list)
 
     def add(self, row: int, shard: Shard, sample: Sample, record: Mapping[str, Any]) -> None:
+        # All that may be damaged comes first.
         captions, repaired = _captions(shard, sample, record, self.columns)
-        self.rows.append(row)
+        kept = tuple(_value(shard, sample, record, name) for name in self.columns.kept)
         self.ids.append(shard.sample_id(sample, record))
+        self.rows.append(row)
         self.captions.append(captions)
-        self.kept.append(tuple(_value(shard, sample, record, name) for name in self.columns.kept))
+        self.kept.append(kept)
         self.bytes += sum(len(text) for text in (*captions, *self.kept[-1]) if text)
         if repaired:
             self.invalid.append(row)

@@ -160,8 +160,8 @@ def _read(part: VectorPart, keep: pa.Schema, options: SourceOptions) -> Iterator
                 file=name, first_row=start, sample_ids=ids, captions=[[one] for one in ids], kept=nothing_kept(len(ids))
             )
         return
-    where, first_row = str(part.described_by), 0
-    for table in read_tables(part.described_by, part.header, wanted, wanted[0]):
+    where = str(part.described_by)
+    for first_row, table in read_tables(part.described_by, part.header, wanted, wanted[0]):
         count = table.num_rows
         ids = [f"{name}:{row}" for row in range(first_row, first_row + count)]
         if options.id_column is not None:
@@ -176,7 +176,6 @@ def _read(part: VectorPart, keep: pa.Schema, options: SourceOptions) -> Iterator
             kept=kept_of(table, keep, where),
             invalid_rows=tuple(first_row + row for row in invalid),
         )
-        first_row += count
 
 
 SOURCE = VectorSource()

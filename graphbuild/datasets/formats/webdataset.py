@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from graphbuild.datasets.base import CaptionBatch, OpenSource, SourceInfo, SourceOptions, refuse_headerless
+from graphbuild.datasets.base import BrokenRows, CaptionBatch, OpenSource, SourceInfo, SourceOptions, refuse_headerless
 from graphbuild.datasets.formats.files import File, describe_files, find_files
 from graphbuild.datasets.formats.img2dataset import shards_of
 from graphbuild.datasets.formats.tar import TarColumns, TarCounts, read_shard, settle_columns
@@ -37,24 +38,35 @@ class WebDatasetSource:
         refuse_headerless(options, self.info.name)
         found = find_files(options.sources, dataset=self.info.name, suffixes=SHARDS)
         columns = settle_columns(
-            found.files, caption=options.caption_column, sample_id=options.id_column, kept=options.keep_columns, fallback=None
+            found.files,
+            caption=options.caption_column,
+            sample_id=options.id_column,
+            kept=options.keep_columns,
+            fallback=None,
+            skip_broken=options.skip_broken,
         )
-        counts: dict[str, int] = {}
+        counts, facts = dict[str, int](), dict[str, Any]()
+        broken = BrokenRows(counts, facts) if options.skip_broken else None
         return OpenSource(
             files=describe_files(found.files),
-            read=lambda: _read(found.files, columns, counts, found.hidden),
+            read=lambda: _read(found.files, columns, counts, found.hidden, broken),
             caption_column=options.caption_column,
             id_column=options.id_column,
             keep_schema=columns.schema,
             counts=counts,
+            facts=facts,
             images=shards_of(options, graph_dir),
         )
 
 
-def _read(files: list[File], columns: TarColumns, counts: dict[str, int], hidden: int) -> Iterator[CaptionBatch]:
+def _read(
+    files: list[File], columns: TarColumns, counts: dict[str, int], hidden: int, broken: BrokenRows | None
+) -> Iterator[CaptionBatch]:
     left_out = TarCounts(hidden=hidden)
+    if broken is not None:
+        broken.begin()
     for file in files:
-        yield from read_shard(file, columns, left_out)
+        yield from read_shard(file, columns, left_out, broken)
     counts.update({"failed_downloads": left_out.failed, "hidden_files": left_out.hidden})
 
 

@@ -29,6 +29,8 @@ class Publication:
     """Where it is offered."""
     replacements: tuple[str, ...] = ()
     """For its placeholders."""
+    sha256: str | None = None
+    """Of the TSV, where somebody has published it."""
 
 
 class UrlPairs:
@@ -88,7 +90,7 @@ class ConceptualSource:
             return
         if self._publication.url is None:
             raise OptionError(f"--dataset {self.info.name} needs --source: {self._publication.by_hand}")
-        fetch(self._publication.url, self._path())
+        fetch(self._publication.url, self._path(), sha256=self._publication.sha256)
 
     def _path(self) -> Path:
         return _DOWNLOADS / str(self._publication.url).rsplit("/", 1)[-1]
@@ -104,5 +106,5 @@ class ConceptualSource:
             crawled = any(file.suffix in SUFFIXES for file in found.files)
             return (self._crawl if crawled else self._pairs).open(options, graph_dir)
         opened = self._pairs.open(replace(options, sources=(str(self._path()),)), graph_dir)
-        opened.facts["download"] = asdict(fetch(str(self._publication.url), self._path()))
+        opened.facts["download"] = asdict(fetch(str(self._publication.url), self._path(), sha256=self._publication.sha256))
         return opened

@@ -64,12 +64,13 @@ class Download:
         )
 
 
-def fetch(url: str, path: Path, *, pause: Callable[[float], None] = time.sleep) -> Download:
+def fetch(url: str, path: Path, *, sha256: str | None = None, pause: Callable[[float], None] = time.sleep) -> Download:
     """Download a file, or go on with it; a file that is there already, checked, is left alone.
 
     Args:
         url: Where it is.
         path: Where it goes.
+        sha256: Of the file as it was published; None: nobody states it.
         pause: Waits between attempts.
 
     Returns:
@@ -77,20 +78,22 @@ def fetch(url: str, path: Path, *, pause: Callable[[float], None] = time.sleep) 
 
     Raises:
         SourceError: If it cannot be reached, or stops again and again; what was fetched is kept.
-        ArtifactError: If the bytes are not those that the server stated; they are removed.
+        ArtifactError: If the bytes are not those that the server stated, and are removed, or not those that were published.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(path.with_name(f".{path.name}.lock"), where=path, wait=True):
         known = _read(path.with_name(path.name + ".json"))
         if known is not None and path.is_file() and path.stat().st_size == known.bytes:
             return known
-        return _fetch(url, path, pause)
+        return _fetch(url, path, sha256, pause)
 
 
-def _fetch(url: str, path: Path, pause: Callable[[float], None]) -> Download:
+def _fetch(url: str, path: Path, sha256: str | None, pause: Callable[[float], None]) -> Download:
     part = path.with_name(path.name + ".part")
     stated = _persist(url, path, part, pause)
     _check(part, stated)
+    if sha256 is not None:
+        _require_published(part, sha256)
     part.replace(path)
     write_json(path.with_name(path.name + ".json"), asdict(stated))
     part.with_name(part.name + ".json").unlink(missing_ok=True)
@@ -221,6 +224,16 @@ def _check(part: Path, stated: Download) -> None:
             raise ArtifactError(
                 f"{part}: {name} {value} was received, but {stated.url} states {expected}. It was removed: run the command again."
             )
+
+
+def _require_published(part: Path, sha256: str) -> None:
+    with part.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != sha256:
+        raise ArtifactError(
+            f"{part}: was received whole, but it is another file than the one that was published: its sha256 is {found}, not "
+            f"{sha256}. Find out why; to take it as it is, move it and give --source."
+        )
 
 
 def _size(path: Path) -> int:

@@ -76,6 +76,36 @@ def write_texts(
     return reading.finish()
 
 
+def check_source(source: OpenSource, policy: TextPolicy, prompts: Prompts, *, repeated: bool) -> None:
+    """Read a source to its end for nothing but its errors.
+
+    Args:
+        source: An opened data set.
+        policy: How captions are cleaned.
+        prompts: Of class names.
+        repeated: Whether sample ids may repeat.
+
+    Raises:
+        SourceError: As `write_texts`.
+    """
+    ids, classes, cleaner = RepeatedIds(source, allowed=repeated), _ClassNames(source, prompts), Cleaner(policy)
+    captions = 0
+    for batch in source.read():
+        rows, names = cleaner.clean(batch)
+        ids.add([batch.sample_ids[row] for row in dict.fromkeys(rows)])
+        # Any number that is the same for equal names.
+        classes.add(batch, rows, names, hash_strings(names))
+        captions += len(names)
+    ids.finish()
+    _require_captions(source, captions, cleaner)
+
+
+def _require_captions(source: OpenSource, captions: int, cleaner: Cleaner) -> None:
+    if not captions:
+        blank = f"{cleaner.left_out:,} are null or blank"
+        raise SourceError(f"{_where(source)}: no caption to embed ({blank}). Check --caption-column.")
+
+
 class _Reading:
     """One pass over a source."""
 
@@ -125,9 +155,7 @@ class _Reading:
     def finish(self) -> TextOutcome:
         """Write what is left, and count."""
         distinct = self._ids.finish()
-        if not self._samples.total:
-            blank = f"{self._cleaner.left_out:,} are null or blank"
-            raise SourceError(f"{_where(self._source)}: no caption to embed ({blank}). Check --caption-column.")
+        _require_captions(self._source, self._samples.total, self._cleaner)
         counts = self._texts.counts()
         receipts = {**self._writer.finish(), **self._samples.finish()}
         receipts |= {receipt.path: receipt for receipt in self._write_counts(counts, distinct)}
@@ -255,7 +283,7 @@ class _ClassNames:
             for text_id, one in zip(table[schemas.TEXT_ID].to_pylist(), table[self._column].to_pylist(), strict=True):
                 self._class_of.setdefault(text_id, (one, self._prompts.name_of(names[text_id])))
 
-    def add(self, batch: CaptionBatch, rows: Sequence[int], names: Sequence[str], text_ids: NDArray[np.int32]) -> None:
+    def add(self, batch: CaptionBatch, rows: Sequence[int], names: Sequence[str], text_ids: NDArray[Any]) -> None:
         if self._column is None:
             return
         classes = batch.kept[self._column].to_pylist()

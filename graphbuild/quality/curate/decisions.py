@@ -18,6 +18,7 @@ from graphbuild.errors import ArtifactError, OptionError
 from graphbuild.store import schemas
 from graphbuild.store.files import atomic_path
 from graphbuild.store.frames import SIMILARITY, Frames
+from graphbuild.store.outputs import PARQUET_METADATA
 
 KEEP, REASON, OTHER = "keep", "reason", "other_text_id"
 SAME_TEXT = "same text as an earlier sample"
@@ -63,7 +64,7 @@ def write_decisions(tables: Frames, out: Path, decisions: Decisions) -> Written:
 
     Args:
         tables: The graph.
-        out: A .parquet file; replaced if it exists.
+        out: A .parquet file that may be replaced.
         decisions: On every text.
 
     Raises:
@@ -89,5 +90,5 @@ def write_decisions(tables: Frames, out: Path, decisions: Decisions) -> Written:
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as temporary:
-        frame.write_parquet(temporary)
+        frame.write_parquet(temporary, metadata=PARQUET_METADATA)
     return Written(samples=len(frame), kept=int(keep_S.sum()))

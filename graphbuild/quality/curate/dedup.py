@@ -21,6 +21,7 @@ from graphbuild.quality.curate.decisions import Decisions, require_neighbors, wr
 from graphbuild.store import schemas
 from graphbuild.store.frames import Frames, graph_blocks
 from graphbuild.store.neighbors import Ids
+from graphbuild.store.outputs import require_replaceable
 from graphbuild.system.answers import plain, render, show, table
 from graphbuild.system.progress import progress
 
@@ -96,7 +97,9 @@ class DedupResult:
         return {**asdict(self), "graph_dir": str(self.graph_dir), "out": None if self.out is None else str(self.out)}
 
 
-def find_duplicates(graph_dir: Path, out: Path | None, *, threshold: float = 0.95, show_levels: bool = False) -> DedupResult:
+def find_duplicates(
+    graph_dir: Path, out: Path | None, *, threshold: float = 0.95, show_levels: bool = False, overwrite: bool = False
+) -> DedupResult:
     """Find near-duplicate texts and write which samples to keep.
 
     Args:
@@ -104,11 +107,14 @@ def find_duplicates(graph_dir: Path, out: Path | None, *, threshold: float = 0.9
         out: The Parquet file of decisions; None writes none.
         threshold: Similarity from which two texts count as the same.
         show_levels: Whether to compare several thresholds.
+        overwrite: Replace any file, and not only those that a command of ours wrote.
 
     Raises:
         ArtifactError: If the graph is not finished, or damaged.
-        OptionError: If `out` is no Parquet file.
+        OptionError: If `out` is no Parquet file, or is somebody else's.
     """
+    if out is not None:
+        require_replaceable(out, overwrite=overwrite)
     tables = Frames(graph_dir)
     require_neighbors(tables)
     lowest = min((threshold, *LEVELS)) if show_levels else threshold

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from graphbuild.errors import OptionError
 from graphbuild.quality.curate.decisions import Decisions, require_neighbors, write_decisions
 from graphbuild.store.frames import Frames
+from graphbuild.store.outputs import require_replaceable
 from graphbuild.system.answers import plain, render, show, table
 
 REASONS = ("ordinary", "outlier")
@@ -57,7 +58,7 @@ class OutliersResult:
 
 
 def find_outliers(
-    graph_dir: Path, out: Path, *, share: float | None = None, below: float | None = None, ranks: int = 1
+    graph_dir: Path, out: Path, *, share: float | None = None, below: float | None = None, ranks: int = 1, overwrite: bool = False
 ) -> OutliersResult:
     """Find the texts that are farthest from all others and write which samples to keep: those of all other texts.
 
@@ -67,13 +68,15 @@ def find_outliers(
         share: Share of all texts to call outliers; 0.01 where neither this nor `below` is given.
         below: Score below which a text is one.
         ranks: Nearest neighbours that the score averages.
+        overwrite: Replace any file, and not only those that a command of ours wrote.
 
     Raises:
         ArtifactError: If the graph is not finished, or damaged.
-        OptionError: If both limits are given, fewer neighbours are stored, or `out` is no Parquet file.
+        OptionError: If both limits are given, fewer neighbours are stored, or `out` is no Parquet file, or is somebody else's.
     """
     if share is not None and below is not None:
         raise OptionError("--share and --below both set a limit: give one of them.")
+    require_replaceable(out, overwrite=overwrite)
     tables = Frames(graph_dir)
     require_neighbors(tables)
     if ranks > tables.graph.k:

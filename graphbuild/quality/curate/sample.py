@@ -23,6 +23,7 @@ from graphbuild.quality.curate.decisions import Decisions, require_neighbors, wr
 from graphbuild.store.frames import Frames, graph_blocks
 from graphbuild.store.graph import Graph
 from graphbuild.store.neighbors import Ids
+from graphbuild.store.outputs import require_replaceable
 from graphbuild.system.progress import progress
 
 REASONS = ("chosen", "covered by a chosen text", "not covered")
@@ -62,7 +63,7 @@ class SampleResult:
         return {**asdict(self), "graph_dir": str(self.graph_dir), "out": str(self.out)}
 
 
-def choose_sample(graph_dir: Path, out: Path, *, count: int, seed: int = 0) -> SampleResult:
+def choose_sample(graph_dir: Path, out: Path, *, count: int, seed: int = 0, overwrite: bool = False) -> SampleResult:
     """Choose representative texts and write which samples to keep: the first one of each chosen text.
 
     Args:
@@ -70,11 +71,13 @@ def choose_sample(graph_dir: Path, out: Path, *, count: int, seed: int = 0) -> S
         out: The Parquet file of decisions.
         count: Texts to choose.
         seed: Of the random choice that the coverage is compared with.
+        overwrite: Replace any file, and not only those that a command of ours wrote.
 
     Raises:
         ArtifactError: If the graph is not finished, or damaged.
-        OptionError: If there are fewer texts, or `out` is no Parquet file.
+        OptionError: If there are fewer texts, or `out` is no Parquet file, or is somebody else's.
     """
+    require_replaceable(out, overwrite=overwrite)
     tables = Frames(graph_dir)
     require_neighbors(tables)
     graph = tables.graph

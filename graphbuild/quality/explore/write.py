@@ -24,9 +24,11 @@ from graphbuild.quality.explore.viewer import HINT, export_site, find_viewer, vi
 from graphbuild.store import schemas
 from graphbuild.store.files import atomic_path, write_json
 from graphbuild.store.frames import Frames
+from graphbuild.store.outputs import PARQUET_METADATA, require_replaceable
 from graphbuild.system.progress import progress
 
 FOLDER = "explore"
+_MAP, _LABELS, _STATE = "atlas.parquet", "labels.parquet", "state.json"
 _STAGES = 6
 _LABEL_WIDTH = 28
 _SHOWN = ("in_degree", "similarity_1", "similarity_16", "similarity_256", "sample_count")
@@ -45,6 +47,8 @@ class ExploreConfig:
     images: bool = True
     """Thumbnails where the manifest names pictures."""
     seed: int = 0
+    overwrite: bool = False
+    """Replace files that no map of ours is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,13 +87,17 @@ def write_map(graph_dir: Path, config: ExploreConfig) -> ExploreResult:
 
     Raises:
         ArtifactError: If the graph is not finished, or damaged.
-        OptionError: If umap-learn is missing, there are too few texts, or a folder is taken.
+        OptionError: If umap-learn is missing, there are too few texts, or a folder or file is taken.
     """
     tables = Frames(graph_dir)
     require_neighbors(tables)
     if config.site is not None and find_viewer() is None:
         export_site(Path(), config.site, images=False)
     folder = config.folder or graph_dir / FOLDER
+    for name in (_MAP, _LABELS):
+        require_replaceable(folder / name, overwrite=config.overwrite)
+    if (folder / _STATE).exists() and not (folder / _MAP).exists() and not config.overwrite:
+        raise OptionError(f"{folder / _STATE}: is there already, without a map. Choose another --map-dir, or add --overwrite.")
     with progress("map", _STAGES, unit="stages") as meter:
         degrees_N = in_degrees(tables.graph)
         chosen = select_texts(tables, degrees_N, count=config.count, seed=config.seed)
@@ -145,10 +153,10 @@ def _write(folder: Path, frame: pl.DataFrame, labels: list[Label], truth: Truth,
             pl.Series("priority", [label.texts for label in labels], dtype=pl.Int32),
         )
     )
-    for name, table in (("atlas.parquet", frame), ("labels.parquet", named)):
+    for name, table in ((_MAP, frame), (_LABELS, named)):
         with atomic_path(folder / name) as temporary:
-            table.write_parquet(temporary)
-    write_json(folder / "state.json", _state(frame, truth, chosen))
+            table.write_parquet(temporary, metadata=PARQUET_METADATA)
+    write_json(folder / _STATE, _state(frame, truth, chosen))
 
 
 def _state(frame: pl.DataFrame, truth: Truth, chosen: Selection) -> dict[str, Any]:

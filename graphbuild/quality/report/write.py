@@ -18,6 +18,7 @@ from graphbuild.quality.report.pictures import pictures
 from graphbuild.quality.view import GraphView
 from graphbuild.store import schemas
 from graphbuild.store.files import write_json, write_text
+from graphbuild.store.outputs import require_replaceable
 from graphbuild.system.pages import page_template
 
 _NEIGHBORHOODS, _NEIGHBORS = 8, 6
@@ -101,7 +102,9 @@ class Page:
     made_of: tuple[tuple[str, str], ...]
 
 
-def write_report(graph_dir: Path, out: Path | None = None, *, fidelity: bool = True, **options: Any) -> ReportResult:
+def write_report(
+    graph_dir: Path, out: Path | None = None, *, fidelity: bool = True, overwrite: bool = False, **options: Any
+) -> ReportResult:
     """Measure a graph and write report.html, and metrics.json beside it.
 
     Args:
@@ -109,16 +112,19 @@ def write_report(graph_dir: Path, out: Path | None = None, *, fidelity: bool = T
         out: The HTML file; None: report/report.html in the graph directory.
         fidelity: Whether to measure what the stored rows lose of the target, in random batches and in batches of neighbours;
             a partition into chunks is made where it is missing.
+        overwrite: Replace any file, and not only those that a report wrote.
         options: Fields of `HealthConfig`.
 
     Raises:
         ArtifactError: If the graph is not finished, or damaged.
-        OptionError: If there is nothing to measure, or a metrics.json of others would be replaced.
+        OptionError: If there is nothing to measure, or a file of others would be replaced.
         SourceError: If a column or file named in the options is not there.
     """
     out = out or graph_dir / schemas.REPORT / "report.html"
     metrics = out.with_name("metrics.json")
-    _require_ours(metrics)
+    require_replaceable(out, overwrite=overwrite)
+    if not overwrite:
+        _require_ours(metrics)
     view = GraphView(graph_dir)
     health = view.health(**options)
     found = _fidelity(view, health) if fidelity else None
@@ -152,7 +158,7 @@ def _require_ours(metrics: Path) -> None:
     except ValueError:
         held = None
     if not isinstance(held, dict) or not {"graph_dir", "measures"} <= held.keys():
-        raise OptionError(f"{metrics}: is there already, and no report wrote it. Move it, or choose another folder for --out.")
+        raise OptionError(f"{metrics}: is there already, and no report wrote it. Choose another --out, or add --overwrite.")
 
 
 def _fidelity(view: GraphView, health: Health) -> Fidelity | None:

@@ -199,6 +199,15 @@ def test_server_that_is_not_there_is_one_error(tmp_path: Path) -> None:
         fetch("http://127.0.0.1:1/a", tmp_path / "a", pause=lambda _: None)
 
 
+def test_file_that_is_not_the_published_one_is_kept_aside_and_named(tmp_path: Path, site: Site) -> None:
+    right, wrong = hashlib.sha256(CONTENT).hexdigest(), "0" * 64
+    with pytest.raises(ArtifactError, match=rf"another file than the one that was published: its sha256 is {right}, not {wrong}"):
+        fetch(site.url, tmp_path / "a", sha256=wrong, pause=lambda _: None)
+    assert not (tmp_path / "a").exists()
+    fetch(site.url, tmp_path / "a", sha256=right, pause=lambda _: None)
+    assert (tmp_path / "a").read_bytes() == CONTENT
+
+
 def test_cc12m_is_downloaded_once_and_recorded(tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.content = b"https://host.example/1.jpg\ta dog and <PERSON>\n"
     publication = cc12m.SOURCE._publication

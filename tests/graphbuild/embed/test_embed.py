@@ -19,7 +19,7 @@ from helpers_graph import file_times
 from graphbuild.embed.build import default_graph_dir
 from graphbuild.embed.config import EmbedConfig
 from graphbuild.embed.hashing import HashingEncoder
-from graphbuild.errors import ArtifactMismatch, OptionError
+from graphbuild.errors import ArtifactMismatch, OptionError, SourceError
 from graphbuild.store.embeddings import load_embeddings
 from graphbuild.store.manifest import Manifest, Stage
 
@@ -244,3 +244,25 @@ def test_flickr8k_captions_all_find_their_text(tmp_path: Path, shared_data: Path
     stored = [(sample_id, texts[text_id].lower()) for sample_id, text_id in rows]
     table = pq.read_table(source, columns=["file", "captions"]).to_pylist()
     assert stored == [(row["file"], " ".join(caption.split()).lower()) for row in table for caption in row["captions"]]
+
+
+@pytest.mark.parametrize("bad", ["caption\none\ntwo,three,four\n", "caption\n\n"])
+def test_overwriting_by_a_source_that_fails_leaves_the_graph_as_it_was(tmp_path: Path, bad: str) -> None:
+    good = write_captions(tmp_path / "a.parquet", {"caption": numbered_captions(30)})
+    embed(tmp_path / "g", good, shard_size=10)
+    before = {path: path.read_bytes() for path in (tmp_path / "g").rglob("*") if path.is_file()}
+    (tmp_path / "bad.csv").write_text(bad)
+    with pytest.raises(SourceError):
+        embed(tmp_path / "g", tmp_path / "bad.csv", "csv", overwrite=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "g").rglob("*") if path.is_file()} == before
+
+
+def test_a_lost_tokenizer_is_written_again_without_a_look_at_the_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_captions(tmp_path / "a.parquet", {"caption": numbered_captions(30)})
+    embed(tmp_path / "g", source, shard_size=10)
+    files = {path: path.read_bytes() for path in (tmp_path / "g/tokenizer").iterdir()}
+    next(iter(files)).unlink()
+    monkeypatch.setattr("graphbuild.embed.stages.write_texts", None)
+    assert embed(tmp_path / "g", source, shard_size=10).built == ("text",)
+    assert {path: path.read_bytes() for path in (tmp_path / "g/tokenizer").iterdir()} == files
+    assert embed(tmp_path / "g", source, shard_size=10).built == ()

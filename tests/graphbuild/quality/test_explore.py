@@ -117,3 +117,10 @@ def test_state_opens_with_the_map_and_says_how_true_it_is(result: ExploreResult)
     charts = json.loads((result.folder / "state.json").read_text())["props"]["initialState"]["charts"]
     assert [chart.get("type") for chart in charts.values()][:2] == ["embedding", "markdown"]
     assert "Trust the listed neighbours" in charts["2"]["content"]
+
+
+def test_a_map_replaces_no_file_of_others(graph_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(OptionError, match=r"state\.json: is there already, without a map"):
+        write_map(graph_dir, ExploreConfig(folder=tmp_path, images=False))
+    assert [path.name for path in tmp_path.iterdir()] == ["state.json"]

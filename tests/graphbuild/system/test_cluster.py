@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import http.client
 import os
 import platform
 import signal
@@ -10,12 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 import dask
+import psutil
 import pytest
 from click.testing import CliRunner
 from distributed import Client, Security, get_worker
@@ -28,7 +31,7 @@ from graphbuild.embed.encoder_files import find_encoder, missing_on_this_machine
 from graphbuild.errors import ArtifactMismatch, ResourceError, SourceError
 from graphbuild.store.files import Receipt
 from graphbuild.store.manifest import Manifest
-from graphbuild.system.cluster import TLS_VARIABLES, Workers, _Expected, _inspect_worker, run_tasks, versions
+from graphbuild.system.cluster import TLS_VARIABLES, Workers, _Expected, _inspect_worker, _run_one, run_tasks, versions
 
 Report = Callable[[int], None]
 
@@ -88,8 +91,29 @@ def test_local_workers_take_nothing_from_others_on_this_machine(tmp_path: Path, 
     assert address.startswith("tls://127.0.0.1:")
     for asked in (address, address.replace("tls", "tcp")):
         with pytest.raises((OSError, RuntimeError, TypeError)):
-            Client(asked, security=security, timeout=2)
+            Client(asked, security=security, timeout=2, set_as_default=False)
     assert list(results) == [address]
+
+
+def listening() -> set[int]:
+    """Ports of this machine on which this process and its children listen."""
+    here = psutil.Process()
+    found = [one for process in (here, *here.children(recursive=True)) for one in process.net_connections("tcp")]
+    assert all(one.laddr.ip == "127.0.0.1" for one in found if one.status == psutil.CONN_LISTEN)
+    return {one.laddr.port for one in found if one.status == psutil.CONN_LISTEN}
+
+
+def test_local_workers_show_nothing_by_http(tmp_path: Path) -> None:
+    results = run_tasks(own_scheduler, [(1,), (2,)], workers=Workers(count=2), shared=[tmp_path], report=lambda _: None)
+    next(results)
+    ports = listening()
+    assert ports
+    for port in ports:
+        for page in ("", "status", "info/main/workers.html", "metrics", "health", "json/counts.json"):
+            # 404, or no HTTP at all.
+            with pytest.raises((OSError, http.client.HTTPException)):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=5)
+    assert len(list(results)) == 1
 
 
 def visible_gpu(number: int, *, report: Report) -> str | None:
@@ -235,7 +259,6 @@ def test_running_cluster_gives_the_same_bytes(tmp_path: Path, worker: str) -> No
 def test_a_cluster_with_tls_takes_a_command_with_its_certificates_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("graphbuild.system.cluster._CONNECT_SECONDS", 5)
     made = Security.temporary()
     contents = {"ca": made.tls_ca_file, "cert": made.tls_client_cert, "key": made.tls_client_key}
     files = [tmp_path / f"{name}.pem" for name in contents]
@@ -248,7 +271,10 @@ def test_a_cluster_with_tls_takes_a_command_with_its_certificates_and_no_other(
     shown = [option for pair in zip(("--tls-ca-file", "--tls-cert", "--tls-key"), map(str, files), strict=True) for option in pair]
     try:
         started.add_worker("--tls-ca-file", str(files[0]), "--tls-cert", str(files[1]), "--tls-key", str(files[2]))
-        refused = CliRunner().invoke(cli, ask)
+        with monkeypatch.context() as hurried:
+            # Only for the one that is refused: on a busy machine the other may take longer.
+            hurried.setattr("graphbuild.system.cluster._CONNECT_SECONDS", 5)
+            refused = CliRunner().invoke(cli, ask)
         assert "takes --tls-ca-file, --tls-cert and --tls-key" in str(refused.exception)
         missing = CliRunner().invoke(cli, [*ask, *shown[:-1], str(tmp_path / "none.pem")])
         assert "none.pem: no such file of certificates" in str(missing.exception)
@@ -318,6 +344,14 @@ def test_a_worker_that_joins_late_with_other_weights_does_no_work(tmp_path: Path
     with pytest.raises(ResourceError, match=r"worker tcp://127\.0\.0\.1:\d+ has other weights\..*joined after the others"):
         list(results)
     assert list(tmp_path.glob(".probe*")) == []
+
+
+def test_a_check_that_ends_after_the_command_leaves_no_probe(tmp_path: Path, worker: str) -> None:
+    expected = _Expected(versions(), str(tmp_path / ".probe-1.tmp"), "1", (str(tmp_path),), None)
+    Path(expected.probe).write_text("1")
+    with Client(worker, set_as_default=False) as client:
+        assert client.submit(_run_one, rest, (1,), expected).result() == 1
+    assert list(tmp_path.glob(".probe-*")) == [Path(expected.probe)]
 
 
 def test_no_workers_left_is_said_and_work_goes_on_with_a_new_one(

@@ -170,6 +170,11 @@ def test_index_is_built_once_and_again_when_a_shard_changes(tmp_path: Path, monk
     (index,) = (folder / tar_index.FOLDER).glob("*.arrow")
     index.write_bytes(index.read_bytes()[:-200])
     assert scans(folder, monkeypatch) == 2
+    damaged = bytearray(index.read_bytes())
+    damaged[damaged.index(b"new-31") + 5] ^= 1
+    index.write_bytes(damaged)
+    assert scans(folder, monkeypatch) == 2
+    assert open_images(str(folder)).sample_ids[31] == "new-31"
 
 
 def test_index_of_shards_that_cannot_be_written_beside_lies_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +206,8 @@ def test_index_killed_in_the_middle_is_built_by_the_next_run(tmp_path: Path) -> 
     died = subprocess.run([sys.executable, "-c", KILLED, str(folder)], check=False, env=os.environ)
     assert died.returncode < 0
     assert list(open_images(str(folder)).sample_ids) == [f"img-{i}" for i in range(60)]
-    assert len(list((folder / tar_index.FOLDER).iterdir())) == 2, "the index and its lock"
+    assert len(list((folder / tar_index.FOLDER).glob("[!.]*"))) == 2, "the index and its lock"
+    assert not list((folder / tar_index.FOLDER).rglob("*.tmp"))
 
 
 def test_shards_join_the_graph_by_url_and_the_match_rate_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

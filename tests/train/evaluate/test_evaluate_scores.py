@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from graphbuild.errors import SourceError
+from graphbuild.errors import ArtifactError, SourceError
 from train.evaluate.protocols import linear, low_data
 from train.evaluate.protocols.knn import knn_predict
 from train.evaluate.protocols.linear import fit_probe
 from train.evaluate.protocols.scores import describe, knn_scores, linear_scores
+from train.run.scores import read_scores, write_scores
 
 
 def all_scores(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> dict[str, float]:
@@ -134,3 +136,12 @@ def test_with_one_or_two_a_class_no_penalty_is_chosen(count: int, monkeypatch: p
     monkeypatch.setattr(low_data, "PER_CLASS", (count,))
     low_data.low_data_scores(make_task(train, labels, test, truth))
     assert {len(penalties) for rows, penalties in asked if rows == count} == {1}
+
+
+def test_scores_of_which_a_byte_changed_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "eval.json"
+    write_scores(path, {"scores": {"trained": {"label": {"knn_top1": 0.25}}}})
+    assert read_scores(path) == {"scores": {"trained": {"label": {"knn_top1": 0.25}}}}
+    path.write_text(path.read_text().replace("0.25", "0.35"))
+    with pytest.raises(ArtifactError, match=r"eval\.json: cannot be read \(it holds something else"):
+        read_scores(path)

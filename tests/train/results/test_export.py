@@ -175,6 +175,7 @@ def test_a_readme_that_is_not_ours_is_not_replaced(run_dir: Path, tmp_path: Path
     with pytest.raises(OptionError, match=r"README\.md: exists, and is not a card"):
         export_run(run_dir, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    export_run(run_dir, tmp_path, overwrite=True)
     export_run(run_dir, tmp_path / "out")
     first = (tmp_path / "out/backbone.safetensors").read_bytes()
     export_run(run_dir, tmp_path / "out")

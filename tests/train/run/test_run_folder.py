@@ -36,6 +36,16 @@ def test_what_a_killed_start_left_is_no_obstacle(tmp_path: Path, config: TrainCo
     assert not list((tmp_path / "run").glob(".*.tmp"))
 
 
+def test_a_checkpoint_that_was_begun_by_a_killed_process_goes_at_the_next_run(tmp_path: Path, config: TrainConfig) -> None:
+    train(config, tmp_path / "run")
+    left = tmp_path / "run/checkpoints/.step-00000004.99999999-0a1b2c3d.tmp"
+    left.mkdir()
+    (left / "model.safetensors").write_text("half")
+    train(config, tmp_path / "run")
+    assert not left.exists()
+    assert checkpoints(tmp_path / "run")
+
+
 def test_overwrite_removes_nothing_that_the_run_did_not_write(tmp_path: Path, config: TrainConfig) -> None:
     train(config, tmp_path / "run")
     kept = ("notes.md", "features/mine.npy", "checkpoints/best.pt", "tensorboard/layout.json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,6 +12,7 @@ from graphbuild.errors import ArtifactError, OptionError
 from train.config import TrainConfig
 from train.config.kinds import flag
 from train.run.folder import EVAL_FILE, TRAINED, read_run_config
+from train.run.scores import read_scores
 
 _SEED_FOLDER = re.compile(r"seed-\d+")
 _NUMBER = re.compile(r"[-_](seed[-_]?)?\d+$")
@@ -111,16 +111,10 @@ def _conditions(config: TrainConfig, evaluation: Mapping[str, Any]) -> dict[str,
 
 
 def _read_evaluation(path: Path) -> dict[str, Any]:
-    file = path / EVAL_FILE
     try:
-        evaluation = json.loads(file.read_text(encoding="utf-8"))
+        return read_scores(path / EVAL_FILE)
     except FileNotFoundError:
         raise ArtifactError(f"{path}: was not evaluated. Run `train eval {path}`.") from None
-    except ValueError as error:
-        raise _unreadable(path, error) from None
-    if not isinstance(evaluation, dict):
-        raise _unreadable(path, "no JSON object")
-    return evaluation
 
 
 def _scores(evaluation: Mapping[str, Any], path: Path) -> dict[Measure, float]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from graphbuild.errors import OptionError
+from graphbuild.store.outputs import MARK
 from train.evaluate.intervals import mean_interval
 from train.results.compare.arms import Arm
 
@@ -61,7 +62,14 @@ def write_figure(arms: Sequence[Arm], path: Path) -> None:
     axes.grid(axis="y", linewidth=0.4, alpha=0.5)
     axes.legend(frameon=False, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+    figure.savefig(path, dpi=200, metadata=metadata_of(path))
+
+
+def metadata_of(path: Path) -> dict[str, str | None]:
+    """Return what a figure's file says of itself: that this program wrote it, and not when."""
+    if path.suffix == ".png":
+        return {"Software": MARK}
+    return {"Creator": MARK, "Date": None} if path.suffix == ".svg" else {"Creator": MARK}
 
 
 def require_figure_name(path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from graphbuild.errors import OptionError
 from train.data.prepare import open_data
-from train.results.compare.figure import require_figure_name
+from train.results.compare.figure import metadata_of, require_figure_name
 from train.results.report.figures import off_diagonal_range
 from train.results.report.pictures import measure_similarities
 from train.results.report.runs import read_runs
@@ -56,4 +56,4 @@ def draw(panels: dict[str, Matrix], out: Path) -> None:
         axes.set_xticks([])
         axes.set_yticks([])
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=200)
+    figure.savefig(out, dpi=200, metadata=metadata_of(out))

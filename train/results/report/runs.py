@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from train.results.report.page import Cell, CurveFigure, ResultRow, Results, sam
 from train.run.checkpoint import WEIGHTS
 from train.run.folder import EVAL_FILE, TRAINED, UNTRAINED, read_run_config
 from train.run.metrics import EVENTS_FILE, read_lines, read_metrics
+from train.run.scores import read_scores
 
 _Z = 1.96
 _SCORES = (("knn_top1", "kNN"), ("linear_top1", "linear"))
@@ -74,19 +74,9 @@ def _read_run(path: Path, name: str) -> RunRecord:
             f"{path}: the run is not finished. Go on with `train run --config {path}/config.toml --run-dir {path}`."
         )
     finishes = [line["seconds"] for line in read_lines(path / EVENTS_FILE) if line.get("event") == "finish"]
-    evaluated = _read_eval(path / EVAL_FILE)
+    evaluated = read_scores(path / EVAL_FILE) if (path / EVAL_FILE).exists() else {}
     scores = evaluated.pop("scores", {})
     return RunRecord(path, name, config, read_metrics(path), finishes[-1] if finishes else None, scores, evaluated)
-
-
-def _read_eval(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return values
-    except ValueError as error:
-        raise ArtifactError(f"{path}: not JSON ({error}). Run `train eval {path.parent}` again.") from None
 
 
 def conditions(runs: Sequence[RunRecord], graphs: Sequence[str]) -> tuple[tuple[str, tuple[str, ...]], ...]:

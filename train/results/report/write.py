@@ -11,6 +11,7 @@ from graphbuild.errors import OptionError
 from graphbuild.store.files import write_text
 from graphbuild.store.graph import Graph
 from graphbuild.store.images import recorded
+from graphbuild.store.outputs import require_replaceable
 from train.config import TrainConfig
 from train.data.prepare import open_data
 from train.results.report.page import Page, RunHead, render_page
@@ -37,24 +38,32 @@ class ReportResult:
 
 
 def write_report(
-    runs: Sequence[Path], out: Path, *, data: str | None = None, title: str | None = None, remarks: Sequence[str] = ()
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    data: str | None = None,
+    title: str | None = None,
+    remarks: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> ReportResult:
     """Write one HTML file about finished runs.
 
     Args:
         runs: Their folders. The first one's images and graph are used for the pictures.
-        out: The file; replaced if it exists.
+        out: The file; replaced if a report wrote it.
         data: Held-out images for the neighbours; None: those that the graph or the evaluation names.
         title: Of the page.
         remarks: Lines below the title.
+        overwrite: Replace any file.
 
     Raises:
-        OptionError: If there is no run, or a folder is not that of one.
+        OptionError: If there is no run, a folder is not that of one, or the file is somebody else's.
         ArtifactError: If a run is not finished, or a graph is damaged.
         SourceError: If the images of the first run cannot be read.
     """
     if not runs:
         raise OptionError("no run to report on. Name the folders of finished runs, such as runs/xclr-1.")
+    require_replaceable(out, overwrite=overwrite)
     records = [replace(record, config=settle(replace(record.config, device="auto"))) for record in read_runs(runs)]
     columns = list(dict.fromkeys(column for record in records for column in record.columns))
     opened = open_data(records[0].config)

@@ -1,0 +1,42 @@
+"""`eval.json`, the scores of a run: written with a digest of itself, by which one that was damaged is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from graphbuild.errors import ArtifactError
+from graphbuild.store.files import digest_json, write_json
+
+_DIGEST = "digest"
+
+
+def write_scores(path: Path, scores: Mapping[str, Any]) -> None:
+    """Write what an evaluation found, and its digest."""
+    # As it will be read back.
+    content = json.loads(json.dumps(scores))
+    write_json(path, {_DIGEST: digest_json(content), **content})
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """Return what `write_scores` wrote; the digest may be missing, as in files of before.
+
+    Raises:
+        ArtifactError: If it cannot be read, or holds something else than was written.
+        FileNotFoundError: If there is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _unreadable(path, error) from None
+    if not isinstance(content, dict):
+        raise _unreadable(path, "no JSON object")
+    if (claimed := content.pop(_DIGEST, None)) is not None and claimed != digest_json(content):
+        raise _unreadable(path, "it holds something else than was written: its digest differs")
+    return content
+
+
+def _unreadable(path: Path, reason: object) -> ArtifactError:
+    return ArtifactError(f"{path}: cannot be read ({reason}). Run `train eval {path.parent}` again.")
