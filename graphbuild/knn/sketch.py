@@ -3,7 +3,8 @@
 Shape letters: N texts, n rows of a block, D vector width, R sketch width.
 
 The code of a text is its embedding's coordinates on the R leading eigenvectors of the uncentred, sample-weighted
-second-moment matrix of all embeddings, with one scale a row: s_ij is about scale_i scale_j <q_i, q_j>.
+second-moment matrix of all embeddings, with one scale a row: s_ij is about scale_i scale_j <q_i, q_j>. What that leaves out is
+fitted on a sample of pairs (`graphbuild.store.sketches`).
 """
 
 from __future__ import annotations
@@ -13,11 +14,18 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from graphbuild.store.sketches import UNCORRECTED, Correction, estimate, residual_lengths
+
 _BLOCK = 8192
 _STEP = 2.0**-16
 """Eigenvectors are rounded to multiples of this. Far below an int8 step, it takes rounding noise of the eigensolver out
 of the bytes, and makes the projection of float16 vectors exact in float64, so that no block size or thread count shows."""
 _RANK_TOLERANCE = 1e-9
+_FITTED_ROWS = 128
+FEWEST_TEXTS = 4096
+"""Up to so many, where a graph is complete unless told otherwise, there is no correction: divergences move by 2 % either way."""
+_FEWEST_PAIRS = 10_000
+"""Below which a fit would tell of these pairs alone."""
 
 
 def second_moments(shards: Iterable[tuple[NDArray[np.float16], NDArray[np.int32]]], dim: int) -> NDArray[np.float64]:
@@ -71,8 +79,33 @@ def encode(vectors_nD: NDArray[np.float16], basis_DR: NDArray[np.float64]) -> tu
     return codes_nR, scales_n
 
 
-def estimate(
-    codes_aR: NDArray[np.int8], scales_a: NDArray[np.float32], codes_bR: NDArray[np.int8], scales_b: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Similarities as the sketches have them; shape (a, b)."""
-    return (codes_aR.astype(np.float32) @ codes_bR.astype(np.float32).T) * scales_a[:, None] * scales_b
+def fit_correction(
+    vectors_nD: NDArray[np.float16], codes_nR: NDArray[np.int8], scales_n: NDArray[np.float32], last_n: NDArray[np.float16]
+) -> Correction:
+    """Fit what sketches leave out of a similarity, by least squares over the pairs of some texts that no row stores.
+
+    Args:
+        vectors_nD: The texts' stored embeddings.
+        codes_nR: Their codes.
+        scales_n: Their scales.
+        last_n: The smallest similarity that each one's row stores; a pair is estimated that lies below both.
+
+    Returns:
+        Coefficients of four digits, so that no order of summation shows in them; none from too few pairs.
+    """
+    lengths_n, last = residual_lengths(codes_nR, scales_n), last_n.astype(np.float64)
+    products, missed, pairs = np.zeros((4, 4)), np.zeros(4), 0
+    for start in range(0, len(codes_nR), _FITTED_ROWS):
+        rows = slice(start, start + _FITTED_ROWS)
+        exact = vectors_nD[rows].astype(np.float64) @ vectors_nD.astype(np.float64).T
+        absent = (exact < np.minimum(last[rows, None], last)) & (np.arange(len(last))[rows, None] < np.arange(len(last)))
+        found = estimate(codes_nR[rows], scales_n[rows], codes_nR, scales_n)[absent].astype(np.float64)
+        left_out = (lengths_n[rows, None] * lengths_n)[absent].astype(np.float64)
+        terms = left_out * found ** np.arange(4)[:, None]
+        products += terms @ terms.T
+        missed += terms @ (exact[absent] - found)
+        pairs += len(found)
+    if pairs < _FEWEST_PAIRS:
+        return UNCORRECTED
+    one, two, three, four = (round(float(value), 4) for value in np.linalg.lstsq(products, missed, rcond=1e-10)[0])
+    return one, two, three, four

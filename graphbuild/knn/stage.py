@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 
 from graphbuild.errors import OptionError
 from graphbuild.knn.config import KnnConfig, KnnResult
@@ -19,15 +21,21 @@ from graphbuild.knn.engines.devices import resolve_device
 from graphbuild.knn.extension import find_extension
 from graphbuild.knn.plan import Estimate, Layout, MemoryPlan, plan_memory
 from graphbuild.knn.search import Search
+from graphbuild.knn.sketch import FEWEST_TEXTS, fit_correction
 from graphbuild.store import schemas
+from graphbuild.store.embeddings import some_embeddings
 from graphbuild.store.files import Receipt
 from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
+from graphbuild.store.neighbors import map_shard
 from graphbuild.store.parts import Part, require_no_parts
+from graphbuild.store.sketches import FACT
 from graphbuild.store.stage import Made, run_stage, writing
 from graphbuild.system.cluster import Workers
 from graphbuild.system.memory import resolve_limit
 
 _AUTO_COMPLETE = 4096
+_FITTED_TEXTS, _FITTED_SHARDS = 2048, 8
+"""Texts whose pairs the sketches' correction is fitted on, and shards that they are of."""
 _AUTO_K = 256
 
 
@@ -70,7 +78,22 @@ class Request:
         _say_k(self.config.k, self.layout)
         search = self.search()
         receipts = search.run()
-        return Made(receipts, _facts(self.config, self.layout, receipts, search.reused))
+        return Made(receipts, {**_facts(self.config, self.layout, receipts, search.reused), **self._correction(receipts)})
+
+    def _correction(self, receipts: Sequence[Receipt]) -> dict[str, list[float]]:
+        """What sketches leave out, fitted on some texts; nothing where there are no sketches, or few texts."""
+        if not self.layout.sketch_dim or self.layout.texts <= FEWEST_TEXTS:
+            return {}
+        ids_n = _spread_texts(receipts)
+        codes, scales, last = [], [], []
+        for shard in (map_shard(self.graph_dir, receipt, texts=self.layout.texts) for receipt in receipts):
+            rows, own = shard.rows, ids_n - shard.first_id
+            places = own[(own >= 0) & (own < len(shard.rows.sketch_scale))]
+            codes.append(rows.sketch[places])
+            scales.append(rows.sketch_scale[places])
+            last.append(rows.similarities[places, -1])
+        vectors_nD = some_embeddings(self.graph_dir, ids_n, self.manifest)
+        return {FACT: list(fit_correction(vectors_nD, np.concatenate(codes), np.concatenate(scales), np.concatenate(last)))}
 
     def plan(self) -> MemoryPlan:
         """How memory is divided, and on which device.
@@ -113,6 +136,14 @@ def build_knn(graph_dir: Path, config: KnnConfig) -> KnnResult:
         options, inputs = request.options, request.inputs
         built = run_stage(graph_dir, manifest, "knn", options, inputs, request.work, overwrite=config.overwrite, check=request.plan)
     return _result(graph_dir, config, manifest.stages["knn"], request.layout.texts, already_done=not built)
+
+
+def _spread_texts(receipts: Sequence[Receipt]) -> NDArray[np.int64]:
+    """Some texts of shards that lie evenly among all, ascending: few files are read, however many there are."""
+    rows = np.array([receipt.rows for receipt in receipts])
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _FITTED_SHARDS)).astype(int))
+    ids = np.concatenate([np.arange(rows[:shard].sum(), rows[: shard + 1].sum()) for shard in chosen])
+    return np.sort(np.random.default_rng(0).choice(ids, min(len(ids), _FITTED_TEXTS), replace=False))
 
 
 def _facts(config: KnnConfig, layout: Layout, receipts: Sequence[Receipt], reused: int) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Shape letters: B samples in a batch, K neighbours stored, R sketch width, D embedding width.
 Everything is measured on a few batches, random ones and ones of neighbour chunks, against the dense target of the stored
-embeddings. Sketches of other widths are computed anew; fewer neighbours are a part of those stored. Divergences are in nats.
+embeddings. Sketches of other widths are computed and corrected anew; fewer neighbours are a part of those stored. Divergences
+are in nats.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from graphbuild.errors import OptionError
-from graphbuild.knn.sketch import encode, second_moments, sketch_basis
+from graphbuild.knn.sketch import FEWEST_TEXTS, encode, fit_correction, second_moments, sketch_basis
 from graphbuild.quality.samples import Samples
 from graphbuild.store.embeddings import embedding_blocks
 from graphbuild.store.graph import Graph
 from graphbuild.store.neighbors import Rows
+from graphbuild.store.sketches import UNCORRECTED, Correction
 from graphbuild.system.progress import progress
 from graphbuild.targets import assemble as targets
 from graphbuild.targets import softmax
@@ -29,12 +31,14 @@ from graphbuild.targets.partition import PartitionConfig, load_partition
 Int32 = npt.NDArray[np.int32]
 Vectors = npt.NDArray[np.float16]
 Similarity = npt.NDArray[np.float32]
-Codes = tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]
+Codes = tuple[npt.NDArray[np.int8], npt.NDArray[np.float32], Correction]
 
 _NEIGHBORS = (16, 32, 64, 128, 256)
 _SKETCHES = (0, 32, 64, 128)
 _BASIS_TEXTS = 65_536
 """Texts that the sketches' basis is computed from; the knn stage takes all."""
+_FITTED_TEXTS = 2048
+"""Texts whose pairs the sketches' correction is fitted on."""
 PAPER_TAU_S = 0.1
 LEAST_OWN_VIEW, MOST_OWN_VIEW = 0.1, 0.9
 """Own-view mass, in random batches, of a target that is neither SimCLR's nor indifferent to views."""
@@ -134,7 +138,7 @@ def measure_fidelity(graph_dir: Path, config: FidelityConfig) -> Fidelity:
         hit_rate_random=_hit_rate(batches["random"]),
         hit_rate_neighbors=_hit_rate(batches["neighbors"]),
         absent=absent,
-        storage=tuple(_storage(graph, batches, basis.moments(vectors), absent, taus)),
+        storage=tuple(_storage(graph, batches, basis, vectors, absent, taus)),
         sharpness=sharpness,
     )
 
@@ -194,6 +198,13 @@ class _BasisSample:
         found = vectors.of(self.texts)
         return second_moments([(found, np.ones(len(found), np.int32))], found.shape[1])
 
+    def correction(self, graph: Graph, vectors: _Vectors, basis_DR: npt.NDArray[np.float64]) -> Correction:
+        """Fit what sketches of this basis leave out, on some of the texts; the knn stage draws its own."""
+        texts = np.unique(self.texts)
+        some = texts[:: -(-len(texts) // _FITTED_TEXTS)]
+        found = vectors.of(some)
+        return fit_correction(found, *encode(found, basis_DR), graph.rows(some).similarities[:, -1])
+
 
 @dataclass(frozen=True, slots=True)
 class _Vectors:
@@ -223,13 +234,27 @@ def _open_batch(graph: Graph, vectors: _Vectors, texts: Int32) -> _Batch:
 
 
 def _storage(
-    graph: Graph, batches: dict[str, list[_Batch]], moments: npt.NDArray[np.float64], absent: float, taus: tuple[float, ...]
+    graph: Graph,
+    batches: dict[str, list[_Batch]],
+    sample: _BasisSample,
+    vectors: _Vectors,
+    absent: float,
+    taus: tuple[float, ...],
 ) -> Iterator[Storage]:
+    moments = sample.moments(vectors)
     widths = [k for k in sorted({0, *_NEIGHBORS, graph.k}) if k <= graph.k]
     for sketch_dim in (width for width in _SKETCHES if width <= len(moments)):
         basis = sketch_basis(moments, sketch_dim)
+        # What is stored is measured as it is.
+        if sketch_dim in (0, graph.sketch_dim) or graph.n_texts <= FEWEST_TEXTS:
+            correction = graph.correction
+        else:
+            correction = sample.correction(graph, vectors, basis)
         # Codes are made once for every batch, whatever k is.
-        codes = {kind: [encode(batch.vectors, basis) if sketch_dim else None for batch in some] for kind, some in batches.items()}
+        codes = {
+            kind: [(*encode(batch.vectors, basis), correction) if sketch_dim else None for batch in some]
+            for kind, some in batches.items()
+        }
         for k in (width for width in widths if width or sketch_dim):
             divergence = {
                 kind: np.mean([_kl(batch, code, k, absent, taus) for batch, code in zip(some, codes[kind], strict=True)], axis=0)
@@ -248,9 +273,11 @@ def _storage(
 
 def _kl(batch: _Batch, code: Codes | None, k: int, absent: float, taus: tuple[float, ...]) -> list[float]:
     """KL(dense || assembled) of one batch at each temperature, from its k nearest stored neighbours and a sketch or a constant."""
-    sketch, scale = code or (np.empty((len(batch.texts), 0), np.int8), np.zeros(len(batch.texts), np.float32))
+    none = np.empty((len(batch.texts), 0), np.int8), np.zeros(len(batch.texts), np.float32), UNCORRECTED
+    sketch, scale, correction = code or none
     nearest = np.ascontiguousarray(batch.rows.neighbor_ids[:, :k]), np.ascontiguousarray(batch.rows.similarities[:, :k])
-    assembled = targets.assemble(Rows(*nearest, sketch, scale), batch.texts, absent=None if code else absent).similarity_BB
+    rows = Rows(*nearest, sketch, scale, correction=correction)
+    assembled = targets.assemble(rows, batch.texts, absent=None if code else absent).similarity_BB
     return [softmax.kl(batch.dense.astype(np.float64), assembled.astype(np.float64), tau_s) for tau_s in taus]
 
 

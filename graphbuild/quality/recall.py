@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from graphbuild.store import schemas
 from graphbuild.store.embeddings import embedding_blocks
 from graphbuild.store.graph import Graph
+from graphbuild.store.sketches import estimate
 from graphbuild.system.progress import progress
 
 _GROUP = 1024
@@ -122,13 +123,13 @@ def _sketch_errors(
     graph: Graph, ids_s: NDArray[np.integer], neighbors_sK: NDArray[np.int32], group: _Group
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     own = graph.rows(ids_s)
-    codes_sR = own.sketch.astype(np.float32) * own.sketch_scale[:, None]
-    pairs_ss = np.abs(codes_sR @ codes_sR.T - group.queries_sD @ group.queries_sD.T)
+    sketches = own.sketch, own.sketch_scale
+    pairs_ss = np.abs(estimate(*sketches, *sketches, graph.correction) - group.queries_sD @ group.queries_sD.T)
     edges_sK = np.empty(neighbors_sK.shape, np.float32)
     for i, neighbors_K in enumerate(neighbors_sK):
         others = graph.rows(neighbors_K)
-        estimates_K = others.sketch.astype(np.float32) @ codes_sR[i] * others.sketch_scale
-        edges_sK[i] = np.abs(estimates_K - group.stored_sK[i])
+        one = own.sketch[i : i + 1], own.sketch_scale[i : i + 1]
+        edges_sK[i] = np.abs(estimate(*one, others.sketch, others.sketch_scale, graph.correction)[0] - group.stored_sK[i])
     return pairs_ss[~np.eye(len(ids_s), dtype=bool)].astype(np.float32), edges_sK.reshape(-1)
 
 

@@ -94,6 +94,30 @@ def embeddings_table(texts: pa.Table, vectors_nD: NDArray[np.float16]) -> pa.Tab
     return pa.table([texts[schemas.TEXT_ID], texts[schemas.TEXT_HASH], embedding], schema=schema)
 
 
+def some_embeddings(graph_dir: Path, ids_n: NDArray[np.int64], manifest: Manifest) -> NDArray[np.float16]:
+    """Read the embeddings of some texts, and of no file that holds none of them; files are not compared with their receipts.
+
+    Args:
+        graph_dir: A graph whose embed stage is done.
+        ids_n: The texts, ascending; (n,).
+        manifest: The graph's.
+
+    Returns:
+        A row a text; (n, D).
+
+    Raises:
+        ArtifactError: If a file is missing or damaged.
+    """
+    parts, start = [], 0
+    for receipt in manifest.require("embed", graph_dir).in_folder(schemas.EMBEDDINGS):
+        stop = start + receipt.rows
+        if np.searchsorted(ids_n, start) < np.searchsorted(ids_n, stop):
+            blocks = _file_blocks(graph_dir, receipt, start)
+            parts += [block.vectors_nD[np.isin(block.ids_n, ids_n)] for block in blocks]
+        start = stop
+    return np.concatenate(parts)
+
+
 def _file_blocks(graph_dir: Path, receipt: Receipt, start: int) -> Iterator[EmbeddingBlock]:
     path, stop = graph_dir / receipt.path, start + receipt.rows
     try:

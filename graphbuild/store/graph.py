@@ -23,6 +23,7 @@ from graphbuild.store.files import Receipt
 from graphbuild.store.lookup import SampleLookup, SampleTexts
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.neighbors import REMEDY, Ids, Rows, Shard, gather, map_shard, outside, row_addresses
+from graphbuild.store.sketches import read_correction
 from graphbuild.store.tables import read_parquet, read_texts
 from graphbuild.store.verified import require_verified
 
@@ -53,6 +54,8 @@ class Graph:
         self.n_texts = int(sizes.sum())
         self.k = int(shards[0].rows.neighbor_ids.shape[1])
         self.sketch_dim = int(shards[0].rows.sketch.shape[1])
+        self.correction = read_correction(manifest.stages["knn"].facts)
+        """What sketches leave out of a similarity; nothing in a graph that was made before it was measured."""
         self._addresses = {column: row_addresses(shards, column) for column in Rows.__slots__}
 
     @classmethod
@@ -106,7 +109,7 @@ class Graph:
         if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= self.n_texts)):
             raise ValueError(f"text ids are one row of numbers from 0 to {self.n_texts - 1}; got shape {ids.shape}")
         if out is None:
-            out = Rows.empty(len(ids), self.k, self.sketch_dim)
+            out = Rows.empty(len(ids), self.k, self.sketch_dim, self.correction)
         else:
             self._require_room(out, len(ids))
         if not len(ids):
@@ -130,7 +133,7 @@ class Graph:
             raise ValueError(f"text ids run from 0 to {self.n_texts - 1}, not to {text_id}")
         shard = self._shards[int(np.searchsorted(self._starts, text_id, side="right")) - 1]
         place = slice(text_id - shard.first_id, text_id - shard.first_id + 1)
-        return Rows(*(getattr(shard.rows, column)[place] for column in Rows.__slots__))
+        return Rows(*(getattr(shard.rows, column)[place] for column in Rows.__slots__), correction=self.correction)
 
     def _require_room(self, out: Rows, count: int) -> None:
         # Bytes are copied to where these arrays are: one that is smaller, or of another kind, would be overrun.

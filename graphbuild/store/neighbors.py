@@ -21,6 +21,7 @@ from numba.np.numpy_support import carray
 from graphbuild.errors import ArtifactError
 from graphbuild.store import schemas
 from graphbuild.store.files import Receipt
+from graphbuild.store.sketches import UNCORRECTED, Correction
 from graphbuild.store.tables import map_arrow
 
 REMEDY = "Run `graphbuild knn` again: it rebuilds only what is damaged."
@@ -28,8 +29,16 @@ REMEDY = "Run `graphbuild knn` again: it rebuilds only what is damaged."
 Ids = npt.NDArray[np.int32]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Estimated:
+    """What is no column, so that the slots of `Rows` are its columns."""
+
+    correction: Correction = UNCORRECTED
+    """What sketches leave out of a similarity; the graph's, for all its rows."""
+
+
 @dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(_Estimated):
     """What the graph stores about B texts, in the order in which they were asked for."""
 
     neighbor_ids: Ids
@@ -39,16 +48,17 @@ class Rows:
     sketch: npt.NDArray[np.int8]
     """Short codes; (B, R) int8, R = 0 where the graph has none."""
     sketch_scale: npt.NDArray[np.float32]
-    """s_ij is about scale_i scale_j <q_i, q_j>; (B,) float32, zeros where the graph has no sketch."""
+    """s_ij is about scale_i scale_j <q_i, q_j>, before the correction; (B,) float32, zeros where the graph has no sketch."""
 
     @classmethod
-    def empty(cls, count: int, k: int, sketch_dim: int) -> Rows:
+    def empty(cls, count: int, k: int, sketch_dim: int, correction: Correction = UNCORRECTED) -> Rows:
         """Room for `count` rows, to be filled again and again."""
         return cls(
             np.empty((count, k), np.int32),
             np.empty((count, k), np.float16),
             np.empty((count, sketch_dim), np.int8),
             np.zeros(count, np.float32),
+            correction=correction,
         )
 
 

@@ -17,6 +17,7 @@ from threadpoolctl import ThreadpoolController
 from graphbuild.errors import OptionError
 from graphbuild.store.graph import Graph
 from graphbuild.store.neighbors import Ids, Rows
+from graphbuild.store.sketches import residual_lengths
 
 Matrix = npt.NDArray[np.float32]
 Pairs = tuple[Ids, Ids, Matrix]
@@ -41,8 +42,9 @@ def assemble(rows: Rows, text_ids_B: npt.ArrayLike, *, absent: float | None = No
     """Similarities among the samples of a batch (docs/definitions.md, Target), in one scan of their rows: O(B K + B^2).
 
     A pair is 1 if it has one text; else its stored similarity, if either row stores it (the larger, should an imported
-    graph hold two); else scale_i scale_j <q_i, q_j>, or `absent`. Sketch products are sums of at most 1,024 products of
-    bytes, so float32 holds them exactly: every order of summation, here or on a GPU, gives the same bits.
+    graph hold two); else scale_i scale_j <q_i, q_j>, corrected by what sketches leave out (`graphbuild.store.sketches`), or
+    `absent`. Sketch products are sums of at most 1,024 products of bytes, so float32 holds them exactly: every order of
+    summation, here or on a GPU, gives the same bits.
 
     Args:
         rows: Stored rows of the batch's texts, from `Graph.rows`; B of them.
@@ -63,7 +65,8 @@ def assemble(rows: Rows, text_ids_B: npt.ArrayLike, *, absent: float | None = No
         with _openblas().limit(limits=1):
             # A copy, for a product with one's own transpose is computed by half and then mirrored, number by number: slower.
             similarity = codes @ codes.copy().T
-        _scale(similarity, rows.sketch_scale)
+        lengths = residual_lengths(rows.sketch, rows.sketch_scale)
+        _estimate(similarity, rows.sketch_scale, lengths, np.array(rows.correction, np.float32))
     else:
         similarity = np.full((len(ids), len(ids)), absent, np.float32)
     stored = _count(pairs, following)
@@ -257,9 +260,12 @@ def _enter(similarity: Matrix, first: Ids, following: Ids, pairs: Pairs) -> None
 
 
 @njit(nogil=True, cache=True, boundscheck=False)
-def _scale(products: Matrix, scale: Matrix) -> None:
-    """Turn products of codes into the sketch's estimates."""
+def _estimate(products: Matrix, scale: Matrix, lengths: Matrix, correction: Matrix) -> None:
+    """Turn products of codes into the sketch's estimates, with what it leaves out: `graphbuild.store.sketches.corrected`."""
+    least, most = np.float32(-1), np.float32(1)
     for i in range(len(products)):
         for j in range(len(products)):
             # The two scales first: their product is the same for (i, j) and (j, i), so the matrix stays symmetric.
-            products[i, j] *= scale[i] * scale[j]
+            found = products[i, j] * (scale[i] * scale[j])
+            cosine = ((correction[3] * found + correction[2]) * found + correction[1]) * found + correction[0]
+            products[i, j] = found + (lengths[i] * lengths[j]) * min(max(cosine, least), most)

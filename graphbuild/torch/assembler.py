@@ -213,13 +213,13 @@ class TargetAssembler:
 
     def _stored(self, text_ids_B: Tensor, own: range | None, gather: Gather) -> StoredTarget:
         ids = _move(text_ids_B, self.device)
-        absent, symmetrize = self._absent, self.options.symmetrize
+        absent, symmetrize, correction = self._absent, self.options.symmetrize, self.graph.correction
         if self._resident is not None:
             # Each process holds the graph: looking all rows up costs less than sending what was found.
-            return StoredTarget(self._resident.rows(ids), ids, absent=absent, symmetrize=symmetrize)
+            return StoredTarget(self._resident.rows(ids), ids, absent=absent, symmetrize=symmetrize, correction=correction)
         mine = text_ids_B if own is None else text_ids_B[own.start : own.stop]
         rows = rows_to_device(self._mapped.rows(mine.detach().cpu().numpy()), self.device)
-        return StoredTarget(rows, ids, absent=absent, symmetrize=symmetrize, gather=gather)
+        return StoredTarget(rows, ids, absent=absent, symmetrize=symmetrize, gather=gather, correction=correction)
 
     def _dense(self, text_ids_B: Tensor) -> DenseTarget:
         assert self._embeddings is not None, "asked for only where they are"

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from graphbuild.store.sketches import UNCORRECTED, Correction
 from graphbuild.targets import assemble as reference
 from graphbuild.torch.rows import RowTensors
 
@@ -92,6 +93,7 @@ class StoredTarget:
         absent: float | None,
         symmetrize: reference.Symmetrize = "union",
         gather: Gather = lambda own: own,
+        correction: Correction = UNCORRECTED,
     ) -> None:
         """Look up which neighbours are in the batch.
 
@@ -101,6 +103,7 @@ class StoredTarget:
             absent: What a pair counts as that neither row stores; None takes the sketch.
             symmetrize: `mutual` takes a pair that only one of its rows stores for absent.
             gather: Brings the processes' rows together, in the order of the batch.
+            correction: What sketches leave out; the graph's.
         """
         ids = text_ids_B.to(torch.int32)
         self._ids_B, self._absent, self._mutual = ids, absent, symmetrize == "mutual"
@@ -115,6 +118,7 @@ class StoredTarget:
         self._values_BK = gather(rows.similarities).float()
         if absent is None:
             self._codes_BR, self._scale_B = gather(rows.sketch), gather(rows.sketch_scale)
+            self._lengths_B, self._correction = _residual_lengths(self._codes_BR, self._scale_B), correction
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Return the similarities of some anchors."""
@@ -147,8 +151,18 @@ class StoredTarget:
             return torch.full((), self._absent, device=self._ids_B.device)
         # The sums of byte products are exact in float32, whatever their order, and in TF32 too.
         with torch.autocast(self._ids_B.device.type, enabled=False):
-            codes, scale = self._codes_BR.float(), self._scale_B
-            return (codes[start:stop] @ codes.T) * (scale[start:stop, None] * scale[None, :])
+            codes, scale, lengths = self._codes_BR.float(), self._scale_B, self._lengths_B
+            found = (codes[start:stop] @ codes.T) * (scale[start:stop, None] * scale[None, :])
+            one, two, three, four = self._correction
+            cosines = ((four * found + three) * found + two) * found + one
+            return found + (lengths[start:stop, None] * lengths[None, :]) * cosines.clamp_(-1, 1)
+
+
+def _residual_lengths(codes_BR: Tensor, scale_B: Tensor) -> Tensor:
+    """As `graphbuild.store.sketches.residual_lengths`; (B,)."""
+    squares_B = (1 - codes_BR.float().square().sum(dim=1) * (scale_B * scale_B)).clamp_(min=0)
+    # torch's own root of float32 is one of a vector library, a bit off in the last place.
+    return squares_B.double().sqrt_().float()
 
 
 def _scatter(columns_MK: Tensor, values_MK: Tensor, width: int) -> Tensor:

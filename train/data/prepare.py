@@ -15,6 +15,7 @@ import numpy as np
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import find_graph_dir
+from graphbuild.store.sketches import UNCORRECTED
 from graphbuild.system import hub
 from graphbuild.system.inputs import PARQUET, SHARDS, list_files, suffix_of
 from graphbuild.system.progress import say
@@ -119,6 +120,8 @@ class TrainingData:
             if self.opened.config.similarity != "stored":
                 files |= known.graph.manifest.require("rescore", known.graph.path).files
             hasher.update(json.dumps({name: receipt.digest for name, receipt in sorted(files.items())}).encode())
+            if known.graph.correction != UNCORRECTED:
+                hasher.update(json.dumps(known.graph.correction).encode())
         return hasher.hexdigest()
 
     def close(self) -> None:

@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from graphbuild.store.graph import Graph
+from graphbuild.store.sketches import corrected, residual_lengths
 from graphbuild.targets.assemble import assemble
 from graphbuild.targets.softmax import entropy, own_view_mass
 
+Ids = npt.NDArray[np.integer[Any]]
 TAUS = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
 _MOST_EMBEDDING_BYTES = 1 << 30
 _COLUMNS = 32_768
@@ -32,23 +34,33 @@ class PairSimilarity:
         self.source = "embeddings" if self._vectors is not None else "sketch" if graph.sketch_dim else None
         """Where the similarities come from; None where the graph holds neither."""
 
-    def vectors(self, ids: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32]:
-        """Return vectors whose inner products are the similarities."""
+    def between(self, one_s: Ids, other_c: Ids) -> npt.NDArray[np.float32]:
+        """Return the similarity of each of some texts to each of others; (s, c)."""
+        own_sD, own_s = self._parts(one_s)
+        tiles = [self._parts(other_c[i : i + _TILE]) for i in range(0, len(other_c), _TILE)]
+        return np.concatenate([self._whole(own_sD @ parts.T, own_s[:, None] * lengths) for parts, lengths in tiles], axis=1)
+
+    def of_pairs(self, one_c: Ids, other_c: Ids) -> npt.NDArray[np.float32]:
+        """Return the similarity of each pair of texts; (c,)."""
+        (own_cD, own_c), (others_cD, others_c) = self._parts(one_c), self._parts(other_c)
+        return self._whole(np.einsum("cd,cd->c", own_cD, others_cD), own_c * others_c)
+
+    def _parts(self, ids: Ids) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """What is known of the texts' vectors, and the length of what is not."""
         if self._vectors is not None:
-            return np.asarray(self._vectors[ids], np.float32)
+            return np.asarray(self._vectors[ids], np.float32), np.zeros(len(ids), np.float32)
         rows = self._graph.rows(ids)
-        return rows.sketch.astype(np.float32) * rows.sketch_scale[:, None]
+        return rows.sketch.astype(np.float32) * rows.sketch_scale[:, None], residual_lengths(rows.sketch, rows.sketch_scale)
+
+    def _whole(self, products: npt.NDArray[np.float32], residuals: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return products if self._vectors is not None else corrected(products, residuals, self._graph.correction)
 
 
 def random_pairs(pairs: PairSimilarity, n_texts: int, rng: np.random.Generator, count: int = 50_000) -> npt.NDArray[np.float32]:
     """Return the similarities of pairs of different texts drawn at random."""
     one = rng.integers(0, n_texts, count)
     other = (one + rng.integers(1, max(n_texts, 2), count)) % n_texts
-    parts = [
-        np.einsum("cd,cd->c", pairs.vectors(one[i : i + _TILE]), pairs.vectors(other[i : i + _TILE]))
-        for i in range(0, count, _TILE)
-    ]
-    return np.concatenate(parts)
+    return np.concatenate([pairs.of_pairs(one[i : i + _TILE], other[i : i + _TILE]) for i in range(0, count, _TILE)])
 
 
 def truncated_mass(
@@ -66,7 +78,7 @@ def truncated_mass(
         part = ids_s[start : start + _ROWS_AT_ONCE]
         rows = graph.rows(part)
         stored_s = np.exp((rows.similarities.astype(np.float64) - 1) / tau_s).sum(axis=1)
-        left_sc = np.exp((_products(pairs, part, columns).astype(np.float64) - 1) / tau_s)
+        left_sc = np.exp((pairs.between(part, columns).astype(np.float64) - 1) / tau_s)
         beyond_sc = columns[None, :] != part[:, None]
         for i, neighbors_K in enumerate(rows.neighbor_ids):
             beyond_sc[i] &= ~np.isin(columns, neighbors_K)
@@ -74,14 +86,6 @@ def truncated_mass(
         rest_s *= graph.n_texts - 1 - graph.k
         shares.append(rest_s / (rest_s + stored_s))
     return float(np.concatenate(shares).mean())
-
-
-def _products(
-    pairs: PairSimilarity, ids_s: npt.NDArray[np.integer[Any]], columns: npt.NDArray[np.integer[Any]]
-) -> npt.NDArray[np.float32]:
-    own = pairs.vectors(ids_s)
-    tiles = [own @ pairs.vectors(columns[i : i + _TILE]).T for i in range(0, len(columns), _TILE)]
-    return np.concatenate(tiles, axis=1)
 
 
 def target_by_temperature(

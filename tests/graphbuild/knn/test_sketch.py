@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from helpers_graph import clustered_vectors
 
-from graphbuild.knn.sketch import encode, estimate, second_moments, sketch_basis
+from graphbuild.knn.sketch import encode, fit_correction, second_moments, sketch_basis
+from graphbuild.store.sketches import UNCORRECTED, estimate
 
 
 def test_second_moments_weigh_each_text_by_its_samples() -> None:
@@ -69,3 +70,30 @@ def test_vector_outside_the_sketched_space_gets_zero_codes_and_scale() -> None:
     codes, scales = encode(np.array([[0, 0, 1, 0]], np.float16), basis)
     assert not codes.any()
     assert scales[0] == 0
+
+
+def test_correction_brings_pairs_it_was_not_fitted_on_nearer_to_brute_force() -> None:
+    vectors = clustered_vectors(1200, 48)
+    basis = sketch_basis(second_moments([(vectors, np.ones(1200, np.int32))], 48), 16)
+    codes, scales = encode(vectors, basis)
+    exact = vectors.astype(np.float64) @ vectors.astype(np.float64).T
+    last = np.sort(exact, axis=1)[:, -20].astype(np.float16)
+    fitted, others = slice(0, 600), slice(600, 1200)
+    correction = fit_correction(vectors[fitted], codes[fitted], scales[fitted], last[fitted])
+    truth, known = exact[others, others], (codes[others], scales[others])
+    absent = truth < np.minimum(last[others, None], last[others])
+    errors = [np.square(estimate(*known, *known, one) - truth)[absent].mean() for one in (UNCORRECTED, correction)]
+    assert errors[1] < 0.97 * errors[0]
+    assert all(value == round(value, 4) for value in correction)
+
+
+def test_too_few_absent_pairs_give_no_correction() -> None:
+    vectors = clustered_vectors(100, 48)
+    codes, scales = encode(vectors, sketch_basis(second_moments([(vectors, np.ones(100, np.int32))], 48), 8))
+    assert fit_correction(vectors, codes, scales, np.ones(100, np.float16)) == UNCORRECTED
+
+
+def test_corrected_estimate_never_exceeds_one() -> None:
+    vectors = clustered_vectors(300, 24)
+    codes, scales = encode(vectors, sketch_basis(second_moments([(vectors, np.ones(300, np.int32))], 24), 8))
+    assert estimate(codes, scales, codes, scales, (9.0, 9.0, 9.0, 9.0)).max() <= 1.01

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from graphbuild.errors import OptionError
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.store.graph import Graph
+from graphbuild.store.manifest import Manifest
 from graphbuild.store.neighbors import Rows
+from graphbuild.store.sketches import FACT, UNCORRECTED
 from graphbuild.targets import assemble as targets
 from graphbuild.targets import softmax
 
@@ -55,8 +58,14 @@ def slow_similarities(rows: Rows, ids: NDArray[np.int64], absent: float | None) 
                 result[i, j] = absent
             else:
                 dot = sum(int(p) * int(q) for p, q in zip(rows.sketch[i], rows.sketch[j], strict=True))
-                result[i, j] = float(rows.sketch_scale[i]) * float(rows.sketch_scale[j]) * dot
+                found_ij = float(rows.sketch_scale[i]) * float(rows.sketch_scale[j]) * dot
+                cosine = sum(c * found_ij**power for power, c in enumerate(rows.correction))
+                result[i, j] = found_ij + slow_residual(rows, i) * slow_residual(rows, j) * max(-1.0, min(1.0, cosine))
     return result, [sum(b != a and b in stored[i] for b in ids.tolist()) for i, a in enumerate(ids.tolist())]
+
+
+def slow_residual(rows: Rows, i: int) -> float:
+    return math.sqrt(max(0.0, 1 - sum((float(rows.sketch_scale[i]) * int(q)) ** 2 for q in rows.sketch[i])))
 
 
 def slow_target(similarity: NDArray[np.float64], tau_s: float) -> NDArray[np.float64]:
@@ -79,7 +88,8 @@ def random_rows(rng: np.random.Generator, ids: NDArray[np.int64], texts: int, k:
     codes = rng.integers(-127, 128, (texts, sketch_dim)).astype(np.int8)
     scales = rng.uniform(0.001, 0.02, texts).astype(np.float32)
     neighbors = np.array([table[t] for t in ids.tolist()], np.int32).reshape(len(ids), k)
-    return Rows(neighbors, similarities[ids], codes[ids], scales[ids])
+    one, two, three, four = rng.uniform(-0.5, 0.5, 4).tolist()
+    return Rows(neighbors, similarities[ids], codes[ids], scales[ids], correction=(one, two, three, four))
 
 
 @pytest.mark.parametrize("absent", [None, 0.25, -math.inf])
@@ -220,3 +230,28 @@ def test_graph_folder_is_left_as_it_was(complete: Graph) -> None:
     ids = np.arange(10)
     targets.assemble(complete.rows(ids), ids)
     assert {path: path.stat().st_mtime_ns for path in Path(complete.path).rglob("*")} == before
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More texts than a graph is complete of."""
+    folder = tmp_path_factory.mktemp("large")
+    write_graph(folder, clustered_vectors(4500, 48), shard_size=2048)
+    build_knn(folder, KnnConfig(k=16, sketch_dim=16))
+    return folder
+
+
+@pytest.mark.parametrize("tau_s", [0.05, 0.1, 0.2])
+def test_corrected_target_is_nearer_to_the_dense_one_than_that_of_a_graph_of_before(
+    large: Path, tmp_path: Path, tau_s: float
+) -> None:
+    old = shutil.copytree(large, tmp_path / "old")
+    manifest = Manifest.load(old)
+    assert len(manifest.stages["knn"].facts.pop(FACT)) == 4
+    manifest.save(old)
+    graphs = [Graph.open(folder) for folder in (old, large)]
+    assert graphs[0].correction == graphs[0].rows([0]).correction == UNCORRECTED
+    ids = np.random.default_rng(1).choice(4500, 400, replace=False)
+    exact = targets.dense(graphs[1].embeddings()[ids], ids)
+    before, after = (softmax.kl(exact, targets.assemble(graph.rows(ids), ids).similarity_BB, tau_s) for graph in graphs)
+    assert after < before

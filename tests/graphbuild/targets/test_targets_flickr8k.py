@@ -12,8 +12,10 @@ import pytest
 from graphbuild.embed.build import build_embeddings
 from graphbuild.embed.config import EmbedConfig
 from graphbuild.knn.config import KnnConfig
+from graphbuild.knn.sketch import fit_correction
 from graphbuild.knn.stage import build_knn
 from graphbuild.store.graph import Graph
+from graphbuild.store.sketches import UNCORRECTED, estimate
 from graphbuild.targets import assemble as targets
 from graphbuild.targets import softmax
 
@@ -47,6 +49,21 @@ def divergence(graph: Graph, *, absent: float | None) -> float:
 def test_sketch_keeps_the_target_within_002_nats_of_the_dense_one(flickr_graph: Graph) -> None:
     assert flickr_graph.sketch_dim == 64
     assert divergence(flickr_graph, absent=None) <= 0.02
+
+
+def test_correction_of_some_captions_brings_the_pairs_of_others_nearer_to_brute_force(flickr_graph: Graph) -> None:
+    exact = flickr_graph.embeddings()[:CAPTIONS].astype(np.float64)
+    rows = flickr_graph.rows(np.arange(CAPTIONS))
+    fitted, others = slice(0, CAPTIONS // 2), slice(CAPTIONS // 2, CAPTIONS)
+    last = rows.similarities[:, -1]
+    known = flickr_graph.embeddings()[fitted], rows.sketch[fitted], rows.sketch_scale[fitted], last[fitted]
+    truth, sketches = exact[others] @ exact[others].T, (rows.sketch[others], rows.sketch_scale[others])
+    absent = truth < np.minimum(last[others, None], last[others])
+    errors = [
+        np.square(estimate(*sketches, *sketches, correction) - truth)[absent].mean()
+        for correction in (UNCORRECTED, fit_correction(*known))
+    ]
+    assert errors[1] < 0.97 * errors[0]
 
 
 def test_a_constant_for_absent_pairs_is_ten_times_further_off_than_the_sketch(flickr_graph: Graph) -> None:

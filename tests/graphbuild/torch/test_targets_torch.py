@@ -47,7 +47,7 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Graph:
 
 def stored(rows: Rows, ids: np.ndarray, absent: float | None = None) -> StoredTarget:
     tensors = RowTensors(*(torch.from_numpy(getattr(rows, name)) for name in Rows.__slots__))
-    return StoredTarget(tensors, torch.from_numpy(ids), absent=absent)
+    return StoredTarget(tensors, torch.from_numpy(ids), absent=absent, correction=rows.correction)
 
 
 def assembled(graph: Graph, ids: np.ndarray, **options: Any) -> torch.Tensor:
@@ -76,7 +76,9 @@ def test_torch_assembly_equals_the_reference_where_directions_differ(seed: int, 
     ids = rng.integers(0, 15, 20)
     table = np.array([rng.permutation(np.delete(np.arange(15), t))[:k] for t in range(15)], np.int32).reshape(15, k)
     values = rng.uniform(-1, 1, (15, k)).astype(np.float16)
-    rows = Rows(table[ids], values[ids], rng.integers(-127, 128, (20, 8)).astype(np.int8), rng.random(20).astype(np.float32))
+    codes, scales = rng.integers(-127, 128, (20, 8)).astype(np.int8), rng.uniform(0, 0.005, 20).astype(np.float32)
+    one, two, three, four = rng.normal(size=4).tolist()
+    rows = Rows(table[ids], values[ids], codes, scales, correction=(one, two, three, four))
     expected = reference.assemble(rows, ids)
     found = stored(rows, ids)
     np.testing.assert_array_equal(found.rows(0, 20).numpy(), expected.similarity_BB)
