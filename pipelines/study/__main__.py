@@ -36,6 +36,7 @@ from train.config import ModelName
 @click.option("--seeds", type=click.IntRange(min=1), default=None, help="Seeds of every arm (default: 3 of some, 1 of others).")
 @click.option("--only", multiple=True, metavar="NAME", help="Arms or groups to run; repeatable (default: all).")
 @click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="Sentence Transformer of the texts.")
+@click.option("--second-encoder", default=None, help="Another one, for the arm xclr-second-encoder; without it that is left out.")
 @click.option(
     "--records",
     type=click.Path(file_okay=False, path_type=Path),
@@ -60,6 +61,7 @@ def study(
     seeds: int | None,
     only: tuple[str, ...],
     encoder: str,
+    second_encoder: str | None,
     records: Path | None,
     jobs: int,
     dry_run: bool,
@@ -69,12 +71,13 @@ def study(
     from pipelines.study.execute import Study, StudyConfig
     from pipelines.study.plan import plan
 
-    runs = plan(only, seeds)
+    runs = plan(only, seeds, second=second_encoder is not None)
     config = StudyConfig(
         out=out,
         budget=budget,
         batch_size=batch_size,
         encoder=encoder,
+        second_encoder=second_encoder,
         model=model,
         image_size=image_size,
         jobs=jobs,

@@ -18,7 +18,7 @@ from graphbuild.store.files import write_json, write_text
 from pipelines.study.data import StudyData
 from pipelines.study.graphs import build_graph, is_imported
 from pipelines.study.jobs import claim, run_jobs
-from pipelines.study.plan import ARMS, COMMON, SCENES, Arm, Planned
+from pipelines.study.plan import ARMS, COMMON, SCENES, SECOND, Arm, Planned
 from pipelines.study.scenes import COLUMNS, prepare_scenes
 from pipelines.study.tables import write_gaps_figure, write_tables
 from train.run.folder import CONFIG_FILE, EVAL_FILE, read_run_config
@@ -41,6 +41,8 @@ class StudyConfig:
     """Images that a run sees; of those of some arms, a share."""
     batch_size: int
     encoder: str
+    second_encoder: str | None = None
+    """Of the arm that has another one."""
     model: ModelName = "small"
     """A small net, so that differences between objectives can be seen in hours on a CPU."""
     image_size: int = 32
@@ -139,7 +141,11 @@ class Study:
         """Make a graph, and the images that it is about, as far as they are missing."""
         if graph == SCENES:
             prepare_scenes(self._data.folder)
-        build_graph(graph, self._data, self._graphs, self._config.encoder)
+        build_graph(graph, self._data, self._graphs, self._encoder(graph))
+
+    def _encoder(self, graph: str) -> str:
+        second = self._config.second_encoder
+        return second if second is not None and graph == SECOND else self._config.encoder
 
     @property
     def _graphs(self) -> Path:
@@ -187,7 +193,7 @@ class Study:
 
     def named(self, planned: Planned) -> dict[str, Any]:
         """Return graph and images of a run by their names, which are the same everywhere."""
-        graph = f"{Path(self._config.encoder).name}/{planned.arm.graph}"
+        graph = f"{Path(self._encoder(planned.arm.graph)).name}/{planned.arm.graph}"
         return {"graph_dir": graph, "data": self._data.images(planned.arm.graph).name}
 
     def _images(self, config: TrainConfig) -> TrainingData:

@@ -1,9 +1,11 @@
 """The study's graphs: texts embedded in several ways, and graphs made from those for control and comparison.
 
 A graph is named by its texts and, after a plus, by what was done to its similarities:
-`prompts` ("a photo of a {}") · `names` (no template) · `definitions` (name and WordNet definition) · `templates` (80 prompts
+`prompts` ("a photo of a {}") · `second-prompts` (the same under another encoder) ·
+`names` (no template) · `definitions` (name and WordNet definition) · `templates` (80 prompts
 averaged) · `wordnet` (1 - distance / 8) · `flickr`, `scenes` (captions); `+shuffled` (same weights, other texts), `+centred` (mean
-removed; whitening was tried, too: the directions that it shrinks are those that agree with WordNet), `+centred-shuffled`.
+removed; whitening was tried, too: the directions that it shrinks are those that agree with WordNet), `+centred-shuffled`, `+random`
+(each pair has the weight of a random one, so that no text keeps anything but the spread).
 `flickr+shuffled` is embedded anew, because its graph is not complete: each picture has the captions of another one.
 
 Shape letters: N texts, D vector width.
@@ -19,7 +21,7 @@ import numpy.typing as npt
 
 from graphbuild.errors import SourceError
 from pipelines.study.data import CLASSES, StudyData, write_frame
-from pipelines.study.plan import CAPTIONS
+from pipelines.study.plan import CAPTIONS, SECOND
 
 Matrix = npt.NDArray[np.float64]
 _TEMPLATES = "clip_imagenet_templates.json"
@@ -69,6 +71,8 @@ def class_similarities(name: str, data: StudyData, folder: Path, encoder: str) -
         similarity = similarity_of(
             _embeddings(build_graph(texts, data, folder, encoder), data), centred=change.startswith("centred")
         )
+    if change == "random":
+        return randomise(similarity)
     return shuffle(similarity) if change.endswith("shuffled") else similarity
 
 
@@ -91,6 +95,15 @@ def shuffle(similarity_NN: Matrix, seed: int | tuple[int, ...] = _SEED) -> Matri
     moved = _moved(len(similarity_NN), seed)
     shuffled: Matrix = similarity_NN[np.ix_(moved, moved)]
     return shuffled
+
+
+def randomise(similarity_NN: Matrix) -> Matrix:
+    """Return the same weights, each between a random pair of texts: symmetric, and no text is to two others what it was."""
+    rows, columns = np.triu_indices(len(similarity_NN), 1)
+    drawn = similarity_NN.copy()
+    drawn[rows, columns] = np.random.default_rng(_SEED).permutation(similarity_NN[rows, columns])
+    drawn[columns, rows] = drawn[rows, columns]
+    return drawn
 
 
 def _moved(count: int, seed: int | tuple[int, ...] = _SEED) -> npt.NDArray[np.int64]:
@@ -118,7 +131,7 @@ def _embed(texts: str, source: Path, data: StudyData, graph_dir: Path, encoder: 
     from graphbuild.knn.config import KnnConfig
     from graphbuild.knn.stage import build_knn
 
-    templates = {"prompts": (DEFAULT_TEMPLATE,), "names": ("{}",)}
+    templates = {"prompts": (DEFAULT_TEMPLATE,), SECOND: (DEFAULT_TEMPLATE,), "names": ("{}",)}
     column = {"definitions": "described", "flickr": "captions", "scenes": "caption"}
     config = EmbedConfig(
         dataset="parquet",

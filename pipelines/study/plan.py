@@ -22,6 +22,8 @@ COMMON: Mapping[str, Any] = {
 }
 """Of every run."""
 PROMPTS, CAPTIONS, SCENES = "prompts", "flickr", "scenes"
+SECOND = "second-prompts"
+"""Those of `--second-encoder`."""
 CONTROL = "+shuffled"
 SHARES: Mapping[str, float] = {"flickr": 0.3, "scenes": 0.15}
 """Of the budget, for groups with few pictures."""
@@ -75,6 +77,12 @@ def _graphs() -> Iterator[Arm]:
         yield Arm(name=name, group="texts", objective="xclr", graph=graph, options=options, seeds=1)
 
 
+def _sources() -> Iterator[Arm]:
+    # Where the paper takes similarities from other than one encoder of texts: another encoder, and nothing at all.
+    yield Arm(name="xclr-second-encoder", group="sources", objective="xclr", graph=SECOND, seeds=1)
+    yield Arm(name="xclr-random", group="sources", objective="xclr", graph=f"{PROMPTS}+random", seeds=1)
+
+
 def _temperatures() -> Iterator[Arm]:
     # 0.1 is the core's own.
     for tau_s in (0.05, 0.2):
@@ -98,7 +106,7 @@ def _scenes() -> Iterator[Arm]:
     yield Arm(name="scenes-xclr", group="scenes", objective="xclr", graph=SCENES)
 
 
-ARMS: tuple[Arm, ...] = (*_core(), *_graphs(), *_temperatures(), *_flickr(), *_scenes())
+ARMS: tuple[Arm, ...] = (*_core(), *_graphs(), *_sources(), *_temperatures(), *_flickr(), *_scenes())
 
 
 def controls() -> list[tuple[Arm, Arm]]:
@@ -125,21 +133,27 @@ class Planned:
         return f"{self.arm.name}/seed-{self.seed}"
 
 
-def plan(only: Sequence[str], seeds: int | None) -> list[Planned]:
+def plan(only: Sequence[str], seeds: int | None, *, second: bool = False) -> list[Planned]:
     """Return the runs in the order in which they are made: all arms of a group with one seed before the next seed.
 
     Args:
         only: Names of arms or groups; empty: all.
         seeds: Seeds of every arm; None: each arm's own number.
+        second: Whether there is a second encoder; without one its arm is left out.
 
     Raises:
-        OptionError: If a name is unknown.
+        OptionError: If a name is unknown, or that of the arm that is left out.
     """
     known = list(dict.fromkeys([*(arm.group for arm in ARMS), *(arm.name for arm in ARMS)]))
     for name in only:
         if name not in known:
             raise OptionError(f"--only {name}: no such arm or group. There are: {', '.join(known)}.")
     chosen = [arm for arm in ARMS if not only or arm.name in only or arm.group in only]
+    if not second:
+        for arm in chosen:
+            if arm.graph == SECOND and arm.name in only:
+                raise OptionError(f"--only {arm.name}: name the encoder of its prompts with --second-encoder.")
+        chosen = [arm for arm in chosen if arm.graph != SECOND]
     groups = dict.fromkeys(arm.group for arm in chosen)
     most = max((seeds or arm.seeds for arm in chosen), default=0)
     return [

@@ -92,6 +92,29 @@ def test_shuffled_graph_has_the_same_weights_between_other_texts(data: StudyData
     assert np.abs(shuffled - aligned)[off].mean() > 0.02
 
 
+def test_random_graph_has_the_same_weights_between_random_pairs(data: StudyData, tmp_path: Path) -> None:
+    names, true = similarity(build_graph("prompts", data, tmp_path, ENCODER))
+    drawn_names, drawn = similarity(build_graph("prompts+random", data, tmp_path, ENCODER))
+    off = ~np.eye(len(names), dtype=bool)
+    np.testing.assert_allclose(np.sort(drawn[off]), np.sort(true[off]), atol=2e-3)
+    np.testing.assert_array_equal(drawn, drawn.T)
+    # A shuffled graph is the true one under other names; rows of this one are not those of any text.
+    assert not any(np.allclose(np.sort(row), np.sort(other), atol=2e-3) for row in drawn for other in true)
+    assert len(drawn_names) == len(names)
+
+
+def test_arm_of_a_second_encoder_is_planned_where_one_is_named(data: StudyData, tmp_path: Path) -> None:
+    assert "xclr-second-encoder/seed-0" not in [planned.name for planned in plan([], None)]
+    assert [planned.name for planned in plan(["xclr-second-encoder"], None, second=True)] == ["xclr-second-encoder/seed-0"]
+    with pytest.raises(OptionError, match="with --second-encoder"):
+        plan(["xclr-second-encoder"], None)
+    texts = [
+        similarity(build_graph(name, data, tmp_path, f"hashing:{dim}")) for name, dim in (("prompts", 32), ("second-prompts", 16))
+    ]
+    assert texts[0][0] == texts[1][0]
+    assert np.abs(texts[0][1] - texts[1][1]).max() > 0.05
+
+
 def test_shuffling_leaves_no_text_in_its_place() -> None:
     matrix = np.diag(np.arange(50.0))
     assert not (np.diag(shuffle(matrix)) == np.arange(50)).any()
