@@ -72,16 +72,17 @@ def evaluate_once(run_dir: Path, *, data: str | None, columns: Sequence[str], un
     return evaluate_run(run_dir, options).scores
 
 
-def score_rows(scores: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> list[list[str]]:
-    """Rows of a table: chance, the untrained net, then each run; percent, one decimal.
+def score_rows(scores: Mapping[str, Mapping[str, Any]], columns: Sequence[str], start: str = UNTRAINED) -> list[list[str]]:
+    """Rows of a table: chance, the net that was started from, then each run; percent, one decimal.
 
     Args:
         scores: By run, what `evaluate_once` gave; one of them with the untrained net.
         columns: Label columns, in the order of the table's.
+        start: What that net is called.
     """
     first = next(values for values in scores.values() if UNTRAINED in values)
     rows = [["chance", *(_percent(first[TRAINED][column]["chance"]) for column in columns for _ in SCORES)]]
-    for name, by_column in (("untrained", first[UNTRAINED]), *((run, values[TRAINED]) for run, values in scores.items())):
+    for name, by_column in ((start, first[UNTRAINED]), *((run, values[TRAINED]) for run, values in scores.items())):
         rows.append([name, *(_percent(by_column[column][key]) for column in columns for key, _ in SCORES)])
     return rows
 

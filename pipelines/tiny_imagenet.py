@@ -105,8 +105,8 @@ def train_all(options: Mapping[str, Any], out: Path, steps: Any) -> None:
     data.close()
 
 
-def write_scores(out: Path, val_data: str) -> None:
-    """Evaluate, print the table, and write scores.json and scores.md."""
+def write_scores(out: Path, val_data: str, start: str = "untrained") -> None:
+    """Evaluate, print the table, and write scores.json and scores.md; `start` is what the net before all training is called."""
     from graphbuild.store.files import write_text
     from pipelines.common import evaluate_once, score_headings, score_rows
     from train.results.compare.table import markdown_table
@@ -115,7 +115,7 @@ def write_scores(out: Path, val_data: str) -> None:
         name: evaluate_once(out / name, data=val_data, columns=(COLUMN,), untrained=number == 0)
         for number, name in enumerate(OBJECTIVES)
     }
-    table = markdown_table(score_headings((COLUMN,)), score_rows(scores, (COLUMN,)))
+    table = markdown_table(score_headings((COLUMN,)), score_rows(scores, (COLUMN,), start))
     write_text(out / "scores.json", json.dumps(scores, indent=2) + "\n")
     write_text(out / "scores.md", table + "\n")
     click.echo(table)

@@ -25,7 +25,7 @@ def refuse_contradictions(config: TrainOptions) -> None:
         raise OptionError(f"--lr-scaling {config.lr_scaling} scales a learning rate that is named: add --lr.")
     if config.text_width % 64:
         raise OptionError(f"--text-width {config.text_width} is not a multiple of 64. Take {config.text_width // 64 * 64 or 64}.")
-    if config.init is not None and config.model == "small":
+    if config.init is not None and config.model == "small" and not config.init.startswith("run:"):
         raise OptionError("--init is for ResNets, and --model is small. Add --model resnet50, say.")
     if config.teacher != "graph" and not config.uses_graph:
         raise OptionError(f"--teacher {config.teacher} is for --objective xclr, not {config.objective}. Leave it out.")

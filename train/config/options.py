@@ -217,7 +217,7 @@ class TrainOptions(GraphOptions):
         default=None,
         metadata=doc(
             "Weights that a ResNet starts from: torchvision:NAME, such as torchvision:IMAGENET1K_V2, timm:NAME, such as "
-            "timm:a1_in1k, or torchvision:PATH, timm:PATH, open_clip:PATH of a file."
+            "timm:a1_in1k, or torchvision:PATH, timm:PATH, open_clip:PATH of a file; run:PATH of a run's, whatever its net."
         ),
     )
     compile: bool = field(default=False, metadata=doc("Compile the encoder (torch.compile)."))

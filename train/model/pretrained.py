@@ -1,4 +1,4 @@
-"""Weights that a backbone starts from: torchvision's and timm's, by name or from a file, and those of an OpenCLIP checkpoint.
+"""Weights that a backbone starts from: torchvision's and timm's, by name or from a file, an OpenCLIP checkpoint's, a run's.
 
 timm's ResNets are torchvision's tensor for tensor. Of OpenCLIP's image towers those fit that are a ResNet of timm; the ResNets of
 CLIP itself have another stem and attention in place of the mean, and do not.
@@ -16,8 +16,12 @@ from torch import Tensor
 from graphbuild.errors import ArtifactError, OptionError, ResourceError
 from train.model.encoders import SMALL_IMAGE, Encoder
 
-LIBRARIES = ("torchvision", "timm", "open_clip")
+LIBRARIES = ("torchvision", "timm", "open_clip", "run")
 """What `--init` begins with, and a colon."""
+_NAMED = ("torchvision", "timm")
+"""Those that have weights by name."""
+_OWN = "backbone."
+"""Of a run's file, before the names of its backbone."""
 _TRUNK = "visual.trunk."
 """Of an OpenCLIP checkpoint, before the names of a timm network."""
 _FILES = (".pth", ".pt", ".safetensors")
@@ -31,11 +35,11 @@ def absolute_init(init: str | None) -> str | None:
 
 
 def load_backbone(encoder: Encoder, init: str) -> None:
-    """Put pretrained weights into a ResNet; the classifier is left out, and the projector stays as it is.
+    """Put pretrained weights into a backbone; the classifier is left out, and the projector stays as it is.
 
     Args:
-        encoder: With a ResNet for a backbone.
-        init: `LIBRARY:NAME` or `LIBRARY:PATH`; of open_clip, a path.
+        encoder: With a ResNet for a backbone, unless the weights are a run's.
+        init: `LIBRARY:NAME` or `LIBRARY:PATH`; of open_clip, and of a run, a path.
 
     Raises:
         OptionError: If there are no such weights, or the backbone has another stem.
@@ -43,12 +47,12 @@ def load_backbone(encoder: Encoder, init: str) -> None:
         ResourceError: If they have to be downloaded, and cannot be.
     """
     library, _, source = init.partition(":")
-    if library not in LIBRARIES or not source or (library == "open_clip" and not source.endswith(_FILES)):
+    if library not in LIBRARIES or not source or (library not in _NAMED and not source.endswith(_FILES)):
         raise OptionError(
-            f"--init {init!r} is none of torchvision:NAME, timm:NAME, and torchvision:PATH, timm:PATH, open_clip:PATH of a file "
-            f"({', '.join(_FILES)}), such as torchvision:IMAGENET1K_V2 or timm:a1_in1k."
+            f"--init {init!r} is none of torchvision:NAME, timm:NAME, and torchvision:PATH, timm:PATH, open_clip:PATH, run:PATH of "
+            f"a file ({', '.join(_FILES)}), such as torchvision:IMAGENET1K_V2 or timm:a1_in1k."
         )
-    if encoder.image_size <= SMALL_IMAGE:
+    if encoder.image_size <= SMALL_IMAGE and library != "run":
         raise OptionError(
             f"--init: views of {encoder.image_size} px get a first layer of their own, which no published weights fit. "
             f"Use an --image-size over {SMALL_IMAGE}."
@@ -59,6 +63,8 @@ def load_backbone(encoder: Encoder, init: str) -> None:
         weights = (_fetch_timm if library == "timm" else _fetch)(encoder.name, source)
     if library == "open_clip":
         weights = _trunk(weights, source)
+    if library == "run":
+        weights = {name.removeprefix(_OWN): value for name, value in weights.items() if name.startswith(_OWN)}
     kept = {name: value for name, value in weights.items() if not name.startswith("fc.")}
     own = encoder.backbone.state_dict()
     shapes, wanted = ({name: value.shape for name, value in some.items()} for some in (kept, own))

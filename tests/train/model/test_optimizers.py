@@ -18,6 +18,7 @@ from train.config import TrainConfig
 from train.model.encoders import Encoder
 from train.model.optimizers import build_optimizer, peak_lr
 from train.model.pretrained import load_backbone
+from train.model.weights import save_weights
 from train.run.loop import settle, train
 from train.run.metrics import read_metrics
 
@@ -115,11 +116,26 @@ def test_timm_hub_that_cannot_be_reached_is_said_with_what_to_do(monkeypatch: py
         load_backbone(resnet(), "timm:a1_in1k")
 
 
+def test_backbone_of_another_run_is_taken_and_its_projector_is_not(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first, second = (Encoder("small", image_size=32, projector_hidden=16, projector_dim=8) for _ in range(2))
+    save_weights(tmp_path / "model.safetensors", first.state_dict())
+    before = second.projector.state_dict()
+    load_backbone(second, f"run:{tmp_path}/model.safetensors")
+    views = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(second.eval().features(views), first.eval().features(views))
+    torch.testing.assert_close(second.projector.state_dict(), before)
+    TrainConfig(init=f"run:{tmp_path}/model.safetensors")
+    with pytest.raises(ArtifactError, match=r"not the weights of a resnet18"):
+        load_backbone(resnet(), f"run:{tmp_path}/model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("init", "error", "message"),
     [
+        ("run:runs/simclr", OptionError, r"run:PATH of a file"),
         ("resnet", OptionError, "is none of torchvision:NAME, timm:NAME"),
-        ("open_clip:RN50", OptionError, "open_clip:PATH of a file"),
+        ("open_clip:RN50", OptionError, "open_clip:PATH, run:PATH of a file"),
         ("timm:", OptionError, "is none of"),
         ("timm:a9_in1k", OptionError, "timm has no weights 'a9_in1k' for resnet18. It has .*resnet18.a1_in1k"),
         ("timm:none.safetensors", OptionError, "none.safetensors is missing"),

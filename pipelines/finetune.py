@@ -1,0 +1,65 @@
+"""`python -m pipelines.finetune --data FOLDER`: does a net that SimCLR trained get better by X-CLR? Probes before and after.
+
+FOLDER is that of `pipelines.tiny_imagenet`, whose graph is reused. A net is pretrained by SimCLR; from its backbone, with a new
+projector, SimCLR, SupCon and X-CLR go on with equal images seen. SimCLR is the control: what more training alone does.
+The protocol: backbones frozen, kNN and linear probe on val, of the pretrained net and of each that went on from it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graphbuild.system.process import run_cli
+from pipelines.tiny_imagenet import COLUMN, GRAPH, OBJECTIVES, build_graph, find_data, train_all, write_scores
+
+PRETRAINED = "pretrained"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--data",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder of train-*.parquet and val.parquet.",
+)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/finetune"), show_default=True)
+@click.option("--pretrain-epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Passes of SimCLR.")
+@click.option("--epochs", type=click.IntRange(min=1), default=1, show_default=True, help="Passes from there, each objective.")
+@click.option("--lr", type=float, default=3e-4, show_default=True, help="Learning rate from there; pretraining has the default.")
+@click.option("--image-size", type=click.IntRange(min=16), default=32, show_default=True, help="Pixels of a view.")
+@click.option("--batch-size", type=click.IntRange(min=8), default=250, show_default=True, help="Images a step.")
+@click.option("--model", default="small", show_default=True, help="The network, as `train run --model` takes it.")
+@click.option("--tau-s", type=float, default=0.1, show_default=True, help="Temperature of the X-CLR target.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of weights, batches and augmentations.")
+@click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="Sentence Transformer of the class prompts.")
+def finetune(folder: Path, out: Path, encoder: str, pretrain_epochs: int, epochs: int, lr: float, **options: Any) -> None:
+    """Pretrain by SimCLR, go on by SimCLR, SupCon and X-CLR, and probe the frozen features before and after."""
+    from pipelines.common import Steps
+    from train.config import TrainConfig
+    from train.results.report.write import write_report
+    from train.run.checkpoint import WEIGHTS
+    from train.run.loop import train
+
+    train_data, val_data = find_data(folder)
+    steps = Steps(len(OBJECTIVES) + 4)
+    steps.begin("graph of the class prompts")
+    build_graph(train_data, encoder)
+    shared = {**options, "graph_dir": str(GRAPH), "data": train_data, "label_column": COLUMN}
+    steps.begin("pretrain by simclr")
+    config = TrainConfig(**{**shared, "objective": "simclr", "epochs": pretrain_epochs})
+    click.echo(train(config, out / PRETRAINED).summary())
+    train_all({**shared, "epochs": epochs, "lr": lr, "init": f"run:{out / PRETRAINED / WEIGHTS}"}, out, steps)
+    steps.begin("frozen features on val, before and after")
+    write_scores(out, val_data, start=PRETRAINED)
+    steps.begin("report")
+    runs = [out / objective for objective in OBJECTIVES]
+    report = write_report(runs, out / "report.html", data=val_data, title="SimCLR, SupCon and X-CLR from a pretrained net")
+    click.echo(report.summary())
+
+
+if __name__ == "__main__":
+    run_cli(finetune, debug_variable="TRAIN_DEBUG")
