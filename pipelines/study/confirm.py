@@ -194,7 +194,7 @@ def describe_plan(names: Sequence[str]) -> str:
 
 
 def read_scores(records: Path) -> tuple[str, Scores]:
-    """Return the name of the set that a file of records is of, and their scores.
+    """Return the name of the set that a file of records is of, and the scores of its whole blocks.
 
     Raises:
         OptionError: If it holds no record, or those of several sets.
@@ -205,8 +205,12 @@ def read_scores(records: Path) -> tuple[str, Scores]:
         raise OptionError(
             f"{records}: holds records of {len(sets)} sets of runs, and those of one are read. Name another --scores."
         )
+    made = {(line["arm"], line["block"]) for line in lines}
     scores: dict[ArmName, dict[str, dict[int, float]]] = {}
     for line in lines:
+        if any((arm, line["block"]) not in made for arm in SETS[sets[0]].arms):
+            # A block that was cut short does not count.
+            continue
         for measure in (*MEASURES, *SECONDARY_MEASURES):
             if measure in line["scores"]:
                 scores.setdefault(line["arm"], {}).setdefault(measure, {})[line["block"]] = line["scores"][measure]

@@ -120,6 +120,14 @@ def test_reading_of_records_is_that_of_their_scores_and_says_how_many_blocks_the
     assert "text helps: not to be said of this set, whatever comes out" in said
 
 
+def test_a_block_that_was_cut_short_does_not_count(finished: ConfirmConfig, tmp_path: Path) -> None:
+    lines = finished.file.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if (json.loads(line)["arm"], json.loads(line)["block"]) != ("permuted", 1)]
+    (tmp_path / "cpu.jsonl").write_text("".join(kept))
+    scores = read_scores(tmp_path / "cpu.jsonl")[1]
+    assert {tuple(values) for measures in scores.values() for values in measures.values()} == {(0,)}
+
+
 def test_an_unfinished_line_is_removed_before_the_next_is_added(tmp_path: Path) -> None:
     path = tmp_path / "new/full.jsonl"
     append_record(path, {"arm": "flat", "block": 0})
