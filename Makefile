@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 # Set in many containers; then every process compiles torch and transformers anew, which takes longer than most commands do.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-slow test-faults test-lower-bounds lint docs bench lock clean help
+.PHONY: setup demo test test-slow test-faults test-lower-bounds lint docs links bench lock clean help
 
 help:  ## show what can be made
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
@@ -50,6 +50,9 @@ lint: setup  ## ruff, mypy, import-linter, deptry, vulture
 
 docs: setup  ## the documentation as a site, in docs/_build
 	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+
+links: setup  ## ask every address outside that the documentation links to
+	@$(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/links
 
 bench: setup  ## every benchmark's table at a small size
 	@$(BIN)/python -m benchmarks

@@ -35,6 +35,12 @@ class Steps:
         return time.monotonic() - self._began
 
 
+def tell(result: Any, *, indent: str = "") -> None:
+    """Print what a step of a recipe did, without what a user would do next: the recipe does it."""
+    lines = [line for line in result.summary().splitlines() if not line.startswith("next: ")]
+    click.echo("\n".join(indent + line for line in lines))
+
+
 def run_holds(run_dir: Path, options: Mapping[str, Any], fingerprint: str) -> bool:
     """Return whether a folder holds a run, finished or not, of these options and of the data with this fingerprint."""
     if not (run_dir / CONFIG_FILE).exists():

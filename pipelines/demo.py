@@ -46,7 +46,7 @@ def demo(epochs: int, train_pictures: int, val_pictures: int, batch_size: int, e
 
     runs/demo is its own: graphs and runs in it are made again where the options differ.
     """
-    from pipelines.common import Steps
+    from pipelines.common import Steps, tell
     from train.results.report.write import write_report
 
     steps = Steps(5)
@@ -64,7 +64,7 @@ def demo(epochs: int, train_pictures: int, val_pictures: int, batch_size: int, e
     report = write_report(
         [RUNS / objective for objective in OBJECTIVES], RUNS / "report.html", title="SimCLR and X-CLR on drawn scenes"
     )
-    click.echo(report.summary())
+    tell(report)
     click.echo(f"done in {steps.seconds():.0f} s; open {report.out}")
 
 
@@ -74,10 +74,11 @@ def build_graph(name: str, *, encoder: str, **options: Any) -> None:
     from graphbuild.embed.config import EmbedConfig
     from graphbuild.knn.config import KnnConfig
     from graphbuild.knn.stage import build_knn
+    from pipelines.common import tell
 
     config = EmbedConfig(encoder=encoder, workers=0, overwrite=True, **options)
-    click.echo(build_embeddings(GRAPHS / name, config).summary())
-    click.echo(build_knn(GRAPHS / name, KnnConfig(overwrite=True)).summary())
+    tell(build_embeddings(GRAPHS / name, config))
+    tell(build_knn(GRAPHS / name, KnnConfig(overwrite=True)))
 
 
 def show_nearest_classes(graph_dir: Path) -> None:
@@ -95,7 +96,7 @@ def show_nearest_classes(graph_dir: Path) -> None:
 
 def train_all(options: Mapping[str, Any], *, fresh: bool) -> None:
     """Train both objectives with equal steps; finished runs of these options and pictures are kept, unless `fresh`."""
-    from pipelines.common import run_holds
+    from pipelines.common import run_holds, tell
     from train.config import TrainConfig
     from train.data.prepare import prepare
     from train.run.folder import read_run_config
@@ -113,7 +114,7 @@ def train_all(options: Mapping[str, Any], *, fresh: bool) -> None:
         chosen = replace(config, objective=objective)
         # A kept run of another number of steps than the first one's would not compare.
         keep = objective in kept and read_run_config(RUNS / objective).steps == config.steps
-        click.echo(train(chosen, RUNS / objective, overwrite=not keep, data=data).summary())
+        tell(train(chosen, RUNS / objective, overwrite=not keep, data=data))
     data.close()
 
 

@@ -129,7 +129,7 @@ def _run(recipe: Recipe, layout: Layout, options: Mapping[str, Any], graph_dir: 
     from graphbuild.knn.config import KnnConfig
     from graphbuild.knn.stage import build_knn
     from graphbuild.store.files import write_text
-    from pipelines.common import Steps, evaluate_once, score_headings, score_rows
+    from pipelines.common import Steps, evaluate_once, score_headings, score_rows, tell
     from train.config import TrainConfig
     from train.results.compare.table import markdown_table
     from train.results.report.write import write_report
@@ -137,17 +137,17 @@ def _run(recipe: Recipe, layout: Layout, options: Mapping[str, Any], graph_dir: 
 
     steps = Steps(4)
     steps.begin("graph")
-    click.echo(build_embeddings(graph_dir, EmbedConfig(**embed)).summary())
-    click.echo(build_knn(graph_dir, KnnConfig(k=recipe.k)).summary())
+    tell(build_embeddings(graph_dir, EmbedConfig(**embed)))
+    tell(build_knn(graph_dir, KnnConfig(k=recipe.k)))
     config, run_dir = TrainConfig(**options), out / str(options.get("objective", "xclr"))
     write_text(out / CONFIG, config.to_toml())
     steps.begin("train")
     click.echo(f"the same on several GPUs: torchrun --nproc-per-node N -m train run --config {out / CONFIG} --run-dir {run_dir}")
-    click.echo(train(config, run_dir).summary())
+    tell(train(config, run_dir))
     steps.begin("scores" if layout.val and recipe.label else "scores: none, because there are no labels; see `train eval`")
     if layout.val and recipe.label:
         columns = (recipe.label,)
         scores = {run_dir.name: evaluate_once(run_dir, data=layout.val, columns=columns, untrained=True)}
         click.echo(markdown_table(score_headings(columns), score_rows(scores, columns)))
     steps.begin("report")
-    click.echo(write_report([run_dir], out / "report.html", data=layout.val).summary())
+    tell(write_report([run_dir], out / "report.html", data=layout.val))

@@ -42,7 +42,7 @@ COLUMN = "label"
 @click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="Sentence Transformer of the class prompts.")
 def tiny_imagenet(folder: Path, out: Path, encoder: str, **options: Any) -> None:
     """Class-prompt graph, then SimCLR, SupCon and X-CLR with equal images seen, then kNN and linear probe on val."""
-    from pipelines.common import Steps
+    from pipelines.common import Steps, tell
     from train.results.report.write import write_report
 
     train_data, val_data = find_data(folder)
@@ -55,7 +55,7 @@ def tiny_imagenet(folder: Path, out: Path, encoder: str, **options: Any) -> None
     steps.begin("report")
     runs = [out / objective for objective in OBJECTIVES]
     report = write_report(runs, out / "report.html", data=val_data, title="SimCLR, SupCon and X-CLR on Tiny-ImageNet")
-    click.echo(report.summary())
+    tell(report)
 
 
 def find_data(folder: Path) -> tuple[str, str]:
@@ -77,6 +77,7 @@ def build_graph(train_data: str, encoder: str) -> None:
     from graphbuild.embed.text.table import DEFAULT_TEMPLATE
     from graphbuild.knn.config import KnnConfig
     from graphbuild.knn.stage import build_knn
+    from pipelines.common import tell
 
     config = EmbedConfig(
         dataset="parquet",
@@ -88,12 +89,13 @@ def build_graph(train_data: str, encoder: str) -> None:
         encoder=encoder,
         workers=0,
     )
-    click.echo(build_embeddings(GRAPH, config).summary())
-    click.echo(build_knn(GRAPH, KnnConfig()).summary())
+    tell(build_embeddings(GRAPH, config))
+    tell(build_knn(GRAPH, KnnConfig()))
 
 
 def train_all(options: Mapping[str, Any], out: Path, steps: Any) -> None:
     """Train every objective on the same decoded images."""
+    from pipelines.common import tell
     from train.config import TrainConfig
     from train.data.prepare import prepare
     from train.run.loop import train
@@ -101,7 +103,7 @@ def train_all(options: Mapping[str, Any], out: Path, steps: Any) -> None:
     data = prepare(TrainConfig(objective=OBJECTIVES[0], **options))
     for objective in OBJECTIVES:
         steps.begin(f"train {objective}")
-        click.echo(train(TrainConfig(objective=objective, **options), out / objective, data=data).summary())
+        tell(train(TrainConfig(objective=objective, **options), out / objective, data=data))
     data.close()
 
 

@@ -46,3 +46,21 @@ def test_every_command_and_snippet_of_the_readme_runs(user_folder: Path) -> None
 
 def test_readme_is_short_enough_to_be_read() -> None:
     assert len(README.splitlines()) <= 80
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The names that links give to the headings of a page, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "pipelines/README.md", "benchmarks/RESULTS.md"])
+def test_links_of_pages_outside_the_site_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        if "://" in path:
+            continue
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), f"{name} links to {target}"
+        assert not anchor or anchor in anchors_of(linked), f"{name} links to {target}"

@@ -143,17 +143,25 @@ def advise(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
     show_default=True,
     help="Measure the targets, which makes a partition if there is none.",
 )
+@click.option(
+    "--map/--no-map",
+    "chart",
+    default=True,
+    show_default=True,
+    help="Draw a map on top: that of `graphbuild explore`, else one of up to 5,000 texts.",
+)
 @health_options
 @replace_option
 @json_option
-def report(graph_dir: Path | None, out: Path | None, fidelity: bool, as_json: bool, **options: Any) -> None:
+def report(graph_dir: Path | None, out: Path | None, as_json: bool, **options: Any) -> None:
     """Measure a graph, and write one HTML page and metrics.json.
 
-    Warnings come first. The page needs no network; its captions and pictures are those of the graph.
+    Warnings come first, then the map and the worst cases. The page needs no network; its captions and pictures are those of the
+    graph.
     """
     from graphbuild.quality.report.write import write_report
 
-    answer(write_report(find_graph_dir(graph_dir), out, fidelity=fidelity, **options), as_json)
+    answer(write_report(find_graph_dir(graph_dir), out, **options), as_json)
 
 
 @click.command()

@@ -32,10 +32,12 @@ from graphbuild.store.parts import require_no_parts
 from graphbuild.store.stage import writing
 from graphbuild.system.hub import short_name
 from graphbuild.system.inputs import is_pattern
+from graphbuild.system.progress import progress, stages
 
 _PARTS = frozenset({"train", "val", "valid", "validation", "test", "data", "images", "shards"})
 """Names of folders and files that say nothing about which data they are."""
 _LOOKED_FOR = 100
+_OPENING = "opening source and encoder"
 _CHECKED_EARLY = 100_000
 _RESERVED = frozenset({schemas.SAMPLE_ID, schemas.SAMPLE_HASH, schemas.TEXT_ID})
 
@@ -64,7 +66,11 @@ def build_embeddings(graph_dir: Path, config: EmbedConfig) -> EmbedResult:
     """
     if config.append and config.overwrite:
         raise OptionError("--append adds to a graph, and --overwrite replaces it: give one of them.")
-    with writing(graph_dir, check=lambda: require_no_parts(graph_dir, "embed")) as manifest:
+    of_vectors = "taking vectors" if config.dataset == VECTORS else "embedding"
+    with (
+        stages(_OPENING, "reading captions", "sorting ids", of_vectors, "indexing"),
+        writing(graph_dir, check=lambda: require_no_parts(graph_dir, "embed")) as manifest,
+    ):
         return _build(graph_dir, manifest, config)
 
 
@@ -75,7 +81,9 @@ def _build(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> EmbedRes
         _refuse_other_dataset(graph_dir, manifest, config)
         given = VectorRun(graph_dir, config, manifest, _open_source(graph_dir, config), _source_options(config))
         return _run(graph_dir, manifest, given)
-    return _run(graph_dir, manifest, open_run(graph_dir, manifest, config))
+    with progress(_OPENING, None):
+        opened = open_run(graph_dir, manifest, config)
+    return _run(graph_dir, manifest, opened)
 
 
 def open_run(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> EmbedRun:

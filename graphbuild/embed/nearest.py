@@ -26,6 +26,7 @@ from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.tables import find_text, read_texts
 from graphbuild.store.verified import require_verified
+from graphbuild.system.progress import progress
 
 _REMEDY = "Run `graphbuild embed` again: it rebuilds it."
 FUSED = "fused"
@@ -217,7 +218,8 @@ class NearestTexts:
     def _by_encoder(self, query: str, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         from graphbuild.embed.encoder import load_encoder
 
-        encoder = load_encoder(self._encoder)
+        with progress("opening the encoder", None):
+            encoder = load_encoder(self._encoder)
         self._require_width(encoder.dim, self._encoder.name)
         (tokens,), _ = encoder.tokenize([query])
         return self._by_vector(encoder.encode_one(tokens), count)

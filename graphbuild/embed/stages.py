@@ -274,7 +274,8 @@ class EmbedRun:
 
     def lookup(self) -> bool:
         """Build the look-up of samples by id; returns whether anything was to do."""
-        return build_lookup(self._graph_dir, self._manifest)
+        with progress("sorting ids", None):
+            return build_lookup(self._graph_dir, self._manifest)
 
     def index(self) -> bool:
         """Return the FAISS index of all vectors."""

@@ -155,7 +155,8 @@ class VectorRun:
 
     def lookup(self) -> bool:
         """Samples by id."""
-        return build_lookup(self._graph_dir, self._manifest)
+        with progress("sorting ids", None):
+            return build_lookup(self._graph_dir, self._manifest)
 
     def embed(self) -> bool:
         """The vectors, normalised and then rounded to float16."""

@@ -29,6 +29,7 @@ from graphbuild.store.lookup import SampleLookup, build_lookup
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.stage import Made, run_stage, writing
 from graphbuild.store.tables import read_parquet, read_texts
+from graphbuild.system.progress import progress
 from graphbuild.targets.mixture import share_weights
 
 _AS_BEFORE = ("id_column", "keep_columns", "on_duplicate", "skip_broken")
@@ -89,7 +90,7 @@ def fuse_graphs(graphs: Sequence[Path], out: Path, config: FuseConfig) -> FuseRe
     for origin, graph in zip(origins, graphs, strict=True):
         for stage in ("text", "lookup", "embed"):
             origin.require(stage, graph)
-    with writing(out) as manifest:
+    with progress("fusing", None), writing(out) as manifest:
         built = _Fusion(list(graphs), origins, weights, out, manifest, overwrite=config.overwrite).run()
     dim = manifest.encoder["dim"]
     return FuseResult(graph_dir=out, counts=manifest.counts, dim=dim, weights=weights, already_done=not built)

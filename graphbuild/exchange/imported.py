@@ -25,6 +25,7 @@ from graphbuild.store.manifest import Manifest, stage_key, up_to_date
 from graphbuild.store.stage import Made, run_stage, writing
 from graphbuild.system.decoding import NotText, read_text
 from graphbuild.system.inputs import PARQUET, suffix_of
+from graphbuild.system.progress import progress
 
 if TYPE_CHECKING:
     import polars as pl
@@ -73,7 +74,8 @@ class ImportResult:
             "edges of a text with itself": "self_edges",
             "pairs of two similarities (the larger is taken)": "unequal_pairs",
         }
-        return "\n".join([head, *(f"{self.facts[key]:,} {name}" for name, key in left_out.items() if self.facts[key])])
+        counted = (f"{self.facts[key]:,} {name}" for name, key in left_out.items() if self.facts[key])
+        return "\n".join([head, *counted, f"next: graphbuild report --graph-dir {self.graph_dir}"])
 
     def to_json(self) -> dict[str, Any]:
         """Return the same for scripts."""
@@ -90,7 +92,7 @@ def import_graph(graph_dir: Path, config: ImportConfig) -> ImportResult:
     """
     files = {name: path for name in ("texts", "edges", "samples") if (path := getattr(config, name)) is not None}
     inputs = {name: _digest(path) for name, path in files.items()}
-    with writing(graph_dir) as manifest:
+    with progress("import", None), writing(graph_dir) as manifest:
         return _import(graph_dir, manifest, config, inputs)
 
 

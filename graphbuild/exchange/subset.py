@@ -42,7 +42,7 @@ from graphbuild.store.stage import Made, run_stage, writing
 from graphbuild.store.tables import read_parquet
 from graphbuild.system.decoding import NotText, read_text
 from graphbuild.system.inputs import PARQUET, suffix_of
-from graphbuild.system.progress import progress
+from graphbuild.system.progress import progress, stages
 
 _ID_COLUMNS = (schemas.SAMPLE_ID, "url", "id")
 KEEP = "keep"
@@ -110,6 +110,11 @@ def subset_graph(graph_dir: Path, out: Path, config: SubsetConfig) -> SubsetResu
     origin = Manifest.load(graph_dir)
     for stage in ("text", "lookup", "embed"):
         origin.require(stage, graph_dir)
+    with stages("sorting ids", "copying embeddings", "indexing"):
+        return _subset(graph_dir, out, config, origin)
+
+
+def _subset(graph_dir: Path, out: Path, config: SubsetConfig, origin: Manifest) -> SubsetResult:
     ids = pa.chunked_array([_read_ids(config.keep, config.id_column)]).unique()
     found = SampleLookup(graph_dir, origin).find(ids)
     if not len(found.sample_rows):
@@ -213,7 +218,9 @@ class _Work:
 
     def run(self) -> bool:
         """Do what is missing; returns whether anything was."""
-        built = [self._text(), build_lookup(self._out, self._manifest), self._embed()]
+        with progress("sorting ids", None):
+            built = [self._text(), build_lookup(self._out, self._manifest)]
+        built.append(self._embed())
         return any([*built, build_index(self._out, self._manifest, overwrite=True)])
 
     def _text(self) -> bool:

@@ -101,7 +101,8 @@ class Search:
         if self._missing:
             shape = (self._layout.texts, self._layout.dim)
             with all_vectors(self._graph_dir, shape, mapped=self._memory.mapped) as (vectors_ND, scratch):
-                require_unit_length(self._graph_dir, vectors_ND)
+                with progress("checking vectors", None):
+                    require_unit_length(self._graph_dir, vectors_ND)
                 basis_DR = self._basis(vectors_ND) if self._layout.sketch_dim else None
                 self._announce(vectors_ND)
                 if scratch is not None and self._distributed():

@@ -32,6 +32,7 @@ from graphbuild.store.sketches import FACT
 from graphbuild.store.stage import Made, run_stage, writing
 from graphbuild.system.cluster import Workers
 from graphbuild.system.memory import resolve_limit
+from graphbuild.system.progress import stages
 
 _AUTO_COMPLETE = 4096
 _FITTED_TEXTS, _FITTED_SHARDS = 2048, 8
@@ -131,7 +132,10 @@ def build_knn(graph_dir: Path, config: KnnConfig) -> KnnResult:
         ResourceError: If the memory limit is too small to work within.
     """
     Manifest.load(graph_dir).require("embed", graph_dir)
-    with writing(graph_dir, check=lambda: require_no_parts(graph_dir, "knn")) as manifest:
+    with (
+        stages("checking vectors", "sketch", "choosing lists", "neighbours"),
+        writing(graph_dir, check=lambda: require_no_parts(graph_dir, "knn")) as manifest,
+    ):
         request = Request.read(graph_dir, manifest, config)
         options, inputs = request.options, request.inputs
         built = run_stage(graph_dir, manifest, "knn", options, inputs, request.work, overwrite=config.overwrite, check=request.plan)

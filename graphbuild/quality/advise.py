@@ -20,6 +20,7 @@ from graphbuild.quality.fidelity import (
     measure_fidelity,
 )
 from graphbuild.system.answers import plain, render, table
+from graphbuild.system.progress import stages
 
 TAUS = (0.05, 0.07, 0.1, 0.12, 0.15, 0.2)
 """Closest where the target turns soft: with short captions between 0.1 and 0.2."""
@@ -105,7 +106,8 @@ def advise(
         chunk=chunk,
         seed=seed,
     )
-    found = measure_fidelity(graph_dir, config)
+    with stages("partition", "embeddings", "targets"):
+        found = measure_fidelity(graph_dir, config)
     return Advice(graph_dir, config, found, recommend(found, tau_s))
 
 

@@ -22,7 +22,7 @@ from graphbuild.store import schemas
 from graphbuild.store.graph import Graph
 from graphbuild.store.hashes import hash_strings
 from graphbuild.system.answers import plain, render, show, table
-from graphbuild.system.progress import progress
+from graphbuild.system.progress import progress, stages
 
 _RANKS = (1, 4, 16, 64, 256, 1024)
 _BLOCK = 4096
@@ -89,12 +89,18 @@ def compare_graphs(first: Path, second: Path, *, count: int = 10) -> Comparison:
         ArtifactError: If a graph is not finished, or damaged.
         ArtifactMismatch: If they share fewer than two texts, and fewer than two samples.
     """
+    with stages("matching texts", "comparing"):
+        return _compare(first, second, count)
+
+
+def _compare(first: Path, second: Path, count: int) -> Comparison:
     views = (GraphView(first), GraphView(second))
-    hashes = [_text_hashes(view) for view in views]
-    _, ours, theirs = np.intersect1d(hashes[0], hashes[1], assume_unique=True, return_indices=True)
-    graphs, shared = (views[0].graph, views[1].graph), len(ours)
-    if by_sample := shared < 2:
-        ours, theirs = _match_samples(graphs)
+    with progress("matching texts", None):
+        hashes = [_text_hashes(view) for view in views]
+        _, ours, theirs = np.intersect1d(hashes[0], hashes[1], assume_unique=True, return_indices=True)
+        graphs, shared = (views[0].graph, views[1].graph), len(ours)
+        if by_sample := shared < 2:
+            ours, theirs = _match_samples(graphs)
     if len(ours) < 2:
         raise ArtifactMismatch(
             f"{first} and {second} share {shared} of their texts ({len(hashes[0]):,} and {len(hashes[1]):,}), and {len(ours)} "
@@ -155,7 +161,7 @@ def _agreements(
     count = len(ids[0])
     out_CT, rho_C = np.empty((count, len(ranks)), np.float32), np.empty(count)
     seen, held, order = (np.zeros(count, np.int64) for _ in range(3))
-    with progress("compare", count, unit="texts") as meter:
+    with progress("comparing", count, unit="texts") as meter:
         for start in range(0, count, _BLOCK):
             part = slice(start, start + _BLOCK)
             rows = [place[graph.rows(own[part]).neighbor_ids] for graph, own, place in zip(graphs, ids, places, strict=True)]

@@ -130,6 +130,13 @@ def measure_fidelity(graph_dir: Path, config: FidelityConfig) -> Fidelity:
     drawn = _draw(graph, config)
     basis = _BasisSample.draw(graph, config.seed)
     vectors = _read_vectors(graph_dir, graph, np.concatenate([*drawn["random"], *drawn["neighbors"], basis.texts]))
+    with progress("targets", None):
+        return _measure(graph, config, basis, vectors, drawn)
+
+
+def _measure(
+    graph: Graph, config: FidelityConfig, basis: _BasisSample, vectors: _Vectors, drawn: dict[str, list[Int32]]
+) -> Fidelity:
     batches = {kind: [_open_batch(graph, vectors, texts) for texts in some] for kind, some in drawn.items()}
     absent = round(float(np.mean([_off_diagonal_mean(batch.dense) for batch in batches["random"]])), 2)
     sharpness = tuple(_sharpness(batches, tau_s) for tau_s in config.sharpness_taus)

@@ -17,6 +17,7 @@ from graphbuild.quality.view import GraphView
 from graphbuild.store import schemas
 from graphbuild.store.manifest import Manifest
 from graphbuild.system.answers import pair_table, plain, render, show, table
+from graphbuild.system.progress import stages as progress_stages
 
 if TYPE_CHECKING:
     import polars as pl
@@ -138,7 +139,8 @@ def summarize(graph_dir: Path, *, health: bool = True, **options: Any) -> GraphS
         for name, stage in manifest.stages.items()
     }
     measurable = "knn" in manifest.stages and view.graph.k > 0
-    measured = view.health(**options) if health and measurable else None
+    with progress_stages("edges", "figures"):
+        measured = view.health(**options) if health and measurable else None
     return GraphSummary(
         graph_dir=graph_dir,
         # Some sources, such as COCO, give a row a caption without being asked to.

@@ -15,6 +15,7 @@ import polars as pl
 from graphbuild.errors import UserError, one_line
 from graphbuild.quality.view import GraphView
 from graphbuild.system.answers import WIDTH, Form, encode
+from graphbuild.system.progress import progress
 
 _TABLE_ROWS = 50
 _BEFORE_THE_STATEMENT = re.compile(r"(?:\s|\(|--[^\n]*(?:\n|$)|/\*.*?\*/)*", re.DOTALL)
@@ -44,7 +45,8 @@ def run_sql(graph_dir: Path, sql: str, *, limit: int | None = None, form: Form =
     most = limit if limit is not None else _TABLE_ROWS if form == "table" else None
     try:
         plan = pl.SQLContext(frames=tables, eager=False).execute(sql)
-        frame = (plan if most is None else plan.limit(most + 1)).collect(engine="streaming")
+        with progress("query", None):
+            frame = (plan if most is None else plan.limit(most + 1)).collect(engine="streaming")
     except (pl.exceptions.PolarsError, ValueError, TypeError) as error:
         # The first line says what; a plan of many lines follows it.
         raise _error(str(error).split("\n", 1)[0], listed) from error

@@ -24,7 +24,7 @@ from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.neighbors import Rows
 from graphbuild.store.tables import read_parquet
-from graphbuild.system.progress import progress
+from graphbuild.system.progress import progress, stages
 
 _LEAST_SAMPLE = 1000
 _SYMMETRY_SAMPLE = 200
@@ -65,7 +65,8 @@ class VerifyResult:
             width = "all other texts" if self.complete else f"{self.k:,} a text"
             lines.append(f"neighbours ({width}, {self.method}): order, range, self and symmetry are right")
             lines += self._quality_lines(self.quality) if self.quality else []
-        return "\n".join(lines)
+        commands = ("graphbuild knn",) if self.k is None else ("graphbuild report", "train run")
+        return "\n".join([*lines, "next: " + " | ".join(f"{name} --graph-dir {self.graph_dir}" for name in commands)])
 
     @staticmethod
     def _quality_lines(quality: Quality) -> list[str]:
@@ -100,10 +101,12 @@ def verify_graph(graph_dir: Path, *, exact_sample: int = _LEAST_SAMPLE, seed: in
         manifest.require(stage, graph_dir)
     receipts = [receipt for stage in manifest.stages.values() for receipt in stage.files.values()]
     receipts += _picture_receipts(graph_dir, manifest)
-    _check_digests(graph_dir, receipts)
-    texts = _check_text_ids(graph_dir, manifest) if imported else _check_texts(graph_dir, manifest)
-    samples = _check_samples(graph_dir, manifest, texts)
-    quality = _check_neighbors(graph_dir, manifest, max(exact_sample, _LEAST_SAMPLE), seed) if knn else None
+    with stages("digests", "texts and samples", "rows", "brute force"):
+        _check_digests(graph_dir, receipts)
+        with progress("texts and samples", None):
+            texts = _check_text_ids(graph_dir, manifest) if imported else _check_texts(graph_dir, manifest)
+            samples = _check_samples(graph_dir, manifest, texts)
+        quality = _check_neighbors(graph_dir, manifest, max(exact_sample, _LEAST_SAMPLE), seed) if knn else None
     return VerifyResult(
         graph_dir=graph_dir,
         files=len(receipts),

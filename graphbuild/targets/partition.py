@@ -126,7 +126,8 @@ class PartitionResult:
         return (
             f"{self.path}: {self.samples:,} samples in {facts['chunks']:,} chunks of {self.chunk}, "
             f"{facts['neighbors_per_anchor']:.2f} stored neighbours per anchor in its chunk "
-            f"({facts['neighbors_per_anchor_random']:.2g} at random){note}: {done}"
+            f"({facts['neighbors_per_anchor_random']:.2g} at random){note}: {done}\n"
+            "next: train run --batches neighbors"
         )
 
     def to_json(self) -> dict[str, Any]:

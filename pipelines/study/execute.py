@@ -152,6 +152,7 @@ class Study:
         return self._config.out / "graphs"
 
     def _train(self, planned: Planned) -> None:
+        from pipelines.common import tell
         from train.run.checkpoint import WEIGHTS
         from train.run.loop import train
 
@@ -162,7 +163,7 @@ class Study:
             return
         data = self._images(self.train_config(planned))
         config = self.train_config(planned, len(data.store))
-        click.echo("  " + train(config, run_dir, data=data, label=planned.name).summary())
+        tell(train(config, run_dir, data=data, label=planned.name), indent="  ")
 
     def train_config(self, planned: Planned, images: int | None = None) -> TrainConfig:
         """Return the configuration of a run that sees its budget of images, however many there are."""

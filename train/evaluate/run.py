@@ -13,6 +13,7 @@ from graphbuild.errors import OptionError
 from graphbuild.store import schemas
 from graphbuild.store.files import remove_stale_temporaries
 from graphbuild.store.graph import Graph
+from graphbuild.system.progress import progress, stages
 from train.config import TrainConfig
 from train.evaluate.cache import FOLDER, Extraction, features_of
 from train.evaluate.data import EvalData
@@ -98,7 +99,7 @@ class EvalResult:
                 if name not in _HIDDEN and not name.endswith("_ci95"):
                     cells = "".join(f"{_shown(by_column[column], name):>20}" for by_column in self.scores.values())
                     lines.append(f"{column:<{wide}}{name:<26}{cells}")
-        return "\n".join(lines)
+        return "\n".join([*lines, f"next: train report {self.run_dir} | train compare {self.run_dir} OTHER_RUNS"])
 
     def to_json(self) -> dict[str, Any]:
         """Return the same for scripts."""
@@ -127,7 +128,8 @@ def evaluate_run(run_dir: Path, options: EvalOptions | None = None) -> EvalResul
         ArtifactError: If the run is not finished, or damaged.
         SourceError: If images or label columns are missing.
     """
-    result = _Evaluation(run_dir, options or EvalOptions()).run()
+    with stages("features to learn from", "features to classify", "scores"):
+        result = _Evaluation(run_dir, options or EvalOptions()).run()
     # What was left by a process that was killed while it wrote.
     for folder in (run_dir.parent if _is_file(run_dir) else run_dir, _beside(run_dir, FOLDER)):
         remove_stale_temporaries(folder)
@@ -227,14 +229,16 @@ class _Evaluation:
     ) -> None:
         """Score one encoder on every label column."""
         wanted = [protocol for protocol in ON_LABELS if protocol in chosen]
-        for column, task in tasks.items() if wanted else ():
-            scores = describe(task)
-            for protocol in wanted:
-                if protocol in _BY_COLUMN:
-                    scores |= _BY_COLUMN[protocol](task)
-            if text_side is not None and "zero-shot" in chosen:
-                scores |= zero_shot_scores(task, self.encoders[TRAINED], *text_side)
-            self.scores[name][column] = scores
+        with progress("scores", len(tasks) * len(wanted), unit="protocols") as meter:
+            for column, task in tasks.items() if wanted else ():
+                scores = describe(task)
+                for protocol in wanted:
+                    if protocol in _BY_COLUMN:
+                        scores |= _BY_COLUMN[protocol](task)
+                    meter.advance(note=f"{name} encoder, {column}: {protocol}")
+                if text_side is not None and "zero-shot" in chosen:
+                    scores |= zero_shot_scores(task, self.encoders[TRAINED], *text_side)
+                self.scores[name][column] = scores
 
     def _imagenet_sets(self, chosen: Sequence[ProtocolName], data: EvalData | None) -> list[ImageNetSet]:
         options = self.options

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from graphbuild.errors import ArtifactMismatch
-from graphbuild.system.progress import Meter, progress, say
+from graphbuild.system.progress import Meter, progress, say, stages
 from graphbuild.torch.devices import choose_device
 from train.config import TrainConfig
 from train.data.held_out import eval_command
@@ -88,8 +88,10 @@ def train(
         Interrupted: If SIGTERM or SIGINT came; a checkpoint was written.
         UserError: If the data do not fit, or a loss is not finite.
     """
-    with ranks_of_job(config.device) as ranks:
-        folder, opened = _enter(config, run_dir, overwrite, data, ranks)
+    shown = label or f"train {config.objective}"
+    with stages("opening images and graph", "decode images", shown), ranks_of_job(config.device) as ranks:
+        with progress("opening images and graph", None):
+            folder, opened = _enter(config, run_dir, overwrite, data, ranks)
         try:
             if ranks.broadcast_from_main(lambda: folder.finished):
                 return finished_result(folder, _eval_command(folder, opened))
@@ -98,7 +100,7 @@ def train(
             try:
                 with ranks.main_first():
                     session = _Session(folder, loaded, ranks)
-                return session.run(label or f"train {folder.config.objective}")
+                return session.run(shown)
             finally:
                 if data is None:
                     loaded.close()

@@ -28,17 +28,17 @@ class RunResult:
     """How the run is evaluated; what the user has to name stands there in capitals."""
 
     def summary(self) -> str:
-        """Return one line for people."""
+        """Return lines for people."""
         if self.first_step == self.steps:
-            return f"{self.run_dir}: was finished before ({self.steps:,} steps)."
+            return f"{self.run_dir}: was finished before ({self.steps:,} steps).\nnext: {self.eval_command}"
         before = f", went on from step {self.first_step:,}" if self.first_step else ""
         rate = self.images_seen / max(self.seconds, 1e-9)
         kl = self.last.get("kl")
         away = "" if kl is None else f", KL to the target {_number(kl)} nats"
         return (
             f"{self.run_dir}: {self.objective}, {self.steps:,} steps{before}, {self.images_seen:,} images in {self.seconds:,.0f} s "
-            f"({rate:,.0f}/s); loss {_number(self.last.get('loss'))}{away}. "
-            f"Evaluate it with `{self.eval_command}`."
+            f"({rate:,.0f}/s); loss {_number(self.last.get('loss'))}{away}\n"
+            f"next: {self.eval_command}"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from graphbuild.store.frames import Frames, graph_blocks
 from graphbuild.store.neighbors import Ids
 from graphbuild.store.outputs import require_replaceable
 from graphbuild.system.answers import plain, render, show, table
-from graphbuild.system.progress import progress
+from graphbuild.system.progress import progress, stages
 
 LEVELS = (0.99, 0.98, 0.97, 0.95, 0.93, 0.9)
 """Thresholds that `--show` compares."""
@@ -118,10 +118,12 @@ def find_duplicates(
     tables = Frames(graph_dir)
     require_neighbors(tables)
     lowest = min((threshold, *LEVELS)) if show_levels else threshold
-    similar, full_rows = _edges_from(tables, lowest, threshold)
-    order_N = _order(tables)
-    keeper_N, similarity_N = _keepers(similar, order_N, threshold)
-    written = write_decisions(tables, out, _decide(keeper_N, similarity_N)) if out is not None else None
+    with stages("near-duplicates", "decisions"):
+        similar, full_rows = _edges_from(tables, lowest, threshold)
+        with progress("decisions", None):
+            order_N = _order(tables)
+            keeper_N, similarity_N = _keepers(similar, order_N, threshold)
+            written = write_decisions(tables, out, _decide(keeper_N, similarity_N)) if out is not None else None
     dropped = int((keeper_N >= 0).sum())
     return DedupResult(
         graph_dir=graph_dir,
@@ -137,10 +139,10 @@ def find_duplicates(
     )
 
 
-def duplicate_keepers(tables: Frames, threshold: float) -> Ids:
-    """Return the kept text that stands for each near-duplicate; -1 for texts that are kept; (N,)."""
+def duplicate_keepers(tables: Frames, threshold: float) -> tuple[Ids, Floats]:
+    """Return the kept text that stands for each near-duplicate (-1 for texts that are kept), and their similarity (NaN); (N,)."""
     similar, _ = _edges_from(tables, threshold, threshold)
-    return _keepers(similar, _order(tables), threshold)[0]
+    return _keepers(similar, _order(tables), threshold)
 
 
 def _edges_from(tables: Frames, lowest: float, threshold: float) -> tuple[csr_array, int]:

@@ -24,7 +24,7 @@ from graphbuild.store.frames import Frames, graph_blocks
 from graphbuild.store.graph import Graph
 from graphbuild.store.neighbors import Ids
 from graphbuild.store.outputs import require_replaceable
-from graphbuild.system.progress import progress
+from graphbuild.system.progress import progress, stages
 
 REASONS = ("chosen", "covered by a chosen text", "not covered")
 _EDGES_A_BLOCK = 1 << 21
@@ -83,9 +83,11 @@ def choose_sample(graph_dir: Path, out: Path, *, count: int, seed: int = 0, over
     graph = tables.graph
     if count > graph.n_texts:
         raise OptionError(f"--count {count:,}: the graph has {graph.n_texts:,} texts. Choose at most as many.")
-    chosen, cover_N, by_N = greedy_cover(graph, count)
-    random_N = _cover_of(graph, np.random.default_rng(seed).choice(graph.n_texts, count, replace=False))
-    written = write_decisions(tables, out, _decide(chosen, cover_N, by_N))
+    with stages("first gains", "representatives", "decisions"):
+        chosen, cover_N, by_N = greedy_cover(graph, count)
+        with progress("decisions", None):
+            random_N = _cover_of(graph, np.random.default_rng(seed).choice(graph.n_texts, count, replace=False))
+            written = write_decisions(tables, out, _decide(chosen, cover_N, by_N))
     return SampleResult(
         graph_dir=graph_dir,
         out=out,
@@ -105,8 +107,9 @@ def greedy_cover(graph: Graph, count: int) -> tuple[Ids, Floats, Ids]:
     Returns:
         The chosen texts in order (n,); each text's similarity to its nearest chosen one (N,); and that one, -1 for none (N,).
     """
-    queue = [(-gain, text) for text, gain in enumerate(_first_gains(graph).tolist())]
-    heapq.heapify(queue)
+    with progress("first gains", None):
+        queue = [(-gain, text) for text, gain in enumerate(_first_gains(graph).tolist())]
+        heapq.heapify(queue)
     cover_N = np.zeros(graph.n_texts, np.float32)
     by_N = np.full(graph.n_texts, -1, np.int32)
     chosen: list[int] = []

@@ -13,7 +13,7 @@ import polars as pl
 
 from graphbuild.quality.curate.dedup import duplicate_keepers
 from graphbuild.quality.explore.select import Selection
-from graphbuild.quality.report.pictures import picture_bytes
+from graphbuild.quality.pictures import picture_bytes
 from graphbuild.store import schemas
 from graphbuild.store.frames import Frames, graph_blocks
 from graphbuild.store.graph import Graph
@@ -52,7 +52,7 @@ def map_columns(
     """Return one row a text of the map: position, neighbours, figures of the graph, and the columns of its first sample."""
     graph = tables.graph
     ids_n = chosen.ids_n
-    keeper_N = duplicate_keepers(tables, NEAR_DUPLICATE)
+    keeper_N, _ = duplicate_keepers(tables, NEAR_DUPLICATE)
     group_n = np.where(keeper_N >= 0, keeper_N, np.arange(graph.n_texts, dtype=np.int32))[ids_n]
     texts = tables.texts.filter(pl.col(schemas.TEXT_ID).is_in(pl.Series(ids_n).implode())).collect(engine="streaming")
     frame = texts.sort(schemas.TEXT_ID).select(schemas.TEXT_ID, schemas.TEXT, schemas.SAMPLE_COUNT)

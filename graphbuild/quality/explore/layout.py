@@ -5,7 +5,10 @@ Shape letters: n texts on the map, m neighbours of each, R sketch width, D embed
 
 from __future__ import annotations
 
+import io
+import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +48,28 @@ class Truth:
         )
 
 
-def lay_out(neighbors_nm: Ids, similarities_nm: npt.NDArray[np.float32], start_n2: Positions, *, seed: int) -> Positions:
+class _Epochs(io.StringIO):
+    """What UMAP's own bar writes to: its numbers are passed on, and nothing is shown."""
+
+    def __init__(self, report: Callable[[int, int], None]) -> None:
+        super().__init__()
+        self._report = report
+
+    def write(self, text: str) -> int:
+        """Pass on what is done and the total."""
+        if found := re.findall(r"\d+", text):
+            self._report(int(found[0]), int(found[-1]))
+        return len(text)
+
+
+def lay_out(
+    neighbors_nm: Ids,
+    similarities_nm: npt.NDArray[np.float32],
+    start_n2: Positions,
+    *,
+    seed: int,
+    report: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Positions:
     """Place texts in the plane by UMAP; the same input and seed give the same map on one machine.
 
     Args:
@@ -53,6 +77,7 @@ def lay_out(neighbors_nm: Ids, similarities_nm: npt.NDArray[np.float32], start_n
         similarities_nm: Of these.
         start_n2: Where texts begin, such as their two leading principal coordinates.
         seed: Of the optimisation.
+        report: Told now and then how many epochs are done, and of how many.
 
     Raises:
         OptionError: If umap-learn is not installed, or there are too few texts.
@@ -75,6 +100,7 @@ def lay_out(neighbors_nm: Ids, similarities_nm: npt.NDArray[np.float32], start_n
         init=_spread(start_n2, seed),
         random_state=seed,
         force_approximation_algorithm=True,
+        tqdm_kwds={"disable": False, "file": _Epochs(report), "bar_format": "{n} {total}", "leave": False},
     )
     with warnings.catch_warnings():
         # That a seed means one thread, and that rows without a search index cannot place new points.

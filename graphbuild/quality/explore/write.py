@@ -25,11 +25,11 @@ from graphbuild.store import schemas
 from graphbuild.store.files import atomic_path, write_json
 from graphbuild.store.frames import Frames
 from graphbuild.store.outputs import PARQUET_METADATA, require_replaceable
-from graphbuild.system.progress import progress
+from graphbuild.system.progress import progress, stages
 
 FOLDER = "explore"
 _MAP, _LABELS, _STATE = "atlas.parquet", "labels.parquet", "state.json"
-_STAGES = 6
+_STAGES = ("choosing texts", "placing", "judging", "labelling", "gathering", "writing")
 _LABEL_WIDTH = 28
 _SHOWN = ("in_degree", "similarity_1", "similarity_16", "similarity_256", "sample_count")
 
@@ -98,25 +98,25 @@ def write_map(graph_dir: Path, config: ExploreConfig) -> ExploreResult:
         require_replaceable(folder / name, overwrite=config.overwrite)
     if (folder / _STATE).exists() and not (folder / _MAP).exists() and not config.overwrite:
         raise OptionError(f"{folder / _STATE}: is there already, without a map. Choose another --map-dir, or add --overwrite.")
-    with progress("map", _STAGES, unit="stages") as meter:
-        degrees_N = in_degrees(tables.graph)
-        chosen = select_texts(tables, degrees_N, count=config.count, seed=config.seed)
-        meter.advance(note="texts chosen; placing them")
-        positions = lay_out(chosen.neighbors_nm, chosen.similarities_nm, start_positions(tables, chosen), seed=config.seed)
-        meter.advance(note="placed; judging the map")
-        truth = judge(positions, chosen.neighbors_nm, _vectors(tables, chosen), seed=config.seed)
-        meter.advance(note="judged; labelling it")
-        labels = label_clusters(positions, chosen.neighbors_nm, chosen.similarities_nm, seed=config.seed)
-        meter.advance(note="labelled; gathering columns")
-        frame = map_columns(tables, chosen, degrees_N, positions)
-        pictures = thumbnails(tables, chosen) if config.images else None
-        if pictures is not None:
-            frame = frame.with_columns(pictures)
-        meter.advance(note="writing")
-        _write(folder, frame, labels, truth, chosen)
-        if config.site is not None:
-            export_site(folder, config.site, images=pictures is not None)
-        meter.advance()
+    with stages(*_STAGES):
+        with progress("choosing texts", None):
+            degrees_N = in_degrees(tables.graph)
+            chosen = select_texts(tables, degrees_N, count=config.count, seed=config.seed)
+        with progress("placing", None, unit="epochs") as meter:
+            start = start_positions(tables, chosen)
+            positions = lay_out(chosen.neighbors_nm, chosen.similarities_nm, start, seed=config.seed, report=meter.reach)
+        with progress("judging", None):
+            truth = judge(positions, chosen.neighbors_nm, _vectors(tables, chosen), seed=config.seed)
+        with progress("labelling", None):
+            labels = label_clusters(positions, chosen.neighbors_nm, chosen.similarities_nm, seed=config.seed)
+        with progress("gathering", None):
+            frame = map_columns(tables, chosen, degrees_N, positions)
+            pictures = thumbnails(tables, chosen) if config.images else None
+            frame = frame if pictures is None else frame.with_columns(pictures)
+        with progress("writing", None):
+            _write(folder, frame, labels, truth, chosen)
+            if config.site is not None:
+                export_site(folder, config.site, images=pictures is not None)
     return ExploreResult(
         graph_dir=graph_dir,
         folder=folder,

@@ -25,6 +25,7 @@ from graphbuild.store import schemas
 from graphbuild.store.frames import DST, SIMILARITY, SRC, Frames
 from graphbuild.store.graph import Graph
 from graphbuild.store.neighbors import Rows
+from graphbuild.system.progress import progress
 
 _RANKS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 256, 500, 1000, 2000, 4000)
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -51,6 +52,13 @@ def check_health(view: Frames, **options: Any) -> Health:
     rng = np.random.default_rng(config.seed)
     sample = RowSample.draw(graph, config.sample, rng)
     edges = count_edges(graph, _sample_shares(view), rng)
+    with progress("figures", None, unit="figures"):
+        return _judge(view, config, rng, sample, edges)
+
+
+def _judge(view: Frames, config: HealthConfig, rng: np.random.Generator, sample: RowSample, edges: EdgePass) -> Health:
+    """Everything that follows from the one pass over the edges, and from samples."""
+    graph = view.graph
     pairs = PairSimilarity(graph)
     random_similarity = random_pairs(pairs, graph.n_texts, rng) if pairs.source else np.empty(0, np.float32)
     coverage = measure_coverage(view, sample.ids_s)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,16 @@ import numpy as np
 from graphbuild.errors import OptionError
 from graphbuild.quality.fidelity import Fidelity, FidelityConfig, measure_fidelity
 from graphbuild.quality.health.result import Health
-from graphbuild.quality.report.figures import Figure, figures
-from graphbuild.quality.report.pictures import pictures
+from graphbuild.quality.pictures import pictures
+from graphbuild.quality.report.figures import figures
+from graphbuild.quality.report.map import MapFigure, draw_map
+from graphbuild.quality.report.page import FidelityTable, Neighborhood, Page, render
+from graphbuild.quality.report.worst import Shown, find_worst, worst_cases
 from graphbuild.quality.view import GraphView
 from graphbuild.store import schemas
 from graphbuild.store.files import write_json, write_text
 from graphbuild.store.outputs import require_replaceable
-from graphbuild.system.pages import page_template
+from graphbuild.system.progress import progress, stages
 
 _NEIGHBORHOODS, _NEIGHBORS = 8, 6
 _LEAST_BATCH = 16
@@ -34,76 +37,34 @@ class ReportResult:
     metrics: Path
     warnings: tuple[str, ...]
     bytes: int
+    next: tuple[str, ...]
+    """Commands."""
 
     def summary(self) -> str:
         """Return a few lines for people, warnings first."""
         lines = [f"warning: {warning}" for warning in self.warnings]
-        return "\n".join([*lines, f"{self.out}: {self.bytes / 1e3:,.0f} kB, one file, no network needed; {self.metrics}"])
+        lines.append(f"{self.out}: {self.bytes / 1e3:,.0f} kB, one file, no network needed; {self.metrics}")
+        return "\n".join([*lines, f"next: open it in a browser | {' | '.join(self.next)}"])
 
     def to_json(self) -> dict[str, Any]:
         """Return the same for scripts."""
-        return {**asdict(self), "out": str(self.out), "metrics": str(self.metrics), "warnings": list(self.warnings)}
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A text, and its picture where there is one."""
-
-    text: str
-    image: str | None
-    similarity: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Neighborhood:
-    """A text and its nearest neighbours."""
-
-    center: Shown
-    neighbors: tuple[Shown, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FidelityTable:
-    """KL(dense || assembled): a row for each choice of what is stored, two columns for each temperature."""
-
-    taus: tuple[float, ...]
-    rows: tuple[tuple[int, int, int, tuple[float, ...]], ...]
-    """k, sketch bytes, bytes a row, and nats in random and neighbour batches for each temperature in turn."""
-    absent: float
-    hit_rate_random: float
-    hit_rate_neighbors: float
-
-    @classmethod
-    def of(cls, found: Fidelity) -> FidelityTable:
-        """Lay out what was measured."""
-        nats: dict[tuple[int, int, int], list[float]] = {}
-        for choice in found.storage:
-            key = (choice.k, choice.sketch_dim, choice.bytes_a_row)
-            nats.setdefault(key, []).extend((choice.kl_random, choice.kl_neighbors))
-        taus = tuple(dict.fromkeys(choice.tau_s for choice in found.storage))
-        rows = tuple((*key, tuple(values)) for key, values in nats.items())
-        return cls(taus, rows, found.absent, found.hit_rate_random, found.hit_rate_neighbors)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Page:
-    """What the template shows."""
-
-    title: str
-    subtitle: str
-    warnings: tuple[tuple[str, str], ...]
-    """Headline, and what to do."""
-    verdict: str
-    health: Health
-    figures: tuple[Figure, ...]
-    fidelity: FidelityTable | None
-    neighborhoods: tuple[Neighborhood, ...]
-    pictures_note: str
-    made_of: tuple[tuple[str, str], ...]
+        return {
+            **asdict(self),
+            "out": str(self.out),
+            "metrics": str(self.metrics),
+            "warnings": list(self.warnings),
+            "next": list(self.next),
+        }
 
 
 def write_report(
-    graph_dir: Path, out: Path | None = None, *, fidelity: bool = True, overwrite: bool = False, **options: Any
+    graph_dir: Path,
+    out: Path | None = None,
+    *,
+    fidelity: bool = True,
+    chart: bool = True,
+    overwrite: bool = False,
+    **options: Any,
 ) -> ReportResult:
     """Measure a graph and write report.html, and metrics.json beside it.
 
@@ -112,6 +73,7 @@ def write_report(
         out: The HTML file; None: report/report.html in the graph directory.
         fidelity: Whether to measure what the stored rows lose of the target, in random batches and in batches of neighbours;
             a partition into chunks is made where it is missing.
+        chart: Whether to draw a map: that of `graphbuild explore`, else one of up to 5,000 texts.
         overwrite: Replace any file, and not only those that a report wrote.
         options: Fields of `HealthConfig`.
 
@@ -126,9 +88,14 @@ def write_report(
     if not overwrite:
         _require_ours(metrics)
     view = GraphView(graph_dir)
-    health = view.health(**options)
-    found = _fidelity(view, health) if fidelity else None
-    neighborhoods, note = _neighborhoods(view, np.random.default_rng(health.config["seed"]))
+    with stages("edges", "figures", "partition", "embeddings", "targets", "near-duplicates", "map"):
+        health = view.health(**options)
+        found = _fidelity(view, health) if fidelity else None
+        worst = find_worst(view, health)
+        seed = int(health.config["seed"])
+        figure, map_note = _map(view, list(worst.hubs), seed) if chart else (None, "")
+    hoods = _draw_neighborhoods(view, np.random.default_rng(seed))
+    shown, note = _shown(view, sorted(worst.ids() | {one for center, near in hoods for one in (center, *dict(near))}))
     warnings = _warnings(view, health)
     name = str(view.manifest.dataset.get("name", "graph"))
     page = Page(
@@ -137,16 +104,24 @@ def write_report(
         + ("every pair stored." if health.complete else f"{health.k:,} neighbours each."),
         warnings=warnings,
         verdict=_verdict(health),
+        map=figure,
+        map_note=map_note,
+        worst=worst_cases(worst, health, graph_dir, shown),
         health=health,
         figures=figures(health, found),
         fidelity=FidelityTable.of(found) if found else None,
-        neighborhoods=neighborhoods,
+        neighborhoods=tuple(
+            Neighborhood(shown(center), tuple(shown(other, value) for other, value in near)) for center, near in hoods
+        ),
         pictures_note=note,
         made_of=_made_of(view),
     )
     write_text(out, render(page))
     write_json(metrics, health.to_json() | ({"fidelity": asdict(found)} if found else {}))
-    return ReportResult(out=out, metrics=metrics, warnings=tuple(head for head, _ in warnings), bytes=out.stat().st_size)
+    commands = tuple(f"{name} --graph-dir {graph_dir}" for name in ("graphbuild explore", "train run"))
+    return ReportResult(
+        out=out, metrics=metrics, warnings=tuple(head for head, _ in warnings), bytes=out.stat().st_size, next=commands
+    )
 
 
 def _require_ours(metrics: Path) -> None:
@@ -168,17 +143,6 @@ def _fidelity(view: GraphView, health: Health) -> Fidelity | None:
         return None
     batch_size = min(health.config["batch_size"], samples)
     return measure_fidelity(view.path, FidelityConfig(batch_size=batch_size, batches=2, seed=health.config["seed"]))
-
-
-def render(page: Page) -> str:
-    """Return the page as HTML, with every string escaped."""
-    html: str = _template().render(page=page)
-    return html
-
-
-@cache
-def _template() -> Any:
-    return page_template("graphbuild.quality.report", "graph_report.html")
 
 
 def _warnings(view: GraphView, health: Health) -> tuple[tuple[str, str], ...]:
@@ -210,25 +174,30 @@ def _verdict(health: Health) -> str:
     return f"{count['good']} figures are good, {count['fair']} fair, {count['poor']} poor. {advice}"
 
 
-def _neighborhoods(view: GraphView, rng: np.random.Generator) -> tuple[tuple[Neighborhood, ...], str]:
-    """Random texts with their nearest neighbours, and the picture of each one's first sample."""
+def _map(view: GraphView, hubs: list[int], seed: int) -> tuple[MapFigure | None, str]:
+    with progress("map", None):
+        return draw_map(view, hubs, seed=seed)
+
+
+def _draw_neighborhoods(view: GraphView, rng: np.random.Generator) -> list[tuple[int, list[tuple[int, float]]]]:
+    """Random texts with their nearest neighbours and similarities."""
     graph = view.graph
     ids = np.sort(rng.choice(graph.n_texts, min(_NEIGHBORHOODS, graph.n_texts), replace=False))
     rows = graph.rows(ids)
-    near, values = rows.neighbor_ids[:, :_NEIGHBORS], rows.similarities[:, :_NEIGHBORS].astype(float)
-    wanted = np.unique(np.concatenate([ids, near.reshape(-1)])).tolist()
-    texts = dict(view.texts_of(wanted).iter_rows())
-    samples = _first_samples(view, wanted)
+    near, values = rows.neighbor_ids[:, :_NEIGHBORS].tolist(), rows.similarities[:, :_NEIGHBORS].astype(float).tolist()
+    return [(text_id, list(zip(*pairs, strict=True))) for text_id, *pairs in zip(ids.tolist(), near, values, strict=True)]
+
+
+def _shown(view: GraphView, text_ids: list[int]) -> tuple[Callable[..., Shown], str]:
+    """Return what makes a text of one of these ids, with the picture of its first sample, and what to say of missing ones."""
+    texts = dict(view.texts_of(text_ids).iter_rows())
+    samples = _first_samples(view, text_ids)
     found, note = pictures(view.path, view.manifest, list(samples.values()))
 
     def shown(text_id: int, similarity: float | None = None) -> Shown:
-        return Shown(texts[text_id], found.get(samples.get(text_id, "")), similarity)
+        return Shown(text_id, texts[text_id], found.get(samples.get(text_id, "")), similarity)
 
-    made = [
-        Neighborhood(shown(text_id), tuple(shown(other, value) for other, value in zip(others, similarities, strict=True)))
-        for text_id, others, similarities in zip(ids.tolist(), near.tolist(), values.tolist(), strict=True)
-    ]
-    return tuple(made), note
+    return shown, note
 
 
 def _first_samples(view: GraphView, text_ids: list[int]) -> dict[int, str]:

@@ -6,12 +6,14 @@ import html
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,7 +25,12 @@ from graphbuild.cli import cli
 from graphbuild.errors import OptionError
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
+from graphbuild.quality.explore.write import ExploreConfig, write_map
+from graphbuild.quality.report.map import draw_map
+from graphbuild.quality.report.worst import find_worst, rows_that_hold
 from graphbuild.quality.report.write import write_report
+from graphbuild.quality.view import GraphView
+from graphbuild.store.frames import Frames
 from graphbuild.system.pages.charts import Line, chart, linear_axis, log_axis
 
 HOSTILE = [
@@ -73,6 +80,8 @@ def graph_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(graph_dir: Path) -> str:
+    """With the map that `graphbuild explore` left."""
+    write_map(graph_dir, ExploreConfig(images=False))
     return write_report(graph_dir, batch_size=32).out.read_text(encoding="utf-8")
 
 
@@ -94,7 +103,7 @@ class Tags(HTMLParser):
 
 @pytest.fixture(scope="module")
 def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """So few texts that the table of hubs lists them all."""
+    """So few texts that hubs, isolated texts and neighbourhoods list them all."""
     folder = tmp_path_factory.mktemp("hostile")
     write_graph(folder, clustered_vectors(len(HOSTILE), 8), texts=HOSTILE)
     build_knn(folder, KnnConfig(k=5))
@@ -159,7 +168,7 @@ def test_a_graph_of_a_handful_of_samples_has_a_report_without_fidelity(hostile_p
 
 
 def test_the_command_tells_warnings_first(graph_dir: Path, tmp_path: Path) -> None:
-    outcome = CliRunner().invoke(cli, ["report", "--graph-dir", str(graph_dir), "--out", str(tmp_path / "r.html")])
+    outcome = CliRunner().invoke(cli, ["report", "--no-map", "--graph-dir", str(graph_dir), "--out", str(tmp_path / "r.html")])
     assert outcome.exit_code == 0
     assert outcome.output.startswith("warning: ")
     assert (tmp_path / "metrics.json").exists()
@@ -168,9 +177,99 @@ def test_the_command_tells_warnings_first(graph_dir: Path, tmp_path: Path) -> No
 def test_a_complete_graph_without_pictures_has_a_report(tmp_path: Path) -> None:
     write_graph(tmp_path, clustered_vectors(30, 8))
     build_knn(tmp_path, KnnConfig(k="all"))
-    written = write_report(tmp_path, batch_size=16).out.read_text(encoding="utf-8")
+    written = write_report(tmp_path, chart=False, batch_size=16).out.read_text(encoding="utf-8")
     assert "The manifest names no pictures" in written
     assert "every pair stored" in written
+    assert "<h2>Map</h2>" not in written
+
+
+def test_the_map_stands_on_top_with_hubs_numbered_and_says_how_true_it_is(graph_dir: Path, page: str) -> None:
+    top = page.split("<h2>Worst cases</h2>")[0]
+    assert top.count('src="data:image/png;base64,') == 1
+    assert "are among its 15 nearest on the map" in Tags(top).text
+    health = GraphView(graph_dir).health(batch_size=32)
+    numbered = re.findall(r"<b style=[^>]*>(\d)</b>", top)
+    assert sorted(numbered) == [str(number + 1) for number in range(len(find_worst(GraphView(graph_dir), health).hubs))]
+
+
+def test_the_map_of_other_texts_is_not_shown(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("one", "other")]
+    for number, folder in enumerate(folders):
+        write_graph(folder, clustered_vectors(40, 8, seed=number), texts=[f"{number} {i}" for i in range(40)])
+        build_knn(folder, KnnConfig(k=8))
+    write_map(folders[0], ExploreConfig(images=False))
+    shutil.copytree(folders[0] / "explore", folders[1] / "explore")
+    captions = [figure.caption for folder in folders if (figure := draw_map(GraphView(folder), [], seed=0)[0])]
+    assert captions[0].startswith("A map of all 40 texts")
+    assert captions[1].startswith("By UMAP, of all 40 texts")
+
+
+def test_without_umap_the_sketch_draws_the_map_and_without_either_there_is_a_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphbuild.quality.report.map.find_spec", lambda _name: None)
+    for sketch_dim in (8, 0):
+        folder = tmp_path / str(sketch_dim)
+        write_graph(folder, clustered_vectors(40, 8))
+        build_knn(folder, KnnConfig(k=8, sketch_dim=sketch_dim))
+        figure, note = draw_map(GraphView(folder), [0], seed=0)
+        assert (figure is None) == (sketch_dim == 0)
+        assert "pip install" in (note if figure is None else figure.caption)
+
+
+def test_every_point_of_the_map_lies_in_its_frame_and_labels_do_not_overlap(tmp_path: Path) -> None:
+    write_graph(tmp_path, clustered_vectors(400, 16), texts=[f"a caption of some length, number {i}" for i in range(400)])
+    build_knn(tmp_path, KnnConfig(k=16))
+    figure, _ = draw_map(GraphView(tmp_path), [3, 5], seed=0)
+    assert figure is not None
+    assert [mark.text for mark in figure.hubs] == ["2", "1"]
+    assert all(0 <= mark.left <= 100 and 0 <= mark.top <= 100 for mark in (*figure.labels, *figure.hubs))
+    assert len({(round(mark.left, 1), round(mark.top, 1)) for mark in figure.labels}) == len(figure.labels) > 2
+
+
+def test_hubs_show_the_rows_that_hold_them(graph_dir: Path) -> None:
+    view = GraphView(graph_dir)
+    found = find_worst(view, view.health(batch_size=32))
+    edges = Frames(graph_dir).edges.collect()
+    for hub, members in found.hubs.items():
+        rows = edges.filter(pl.col("dst") == hub)
+        similarity = dict(zip(rows["src"].to_list(), rows["similarity"].to_list(), strict=True))
+        assert all(similarity[row] == value for row, value in members)
+        assert {value for _, value in members} >= {max(similarity.values()), min(similarity.values())}
+        assert [value for _, value in members] == sorted((value for _, value in members), reverse=True)
+
+
+def test_of_a_complete_graph_only_near_rows_hold_a_hub(tmp_path: Path) -> None:
+    write_graph(tmp_path, clustered_vectors(30, 8))
+    build_knn(tmp_path, KnnConfig(k="all"))
+    (rows, _), (others, _) = rows_that_hold(Frames(tmp_path).graph, [3, 4])
+    edges = Frames(tmp_path).edges.filter(pl.col("rank") <= 10).collect()
+    assert set(rows.tolist()) == set(edges.filter(pl.col("dst") == 3)["src"].to_list())
+    assert set(others.tolist()) == set(edges.filter(pl.col("dst") == 4)["src"].to_list())
+
+
+def test_commands_of_the_worst_cases_run_as_they_stand(graph_dir: Path, page: str, tmp_path: Path) -> None:
+    commands = [html.unescape(line) for line in re.findall(r"<code[^>]*>(graphbuild [^<]*)</code>", page)]
+    assert len({line.split()[1] for line in commands} & {"neighbors", "inspect", "dedup", "outliers", "subset"}) == 5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        for number, command in enumerate(commands):
+            line, _, target = command.replace("NEW_GRAPH", f"graph-{number}").partition(" > ")
+            outcome = CliRunner().invoke(cli, shlex.split(line)[1:])
+            assert outcome.exit_code == 0, (command, outcome.output)
+            if target:
+                Path(target).write_text(outcome.stdout, encoding="utf-8")
+    kept = {path.name: Frames(path).texts.collect() for path in tmp_path.glob("graph-*")}
+    assert len(kept) == 3
+    assert all(len(texts) < N for texts in kept.values())
+
+
+def test_ids_stand_beside_every_text(graph_dir: Path, page: str) -> None:
+    texts = Frames(graph_dir).texts.collect()["text"].to_list()
+    worst = page.split("<h2>Worst cases</h2>")[1].split("<h2>Key figures</h2>")[0]
+    shown = re.findall(r"caption \d+ <i>id (\d+)</i>", worst)
+    assert len(shown) > 10
+    assert all(f"{html.escape(texts[int(text_id)])} <i>id {text_id}</i>" in worst for text_id in shown)
 
 
 def test_charts_put_larger_values_higher_and_further_right() -> None:
@@ -252,5 +351,5 @@ def test_metrics_of_others_are_not_replaced(graph_dir: Path, tmp_path: Path) -> 
     for content in ('{"loss": 1}', "no json"):
         (tmp_path / "metrics.json").write_text(content)
         with pytest.raises(OptionError, match=r"metrics\.json: is there already, and no report wrote it"):
-            write_report(graph_dir, tmp_path / "page.html")
+            write_report(graph_dir, tmp_path / "page.html", chart=False)
         assert (tmp_path / "metrics.json").read_text() == content

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers_train import draw, encode, tiny_config
 
+import graphbuild
 from graphbuild.embed.build import build_embeddings
 from graphbuild.embed.config import EmbedConfig
 from graphbuild.errors import ArtifactError, OptionError
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
+from train.data.prepare import OpenData, open_data
 from train.evaluate.options import EvalOptions
 from train.evaluate.run import evaluate_run
+from train.results.report.neighbors import find_neighborhoods
 from train.results.report.runs import RunRecord, distinct_names, read_runs, results
 from train.results.report.write import write_report
-from train.run.loop import train
+from train.run.loop import settle, train
 
 HOSTILE = "<script>alert('x')</script> & {{ 7 * 7 }} <img src=http://evil.example/a.png>"
 
@@ -104,15 +110,69 @@ def test_matrices_name_the_classes_and_held_out_pictures_show_captions(html: str
     page = _Reader(html)
     assert re.search(r"In this order: (<b>class \d</b>(, )?){5}", page.text)
     shown = [str(attributes["title"]) for tag, attributes in page.tags if tag == "div" and "title" in attributes]
-    assert len(shown) == 6 * 2 * 8
+    assert len(shown) == 6 * (2 + 3) * 8
     assert all(HOSTILE in caption for caption in shown)
 
 
 def test_queries_have_neighbours_of_each_run_and_marks(html: str) -> None:
+    """Among held-out images by two runs; among training images, which have texts, by the captions first."""
     page = _Reader(html)
-    assert sum(attributes.get("class") == "query" for _, attributes in page.tags) == 6
-    assert sum(attributes.get("class") == "strip" for _, attributes in page.tags) == 12
-    assert sum(attributes.get("class") == "marks" for _, attributes in page.tags) == 6 * 2 * 8
+    assert sum(attributes.get("class") == "query" for _, attributes in page.tags) == 6 * 2
+    assert sum(attributes.get("class") == "strip" for _, attributes in page.tags) == 6 * (2 + 3)
+    assert sum(attributes.get("class") == "marks" for _, attributes in page.tags) == 6 * (2 + 3) * 8
+    assert sum(attributes.get("class") == "swatch texts" for _, attributes in page.tags) == 6
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> tuple[list[RunRecord], OpenData]:
+    records = [replace(run, config=settle(run.config)) for run in read_runs([folder / "xclr"])]
+    return records, open_data(records[0].config)
+
+
+def test_the_row_of_captions_has_what_is_nearest_by_the_graph(trained: tuple[list[RunRecord], OpenData]) -> None:
+    records, opened = trained
+    (among,) = find_neighborhoods(records, records[0], opened, ["label"], None)
+    edges = graphbuild.open(opened.graph.path if opened.graph else "").edges.collect()
+    texts = opened.graph.texts_of(np.arange(opened.graph.n_texts)) if opened.graph else {}
+    ids = {text: text_id for text_id, text in texts.items()}
+    # One picture cannot be read, so that its text is nobody's neighbour here.
+    broken = next(text_id for text, text_id in ids.items() if " number 7 " in text)
+    for query in among.queries:
+        row = edges.filter((pl.col("src") == ids[query.caption]) & (pl.col("dst") != broken)).sort("rank").head(8)
+        similarity = dict(zip(row["dst"].to_list(), row["similarity"].to_list(), strict=True))
+        assert query.rows[0].name == "captions"
+        found = [ids[hit.caption] for hit in query.rows[0].hits]
+        assert [similarity[text_id] for text_id in found] == sorted(similarity.values(), reverse=True)
+
+
+def test_held_out_pictures_have_the_texts_of_their_classes_where_each_class_has_one(tmp_path: Path) -> None:
+    captions = [f"class {i % 5}" for i in range(40)]
+    columns = {"image": [encode(draw(i)) for i in range(40)], "id": [f"img-{i}" for i in range(40)], "label": captions}
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    pq.write_table(pa.table({**columns, "id": [f"val-{i}" for i in range(40)]}), tmp_path / "val.parquet")
+    data = str(tmp_path / "train.parquet")
+    config = EmbedConfig(
+        dataset="parquet", sources=(data,), id_column="id", caption_column="label", encoder="hashing:16", workers=0
+    )
+    build_embeddings(tmp_path / "graph", config)
+    build_knn(tmp_path / "graph", KnnConfig())
+    train(tiny_config(objective="xclr", graph_dir=str(tmp_path / "graph"), data=data, steps=1), tmp_path / "run")
+    records = [replace(run, config=settle(run.config)) for run in read_runs([tmp_path / "run"])]
+    (among,) = find_neighborhoods(records, records[0], open_data(records[0].config), ["label"], str(tmp_path / "val.parquet"))
+    assert "held-out images, by the similarity of their captions" in among.how
+    for query in among.queries:
+        assert [hit.caption for hit in query.rows[0].hits[:7]] == [query.caption] * 7
+
+
+def test_runs_of_different_images_are_all_shown_on_each(folder: Path, tmp_path: Path) -> None:
+    other = _write_pictures(tmp_path / "other.parquet", 100, 24)
+    train(tiny_config(objective="simclr", data=str(other), steps=1), tmp_path / "apart")
+    write_report([folder / "xclr", folder / "simclr", tmp_path / "apart"], tmp_path / "report.html")
+    page = _Reader((tmp_path / "report.html").read_text(encoding="utf-8"))
+    # The pair on one graph is one place.
+    assert sum(attributes.get("class") == "place" for _, attributes in page.tags) == 2
+    rows = 6 * (1 + 3) + 6 * 3
+    assert sum(attributes.get("class") == "strip" for _, attributes in page.tags) == rows
 
 
 def record(name: str, knn: float, *, data: str = "val", images: int = 1000) -> RunRecord:

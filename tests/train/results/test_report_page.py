@@ -19,7 +19,9 @@ from train.results.report.page import (
     Hit,
     HitRow,
     MatrixFigure,
+    Neighborhoods,
     Page,
+    Place,
     Query,
     ResultRow,
     Results,
@@ -60,12 +62,18 @@ def _page(words: str) -> Page:
         remarks=(words,),
         results=(Results(words, ((words, (words,)),), (ResultRow(words, (Cell(words),), 0),)),),
         curves=(CurveFigure(words, chart, words),),
+        places=(_place(words, hit, picture(pixels)),) * 2,
+    )
+
+
+def _place(words: str, hit: Hit, image: str) -> Place:
+    rows = (HitRow(words, None, (hit,)), HitRow(words, 0, (hit,)))
+    return Place(
+        title=words,
         matrices=(MatrixFigure(words, matrix_image(np.eye(4, dtype=np.float32)), words),),
         matrices_how=words,
         matrices_order=words,
-        queries=(Query(picture(pixels), words, (HitRow(words, 0, (hit,)),)),),
-        queries_how=words,
-        mark_names=(words,),
+        neighborhoods=(Neighborhoods(words, (Query(image, words, rows),), (words,)),),
     )
 
 
@@ -137,6 +145,11 @@ def test_picture_keeps_every_pixel() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 9, 7), dtype=np.uint8)
     decoded = Image.open(io.BytesIO(base64.b64decode(picture(pixels).split(",")[1])))
     assert np.array_equal(np.asarray(decoded).transpose(2, 0, 1), pixels)
+
+
+def test_a_large_picture_is_made_smaller() -> None:
+    decoded = Image.open(io.BytesIO(base64.b64decode(picture(np.zeros((3, 300, 600), np.uint8)).split(",")[1])))
+    assert decoded.size == (112, 56)
 
 
 def test_matrix_scale_leaves_the_diagonal_out() -> None:

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from train.results.report.similarity import agreement, choose_items, cosine_matrix, mean_features, nearest, normalize, seriate
+from train.results.report.similarity import (
+    agreement,
+    choose_items,
+    cosine_matrix,
+    cosines,
+    mean_features,
+    nearest,
+    normalize,
+    seriate,
+)
 
 RNG = np.random.default_rng(5)
 
@@ -49,7 +58,8 @@ def test_cosine_matrix_is_unchanged_by_a_shift_of_all_features() -> None:
 def test_nearest_equals_a_search_by_hand() -> None:
     features = RNG.normal(size=(40, 5)).astype(np.float32)
     unit = normalize(features)
-    found = nearest(features, np.array([3, 17]), count=4)
+    queries = np.array([3, 17])
+    found = nearest(cosines(features, queries), queries, count=4)
     for query, row in zip((3, 17), found, strict=True):
         others = sorted((i for i in range(40) if i != query), key=lambda i: -float(unit[query] @ unit[i]))
         assert row.tolist() == others[:4]

@@ -21,6 +21,7 @@ COLORS = 6
 """Colours of the style sheet; run number seven has that of the first again."""
 _MAX_POINTS = 400
 _CELL_PIXELS = 480
+_PICTURE_PIXELS = 112
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,10 @@ def off_diagonal_range(matrix_NN: npt.NDArray[np.float32]) -> tuple[float, float
 
 
 def picture(pixels_3HW: npt.NDArray[np.uint8]) -> str:
-    """Return a picture as a data URI."""
-    return _data_uri(pixels_3HW.transpose(1, 2, 0))
+    """Return a picture as a data URI; a large one is made smaller, for a page has hundreds."""
+    small = Image.fromarray(np.ascontiguousarray(pixels_3HW.transpose(1, 2, 0)))
+    small.thumbnail((_PICTURE_PIXELS, _PICTURE_PIXELS))
+    return _data_uri(np.asarray(small))
 
 
 def _data_uri(pixels_HW3: npt.NDArray[np.uint8]) -> str:

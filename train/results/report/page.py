@@ -83,7 +83,8 @@ class HitRow:
     """The neighbours of a query that one run finds, or the captions' encoder."""
 
     name: str
-    color: int
+    color: int | None
+    """None for the captions."""
     hits: tuple[Hit, ...]
 
 
@@ -94,6 +95,27 @@ class Query:
     image: str
     caption: str
     rows: tuple[HitRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Neighborhoods:
+    """What lies nearest to some pictures of one kind."""
+
+    how: str
+    queries: tuple[Query, ...]
+    mark_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """All runs on the images and the graph of one of them."""
+
+    title: str = ""
+    """Empty where there is one alone."""
+    matrices: tuple[MatrixFigure, ...] = ()
+    matrices_how: str = ""
+    matrices_order: str = ""
+    neighborhoods: tuple[Neighborhoods, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,17 +131,14 @@ class Page:
     results: tuple[Results, ...] = ()
     """One a data set."""
     curves: tuple[CurveFigure, ...] = ()
-    matrices: tuple[MatrixFigure, ...] = ()
-    matrices_how: str = ""
-    matrices_order: str = ""
-    queries: tuple[Query, ...] = ()
-    queries_how: str = ""
-    mark_names: tuple[str, ...] = ()
+    places: tuple[Place, ...] = ()
+    """One for each images and graph that runs were trained on."""
 
     @property
     def neighbors_shown(self) -> int:
         """Return the longest row of neighbours, which decides the columns of the strip."""
-        return max((len(row.hits) for query in self.queries for row in query.rows), default=1)
+        found = (query for place in self.places for hood in place.neighborhoods for query in hood.queries)
+        return max((len(row.hits) for query in found for row in query.rows), default=1)
 
 
 def render_page(page: Page) -> str:

@@ -1,14 +1,12 @@
-"""The report's pictures: matrices of learned and textual similarities, and nearest neighbours.
+"""The report's matrices: learned similarities beside those of the texts.
 
-Shape letters: S pictures of a gallery, N texts compared, F feature width.
+Shape letters: N texts compared, F feature width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +14,12 @@ import torch
 from graphbuild.store.graph import Graph
 from graphbuild.targets.assemble import assemble
 from train.data.base import ImageSource, Int64
-from train.data.prepare import OpenData, absolute
-from train.data.sources import open_images, recorded_images
+from train.data.prepare import OpenData
 from train.data.store import CorruptImages, ImageStore
 from train.evaluate.features import extract_features
 from train.model.encoders import Encoder
-from train.results.report.figures import matrix_image, off_diagonal_range, picture
-from train.results.report.page import Hit, HitRow, MatrixFigure, Query
+from train.results.report.figures import matrix_image, off_diagonal_range
+from train.results.report.page import MatrixFigure
 from train.results.report.runs import RunRecord
 from train.results.report.similarity import (
     Features,
@@ -31,7 +28,6 @@ from train.results.report.similarity import (
     choose_items,
     cosine_matrix,
     mean_features,
-    nearest,
     seriate,
 )
 from train.run.checkpoint import load_encoder
@@ -41,26 +37,7 @@ MATRIX_TEXTS = 192
 PICTURES_A_TEXT = 10
 _POOL = 50_000
 """Images from which those of the matrices are chosen; reading the labels of millions would say no more."""
-GALLERY = 2_000
-"""Held-out images among which neighbours are searched."""
-QUERIES, NEIGHBORS = 6, 8
 _LISTED_NAMES = 40
-
-
-@dataclass(frozen=True, slots=True)
-class Gallery:
-    """Some decoded pictures, with what is known of each."""
-
-    store: ImageStore
-    rows: Int64
-    """Rows of the store that could be read; (S,). Everything below is in this order."""
-    captions: list[str]
-    labels: dict[str, Int64]
-    """Codes of each label column; (S,)."""
-
-    def picture(self, index: int) -> str:
-        """Return one picture as a data URI."""
-        return picture(self.store.batch(self.rows[[index]]).pixels[0].numpy())
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +80,7 @@ def measure_similarities(runs: Sequence[RunRecord], opened: OpenData, columns: S
 
     Args:
         runs: Whose encoders are compared; the untrained net of the first stands beside them.
-        opened: Images and graph of the first run.
+        opened: Images and graph of one of the runs.
         columns: Label columns, the first of which orders the texts.
     """
     graph, joined = opened.graph, opened.joined
@@ -118,7 +95,7 @@ def measure_similarities(runs: Sequence[RunRecord], opened: OpenData, columns: S
     # Ordered by every label in turn, so that blocks have blocks within.
     items.sort(key=lambda item: tuple(int(code[item[0]]) for code in codes.values()))
     ids = np.array([text_ids[item[0]] for item in items])
-    texts_NN = _text_similarity(graph, ids, runs)
+    texts_NN = text_similarity(graph, ids, runs)
     named = [] if first is None else [labels[first].names[codes[first][item[0]]] for item in items]
     by_label = first is not None and len(set(named)) <= len(items) // 2
     if not by_label:
@@ -129,8 +106,8 @@ def measure_similarities(runs: Sequence[RunRecord], opened: OpenData, columns: S
     return Similarities(texts_NN, _learned_matrices(runs, opened, pool, items), items, first if by_label else None, names)
 
 
-def _text_similarity(graph: Graph, ids: Int64, runs: Sequence[RunRecord]) -> Matrix:
-    """What the target is made of: stored similarities, the sketch's estimate elsewhere."""
+def text_similarity(graph: Graph, ids: Int64, runs: Sequence[RunRecord]) -> Matrix:
+    """Return what the target is made of: stored similarities, the sketch's estimate elsewhere; 1 between samples of one text."""
     absent = next((run.config.absent for run in runs if run.config.absent is not None), None)
     if absent is None and not graph.sketch_dim:
         absent = 0.0
@@ -141,9 +118,9 @@ def _text_similarity(graph: Graph, ids: Int64, runs: Sequence[RunRecord]) -> Mat
 def _learned_matrices(runs: Sequence[RunRecord], opened: OpenData, pool: Int64, items: list[Int64]) -> dict[str, Matrix]:
     assert opened.joined is not None
     chosen = np.concatenate(items)
-    store = _open_store(opened.source, opened.joined.indices[pool[chosen]], runs[0])
+    store = open_store(opened.source, opened.joined.indices[pool[chosen]], runs[0])
     try:
-        by_encoder = {name: _features(encoder, store, runs[0]) for name, encoder in _encoders(runs).items()}
+        by_encoder = {name: features_of(encoder, store, runs[0]) for name, encoder in encoders_of(runs).items()}
         places = np.full(len(pool), -1)
         places[chosen[np.flatnonzero(store.readable)]] = np.arange(int(store.readable.sum()))
     finally:
@@ -155,18 +132,21 @@ def _learned_matrices(runs: Sequence[RunRecord], opened: OpenData, pool: Int64, 
     return {name: cosine_matrix(mean_features(features, kept)) for name, features in by_encoder.items()}
 
 
-def _encoders(runs: Sequence[RunRecord], *, untrained: bool = True) -> dict[str, Encoder]:
+def encoders_of(runs: Sequence[RunRecord], *, untrained: bool = True) -> dict[str, Encoder]:
+    """Return the encoder of each run by its name, after the untrained one of the first."""
     first = {"untrained": build_model(runs[0].config, torch.device("cpu"))} if untrained else {}
     return first | {run.name: load_encoder(run.path) for run in runs}
 
 
-def _features(encoder: Encoder, store: ImageStore, run: RunRecord) -> Features:
+def features_of(encoder: Encoder, store: ImageStore, run: RunRecord) -> Features:
+    """Return one row of features an image that can be read."""
     found = extract_features([encoder], store, device=torch.device(run.config.device), label="features for the report")
     features: Features = found.by_encoder[0].numpy()
     return features
 
 
-def _open_store(source: ImageSource, indices: Int64, run: RunRecord) -> ImageStore:
+def open_store(source: ImageSource, indices: Int64, run: RunRecord) -> ImageStore:
+    """Return some images of a source, decoded at the size that a run was trained at."""
     corrupt = CorruptImages(source.name, run.config.max_corrupt)
     return ImageStore(source, size=run.config.load_size or run.config.image_size, corrupt=corrupt, indices=indices)
 
@@ -192,92 +172,3 @@ def _matrix_how(items: list[Int64], label: str | None) -> str:
 def _join_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LISTED_NAMES} more" if len(names) > _LISTED_NAMES else ""
     return ", ".join(names[:_LISTED_NAMES]) + more
-
-
-def held_out_images(run: RunRecord, graph: Graph | None, data: str | None) -> ImageSource | None:
-    """Return images that were not trained on: the ones named, else what the graph records, else those that were evaluated."""
-    if data is not None:
-        return open_images(absolute(data), validation=True)
-    recorded = recorded_images(graph.manifest.dataset, graph.path, validation=True) if graph else None
-    if recorded is not None:
-        return open_images(**{name: value for name, value in recorded.items() if name != "id_column"})
-    evaluated = run.evaluated.get("data")
-    return open_images(evaluated, validation=True) if evaluated and Path(evaluated).exists() else None
-
-
-def find_neighbors(
-    runs: Sequence[RunRecord], opened: OpenData, columns: Sequence[str], data: str | None
-) -> tuple[tuple[Query, ...], str]:
-    """Return nearest neighbours of some pictures by each run's features, and a sentence that says among what.
-
-    Args:
-        runs: Whose encoders are asked.
-        opened: Images and graph of the first run.
-        columns: Label columns; each neighbour is marked where it has the query's.
-        data: Held-out images; None: those that the graph or the evaluation names, else the training images.
-    """
-    source = held_out_images(runs[0], opened.graph, data)
-    kind = "held-out" if source is not None else "training"
-    gallery = _gallery(source or opened.source, opened, columns, runs[0], trained_on=source is None)
-    try:
-        features = {name: _features(encoder, gallery.store, runs[0]) for name, encoder in _encoders(runs, untrained=False).items()}
-        queries = np.arange(min(QUERIES, len(gallery.rows)))
-        found = [nearest(matrix, queries, count=NEIGHBORS) for matrix in features.values()]
-        pages = tuple(
-            Query(gallery.picture(query), gallery.captions[query], _rows(gallery, runs, query, [hits[query] for hits in found]))
-            for query in queries.tolist()
-        )
-    finally:
-        gallery.store.close()
-    return (
-        pages,
-        f"The nearest of {len(gallery.rows):,} {kind} images, by the cosine of frozen features; the queries are drawn at random.",
-    )
-
-
-def _rows(gallery: Gallery, runs: Sequence[RunRecord], query: int, found: Sequence[Int64]) -> tuple[HitRow, ...]:
-    def hit(index: int) -> Hit:
-        marks = tuple(bool(codes[index] == codes[query]) for codes in gallery.labels.values())
-        return Hit(gallery.picture(index), gallery.captions[index], marks)
-
-    return tuple(
-        HitRow(run.name, number, tuple(hit(index) for index in hits.tolist()))
-        for number, (run, hits) in enumerate(zip(runs, found, strict=True))
-    )
-
-
-def _gallery(source: ImageSource, opened: OpenData, columns: Sequence[str], run: RunRecord, *, trained_on: bool) -> Gallery:
-    known = opened.joined.indices if trained_on and opened.joined is not None else np.arange(len(source))
-    chosen = np.random.default_rng(1).permutation(len(known))[:GALLERY]
-    store = _open_store(source, known[chosen], run)
-    rows = np.flatnonzero(store.readable)
-    indices = known[chosen][rows]
-    labels = {column: source.labels(column).codes[indices] for column in columns if column in source.label_columns()}
-    texts = opened.joined.text_ids[opened.joined.offsets[chosen[rows]]] if trained_on and opened.joined is not None else None
-    return Gallery(store, rows, _captions(source, opened.graph, indices, texts, columns), labels)
-
-
-def _captions(source: ImageSource, graph: Graph | None, indices: Int64, text_ids: Any, columns: Sequence[str]) -> list[str]:
-    """What is said of pictures: the graph's texts, else the captions' own column, else a class, else their ids.
-
-    Args:
-        source: The pictures.
-        graph: Whose texts are known, and which column the captions were in.
-        indices: The pictures that are shown.
-        text_ids: Their texts; None where the graph does not hold them.
-        columns: Label columns, the surest first.
-    """
-    if graph is not None and text_ids is not None:
-        return read_texts(graph, text_ids)
-    dataset: Mapping[str, Any] = graph.manifest.dataset if graph else {}
-    for column in (dataset.get("caption_column"), "name", *columns, "label"):
-        if column in source.label_columns():
-            labels = source.labels(str(column))
-            return [labels.names[code] if code >= 0 else "" for code in labels.codes[indices]]
-    return [source.sample_ids[index] for index in indices]
-
-
-def read_texts(graph: Graph, text_ids: Int64) -> list[str]:
-    """Return the texts of some ids, in their order; reads only the shards that hold them."""
-    found = graph.texts_of(text_ids)
-    return [found[int(text_id)] for text_id in text_ids]

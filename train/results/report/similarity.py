@@ -86,9 +86,15 @@ def agreement(one_NN: Matrix, other_NN: Matrix) -> float:
     return float(np.corrcoef(x, y)[0, 1])
 
 
-def nearest(features_SF: Features, queries_Q: Indices, *, count: int) -> Indices:
-    """Return the nearest pictures of each query by cosine, the query itself left out; (Q, M), ties to the lower index."""
+def cosines(features_SF: Features, queries_Q: Indices) -> Matrix:
+    """Return the cosine of each query with every picture; (Q, S)."""
     unit = normalize(features_SF)
-    similarity = unit[queries_Q] @ unit.T
-    similarity[np.arange(len(queries_Q)), queries_Q] = -np.inf
-    return np.argsort(-similarity, axis=1, kind="stable")[:, : min(count, len(unit) - 1)]
+    found: Matrix = unit[queries_Q] @ unit.T
+    return found
+
+
+def nearest(similarity_QS: Matrix, queries_Q: Indices, *, count: int) -> Indices:
+    """Return the most similar pictures of each query, the query itself left out; (Q, M), ties to the lower index."""
+    others_QS = similarity_QS.copy()
+    others_QS[np.arange(len(queries_Q)), queries_Q] = -np.inf
+    return np.argsort(-others_QS, axis=1, kind="stable")[:, : min(count, others_QS.shape[1] - 1)]

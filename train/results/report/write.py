@@ -12,10 +12,12 @@ from graphbuild.store.files import write_text
 from graphbuild.store.graph import Graph
 from graphbuild.store.images import recorded
 from graphbuild.store.outputs import require_replaceable
+from graphbuild.system.progress import progress, stages
 from train.config import TrainConfig
-from train.data.prepare import open_data
-from train.results.report.page import Page, RunHead, render_page
-from train.results.report.pictures import compare_similarities, find_neighbors
+from train.data.prepare import OpenData, open_data
+from train.results.report.neighbors import find_neighborhoods
+from train.results.report.page import Page, Place, RunHead, render_page
+from train.results.report.pictures import compare_similarities
 from train.results.report.runs import RunRecord, conditions, curves, read_runs, results, short_path
 from train.run.loop import settle
 
@@ -29,8 +31,9 @@ class ReportResult:
     bytes: int
 
     def summary(self) -> str:
-        """Return one line for people."""
-        return f"{self.out}: {', '.join(self.runs)} ({self.bytes / 1e6:.1f} MB, one file, no network needed)"
+        """Return lines for people."""
+        size = f"{self.bytes / 1e6:.1f} MB, one file, no network needed"
+        return f"{self.out}: {', '.join(self.runs)} ({size})\nnext: open it in a browser"
 
     def to_json(self) -> dict[str, Any]:
         """Return the same for scripts."""
@@ -49,7 +52,7 @@ def write_report(
     """Write one HTML file about finished runs.
 
     Args:
-        runs: Their folders. The first one's images and graph are used for the pictures.
+        runs: Their folders. All of them are shown on the images and graph of each that has others than those before it.
         out: The file; replaced if a report wrote it.
         data: Held-out images for the neighbours; None: those that the graph or the evaluation names.
         title: Of the page.
@@ -59,17 +62,18 @@ def write_report(
     Raises:
         OptionError: If there is no run, a folder is not that of one, or the file is somebody else's.
         ArtifactError: If a run is not finished, or a graph is damaged.
-        SourceError: If the images of the first run cannot be read.
+        SourceError: If the images of a run cannot be read.
     """
     if not runs:
         raise OptionError("no run to report on. Name the folders of finished runs, such as runs/xclr-1.")
     require_replaceable(out, overwrite=overwrite)
     records = [replace(record, config=settle(replace(record.config, device="auto"))) for record in read_runs(runs)]
     columns = list(dict.fromkeys(column for record in records for column in record.columns))
-    opened = open_data(records[0].config)
+    found = [(record, open_data(record.config)) for record in _different_data(records)]
+    opened = found[0][1]
     columns = columns or _default_columns(records[0], opened.graph)
-    matrices = compare_similarities(records, opened, columns)
-    queries, queries_how = find_neighbors(records, opened, columns, data)
+    with stages("similarities", "neighbours"):
+        places = tuple(_place(records, record, one, columns, data, titled=len(found) > 1) for record, one in found)
     page = Page(
         title=title or "Training report: " + ", ".join(record.name for record in records),
         subtitle=_subtitle(records, opened.graph),
@@ -78,15 +82,36 @@ def write_report(
         conditions=conditions(records, [_describe_graphs(record.config) for record in records]),
         results=results(records),
         curves=curves(records),
-        matrices=matrices.figures if matrices else (),
-        matrices_how=matrices.how if matrices else "",
-        matrices_order=matrices.order if matrices else "",
-        queries=queries,
-        queries_how=queries_how,
-        mark_names=tuple(columns) if queries and queries[0].rows[0].hits and queries[0].rows[0].hits[0].marks else (),
+        places=places,
     )
     _write(out, render_page(page))
     return ReportResult(out=out, runs=tuple(record.name for record in records), bytes=out.stat().st_size)
+
+
+def _different_data(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The first run on each pair of images and graph; one without a graph only where no other has its images."""
+    first: dict[tuple[str | None, str | None], RunRecord] = {}
+    for record in records:
+        first.setdefault((record.config.data, record.config.graph_dir), record)
+    with_graph = {data for data, graph_dir in first if graph_dir is not None}
+    return [record for (data, graph_dir), record in first.items() if graph_dir is not None or data not in with_graph]
+
+
+def _place(
+    records: Sequence[RunRecord], record: RunRecord, opened: OpenData, columns: Sequence[str], data: str | None, *, titled: bool
+) -> Place:
+    with progress("similarities", None):
+        matrices = compare_similarities(records, opened, columns)
+    with progress("neighbours", None):
+        neighborhoods = find_neighborhoods(records, record, opened, columns, data)
+    graph = f", by the texts of {short_path(str(opened.graph.path))}" if opened.graph else ""
+    return Place(
+        title=f"On {short_path(record.config.data or '')}{graph}" if titled else "",
+        matrices=matrices.figures if matrices else (),
+        matrices_how=matrices.how if matrices else "",
+        matrices_order=matrices.order if matrices else "",
+        neighborhoods=neighborhoods,
+    )
 
 
 def _default_columns(run: RunRecord, graph: Graph | None) -> list[str]:
