@@ -14,6 +14,7 @@ import numpy.typing as npt
 from graphbuild.store.images import Images, Kind, recorded
 from graphbuild.store.manifest import Manifest
 from graphbuild.system.archives import Shard, download_failed
+from graphbuild.system.hub import find_split, map_stream
 from graphbuild.system.inputs import PARQUET, PICTURES, SHARDS, file_names, list_files
 
 PIXELS = 160
@@ -48,10 +49,29 @@ def picture_bytes(graph_dir: Path, manifest: Manifest, sample_ids: Sequence[str]
 
 
 def _from_parquet(images: Images, sample_ids: list[str]) -> Iterator[tuple[str, Content]]:
+    yield from _of_files(list_files(images.path, PARQUET).paths, images, sample_ids)
+
+
+def _from_split(images: Images, sample_ids: list[str]) -> Iterator[tuple[str, Content]]:
+    """Parquet files or Arrow streams of a Hugging Face data set."""
+    split = find_split(images.path)
+    if not split.streams:
+        yield from _of_files(split.files, images, sample_ids)
+        return
+    wanted, column = set(sample_ids), images.image_column or ""
+    for file, name in zip(split.files, file_names([str(path) for path in split.files]), strict=True):
+        table = map_stream(file)
+        ids = table[images.id_column].to_pylist() if images.id_column else [f"{name}:{row}" for row in range(table.num_rows)]
+        for row, sample_id in enumerate(map(str, ids)):
+            if sample_id in wanted:
+                value = table[column][row].as_py()
+                yield sample_id, value["bytes"] if isinstance(value, dict) else value
+
+
+def _of_files(files: Sequence[Path], images: Images, sample_ids: list[str]) -> Iterator[tuple[str, Content]]:
     import polars as pl
 
     column, id_column = images.image_column or "", images.id_column
-    files = list_files(images.path, PARQUET).paths
     names = file_names([str(file.absolute()) for file in files])
     for file, name in zip(files, names, strict=True):
         frame = pl.scan_parquet(file, glob=False)
@@ -120,6 +140,7 @@ def _from_cifar(images: Images, sample_ids: list[str]) -> Iterator[tuple[str, Co
 
 _READERS: dict[Kind, Callable[[Images, list[str]], Iterator[tuple[str, Content]]]] = {
     "parquet": _from_parquet,
+    "hf": _from_split,
     "imagefolder": _from_folder,
     "webdataset": _from_shards,
     "img2dataset": _from_crawl,

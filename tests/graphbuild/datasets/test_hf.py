@@ -21,6 +21,7 @@ from graphbuild.embed.config import EmbedConfig
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
+from graphbuild.quality.pictures import picture_bytes
 from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest
 from graphbuild.system.hub import find_split, split_files
@@ -147,6 +148,9 @@ def test_training_takes_the_ids_and_pictures_that_embed_took(
         assert np.array_equal(np.asarray(Picture.open(io.BytesIO(content))), np.asarray(reference[row]["picture"]))
     assert images.metas([last])[0]["key"] == 1000 + last
     assert images.labels("label").codes.tolist() == reference["label"][:]
+    shown, note = picture_bytes(graph.path, graph.manifest, [str(images.sample_ids[0])], pixels=8)
+    assert len(shown) == 1
+    assert note == ""
 
 
 def test_splits_of_a_card_are_those_that_datasets_finds(repository: Path, tmp_path: Path) -> None:
