@@ -34,6 +34,7 @@ for command in (
     exchange.export,
     exchange.import_,
     exchange.subset,
+    exchange.relate,
     exchange.fuse,
     exchange.publish,
     quality.compare,

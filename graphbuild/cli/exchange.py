@@ -1,4 +1,4 @@
-"""Commands that take graphs out and in: export, import, subset, publish; and the list of data sets."""
+"""Commands that take graphs out and in: export, import, subset, relate, fuse, publish; and the list of data sets."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 import click
 
 from graphbuild.cli.options import (
+    NeighborCount,
     graph_dir_option,
     json_option,
     overwrite_option,
     replace_option,
 )
+from graphbuild.store import schemas
 from graphbuild.store.manifest import find_graph_dir
 from graphbuild.store.reading import reading_options
 from graphbuild.system.answers import answer
@@ -96,24 +98,97 @@ def subset(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) -> 
 
 
 @click.command()
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    metavar="PATH",
+    help="Parquet, CSV, TSV or JSON lines: a file, folder or glob; may be repeated.",
+)
+@click.option(
+    "--kernel",
+    "kernels",
+    multiple=True,
+    metavar="COLUMN=KIND",
+    help="How a column is compared: category, taxonomy:FILE.tsv, tags, tags:idf, number:WIDTH, angle:PERIOD:WIDTH, date:30d, "
+    "place:50km (of one column, or LAT,LON), text or text:ENCODER; may be repeated.",
+)
+@click.option("--weights", default=None, metavar="A,B", help="Of the mean, one a kernel, such as 0.7,0.3 (default: all alike).")
+@click.option(
+    "--rule",
+    type=click.Choice(["mean", "product"]),
+    default="mean",
+    show_default=True,
+    help="How several kernels become one similarity: product asks that samples are alike in all of them.",
+)
+@click.option("--id-column", default=None, help="Column of the sample ids (default: <file>:<row>).")
+@click.option("--keep-columns", default=None, metavar="A,B", help="More columns copied into samples; those of kernels always are.")
+@click.option(
+    "--k",
+    type=NeighborCount(),
+    default="auto",
+    show_default=True,
+    help="Neighbours a text; auto is all up to 4,096 texts, else 256.",
+)
+@click.option(
+    "--sketch-dim",
+    type=click.IntRange(min=0, max=1024),
+    default=schemas.DEFAULT_SKETCH_DIM,
+    show_default=True,
+    help="Bytes of sketch a text; 0 leaves it out.",
+)
+@click.option("--shard-size", type=click.IntRange(min=1), default=schemas.SHARD_SIZE, show_default=True, help="Texts a shard.")
+@click.option("--graph-dir", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where the graph goes.")
+@overwrite_option
+@json_option
+def relate(graph_dir: Path, weights: str | None, keep_columns: str | None, as_json: bool, **options: Any) -> None:
+    """Make a graph of metadata: categories, tags, numbers, angles, dates, places, titles.
+
+    Neighbours are exact, and are there at once. Samples that are equal in all columns are one text.
+    """
+    from graphbuild.exchange.relate.config import RelateConfig
+    from graphbuild.exchange.relate.stage import relate_columns
+
+    keep = tuple(keep_columns.split(",")) if keep_columns else ()
+    answer(relate_columns(graph_dir, RelateConfig(weights=_numbers(weights), keep_columns=keep, **options)), as_json)
+
+
+def _numbers(weights: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(float(one) for one in weights.split(",")) if weights else ()
+    except ValueError:
+        raise click.BadParameter(f"{weights!r} are no numbers, separated by commas.", param_hint="--weights") from None
+
+
+@click.command()
 @click.argument("graphs", nargs=-1, required=True, type=click.Path(file_okay=False, path_type=Path), help="Graph directories.")
 @reading_options
-@click.option("--weights", default=None, metavar="A,B", help="One a graph, such as 0.7,0.3 (default: all alike).")
+@click.option("--weights", default=None, metavar="A,B", help="Of the mean, one a graph, such as 0.7,0.3 (default: all alike).")
+@click.option(
+    "--rule",
+    type=click.Choice(["mean", "max", "product"]),
+    default="mean",
+    show_default=True,
+    help="How similarities become one.",
+)
+@click.option(
+    "--k",
+    type=NeighborCount(),
+    default=None,
+    help="Neighbours a text, where they are found here (default: as many as the graph with the fewest stores).",
+)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where the fused graph goes.")
 @overwrite_option
 @json_option
-def fuse(graphs: tuple[Path, ...], weights: str | None, out: Path, overwrite: bool, as_json: bool) -> None:
-    """Make one graph of several over the same samples: the weighted mean of their similarities, exactly.
+def fuse(graphs: tuple[Path, ...], weights: str | None, out: Path, as_json: bool, **options: Any) -> None:
+    """Make one graph of several over the same samples: the mean of their similarities, the largest, or the product.
 
-    Each has vectors (of captions, or from --dataset vectors). Neighbours are found by `graphbuild knn`, as usual.
+    The mean of graphs of vectors is a graph of vectors, whose neighbours `graphbuild knn` finds. Else they are found here, among
+    those that the graphs store, and how many rows are proven exact is said.
     """
     from graphbuild.exchange.fused import FuseConfig, fuse_graphs
 
-    try:
-        numbers = tuple(float(one) for one in weights.split(",")) if weights else ()
-    except ValueError:
-        raise click.BadParameter(f"{weights!r} are no numbers, separated by commas.", param_hint="--weights") from None
-    answer(fuse_graphs(graphs, out, FuseConfig(weights=numbers, overwrite=overwrite)), as_json)
+    answer(fuse_graphs(graphs, out, FuseConfig(weights=_numbers(weights), **options)), as_json)
 
 
 @click.command()

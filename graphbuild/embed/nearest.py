@@ -172,6 +172,7 @@ class NearestTexts:
         return NearTexts(query, tuple(NearText(number, score, texts[number]) for number, score in found))
 
     def _require_width(self, width: int, name: str) -> None:
+        self._manifest.require("index", self._graph_dir)
         held = self._manifest.encoder["dim"]
         if width != held:
             raise OptionError(
@@ -216,6 +217,10 @@ class NearestTexts:
         return ids, np.concatenate([[1.0], row.similarities[0, : count - 1].astype(np.float64)])
 
     def _by_encoder(self, query: str, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        if self._manifest.without_vectors:
+            raise OptionError(
+                f"{self._graph_dir}: has no vectors, so only its own texts can be asked for. Give one as it stands, or --id."
+            )
         from graphbuild.embed.encoder import load_encoder
 
         with progress("opening the encoder", None):

@@ -1,7 +1,8 @@
-"""Several graphs of vectors over the same samples as one: the weighted mean of their similarities.
+"""Several graphs over the same samples as one: the weighted mean of their similarities, the largest, or the product.
 
-The vectors of each graph, scaled by the root of its weight and laid end to end, have just this mean as their inner product, so the
-neighbours of the fused graph are exact as those of any other. A text of it is what its samples have in all the graphs.
+For the mean of graphs of vectors, the vectors of each, scaled by the root of its weight and laid end to end, have just this mean as
+their inner product, so the neighbours of the fused graph are exact as those of any other. Else neighbours are found among those
+that the graphs store (`rescored`). A text of a fused graph is what its samples have in all the graphs.
 Shape letters: G graphs, S samples, N texts of the fused graph, D vector width. Memory: the vectors of all graphs, in float16.
 """
 
@@ -9,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +22,9 @@ from numpy.typing import NDArray
 from graphbuild.embed.index import build_index
 from graphbuild.embed.nearest import FUSED
 from graphbuild.errors import OptionError, SourceError
+from graphbuild.exchange.relate.config import describe_absent
+from graphbuild.exchange.rescored import Rescoring, Rule
+from graphbuild.exchange.searched import search_similarity
 from graphbuild.store import schemas
 from graphbuild.store.counts import count_captions, write_counts
 from graphbuild.store.embeddings import embeddings_table, load_embeddings
@@ -41,7 +46,11 @@ class FuseConfig:
     """How graphs are fused."""
 
     weights: tuple[float, ...] = ()
-    """One a graph, of any sum; none: all alike."""
+    """Of the mean, one a graph, of any sum; none: all alike."""
+    rule: Rule = "mean"
+    """How the similarities of the graphs become one."""
+    k: int | Literal["auto", "all"] | None = None
+    """Where neighbours are found here, how many, as of `KnnConfig`; None: as many as the graph with the fewest has."""
     overwrite: bool = False
     """Replace a graph that was fused otherwise."""
 
@@ -52,16 +61,30 @@ class FuseResult:
 
     graph_dir: Path
     counts: dict[str, int]
-    dim: int
+    dim: int | None
+    """Of the vectors; None where the fused graph has none, and neighbours were found."""
     weights: tuple[float, ...]
+    rule: Rule
+    facts: dict[str, Any]
+    """Of the neighbours that were found."""
     already_done: bool
 
     def summary(self) -> str:
-        """Two lines for people."""
+        """A few lines for people."""
         done = ": already done, nothing to do" if self.already_done else ""
-        shares = " + ".join(f"{weight:.3g}" for weight in self.weights)
-        head = f"{self.graph_dir}: {self.counts['samples']:,} samples, {self.counts['texts']:,} texts, {self.dim:,} wide, {shares}"
-        return f"{head}{done}\nnext: graphbuild knn --graph-dir {self.graph_dir}"
+        how = " + ".join(f"{weight:.3g}" for weight in self.weights) if self.rule == "mean" else self.rule
+        head = f"{self.graph_dir}: {self.counts['samples']:,} samples, {self.counts['texts']:,} texts"
+        if self.dim is not None:
+            return f"{head}, {self.dim:,} wide, {how}{done}\nnext: graphbuild knn --graph-dir {self.graph_dir}"
+        proven, texts = self.facts["certified_rows"] + self.facts["recomputed_rows"], self.facts["texts"]
+        lines = [
+            f"{head}, {self.facts['k']:,} neighbours a text, {how}{done}",
+            f"{proven:,} of {texts:,} rows ({proven / texts:.1%}) are proven exact, {self.facts['recomputed_rows']:,} of them by a "
+            "search of all texts",
+            *describe_absent(self.facts),
+            f"next: graphbuild verify --graph-dir {self.graph_dir}",
+        ]
+        return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """The same for scripts."""
@@ -69,12 +92,12 @@ class FuseResult:
 
 
 def fuse_graphs(graphs: Sequence[Path], out: Path, config: FuseConfig) -> FuseResult:
-    """Write the graph of the weighted mean of similarities, up to index.faiss.
+    """Write the graph of a rule of similarities: up to index.faiss for the mean of graphs of vectors, else with its neighbours.
 
     Args:
-        graphs: Two or more, whose embed stage is done; texts and kept columns are taken from the first.
+        graphs: Two or more, with vectors or neighbours; texts and kept columns are taken from the first.
         out: Where the fused graph goes.
-        config: The weights.
+        config: The rule and the weights.
 
     Raises:
         ArtifactError: If a graph is not finished, or a file of it is missing or damaged.
@@ -85,15 +108,40 @@ def fuse_graphs(graphs: Sequence[Path], out: Path, config: FuseConfig) -> FuseRe
         raise OptionError("fuse takes two graphs or more.")
     if any(out.resolve() == graph.resolve() for graph in graphs):
         raise OptionError(f"--out {out}: is one of the graphs. Choose another folder.")
+    if config.weights and config.rule != "mean":
+        raise OptionError(f"--weights are of the mean; --rule {config.rule} has none. Leave them out.")
     weights = share_weights(config.weights, len(graphs))
     origins = [Manifest.load(graph) for graph in graphs]
+    by_vectors = config.rule == "mean" and not any(origin.without_vectors for origin in origins)
+    if by_vectors and config.k is not None:
+        raise OptionError(
+            "--k: the mean of graphs of vectors is a graph of vectors. Leave --k out, and give it to `graphbuild knn`."
+        )
     for origin, graph in zip(origins, graphs, strict=True):
-        for stage in ("text", "lookup", "embed"):
+        for stage in ("text", "lookup", "embed" if by_vectors else "knn"):
             origin.require(stage, graph)
+<<<<<<< HEAD
     with progress("fusing", None), writing(out) as manifest:
         built = _Fusion(list(graphs), origins, weights, out, manifest, overwrite=config.overwrite).run()
     dim = manifest.encoder["dim"]
     return FuseResult(graph_dir=out, counts=manifest.counts, dim=dim, weights=weights, already_done=not built)
+=======
+        if "knn" in origin.stages and origin.stages["knn"].config["method"] == FUSED:
+            raise SourceError(f"{graph}: was fused without vectors, so not all of its pairs are known. Fuse what it was made of.")
+    with writing(out) as manifest:
+        if manifest.stages and manifest.dataset.get("name") != FUSED:
+            raise OptionError(f"{out}: holds a graph that was not fused. Choose another --out.")
+        built = _Fusion(list(graphs), origins, weights, out, manifest, config).run(by_vectors=by_vectors)
+    return FuseResult(
+        graph_dir=out,
+        counts=manifest.counts,
+        dim=manifest.encoder.get("dim"),
+        weights=weights,
+        rule=config.rule,
+        facts={} if by_vectors else manifest.stages["knn"].facts,
+        already_done=not built,
+    )
+>>>>>>> 2d1bd7a (fuse: maximum and product, and graphs without vectors, by rescoring the union of candidates; rows proven exact are counted)
 
 
 class _Fusion:
@@ -106,18 +154,14 @@ class _Fusion:
         weights: tuple[float, ...],
         out: Path,
         manifest: Manifest,
-        *,
-        overwrite: bool,
+        config: FuseConfig,
     ) -> None:
         self._graphs, self._origins, self._weights = graphs, origins, weights
-        self._out, self._manifest, self._overwrite = out, manifest, overwrite
-        self._inputs = {
-            f"graph {number}": digest_json(
-                {receipt.path: receipt.digest for stage in ("text", "embed") for receipt in origin.stages[stage].files.values()}
-            )
-            for number, origin in enumerate(origins)
-        }
+        self._out, self._manifest, self._asked, self._overwrite = out, manifest, config, config.overwrite
+        self._inputs = self._digests("text", "embed")
         self._config = {"method": FUSED, "weights": list(weights)}
+        if config.rule != "mean":
+            self._config["rule"] = config.rule
         texts_SG = self._match()
         unique_NG, first_N, text_S = np.unique(texts_SG, axis=0, return_index=True, return_inverse=True)
         # By first appearance, as everywhere.
@@ -149,19 +193,46 @@ class _Fusion:
         for shard in self._origins[0].ranges("text", schemas.SAMPLES):
             yield shard, read_parquet(self._graphs[0] / schemas.part_name(schemas.SAMPLES, shard.index))
 
-    def run(self) -> bool:
+    def _digests(self, *stages: str) -> dict[str, str]:
+        """Digest of what some stages of each graph hold."""
+        return {
+            f"graph {number}": digest_json(
+                {
+                    receipt.path: receipt.digest
+                    for stage in stages
+                    if stage in origin.stages
+                    for receipt in origin.stages[stage].files.values()
+                }
+            )
+            for number, origin in enumerate(self._origins)
+        }
+
+    def run(self, *, by_vectors: bool) -> bool:
         """Do what is missing; returns whether anything was."""
-        return any([self._text(), build_lookup(self._out, self._manifest), self._embed(), self._index()])
+        made = [self._embed, self._index] if by_vectors else [self._search]
+        return any([self._text(by_vectors=by_vectors), build_lookup(self._out, self._manifest), *(one() for one in made)])
+
+    def _search(self) -> bool:
+        least = min(origin.stages["knn"].config["k"] for origin in self._origins)
+        return search_similarity(
+            self._out,
+            self._manifest,
+            {**self._config, "rule": self._asked.rule},
+            self._digests("text", "embed", "knn"),
+            lambda k: Rescoring(self._graphs, self._texts_NG, self._asked.rule, self._weights, k),
+            k=least if self._asked.k is None else self._asked.k,
+            sketch_dim=schemas.DEFAULT_SKETCH_DIM,
+            overwrite=self._overwrite,
+        )
 
     def _index(self) -> bool:
         return build_index(self._out, self._manifest, overwrite=True)
 
-    def _text(self) -> bool:
-        return run_stage(
-            self._out, self._manifest, "text", self._config, self._inputs, self._write_texts, overwrite=self._overwrite
-        )
+    def _text(self, *, by_vectors: bool) -> bool:
+        work = partial(self._write_texts, by_vectors=by_vectors)
+        return run_stage(self._out, self._manifest, "text", self._config, self._inputs, work, overwrite=self._overwrite)
 
-    def _write_texts(self, key: str) -> Made:
+    def _write_texts(self, key: str, *, by_vectors: bool) -> Made:
         receipts = []
         for shard, table in self._samples():
             at, texts = table.column_names.index(schemas.TEXT_ID), pa.array(self._text_S[shard.start : shard.stop])
@@ -176,7 +247,7 @@ class _Fusion:
         counts_N = count_captions([self._text_S], len(self._texts_NG))
         receipts += write_counts(self._out, map(len, shards), counts_N, counts_N, key=key)
         samples, texts_held = len(self._text_S), len(self._texts_NG)
-        self._manifest.dataset, self._manifest.encoder = self._describe_dataset(), self._describe_vectors()
+        self._manifest.dataset, self._manifest.encoder = self._describe_dataset(), self._describe_vectors() if by_vectors else {}
         self._manifest.shard_size = self._origins[0].shard_size
         self._manifest.counts = {
             "samples": samples,

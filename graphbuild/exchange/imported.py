@@ -153,11 +153,21 @@ def _digest(path: Path) -> str:
     return digest_file(path)
 
 
-def _read(path: Path, wanted: tuple[str, ...]) -> pl.DataFrame:
+def read_frame(path: Path, wanted: tuple[str, ...], *, text: tuple[str, ...] = ()) -> pl.DataFrame:
+    """Read a Parquet, CSV, TSV or JSON lines file.
+
+    Args:
+        path: The file, whose name tells its form.
+        wanted: Columns that it must have, without an empty place.
+        text: Columns that are text, whatever they look like.
+
+    Raises:
+        SourceError: If it cannot be read, or a column is missing or has an empty place.
+    """
     import polars as pl
 
     # As they stand: an id such as 007 is no number, and 1e3 may be a text.
-    names = dict.fromkeys((ID, schemas.TEXT, SRC, DST, schemas.SAMPLE_ID), pl.String)
+    names = dict.fromkeys((ID, schemas.TEXT, SRC, DST, schemas.SAMPLE_ID, *text), pl.String)
     try:
         kind = suffix_of(path.name)
         if kind in (".csv", ".tsv"):
@@ -183,7 +193,7 @@ def _read_texts(config: ImportConfig) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Texts with id (string) and text; samples with sample_id, text_id and kept columns."""
     import polars as pl
 
-    frame = _read(config.texts, (schemas.TEXT,))
+    frame = read_frame(config.texts, (schemas.TEXT,))
     if frame.is_empty():
         raise SourceError(f"{config.texts}: no row. A graph needs texts.")
     if ID not in frame.columns:
@@ -195,7 +205,7 @@ def _read_texts(config: ImportConfig) -> tuple[pl.DataFrame, pl.DataFrame]:
     if config.samples is None:
         samples = numbered.rename({ID: schemas.SAMPLE_ID}).drop(schemas.TEXT)
     else:
-        given = _read(config.samples, (schemas.SAMPLE_ID, ID)).with_columns(pl.col(ID, schemas.SAMPLE_ID).cast(pl.String))
+        given = read_frame(config.samples, (schemas.SAMPLE_ID, ID)).with_columns(pl.col(ID, schemas.SAMPLE_ID).cast(pl.String))
         samples = given.join(numbered.select(ID, schemas.TEXT_ID), on=ID, how="left", maintain_order="left").drop(ID)
         _require_known(config.samples, given[ID], samples[schemas.TEXT_ID])
     fixed = schemas.SAMPLES_SCHEMA.names
@@ -226,7 +236,7 @@ class _Edges:
 
     def __init__(self, config: ImportConfig, texts: pl.DataFrame) -> None:
         self._path, self._texts = config.edges, texts
-        frame = self._numbered(_read(config.edges, (SRC, DST, SIMILARITY)))
+        frame = self._numbered(read_frame(config.edges, (SRC, DST, SIMILARITY)))
         self.facts: dict[str, Any] = {"edges_read": len(frame)}
         frame = self._clean(frame, symmetric=config.symmetric)
         degrees = np.bincount(frame[SRC].to_numpy(), minlength=len(texts))

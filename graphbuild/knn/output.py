@@ -6,10 +6,10 @@ Shape letters: N texts, n texts of a shard, K neighbours kept, D vector width, R
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,8 @@ from graphbuild.knn import sketch
 from graphbuild.knn.engines.base import Neighbors
 from graphbuild.store import schemas
 from graphbuild.store.files import Receipt, ShardRange, write_arrow
+
+Encode: TypeAlias = Callable[[NDArray[np.float16], NDArray[np.float64]], tuple[NDArray[np.int8], NDArray[np.float32]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class ShardWriter:
     """Of the receipts."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What else the receipts say."""
+    encode: Encode = sketch.encode
+    """Makes codes and scales of vectors and basis."""
 
     def write(self, shard: ShardRange, vectors_nD: NDArray[np.float16], found: Neighbors, precision: str) -> Receipt:
         """Write the neighbours and sketches of one shard, and return its receipt.
@@ -50,7 +54,7 @@ class ShardWriter:
             _fixed_size_list(found.similarities_nK, schema.field(schemas.SIMILARITIES).type),
         ]
         if self.basis_DR is not None:
-            codes_nR, scales_n = sketch.encode(vectors_nD, self.basis_DR)
+            codes_nR, scales_n = self.encode(vectors_nD, self.basis_DR)
             columns += [_fixed_size_list(codes_nR, schema.field(schemas.SKETCH).type), pa.array(scales_n)]
         batch = pa.RecordBatch.from_arrays(columns, schema=schema)
         facts = {"recomputed_rows": found.recomputed, "precision": precision, "pid": os.getpid(), **found.facts, **self.facts}

@@ -198,7 +198,7 @@ class Search:
             click.echo(engine.recall.summary(), err=True)
             writer = replace(writer, facts={"ivf": engine.recall.to_json()})
         searched = list(self._searched)
-        with _progress((engine.work(searched)) + self._extension_pairs()) as advance:
+        with pair_progress(engine.work(searched) + self._extension_pairs()) as advance:
             for shard in self._extended:
                 stored = self._extension.stored(self._graph_dir, shard) if self._extension else None
                 if not self._extension or stored is None or not isinstance(engine, TileEngine):
@@ -258,7 +258,7 @@ class Search:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
+def pair_progress(total: int) -> Iterator[Callable[[int], None]]:
     """Progress in millions of pairs; what is left over by rounding is carried on."""
     with progress("neighbours", -(-total // _MILLION), unit="M pairs") as meter:
         done = shown = 0

@@ -26,6 +26,8 @@ FEWEST_TEXTS = 4096
 """Up to so many, where a graph is complete unless told otherwise, there is no correction: divergences move by 2 % either way."""
 _FEWEST_PAIRS = 10_000
 """Below which a fit would tell of these pairs alone."""
+_LEAST_VALUE = 0.01
+"""Of the eigenvalues of landmarks."""
 
 
 def second_moments(shards: Iterable[tuple[NDArray[np.float16], NDArray[np.int32]]], dim: int) -> NDArray[np.float64]:
@@ -59,6 +61,25 @@ def sketch_basis(moments_DD: NDArray[np.float64], sketch_dim: int) -> NDArray[np
         vector_D = vectors_DD[:, column]
         basis_DR[:, r] = vector_D * np.sign(vector_D[np.abs(vector_D).argmax()])
     return np.rint(basis_DR / _STEP) * _STEP
+
+
+def landmark_basis(own_MM: NDArray[np.float64], sketch_dim: int) -> NDArray[np.float64]:
+    """Basis of a sketch whose vectors are similarities with M landmarks, from those of the landmarks; shape (M, R).
+
+    Eigenvalues below 0.01, which would add less than that to any similarity, and negative ones are left out.
+    """
+    basis_MR = sketch_basis(own_MM, sketch_dim)
+    values_R = np.einsum("mr,mr->r", basis_MR, own_MM @ basis_MR)
+    scale_R = np.where(values_R > _LEAST_VALUE, 1 / np.sqrt(np.maximum(values_R, _LEAST_VALUE)), 0.0)
+    scaled_MR: NDArray[np.float64] = np.rint(basis_MR * scale_R / _STEP) * _STEP
+    return scaled_MR
+
+
+def encode_within(vectors_nM: NDArray[np.float16], basis_MR: NDArray[np.float64]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """As `encode`; codes that would be longer than a unit vector, as approximate features may be, are made as long."""
+    codes_nR, scales_n = encode(vectors_nM, basis_MR)
+    lengths_n = np.sqrt(np.square(codes_nR.astype(np.float32)).sum(axis=1)) * scales_n
+    return codes_nR, (scales_n / np.maximum(lengths_n, 1)).astype(np.float32)
 
 
 def encode(vectors_nD: NDArray[np.float16], basis_DR: NDArray[np.float64]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

@@ -69,7 +69,7 @@ def graph_status(graph_dir: Path) -> GraphStatus:
     """
     manifest = Manifest.load(graph_dir)
     digests = _column_digests(manifest)
-    # Imported graphs have no embeddings: they are whole without.
+    # Graphs of edges or kernels have no embeddings: they are whole without.
     expected = [name for name in STAGES if name in manifest.stages or name in _expected(manifest)]
     stages = tuple(_look(graph_dir, manifest.stages.get(name), name, digests) for name in expected)
     return GraphStatus(
@@ -82,9 +82,7 @@ def graph_status(graph_dir: Path) -> GraphStatus:
 
 
 def _expected(manifest: Manifest) -> tuple[str, ...]:
-    knn = manifest.stages.get("knn")
-    imported = knn is not None and knn.config.get("method") == "import"
-    return ("text", "lookup", "knn") if imported else ("text", "lookup", "embed", "index", "knn")
+    return ("text", "lookup", "knn") if manifest.without_vectors else ("text", "lookup", "embed", "index", "knn")
 
 
 def _column_digests(manifest: Manifest) -> dict[str, str]:

@@ -59,7 +59,7 @@ class VerifyResult:
         lines.append(f"{self.texts:,} texts, {self.samples:,} sample rows: ids, hashes, counts and lengths are right")
         if self.k is None:
             lines.append("neighbours: the knn stage is not there (`graphbuild knn` makes it)")
-        elif self.quality is None and self.method != "import":
+        elif self.k == 0:
             lines.append("neighbours: none, because there is only one text")
         else:
             width = "all other texts" if self.complete else f"{self.k:,} a text"
@@ -96,15 +96,14 @@ def verify_graph(graph_dir: Path, *, exact_sample: int = _LEAST_SAMPLE, seed: in
     """
     manifest = Manifest.load(graph_dir)
     knn = manifest.stages.get("knn")
-    imported = bool(knn and knn.config["method"] == "import")
-    for stage in ("text",) if imported else ("text", "embed"):
+    for stage in ("text",) if manifest.without_vectors else ("text", "embed"):
         manifest.require(stage, graph_dir)
     receipts = [receipt for stage in manifest.stages.values() for receipt in stage.files.values()]
     receipts += _picture_receipts(graph_dir, manifest)
     with stages("digests", "texts and samples", "rows", "brute force"):
         _check_digests(graph_dir, receipts)
         with progress("texts and samples", None):
-            texts = _check_text_ids(graph_dir, manifest) if imported else _check_texts(graph_dir, manifest)
+            texts = _check_text_ids(graph_dir, manifest) if manifest.without_vectors else _check_texts(graph_dir, manifest)
             samples = _check_samples(graph_dir, manifest, texts)
         quality = _check_neighbors(graph_dir, manifest, max(exact_sample, _LEAST_SAMPLE), seed) if knn else None
     return VerifyResult(
@@ -232,7 +231,7 @@ def _check_neighbors(graph_dir: Path, manifest: Manifest, rows: int, seed: int) 
             f"{graph_dir / schemas.KNN}: texts {one} and {other} store different similarities of each other. {_KNN_REMEDY}"
         )
     if "embed" not in manifest.stages:
-        # Edges that were imported are not the nearest of anything that is stored.
+        # Edges that were imported or computed from columns are not the nearest of any vectors that are stored.
         return None
     quality = measure(graph_dir, graph, rows=rows, seed=seed)
     if quality.inexact:

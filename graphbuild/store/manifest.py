@@ -32,6 +32,8 @@ _COMMAND = {
 }
 _MADE_FROM = {"text": STAGES[1:], "embed": ("index", "knn", "rescore", "partition"), "knn": ("rescore", "partition")}
 """Stages that read each one; the rest is read by none."""
+_MAKERS = {"import": "`graphbuild import`", "relate": "`graphbuild relate`", "fused": "`graphbuild fuse`"}
+"""Commands that write neighbours without embeddings, by the method of the knn stage."""
 _FORMATS = (1, schemas.FORMAT_VERSION)
 """Formats that are read; in format 1 a receipt lies beside each file."""
 
@@ -133,9 +135,20 @@ class Manifest:
         Raises:
             ArtifactError: If it is not done, with the command that does it.
         """
+        if stage not in self.stages and self.without_vectors and stage in ("embed", "index"):
+            method = self.stages["knn"].config["method"]
+            raise ArtifactError(
+                f"{graph_dir}: has no vectors, which this command needs: its neighbours are those of {_MAKERS[method]}. "
+                "Do this with a graph of text or of vectors."
+            )
         if stage not in self.stages:
             raise ArtifactError(f"{graph_dir}: the {stage} stage is not finished. Run `graphbuild {_COMMAND[stage]}` first.")
         return self.stages[stage]
+
+    @property
+    def without_vectors(self) -> bool:
+        """Whether it is a graph of edges or kernels, which is whole without embeddings."""
+        return "knn" in self.stages and self.stages["knn"].config["method"] in _MAKERS
 
     def files(self, stage: str, folder: str) -> list[Receipt]:
         """Receipts of the files that a finished stage has in one folder, in order of their names."""

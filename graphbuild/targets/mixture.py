@@ -12,20 +12,21 @@ Mix = Literal["targets", "similarities"]
 """What is averaged: the soft targets of the graphs, or their similarities, before the softmax."""
 
 
-def share_weights(weights: Sequence[float], graphs: int, *, option: str = "--weights") -> tuple[float, ...]:
+def share_weights(weights: Sequence[float], graphs: int, *, option: str = "--weights", of: str = "graph") -> tuple[float, ...]:
     """Return weights that sum to 1.
 
     Args:
         weights: One a graph; empty: all alike.
         graphs: How many there are.
         option: How messages call the weights.
+        of: How they call what has one.
 
     Raises:
         OptionError: If they are not one a graph, negative, not finite, or all zero.
     """
     given = list(weights) or [1.0] * graphs
     if len(given) != graphs:
-        raise OptionError(f"{option}: {len(given)} for {graphs} graphs. Give one a graph, such as 0.7,0.3.")
+        raise OptionError(f"{option}: {len(given)} for {graphs} {of}s. Give one a {of}, such as 0.7,0.3.")
     if not all(math.isfinite(one) and one >= 0 for one in given):
         raise OptionError(f"{option} {','.join(f'{one:g}' for one in given)}: weights are zero or more, and finite.")
     if not (total := math.fsum(given)):

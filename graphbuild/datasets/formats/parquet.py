@@ -90,7 +90,8 @@ class ParquetSource:
         headers = {file: read_header(file) for file in found.files}
         opened = open_tables(headers, options)
         opened.counts.update({"hidden_files": found.hidden} if found.hidden else {})
-        return replace(opened, images=_images(next(iter(headers.values())).schema, options, graph_dir))
+        schema = next(iter(headers.values())).schema
+        return replace(opened, images=images_in(schema, options.sources, options.id_column, graph_dir))
 
 
 def open_tables(headers: dict[File, Header], options: SourceOptions) -> OpenSource:
@@ -207,16 +208,24 @@ def _keep_schema(headers: dict[File, Header], names: Sequence[str]) -> pa.Schema
     return unify(schemas, names)
 
 
-def _images(schema: pa.Schema, options: SourceOptions, graph_dir: Path) -> Images | None:
+def images_in(schema: pa.Schema, sources: Sequence[str], id_column: str | None, graph_dir: Path) -> Images | None:
+    """The pictures in the only column of them, as a manifest records their place; None where there is none, or several.
+
+    Args:
+        schema: Of one of the files.
+        sources: Of all files.
+        id_column: Of the sample ids.
+        graph_dir: Whose manifest it is.
+    """
     columns = picture_columns(schema)
     # A manifest names one path or glob; several sources are for `train run --data` to name, as are URLs.
-    if len(columns) != 1 or len(options.sources) != 1 or is_url(options.sources[0]):
+    if len(columns) != 1 or len(sources) != 1 or is_url(sources[0]):
         return None
     return Images(
         kind="parquet",
-        path=place_of(options.sources[0], graph_dir),
+        path=place_of(sources[0], graph_dir),
         image_column=columns[0],
-        id_column=options.id_column,
+        id_column=id_column,
         label_column="label" if "label" in schema.names else None,
     )
 

@@ -222,6 +222,7 @@ def _made_of(view: GraphView) -> tuple[tuple[str, str], ...]:
         ("encoder", ", ".join(str(encoder[key]) for key in ("name", "revision", "precision") if encoder.get(key))),
         ("samples", f"{manifest.counts.get('samples', 0):,}"),
         ("texts", f"{manifest.counts.get('texts', 0):,}"),
+        ("kernels", "; ".join(f"{','.join(one['columns'])} as {one['kind']}" for one in stage.config.get("kernels", ()))),
         ("neighbours", f"{stage.config['k']:,} a text, {stage.config['method']}"),
         ("sketch", f"{stage.config['sketch_dim']} bytes a text" if stage.config["sketch_dim"] else "none"),
     ]

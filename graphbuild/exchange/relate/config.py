@@ -1,0 +1,71 @@
+"""How a graph of metadata is asked for, and what is answered. Importing this loads nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from graphbuild.store import schemas
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RelateConfig:
+    """Which columns are compared, and how."""
+
+    sources: tuple[str, ...]
+    """Parquet, CSV, TSV or JSON lines: files, folders or globs."""
+    kernels: tuple[str, ...]
+    """`COLUMN=KIND...`, one for each column."""
+    weights: tuple[float, ...] = ()
+    """One a kernel, of any sum, for the mean; none: all alike."""
+    rule: Literal["mean", "product"] = "mean"
+    """How the similarities of several columns become one."""
+    id_column: str | None = None
+    """None: `<file>:<row>`."""
+    keep_columns: tuple[str, ...] = ()
+    """Copied into samples beside the kernels' own."""
+    k: int | Literal["auto", "all"] = "auto"
+    """As of `KnnConfig`."""
+    sketch_dim: int = schemas.DEFAULT_SKETCH_DIM
+    """As of `KnnConfig`."""
+    shard_size: int = schemas.SHARD_SIZE
+    """Texts a shard."""
+    overwrite: bool = False
+    """Replace a graph of other columns or kernels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RelateResult:
+    """What was related."""
+
+    graph_dir: Path
+    counts: dict[str, int]
+    k: int
+    sketch_dim: int
+    facts: dict[str, Any]
+    already_done: bool
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        width = f"{self.k:,} neighbours a text" + (" (complete)" if self.facts["complete"] else "")
+        sketch = f"sketch of {self.sketch_dim} bytes" if self.sketch_dim else "no sketch (train with --absent)"
+        head = f"{self.graph_dir}: {self.counts['samples']:,} samples, {self.counts['texts']:,} texts, {width}, {sketch}"
+        lines = [f"{head}: already done, nothing to do" if self.already_done else head, *describe_absent(self.facts)]
+        names = ("graphbuild verify", "graphbuild report", "train run")
+        return "\n".join([*lines, f"next: {' | '.join(f'{name} --graph-dir {self.graph_dir}' for name in names)}"])
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for scripts."""
+        return {**asdict(self), "graph_dir": str(self.graph_dir)}
+
+
+def describe_absent(facts: dict[str, Any]) -> list[str]:
+    """What is known of pairs that are not stored, in a line; none where all are stored."""
+    if facts["complete"]:
+        return []
+    least, most, share = facts["absent_at_least"], facts["absent_at_most"], facts["absent_known_rows"] / facts["texts"]
+    if share == 1:
+        return [f"pairs that are not stored: exactly {least:g}"]
+    known = f"; exactly {least:g} in {share:.1%} of rows" if share else ""
+    return [f"pairs that are not stored: {least:g} to {most:.3f}{known}"]
