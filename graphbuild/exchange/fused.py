@@ -120,15 +120,9 @@ def fuse_graphs(graphs: Sequence[Path], out: Path, config: FuseConfig) -> FuseRe
     for origin, graph in zip(origins, graphs, strict=True):
         for stage in ("text", "lookup", "embed" if by_vectors else "knn"):
             origin.require(stage, graph)
-<<<<<<< HEAD
-    with progress("fusing", None), writing(out) as manifest:
-        built = _Fusion(list(graphs), origins, weights, out, manifest, overwrite=config.overwrite).run()
-    dim = manifest.encoder["dim"]
-    return FuseResult(graph_dir=out, counts=manifest.counts, dim=dim, weights=weights, already_done=not built)
-=======
         if "knn" in origin.stages and origin.stages["knn"].config["method"] == FUSED:
             raise SourceError(f"{graph}: was fused without vectors, so not all of its pairs are known. Fuse what it was made of.")
-    with writing(out) as manifest:
+    with progress("fusing", None), writing(out) as manifest:
         if manifest.stages and manifest.dataset.get("name") != FUSED:
             raise OptionError(f"{out}: holds a graph that was not fused. Choose another --out.")
         built = _Fusion(list(graphs), origins, weights, out, manifest, config).run(by_vectors=by_vectors)
@@ -141,7 +135,6 @@ def fuse_graphs(graphs: Sequence[Path], out: Path, config: FuseConfig) -> FuseRe
         facts={} if by_vectors else manifest.stages["knn"].facts,
         already_done=not built,
     )
->>>>>>> 2d1bd7a (fuse: maximum and product, and graphs without vectors, by rescoring the union of candidates; rows proven exact are counted)
 
 
 class _Fusion:
