@@ -70,7 +70,7 @@ def write_source(root: Path) -> None:
 def short_evaluations() -> Iterator[None]:
     """Which scores come out is what is looked at here, not how good they are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.evaluate.protocols.linear._ITERATIONS", 3)
+        patch.setattr("train.evaluate.protocols.linear.ITERATIONS", 3)
         patch.setattr("train.evaluate.protocols.low_data.DRAWS", 1)
         patch.setattr("train.evaluate.protocols.few_shot.DRAWS", 2)
         yield

@@ -42,7 +42,7 @@ _CALIBRATION_TEXTS = 65_536
 _CALIBRATION_SECONDS = 5.0
 _CALIBRATION_SHARE = 0.01
 """A real run spends at most this share of the expected time on its calibration."""
-_QUIET_PAIRS = 10**9
+QUIET_PAIRS = 10**9
 """Searches of fewer pairs are over before an estimate of them would be."""
 _MILLION = 10**6
 
@@ -153,7 +153,7 @@ class Search:
 
     def _announce(self, vectors_ND: NDArray[np.float16]) -> None:
         """Say what the run will take, unless it is over soon; refuse what does not fit the disk."""
-        if self._ivf_recall is not None or self._pairs() < _QUIET_PAIRS:
+        if self._ivf_recall is not None or self._pairs() < QUIET_PAIRS:
             return
         sample_nD = vectors_ND[:_CALIBRATION_TEXTS]
         first = self.estimate(sample_nD, seconds=0)

@@ -35,7 +35,6 @@ _LOGGERS = (
     "tornado",
     "asyncio",
 )
-_CONNECT_SECONDS = 20
 _RETRIES = 2
 _PASSING = frozenset({errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.ECONNRESET, errno.EAGAIN, errno.EBUSY})
 """Troubles of a shared file system that may be over when a task is run again, perhaps elsewhere."""
@@ -72,6 +71,8 @@ class Workers:
     """Address of a running Dask scheduler, which takes precedence."""
     gpus: int = 0
     """GPUs that the processes on this machine share out, each seeing one alone; 0 leaves that as it is."""
+    connect: float = 20.0
+    """Seconds that a running scheduler has to answer."""
     patience: float = 60.0
     """Seconds without any worker of a running cluster after which that is said."""
 
@@ -221,7 +222,7 @@ def _client(count: int, workers: Workers) -> Iterator[Any]:
     }
     with dask.config.set(quiet):
         if workers.scheduler is not None:
-            with _connect(dask_distributed, workers.scheduler) as client:
+            with _connect(dask_distributed, workers.scheduler, workers.connect) as client:
                 yield client
             return
         try:
@@ -249,13 +250,13 @@ def _client(count: int, workers: Workers) -> Iterator[Any]:
             yield client
 
 
-def _connect(dask_distributed: Any, scheduler: str) -> Any:
+def _connect(dask_distributed: Any, scheduler: str, seconds: float) -> Any:
     files = {name: path for name, variable in TLS_VARIABLES.items() if (path := os.environ.get(variable))}
     if missing := [path for path in files.values() if not Path(path).is_file()]:
         raise ResourceError(f"{missing[0]}: no such file of certificates. Check --tls-ca-file, --tls-cert and --tls-key.")
     security = dask_distributed.Security(require_encryption=True, **files) if files else None
     try:
-        return dask_distributed.Client(scheduler, security=security, timeout=_CONNECT_SECONDS)
+        return dask_distributed.Client(scheduler, security=security, timeout=seconds)
     # Dask says with a RuntimeError or TypeError that an address and the certificates do not go together.
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         secured = " A tls:// address takes --tls-ca-file, --tls-cert and --tls-key, and no other address does."

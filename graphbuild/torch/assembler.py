@@ -139,6 +139,8 @@ class TargetAssembler:
         self._resident = DeviceRows(graph, self.device) if resident else None
         self._mapped = MappedRows(graph)
         self._embeddings = None if from_graph else graph.embeddings()
+        self.captions_at_once = 8_192
+        """Captions whose similarities are averaged from one matrix (256 MiB), at most; more are scored by rows."""
 
     @property
     def graph_on_device(self) -> bool:
@@ -194,8 +196,7 @@ class TargetAssembler:
             offsets: Sample i has the texts from `offsets[i]` to `offsets[i + 1]` - 1; (B + 1,).
             positions_B: What tells the samples apart, on the CPU; (B,).
         """
-        # As many captions as would fill memory with a matrix are scored by rows.
-        captions = self.assemble(text_ids_C, range(len(text_ids_C)) if len(text_ids_C) > _MOST_AT_ONCE else None)
+        captions = self.assemble(text_ids_C, range(len(text_ids_C)) if len(text_ids_C) > self.captions_at_once else None)
         positions = positions_B.to(self.device)
         dense, stored = captions.exact, None
         exact = None if dense is None else lambda: AveragedTarget(dense(), offsets, positions)
@@ -225,10 +226,6 @@ class TargetAssembler:
         assert self._embeddings is not None, "asked for only where they are"
         vectors = to_device(self._embeddings[text_ids_B.detach().cpu().numpy()], self.device)
         return DenseTarget(vectors, _move(text_ids_B, self.device))
-
-
-_MOST_AT_ONCE = 8_192
-"""Captions whose similarities are made as one matrix: 256 MiB."""
 
 
 def _move(text_ids_B: Tensor, device: torch.device) -> Tensor:

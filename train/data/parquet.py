@@ -21,8 +21,6 @@ from graphbuild.errors import SourceError, one_line
 from graphbuild.system.inputs import file_names
 from train.data.base import Encoded, Int64, Labels, encode_labels
 
-_KEPT_BYTES = 2 << 30
-"""Encoded images kept in memory."""
 _LABEL_TYPES = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean, pa.types.is_dictionary)
 
 
@@ -84,6 +82,8 @@ class ParquetImages(LabelColumns):
         self.sample_ids: Sequence[str] = self._read_ids()
         self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self._kept_bytes = 0
+        self.keep_bytes = 2 << 30
+        """Encoded images kept in memory, at most."""
         self._metas: pa.Table | None = None
         self._lock = threading.Lock()
 
@@ -112,7 +112,7 @@ class ParquetImages(LabelColumns):
                 column = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks], type=column.type.field("bytes").type)
             self._kept[number] = column
             self._kept_bytes += column.nbytes
-            while self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1:
+            while self._kept_bytes > self.keep_bytes and len(self._kept) > 1:
                 self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
             return column
 
@@ -131,7 +131,7 @@ class ParquetImages(LabelColumns):
         """What a user should know about reading in random order; empty if the images stay in memory once they are read."""
         sizes = [_image_bytes(metadata, self.image_column) for metadata in self._metadata]
         total, groups = sum(sizes), len(self._groups)
-        if total <= _KEPT_BYTES:
+        if total <= self.keep_bytes:
             return ""
         return (
             f"{self.name}: {total / 1e9:.1f} GB of images do not stay in memory, and Parquet is read a row group at a time "

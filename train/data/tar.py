@@ -21,20 +21,20 @@ from graphbuild.system.archives import DamagedArchive, parse_record
 from train.data.base import Encoded, Int64, Labels, encode_labels
 from train.data.tar_index import open_index
 
-_OPEN_FILES = 128
-"""Shards held open; systems allow a process about a thousand files."""
-
 
 class TarImages:
     """Images of one or more shards, in the order of the shards and their members."""
 
-    def __init__(self, paths: Sequence[Path], *, id_column: str | None = None, skip_broken: bool = False) -> None:
+    def __init__(
+        self, paths: Sequence[Path], *, id_column: str | None = None, skip_broken: bool = False, open_files: int = 128
+    ) -> None:
         """Map the index, which is built first where it is missing or a shard changed.
 
         Args:
             paths: The shards.
             id_column: Key of the samples' JSON that holds the id; None: sample_id or url, else shard and key.
             skip_broken: Leave out damaged samples, and what follows where a shard cannot be read further.
+            open_files: Shards held open at a time; systems allow a process about a thousand files.
 
         Raises:
             SourceError: If a shard is missing, cut short or damaged, or none holds an image.
@@ -56,7 +56,7 @@ class TarImages:
         self._images = list(zip(index.column("offset"), index.column("size"), strict=True))
         self._metas = list(zip(index.column("meta_offset"), index.column("meta_size"), strict=True))
         self.sample_ids: Sequence[str] = MappedIds(index.ids(), self._starts, index.column("sample_hash"))
-        self._files = _OpenFiles(self._paths)
+        self._files = _OpenFiles(self._paths, open_files)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -163,8 +163,8 @@ class _OpenFile:
 class _OpenFiles:
     """Shards, opened when they are needed; those used last stay open. Safe from several threads."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
+    def __init__(self, paths: Sequence[Path], most: int) -> None:
+        self._paths, self._most = paths, most
         self._open: OrderedDict[int, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -186,7 +186,7 @@ class _OpenFiles:
                     self._open[shard] = _OpenFile(self._paths[shard])
                 except OSError as error:
                     raise SourceError(f"{self._paths[shard]}: {error.strerror}. Restore it, and run again.") from None
-                if len(self._open) > _OPEN_FILES:
+                if len(self._open) > self._most:
                     self._open.popitem(last=False)
             self._open.move_to_end(shard)
             return self._open[shard]

@@ -14,7 +14,7 @@ from graphbuild.knn.engines.groups import Groups
 from graphbuild.knn.engines.rowblocks import RowBlockEngine
 from graphbuild.knn.engines.tiles import TileEngine, plan_groups
 
-_FEW_TEXTS = 12_288
+FEW_TEXTS = 12_288
 """Up to here scoring takes under a second or two whichever way, and seeding and calibrating do not pay."""
 _MANY_NEIGHBORS = 8
 """Row blocks where over N / 8 neighbours are kept: most scores are candidates then, and limits filter little."""
@@ -65,4 +65,4 @@ def tile_groups(count: int, dim: int, k: int, memory_limit: int, device: str = "
 
 def in_row_blocks(count: int, k: int) -> bool:
     """Return whether row blocks are the better search: few texts, or most of them neighbours."""
-    return count <= _FEW_TEXTS or k * _MANY_NEIGHBORS > count
+    return count <= FEW_TEXTS or k * _MANY_NEIGHBORS > count

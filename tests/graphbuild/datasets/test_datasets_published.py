@@ -232,13 +232,13 @@ def test_coco_captions_find_their_pictures_file_name(tmp_path: Path) -> None:
     assert Manifest.load(tmp_path / "g").counts["samples"] == 2
 
 
-def test_coco_is_streamed_whatever_the_order_of_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphbuild.datasets.formats.json_stream._CHUNK", 7)
-    content = json.loads(coco([{"image_id": 9, "id": i, "caption": f"caption {i}"} for i in range(5)]))
+def test_coco_is_streamed_whatever_the_order_of_its_parts(tmp_path: Path) -> None:
+    # Longer than what is read at a time.
+    content = json.loads(coco([{"image_id": 9, "id": i, "caption": f"caption {i} " + i * "of "} for i in range(400)]))
     turned = {name: content[name] for name in ("annotations", "info", "images", "licenses")}
     (tmp_path / "captions_val2017.json").write_text(json.dumps(turned, indent=1))
     embed(tmp_path / "g", tmp_path / "captions_val2017.json", "coco")
-    assert column(tmp_path / "g", "texts", "text") == [f"caption {i}" for i in range(5)]
+    assert column(tmp_path / "g", "texts", "text") == [f"caption {i} {i * 'of '}".strip() for i in range(400)]
 
 
 def test_invalid_utf8_in_coco_is_named_by_its_row(tmp_path: Path) -> None:

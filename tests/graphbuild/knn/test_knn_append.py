@@ -25,12 +25,12 @@ from graphbuild.store.files import ShardRange, shard_ranges
 from graphbuild.store.manifest import Manifest
 
 OLD, ALL = 4_000, 4_300
-TILES = "from graphbuild.knn.engines import choose; choose._FEW_TEXTS = 0"
+TILES = "from graphbuild.knn.engines import choose; choose.FEW_TEXTS = 0"
 
 
 @pytest.fixture(autouse=True)
 def tiles_for_few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphbuild.knn.engines.choose._FEW_TEXTS", 0)
+    monkeypatch.setattr("graphbuild.knn.engines.choose.FEW_TEXTS", 0)
 
 
 def all_bytes(graph_dir: Path) -> dict[str, bytes]:
@@ -47,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     embed(folder / "g", old, shard_size=2_000)
     shutil.copytree(folder / "g", folder / "bare")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("graphbuild.knn.engines.choose._FEW_TEXTS", 0)
+        patch.setattr("graphbuild.knn.engines.choose.FEW_TEXTS", 0)
         build_knn(folder / "g", KnnConfig(k=20))
     for name in ("g", "bare"):
         embed(folder / name, new, shard_size=2_000, append=True)

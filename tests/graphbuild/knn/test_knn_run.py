@@ -92,14 +92,14 @@ def test_calibration_of_the_tile_engine_tells_both_of_its_costs() -> None:
 def test_run_that_takes_a_while_says_beforehand_what_it_will_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(search, "_QUIET_PAIRS", 0)
+    monkeypatch.setattr(search, "QUIET_PAIRS", 0)
     write_graph(tmp_path, clustered_vectors(400, 8))
     build_knn(tmp_path, KnnConfig(k=5))
     assert re.search(r"estimate: 400 texts, k 5, 1 of 1 shard\(s\) to do; 0.00 G pairs at .* free", capsys.readouterr().err)
 
 
 def test_run_without_room_on_the_disk_is_refused_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_QUIET_PAIRS", 0)
+    monkeypatch.setattr(search, "QUIET_PAIRS", 0)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     write_graph(tmp_path, clustered_vectors(400, 8))
     with pytest.raises(ResourceError, match=r"need .* of disk, and 0.00 MB are free. Free some space"):

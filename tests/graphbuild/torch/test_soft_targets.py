@@ -82,15 +82,16 @@ def test_one_caption_of_a_sample_is_drawn_by_seed_and_epoch(several: Path) -> No
 
 
 @pytest.mark.parametrize("at_once", [8_192, 1])
-def test_average_is_the_mean_over_the_captions_of_both(several: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    monkeypatch.setattr("graphbuild.torch.assembler._MOST_AT_ONCE", at_once)
+def test_average_is_the_mean_over_the_captions_of_both(several: Path, at_once: int) -> None:
     chosen = [0, 7, 30, 7, 12]
     texts = [[MANY[3 * i + c][1] for c in range(3)] for i in chosen]
     pairs = expected_of(several, [text for some in texts for text in some])
     expected = pairs.reshape(5, 3, 5, 3).astype(np.float64).mean(axis=(1, 3))
     expected[np.array(chosen)[:, None] == np.array(chosen)] = 1.0
     names = [IDS[i] for i in chosen]
-    np.testing.assert_allclose(SoftTargets(several, captions="average")(names).numpy(), expected, rtol=0, atol=1e-6)
+    targets = SoftTargets(several, captions="average")
+    targets.assembler.captions_at_once = at_once
+    np.testing.assert_allclose(targets(names).numpy(), expected, rtol=0, atol=1e-6)
     np.testing.assert_allclose(graphbuild.open(several).similarity(names, captions="average"), expected, rtol=0, atol=1e-6)
 
 

@@ -74,12 +74,10 @@ def test_images_are_held_on_the_device_only_where_asked_or_where_it_is_a_gpu(tmp
         read.hold_on(cpu, "yes")
 
 
-def test_parquet_that_does_not_stay_in_memory_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from train.data import parquet
-
+def test_parquet_that_does_not_stay_in_memory_is_told_of(tmp_path: Path) -> None:
     source = open_images(str(write_images(tmp_path / "a.parquet", 32, group=8)))
     assert source.random_order_note == ""  # type: ignore[attr-defined]
-    monkeypatch.setattr(parquet, "_KEPT_BYTES", 1000)
+    source.keep_bytes = 1000  # type: ignore[attr-defined]
     assert "`train reshard` writes shards that are read by position" in source.random_order_note  # type: ignore[attr-defined]
 
 

@@ -51,11 +51,10 @@ def test_any_order_gives_the_bytes_that_tarfile_reads(tmp_path: Path) -> None:
     assert [source.sample_ids[i] for i in (42, 0, -1)] == ["img-42", "img-0", "img-42"]
 
 
-def test_more_shards_than_are_held_open_are_read_from_several_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_shards_than_are_held_open_are_read_from_several_threads(tmp_path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    monkeypatch.setattr(tar, "_OPEN_FILES", 2)
-    source = open_images(str(write_tar_shards(tmp_path, 40, per_shard=4)))
+    source = tar.TarImages(sorted(write_tar_shards(tmp_path, 40, per_shard=4).glob("*.tar")), open_files=2)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda i: source.encoded([i % 40])[0], range(400)))
     assert found == [encode(draw(i % 40)) for i in range(400)]

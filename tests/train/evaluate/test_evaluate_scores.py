@@ -110,10 +110,9 @@ def test_nothing_labelled_is_an_error() -> None:
         all_scores(train, labels, train[:0], labels[:0])
 
 
-def test_the_final_penalty_is_the_chosen_one_beside_the_sum_of_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "_SWEEP_ROWS", 50)
+def test_the_final_penalty_is_the_chosen_one_beside_the_sum_of_losses() -> None:
     train, labels = blobs(1000, classes=4, spread=3.0)
-    probe = fit_probe(train, labels, classes=4)
+    probe = fit_probe(train, labels, classes=4, sweep_rows=50)
     # 40 of the 50 rows were fitted with it: beside the mean of 1,000 losses it is a 25th.
     assert min(abs(probe.penalty * 25 / one - 1) for one in linear.PENALTIES) < 1e-9
     inputs = ((train - train.mean(dim=0)) / train.std(dim=0, correction=0)).double().numpy()

@@ -16,9 +16,8 @@ from torch.nn import functional
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """L2 penalties tried: lambda in mean cross-entropy + lambda / 2 |W|^2."""
 _HELD_OUT = 0.2
-_SWEEP_ROWS = 25_000
-"""Rows used to choose the penalty; the final fit takes all."""
-_ITERATIONS = 100
+ITERATIONS = 100
+"""Of a fit, at most."""
 
 
 class LinearProbe(NamedTuple):
@@ -35,8 +34,10 @@ class LinearProbe(NamedTuple):
         return (((features_MF.float() - self.mean_F) * self.scale_F) @ self.weight_FC + self.bias_C).argmax(dim=1)
 
 
-def fit_probe(train_NF: Tensor, labels_N: Tensor, *, classes: int, penalties: Sequence[float] = PENALTIES) -> LinearProbe:
-    """Fit on all rows, with the penalty that does best on a fifth of (at most 25,000 of) them.
+def fit_probe(
+    train_NF: Tensor, labels_N: Tensor, *, classes: int, penalties: Sequence[float] = PENALTIES, sweep_rows: int = 25_000
+) -> LinearProbe:
+    """Fit on all rows, with the penalty that does best on a fifth of some of them.
 
     The penalty stands beside the mean of the rows' losses, so one that was chosen on n rows is n / N as large on all N: the same
     beside their sum.
@@ -46,6 +47,7 @@ def fit_probe(train_NF: Tensor, labels_N: Tensor, *, classes: int, penalties: Se
         labels_N: Their classes, 0..C-1; (N,).
         classes: C.
         penalties: Tried from strong to weak, each fit starting at the one before; on a tie the stronger is taken.
+        sweep_rows: Rows to choose the penalty by, at most; the final fit takes all.
     """
     features = train_NF.float()
     mean, deviation = features.mean(dim=0), features.std(dim=0, correction=0)
@@ -56,15 +58,15 @@ def fit_probe(train_NF: Tensor, labels_N: Tensor, *, classes: int, penalties: Se
     if len(ordered) == 1:
         penalty = ordered[0]
     else:
-        chosen, rows = _choose_penalty(inputs, labels_N, classes, ordered)
+        chosen, rows = _choose_penalty(inputs, labels_N, classes, ordered, sweep_rows)
         penalty = chosen * rows / len(inputs)
     weight, bias = _fit(inputs, labels_N, _zeros(inputs, classes), penalty)
     return LinearProbe(mean, scale, weight, bias, penalty)
 
 
-def _choose_penalty(inputs: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]) -> tuple[float, int]:
+def _choose_penalty(inputs: Tensor, labels: Tensor, classes: int, penalties: Sequence[float], most: int) -> tuple[float, int]:
     """The penalty, and the number of rows that it was chosen for."""
-    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))[:_SWEEP_ROWS].to(inputs.device)
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))[:most].to(inputs.device)
     held = max(1, int(len(order) * _HELD_OUT))
     fitted, checked = order[held:], order[:held]
     if not len(fitted):
@@ -87,7 +89,7 @@ def _fit(inputs: Tensor, labels: Tensor, start: tuple[Tensor, Tensor], penalty: 
     weight, bias = (part.detach().clone().requires_grad_() for part in start)
     optimizer = torch.optim.LBFGS(
         [weight, bias],
-        max_iter=_ITERATIONS,
+        max_iter=ITERATIONS,
         history_size=10,
         tolerance_grad=1e-6,
         tolerance_change=1e-9,
