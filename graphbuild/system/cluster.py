@@ -219,6 +219,7 @@ def _client(count: int, workers: Workers) -> Iterator[Any]:
         "distributed.scheduler.allowed-failures": 3,
         # Its pages ask for no certificate: any user of this machine would see tasks, logs and paths.
         "distributed.scheduler.http.routes": [],
+        "distributed.worker.http.routes": [],
     }
     with dask.config.set(quiet):
         if workers.scheduler is not None:
