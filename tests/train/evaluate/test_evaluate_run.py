@@ -26,6 +26,7 @@ from train.evaluate.protocols.knn import knn_predict
 from train.evaluate.run import evaluate_run
 from train.run.checkpoint import load_encoder, save_encoder
 from train.run.loop import train
+from train.run.scores import read_scores
 from train.run.trainer import build_model
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
@@ -63,7 +64,7 @@ def run_dir(squares: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 
 def test_a_run_is_scored_and_the_scores_lie_in_its_folder(run_dir: Path, squares: tuple[Path, Path]) -> None:
     result = evaluate_run(run_dir, EvalOptions(data=str(squares[1]), device="cpu"))
-    assert json.loads((run_dir / "eval.json").read_text()) == result.to_json()
+    assert read_scores(run_dir / "eval.json") == result.to_json()
     assert set(result.scores) == {"trained", "untrained"}
     # Colours are told apart by any net, trained or not.
     assert result.scores["trained"]["label"]["knn_top1"] > 0.9
