@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from train.data.augment import MEAN, STD, Augmenter
+from graphbuild.system.backbones import MEAN, STD
+from train.data.augment import Augmenter
 from train.data.base import ImageSource
 from train.data.sources import open_images
 from train.data.store import CorruptImages, ImageStore, choose_load_size

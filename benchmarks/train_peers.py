@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
+from graphbuild.system.backbones import MEAN, STD
 from train.config import TrainConfig
-from train.data.augment import MEAN, STD
 from train.data.prepare import TrainingData
 from train.model.optimizers import build_optimizer
 from train.run.trainer import build_model

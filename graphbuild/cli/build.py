@@ -61,7 +61,24 @@ from graphbuild.system.answers import answer
     help="Rows whose sample id came before: an error (the default, unless the data set has several captions a sample), left out "
     "(first), or called ID#2, ID#3 (suffix). They are counted and listed, and train run counts alike.",
 )
-@click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="A Sentence Transformer: a name, or a folder.")
+@click.option(
+    "--encoder",
+    default="all-MiniLM-L6-v2",
+    show_default=True,
+    help="A Sentence Transformer: a name, or a folder. With --from images: timm:NAME, open_clip:NAME:TAG, a file of weights after "
+    "either name, or a run of train.",
+)
+@click.option(
+    "--from",
+    "embedded",
+    type=click.Choice(["captions", "images"]),
+    default="captions",
+    show_default=True,
+    help="What is embedded; images need an image encoder.",
+)
+@click.option(
+    "--image-column", default=None, help="Of --from images: the Parquet column of pictures (default: the only binary one)."
+)
 @click.option(
     "--prompt",
     default=None,
@@ -73,6 +90,26 @@ from graphbuild.system.answers import answer
     type=click.IntRange(min=1),
     default=None,
     help="Keep the first coordinates only, of encoders made for it (Matryoshka); vectors are normalised after cutting.",
+)
+@click.option(
+    "--trust-remote-code",
+    default=None,
+    metavar="NAME",
+    help="Let code run that comes with the encoder: name it once more, after reading that code.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["torch", "onnx", "openvino"]),
+    default="torch",
+    show_default=True,
+    help="What computes the encoder: torch, or a file that was exported for ONNX Runtime or OpenVINO.",
+)
+@click.option(
+    "--backend-file",
+    default=None,
+    metavar="FILE",
+    help="That file in the encoder's folder, such as onnx/model_qint8_avx512_vnni.onnx (default: onnx/model.onnx, "
+    "openvino/openvino_model.xml).",
 )
 @click.option(
     "--precision",

@@ -74,6 +74,12 @@ def inspect(
     help="The graph's encoder; it must be named if it is not the built-in one, for a graph's word alone loads none. Of a graph of "
     "given vectors, the text encoder that made them.",
 )
+@click.option(
+    "--trust-remote-code",
+    default=None,
+    metavar="NAME",
+    help="Let code run that comes with the encoder: name it once more, after reading that code.",
+)
 @json_option
 def neighbors(
     text: str | None,
@@ -82,6 +88,7 @@ def neighbors(
     graph_dir: Path | None,
     count: int,
     encoder: str | None,
+    trust_remote_code: str | None,
     as_json: bool,
 ) -> None:
     """Nearest stored texts of any TEXT: by the stored neighbours of one that the graph holds, else by its encoder."""
@@ -95,7 +102,7 @@ def neighbors(
     asked = text if text_id is None else text_id
     if asked is None:
         raise click.UsageError("give a TEXT, the --id of a stored one, or the --vector of a file.")
-    answer(nearest_texts(find_graph_dir(graph_dir), asked, count=count, encoder=encoder), as_json)
+    answer(nearest_texts(find_graph_dir(graph_dir), asked, count=count, encoder=encoder, trust=trust_remote_code), as_json)
 
 
 @click.command()
@@ -168,16 +175,17 @@ def report(graph_dir: Path | None, out: Path | None, as_json: bool, **options: A
 @click.argument("first", type=click.Path(file_okay=False, path_type=Path), help="A graph directory.")
 @click.argument("second", type=click.Path(file_okay=False, path_type=Path), help="Another, of the same texts.")
 @click.option("-n", "--count", type=click.IntRange(min=0), default=10, show_default=True, help="Texts to list that changed most.")
+@click.option("--by-sample", is_flag=True, help="Match texts by their samples, although the graphs share some texts.")
 @reading_options
 @json_option
-def compare(first: Path, second: Path, count: int, as_json: bool) -> None:
+def compare(first: Path, second: Path, count: int, by_sample: bool, as_json: bool) -> None:
     """How far two graphs of the same texts or samples agree, rank by rank, and which texts changed most.
 
     Texts are matched by themselves, whatever encoders the graphs have; where the graphs share none, by their samples.
     """
     from graphbuild.quality.compare import compare_graphs
 
-    answer(compare_graphs(first, second, count=count), as_json)
+    answer(compare_graphs(first, second, count=count, by_sample=by_sample), as_json)
 
 
 @click.command()

@@ -12,18 +12,21 @@ from urllib.parse import urlsplit
 from graphbuild.datasets.base import OpenSource, SourceOptions
 from graphbuild.datasets.formats.files import is_url
 from graphbuild.datasets.formats.hf import NAME as HF
+from graphbuild.datasets.formats.pictures import PICTURE_FILES, find_pictures
 from graphbuild.datasets.formats.vectors import NAME as VECTORS
 from graphbuild.datasets.registry import NAMES, get_source
 from graphbuild.datasets.templates import read_templates
 from graphbuild.embed.config import EmbedConfig, EmbedResult
 from graphbuild.embed.encoder import choose_precision
-from graphbuild.embed.encoder_files import EncoderSpec, find_encoder
+from graphbuild.embed.encoder_files import BACKEND_FILES, EncoderSpec, find_encoder
+from graphbuild.embed.image_files import find_image_encoder
+from graphbuild.embed.images import IMAGES, ImageRun, require_image_options
 from graphbuild.embed.stages import EmbedRun
 from graphbuild.embed.text.policy import describe_collapse
 from graphbuild.embed.text.repeats import require_one_rule, settle_repeats
 from graphbuild.embed.text.stage import RepeatedIds
 from graphbuild.embed.text.table import DEFAULT_TEMPLATE, Prompts, TextPolicy
-from graphbuild.embed.vectors import VectorRun, require_vector_options
+from graphbuild.embed.vectors import SampleRun, VectorRun, require_vector_options
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store import schemas
 from graphbuild.store.images import Images, place_of, recorded
@@ -77,6 +80,10 @@ def build_embeddings(graph_dir: Path, config: EmbedConfig) -> EmbedResult:
 def _build(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> EmbedResult:
     require_vector_options(config)
     require_one_rule(config.on_duplicate, multi_caption=config.multi_caption, append=config.append)
+    require_image_options(config)
+    if config.embedded == IMAGES:
+        _refuse_other_dataset(graph_dir, manifest, config)
+        return _run(graph_dir, manifest, _open_images(graph_dir, manifest, config))
     if config.dataset == VECTORS:
         _refuse_other_dataset(graph_dir, manifest, config)
         given = VectorRun(graph_dir, config, manifest, _open_source(graph_dir, config), _source_options(config))
@@ -94,7 +101,9 @@ def open_run(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> EmbedR
     """
     _refuse_other_dataset(graph_dir, manifest, config)
     prompts = Prompts.parse(read_templates(config.templates))
-    spec = find_encoder(config.encoder).with_use(config.prompt, config.truncate_dim)
+    beside = config.backend_file or BACKEND_FILES.get(config.backend)
+    spec = find_encoder(config.encoder, trust=config.trust_remote_code, beside=beside)
+    spec = spec.with_use(config.prompt, config.truncate_dim).with_backend(config.backend, config.backend_file)
     source = _open_source(graph_dir, config)
     policy = TextPolicy.parse(config.replacements, defaults=source.replacements)
     if source.class_names and source.definitions is None and not prompts.templates:
@@ -104,7 +113,37 @@ def open_run(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> EmbedR
     return EmbedRun(graph_dir, config, manifest, source, policy, prompts, _settle_precision(manifest, spec, config.precision))
 
 
-def _run(graph_dir: Path, manifest: Manifest, run: EmbedRun | VectorRun) -> EmbedResult:
+def _open_images(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> ImageRun:
+    _refuse_own_columns(config)
+    kind, options, column = config.dataset, _source_options(config), config.image_column
+    if kind not in PICTURE_FILES:
+        # Data sets of their own say where their pictures lie.
+        source = get_source(config.dataset)
+        source.prepare(options, graph_dir)
+        images = source.open(options, graph_dir).images
+        if images is None or images.kind not in PICTURE_FILES:
+            where = f"are {images.kind} files" if images else "are nowhere that is recorded"
+            raise OptionError(
+                f"--from {IMAGES}: the pictures of data set {config.dataset!r} {where}. Give them as --dataset "
+                f"{' or '.join(PICTURE_FILES)}."
+            )
+        kind, there = images.kind, images.at(graph_dir)
+        options = replace(options, sources=(there.path,), id_column=options.id_column or there.id_column)
+        column = column or there.image_column
+    pictures, files, recorded_as = find_pictures(kind, options, column, graph_dir)
+    source_of = OpenSource(
+        files=files,
+        read=lambda: (batch for _, batch, _ in pictures.read()),
+        caption_column=options.caption_column,
+        id_column=options.id_column,
+        keep_schema=pictures.keep_schema,
+        images=recorded_as,
+    )
+    spec = find_image_encoder(config.encoder, config.precision)
+    return ImageRun(graph_dir, config, manifest, source_of, pictures, spec)
+
+
+def _run(graph_dir: Path, manifest: Manifest, run: EmbedRun | SampleRun) -> EmbedResult:
     built = [
         name for name, build in (("text", run.text), ("lookup", run.lookup), ("embed", run.embed), ("index", run.index)) if build()
     ]
@@ -149,11 +188,15 @@ def _refuse_other_dataset(graph_dir: Path, manifest: Manifest, config: EmbedConf
         )
 
 
-def _open_source(graph_dir: Path, config: EmbedConfig) -> OpenSource:
+def _refuse_own_columns(config: EmbedConfig) -> None:
     if clash := _RESERVED.intersection(config.keep_columns):
         raise OptionError(
             f"--keep-columns {sorted(clash)[0]}: samples have a column of this name already. Rename it in the source."
         )
+
+
+def _open_source(graph_dir: Path, config: EmbedConfig) -> OpenSource:
+    _refuse_own_columns(config)
     source = get_source(config.dataset)
     if config.definitions is not None and not source.info.by_wnid:
         having = " and ".join(name for name in NAMES if get_source(name).info.by_wnid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from graphbuild.embed.text.policy import NOTES
 from graphbuild.embed.text.repeats import COUNTED
@@ -18,6 +18,7 @@ LEFT_OUT = {
     "files_not_pictures": "files that are no pictures, left out",
     COUNTED["first"]: "rows whose sample id came before, left out",
     COUNTED["suffix"]: "rows whose sample id came before, numbered (ID#2, ID#3, ...)",
+    "unreadable_pictures": "pictures that cannot be decoded, left out",
 }
 """What people are told of what a source left out, or called by another id."""
 
@@ -44,6 +45,10 @@ class EmbedConfig:
     """Rows that cannot be read are counted and listed, and are no error."""
     vector_column: str | None = None
     """Of data set `vectors`; None: the only column of vectors."""
+    embedded: Literal["captions", "images"] = "captions"
+    """What the encoder is shown: captions, or, by an image encoder, the pictures."""
+    image_column: str | None = None
+    """Of Parquet files whose pictures are embedded; None: the only binary column."""
     templates: tuple[str, ...] = ()
     """Prompts for class names; several are averaged."""
     definitions: str | None = None
@@ -55,11 +60,17 @@ class EmbedConfig:
     on_duplicate: OnDuplicate | None = None
     """What becomes of rows whose sample id came before; None: an error, or captions of one sample where the data set has it so."""
     encoder: str = "all-MiniLM-L6-v2"
-    """A Sentence Transformer's name or folder, or `hashing:<width>` for tests."""
+    """A Sentence Transformer's name or folder, or `hashing:<width>` for tests; of pictures, a name of `image_files`."""
     prompt: str | None = None
     """Put before every text, or the name of a prompt of the encoder's configuration; None: its default."""
     truncate_dim: int | None = None
     """Coordinates kept of each vector, which is then normalised; None: all."""
+    trust_remote_code: str | None = None
+    """The encoder, named once more by who has read its code and lets it run; None: no code but Sentence Transformers' is."""
+    backend: str = "torch"
+    """What computes the encoder's transformer: torch, onnx or openvino."""
+    backend_file: str | None = None
+    """File of another backend than torch in the encoder's folder; None: where the hub has it."""
     precision: str = "auto"
     """float32, bfloat16, float16, or auto."""
     shard_size: int = schemas.SHARD_SIZE

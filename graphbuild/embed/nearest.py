@@ -60,9 +60,11 @@ class NearTexts:
         return asdict(self)
 
 
-def nearest_texts(graph_dir: Path, text: str | int, *, count: int = 10, encoder: str | None = None) -> NearTexts:
+def nearest_texts(
+    graph_dir: Path, text: str | int, *, count: int = 10, encoder: str | None = None, trust: str | None = None
+) -> NearTexts:
     """Find the stored texts nearest to one text; for several, open a `NearestTexts`. Arguments and errors are its own."""
-    return NearestTexts.open(graph_dir, encoder=encoder).find(text, count=count)
+    return NearestTexts.open(graph_dir, encoder=encoder, trust=trust).find(text, count=count)
 
 
 def nearest_to_vector(graph_dir: Path, path: Path, *, count: int = 10) -> NearTexts:
@@ -114,13 +116,23 @@ class VectorIndex:
 class NearestTexts:
     """A graph to ask for the nearest texts; its rows, index and encoder are opened by the first query that needs them."""
 
-    def __init__(self, graph_dir: Path, manifest: Manifest, *, verify: bool | None = None, encoder: str | None = None) -> None:
-        self._graph_dir, self._manifest, self._verify, self._named = graph_dir, manifest, verify, encoder
+    def __init__(
+        self,
+        graph_dir: Path,
+        manifest: Manifest,
+        *,
+        verify: bool | None = None,
+        encoder: str | None = None,
+        trust: str | None = None,
+    ) -> None:
+        self._graph_dir, self._manifest, self._verify, self._named, self._trust = graph_dir, manifest, verify, encoder, trust
         self._policy = TextPolicy(tuple((old, new) for old, new in manifest.dataset.get("replacements", ())))
         self._shards = manifest.require("text", graph_dir).in_folder(schemas.TEXTS)
 
     @classmethod
-    def open(cls, graph_dir: Path, *, verify: bool | None = None, encoder: str | None = None) -> NearestTexts:
+    def open(
+        cls, graph_dir: Path, *, verify: bool | None = None, encoder: str | None = None, trust: str | None = None
+    ) -> NearestTexts:
         """Read what the graph holds; files are compared with their digests when they are needed, unless `verify` is False.
 
         Args:
@@ -128,12 +140,13 @@ class NearestTexts:
             verify: Whether digests are compared; None does so once per version of a file.
             encoder: Name or folder of the graph's encoder. One that does not come with this program is loaded only if it is
                 named here: a graph may come from anybody.
+            trust: The encoder once more, where its own code may run.
 
         Raises:
             ArtifactError: If there is no graph.
         """
         graph_dir = graph_dir.absolute()
-        return cls(graph_dir, Manifest.load(graph_dir), verify=verify, encoder=encoder)
+        return cls(graph_dir, Manifest.load(graph_dir), verify=verify, encoder=encoder, trust=trust)
 
     def find(self, text: str | int, *, count: int = 10) -> NearTexts:
         """Find the stored texts nearest to any text, itself first where the graph holds it.
@@ -192,7 +205,7 @@ class NearestTexts:
 
     @cached_property
     def _encoder(self) -> EncoderSpec:
-        return _graph_encoder(self._graph_dir, self._manifest, self._named)
+        return _graph_encoder(self._graph_dir, self._manifest, self._named, self._trust)
 
     def _clean(self, text: str) -> str:
         if not (query := self._policy.clean(text)):
@@ -221,6 +234,8 @@ class NearestTexts:
             raise OptionError(
                 f"{self._graph_dir}: has no vectors, so only its own texts can be asked for. Give one as it stands, or --id."
             )
+        if self._manifest.encoder.get("images"):
+            return self._by_vector(self._shown_text(query), count)
         from graphbuild.embed.encoder import load_encoder
 
         with progress("opening the encoder", None):
@@ -228,6 +243,26 @@ class NearestTexts:
         self._require_width(encoder.dim, self._encoder.name)
         (tokens,), _ = encoder.tokenize([query])
         return self._by_vector(encoder.encode_one(tokens), count)
+
+    def _shown_text(self, query: str) -> NDArray[np.float32]:
+        """Unit vector of a text by the text side of an image encoder, (D,)."""
+        from graphbuild.embed.image_files import find_image_encoder
+        from graphbuild.embed.image_shard import load_image_encoder
+
+        recorded = self._manifest.encoder
+        if self._named is None:
+            raise OptionError(
+                f"{self._graph_dir} was built with the image encoder {recorded['name']}. If it has a text side, as OpenCLIP's, "
+                f"name it: --encoder {shlex.quote(recorded['name'])}. Else give a sample id that the graph holds, --id or --vector."
+            )
+        spec = find_image_encoder(self._named, recorded["precision"])
+        _require_same(self._graph_dir, recorded, spec.name, spec.sha256)
+        if (vector_D := load_image_encoder(spec).encode_text(query)) is None:
+            raise OptionError(
+                f"{self._named}: has no text side, so no text can be compared with its pictures. Give a sample id that the graph "
+                "holds, --id or --vector."
+            )
+        return vector_D / np.linalg.norm(vector_D)
 
     def _by_vector(self, vector_D: NDArray[np.floating[Any]], count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         ids, scores = self._index.nearest(vector_D.astype(np.float16), count)
@@ -241,12 +276,12 @@ class NearestTexts:
         return read_texts(self._graph_dir, self._shards, ids, verify=self._verify)
 
 
-def _graph_encoder(graph_dir: Path, manifest: Manifest, named: str | None) -> EncoderSpec:
+def _graph_encoder(graph_dir: Path, manifest: Manifest, named: str | None, trust: str | None) -> EncoderSpec:
     """The encoder that a graph was built with; one that needs files is looked for only where the user named it."""
     recorded = manifest.encoder
     if named is not None and recorded["name"] == VECTORS:
         # Whose vectors they are is not recorded: who names the encoder knows.
-        return find_encoder(named)
+        return find_encoder(named, trust=trust)
     if recorded["name"] in (VECTORS, FUSED):
         raise OptionError(
             f"{graph_dir}: was made from given vectors, so there is no encoder for other texts. Give a text that it holds "
@@ -259,12 +294,25 @@ def _graph_encoder(graph_dir: Path, manifest: Manifest, named: str | None) -> En
             f"{graph_dir} was built with the encoder {name}, and a graph's word alone loads no encoder. If you trust that one, "
             f"name it: --encoder {shlex.quote(name)}. A text that the graph holds needs none."
         )
-    spec = find_encoder(name).with_precision(recorded["precision"])
+    if recorded.get("trust_remote_code") and trust is None:
+        raise OptionError(
+            f"{graph_dir} was built with {recorded['name']}, which runs code of its own. If you have read it, name the encoder "
+            f"once more: --trust-remote-code {shlex.quote(name)}."
+        )
+    file = recorded.get("backend_file")
+    spec = find_encoder(name, trust=trust, beside=file).with_precision(recorded["precision"])
     spec = spec.with_use(recorded.get("prompt"), recorded.get("truncate_dim"))
-    if spec.sha256 != recorded["sha256"]:
+    spec = spec.with_backend(recorded.get("backend", "torch"), file)
+    _require_same(graph_dir, recorded, name, spec.sha256)
+    if spec.backend_sha256 != recorded.get("backend_sha256"):
+        raise ArtifactMismatch(f"{graph_dir}: built with another {file} of {name} than is there now. Restore that file.")
+    return spec
+
+
+def _require_same(graph_dir: Path, recorded: dict[str, Any], name: str, sha256: str) -> None:
+    if sha256 != recorded["sha256"]:
         raise ArtifactMismatch(
             f"{graph_dir}: built with {recorded['name']} of sha256 {recorded['sha256'][:12]}, but {name} has sha256 "
-            f"{spec.sha256[:12]}: their vectors do not compare. Name the encoder that it was built with (--encoder), or run "
+            f"{sha256[:12]}: their vectors do not compare. Name the encoder that it was built with (--encoder), or run "
             "`graphbuild embed --overwrite`."
         )
-    return spec

@@ -13,6 +13,7 @@ import click
 from graphbuild.datasets.formats.vectors import NAME as VECTORS
 from graphbuild.embed.build import open_run
 from graphbuild.embed.config import EmbedConfig
+from graphbuild.embed.images import IMAGES
 from graphbuild.embed.stages import EmbedRun
 from graphbuild.errors import OptionError
 from graphbuild.store.locks import LockedError
@@ -35,6 +36,8 @@ def build_embeddings_part(graph_dir: Path, config: EmbedConfig, part: Part) -> P
         raise OptionError("--part does what is missing in one process. Leave out --overwrite, --append, --workers, --scheduler.")
     if config.dataset == VECTORS:
         raise OptionError(f"--part shares out the work of an encoder, and --dataset {VECTORS} has none. Leave it out.")
+    if config.embedded == IMAGES:
+        raise OptionError(f"--part shares out the texts of captions, and --from {IMAGES} has none. Use --workers or --scheduler.")
     run = _with_texts(graph_dir, config)
     with working_at(graph_dir, "embed", part):
         written, still_open = run.embed_part(part)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from graphbuild.embed.text.table import Prompts
 from graphbuild.store import schemas
 from graphbuild.store.embeddings import embeddings_table
 from graphbuild.store.files import Receipt, finished, write_parquet
+from graphbuild.store.manifest import Manifest, stage_key
 from graphbuild.store.tables import read_parquet
 from graphbuild.system.cluster import versions
 
@@ -56,6 +58,24 @@ def embed_shard(root: str, index: int, spec: EncoderSpec, prompts: Prompts, key:
     found = {"host": platform.node(), "weights": spec.sha256, "versions": versions()}
     facts = {"pid": os.getpid(), "seconds": round(time.monotonic() - started, 3), **found}
     return write_parquet(graph_dir, name, table, key=key, facts=facts)
+
+
+def shard_keys(manifest: Manifest, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, str]:
+    """Key of each shard of embeddings, which depends on its own texts alone: those that come later change nothing about it.
+
+    Args:
+        manifest: Whose text stage is done.
+        config: What the vectors depend on.
+        inputs: Digests of the columns of the texts.
+    """
+    names = {
+        schemas.part_name(schemas.EMBEDDINGS, shard.index): schemas.part_name(schemas.TEXTS, shard.index)
+        for shard in manifest.ranges("text", schemas.TEXTS)
+    }
+    return {
+        name: stage_key(config, {column: digest for column, digest in inputs.items() if column.startswith(f"{texts}:")})
+        for name, texts in names.items()
+    }
 
 
 def first_texts(path: Path, count: int = 256) -> list[str]:

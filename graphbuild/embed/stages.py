@@ -22,7 +22,7 @@ from graphbuild.embed.config import EmbedConfig
 from graphbuild.embed.encoder import load_encoder
 from graphbuild.embed.encoder_files import EncoderSpec, missing_on_this_machine
 from graphbuild.embed.index import build_index
-from graphbuild.embed.shard import embed_shard, first_texts
+from graphbuild.embed.shard import embed_shard, first_texts, shard_keys
 from graphbuild.embed.text.append import ALL_SOURCES, Addition, Segment, plan_addition, segments_of
 from graphbuild.embed.text.stage import TextOutcome, TextWork, check_source, write_texts
 from graphbuild.embed.text.table import Prompts, TextPolicy
@@ -31,7 +31,7 @@ from graphbuild.errors import redact
 from graphbuild.store import schemas
 from graphbuild.store.files import Receipt, copy_files, damage, finished, require_intact
 from graphbuild.store.lookup import build_lookup
-from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
+from graphbuild.store.manifest import Manifest, Stage, up_to_date
 from graphbuild.store.parts import Part
 from graphbuild.store.stage import Made, enter_stage, require_writable, run_stage
 from graphbuild.system.cluster import Workers, run_tasks
@@ -211,7 +211,7 @@ class EmbedRun:
     def embed_part(self, part: Part) -> tuple[int, int]:
         """Shards of a part written, and shards of all that are still missing."""
         config, inputs = self._embed_options()
-        keys = self._shard_keys(config, inputs)
+        keys = shard_keys(self._manifest, config, inputs)
         root = str(self._graph_dir.absolute())
         missing = [(index, name) for index, name in enumerate(keys) if finished(self._graph_dir, name, key=keys[name]) is None]
         own = [(root, index, self._spec, self._prompts, keys[name]) for index, name in missing if part.has(index)]
@@ -236,19 +236,8 @@ class EmbedRun:
 
         return run_stage(self._graph_dir, self._manifest, "embed", config, inputs, work, overwrite=self._config.overwrite)
 
-    def _shard_keys(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, str]:
-        """Key of each shard, which depends on its own texts alone: those that come later change nothing about it."""
-        names = {
-            schemas.part_name(schemas.EMBEDDINGS, shard.index): schemas.part_name(schemas.TEXTS, shard.index)
-            for shard in self._manifest.ranges("text", schemas.TEXTS)
-        }
-        return {
-            name: stage_key(config, {column: digest for column, digest in inputs.items() if column.startswith(f"{texts}:")})
-            for name, texts in names.items()
-        }
-
     def _embed_shards(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Receipt]:
-        keys = self._shard_keys(config, inputs)
+        keys = shard_keys(self._manifest, config, inputs)
         done = {name: finished(self._graph_dir, name, key=key) for name, key in keys.items()}
         receipts = {name: receipt for name, receipt in done.items() if receipt is not None}
         root = str(self._graph_dir.absolute())

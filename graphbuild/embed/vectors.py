@@ -6,6 +6,7 @@ Held in memory are one shard and 8 bytes for each sample.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -31,7 +32,11 @@ from graphbuild.store.stage import Made, run_stage
 from graphbuild.store.tables import read_parquet
 from graphbuild.system.progress import progress
 
-_NOT_FOR_VECTORS = ("templates", "definitions", "replacements", "multi_caption", "images", "append", "skip_broken")
+NOT_FOR_SAMPLES = (
+    *("templates", "definitions", "replacements", "multi_caption", "images", "append", "skip_broken"),
+    *("prompt", "truncate_dim", "trust_remote_code", "backend", "backend_file"),
+)
+"""What is asked of captions and their encoders alone."""
 
 
 def require_vector_options(config: EmbedConfig) -> None:
@@ -51,35 +56,47 @@ def require_vector_options(config: EmbedConfig) -> None:
             f"--on-duplicate first does not apply to --dataset {NAME}: each row is a vector. Give suffix, or leave it out."
         )
     default = EmbedConfig(dataset=NAME)
-    for name in (*_NOT_FOR_VECTORS, "encoder", "precision", "prompt", "truncate_dim"):
+    for name in (*NOT_FOR_SAMPLES, "encoder", "precision"):
         if getattr(config, name) != getattr(default, name):
-            option = {"templates": "template", "replacements": "replace"}.get(name, name.replace("_", "-"))
-            raise OptionError(f"--{option} does not apply to --dataset {NAME}: the vectors are taken as they are. Leave it out.")
+            raise OptionError(
+                f"--{option_of(name)} does not apply to --dataset {NAME}: the vectors are taken as they are. Leave it out."
+            )
 
 
-class VectorRun:
-    """One call of `build_embeddings` for vectors that exist: the same four stages."""
+def option_of(name: str) -> str:
+    """Return what the command line calls a field of `EmbedConfig`, without its dashes."""
+    return {"templates": "template", "replacements": "replace"}.get(name, name.replace("_", "-"))
 
-    def __init__(
-        self, graph_dir: Path, config: EmbedConfig, manifest: Manifest, source: OpenSource, options: SourceOptions
-    ) -> None:
+
+class SampleRun(ABC):
+    """One call of `build_embeddings` for samples that are texts of their own: its four stages."""
+
+    def __init__(self, graph_dir: Path, config: EmbedConfig, manifest: Manifest, source: OpenSource) -> None:
         self._graph_dir, self._config, self._manifest, self._source = graph_dir, config, manifest, source
-        self._parts = find_vectors(options)
-        self._digest = digest_json({file.name: file.digest for file in source.files})
+
+    @abstractmethod
+    def embed(self) -> bool:
+        """One vector a sample."""
+
+    @abstractmethod
+    def _describe_vectors(self) -> dict[str, Any]:
+        """What made the vectors, for the manifest."""
 
     def text(self) -> bool:
-        """Texts, counts and samples: one text a vector, which is its caption, or its id."""
-        config = {
-            "dataset": NAME,
+        """Texts, counts and samples: one text a sample, which is its caption, or its id."""
+        inputs = {file.name: file.digest for file in self._source.files}
+        config, overwrite = self._text_config(), self._config.overwrite
+        return run_stage(self._graph_dir, self._manifest, "text", config, inputs, self._write_texts, overwrite=overwrite)
+
+    def _text_config(self) -> dict[str, Any]:
+        return {
+            "dataset": self._config.dataset,
             "caption_column": self._source.caption_column,
             "id_column": self._source.id_column,
             "keep_columns": self._source.keep_schema.names,
             "shard_size": self._config.shard_size,
             **({"on_duplicate": self._config.on_duplicate} if self._config.on_duplicate else {}),
         }
-        inputs = {file.name: file.digest for file in self._source.files}
-        overwrite = self._config.overwrite
-        return run_stage(self._graph_dir, self._manifest, "text", config, inputs, self._write_texts, overwrite=overwrite)
 
     def _write_texts(self, key: str) -> Made:
         receipts: list[Receipt] = []
@@ -139,7 +156,7 @@ class VectorRun:
 
     def _describe_dataset(self) -> dict[str, Any]:
         return {
-            "name": NAME,
+            "name": self._config.dataset,
             "sources": [redact(source) for source in self._config.sources],
             "files": [asdict(file) for file in self._source.files],
             "caption_column": self._source.caption_column,
@@ -148,15 +165,33 @@ class VectorRun:
             "images": None,
         }
 
-    def _describe_vectors(self) -> dict[str, Any]:
-        """What stands in the place of an encoder."""
-        first = self._parts[0].vectors
-        return {"name": NAME, "revision": None, "sha256": self._digest, "dim": first.width, "max_tokens": 0, "precision": "float16"}
+    def _write(self, folder: str, index: int, table: pa.Table, key: str) -> Receipt:
+        return ensure_parquet(self._graph_dir, schemas.part_name(folder, index), table, key=key)
 
     def lookup(self) -> bool:
         """Samples by id."""
         with progress("sorting ids", None):
             return build_lookup(self._graph_dir, self._manifest)
+
+    def index(self) -> bool:
+        """The FAISS index of all vectors."""
+        return build_index(self._graph_dir, self._manifest, overwrite=True)
+
+
+class VectorRun(SampleRun):
+    """One call of `build_embeddings` for vectors that exist."""
+
+    def __init__(
+        self, graph_dir: Path, config: EmbedConfig, manifest: Manifest, source: OpenSource, options: SourceOptions
+    ) -> None:
+        super().__init__(graph_dir, config, manifest, source)
+        self._parts = find_vectors(options)
+        self._digest = digest_json({file.name: file.digest for file in source.files})
+
+    def _describe_vectors(self) -> dict[str, Any]:
+        """What stands in the place of an encoder."""
+        first = self._parts[0].vectors
+        return {"name": NAME, "revision": None, "sha256": self._digest, "dim": first.width, "max_tokens": 0, "precision": "float16"}
 
     def embed(self) -> bool:
         """The vectors, normalised and then rounded to float16."""
@@ -189,10 +224,3 @@ class VectorRun:
 
     def _blocks(self) -> Iterator[NDArray[np.float16]]:
         return (block_nD.astype(np.float16) for part in self._parts for block_nD in part.vectors.blocks())
-
-    def _write(self, folder: str, index: int, table: pa.Table, key: str) -> Receipt:
-        return ensure_parquet(self._graph_dir, schemas.part_name(folder, index), table, key=key)
-
-    def index(self) -> bool:
-        """The FAISS index of all vectors."""
-        return build_index(self._graph_dir, self._manifest, overwrite=True)

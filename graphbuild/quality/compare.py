@@ -49,7 +49,7 @@ class Comparison:
     """The texts that agree least at `changed_rank`: text, overlap, and the nearest neighbours in either graph."""
     changed_rank: int
     by_sample: bool
-    """Whether no text is in both graphs, so that texts are matched by their first samples."""
+    """Whether texts are matched by their first samples, as where no text is in both graphs."""
     rank_correlation: float | None
     """Spearman's rho of the ranks of the neighbours that both rows hold, mean over texts with three or more of them."""
     correlated_texts: int
@@ -77,29 +77,30 @@ class Comparison:
         return {**asdict(self), "first": str(self.first), "second": str(self.second)}
 
 
-def compare_graphs(first: Path, second: Path, *, count: int = 10) -> Comparison:
+def compare_graphs(first: Path, second: Path, *, count: int = 10, by_sample: bool = False) -> Comparison:
     """Compare the neighbours of every text that both graphs hold; where they share no text, of one sample a text.
 
     Args:
         first: A graph with neighbours.
         second: Another, of the same texts or samples, or some of them.
         count: Texts to list that changed most.
+        by_sample: Match texts by their samples although they share some, as captions of the same pictures may.
 
     Raises:
         ArtifactError: If a graph is not finished, or damaged.
         ArtifactMismatch: If they share fewer than two texts, and fewer than two samples.
     """
     with stages("matching texts", "comparing"):
-        return _compare(first, second, count)
+        return _compare(first, second, count, by_sample)
 
 
-def _compare(first: Path, second: Path, count: int) -> Comparison:
+def _compare(first: Path, second: Path, count: int, by_sample: bool) -> Comparison:
     views = (GraphView(first), GraphView(second))
     with progress("matching texts", None):
         hashes = [_text_hashes(view) for view in views]
         _, ours, theirs = np.intersect1d(hashes[0], hashes[1], assume_unique=True, return_indices=True)
         graphs, shared = (views[0].graph, views[1].graph), len(ours)
-        if by_sample := shared < 2:
+        if by_sample := by_sample or shared < 2:
             ours, theirs = _match_samples(graphs)
     if len(ours) < 2:
         raise ArtifactMismatch(

@@ -18,11 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from graphbuild.system.backbones import MEAN, STD
 from train.config import AugmentName
-
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-"""Of ImageNet's pixels; every view is normalised by them."""
 
 _ATTEMPTS = 10
 _RATIO = (3 / 4, 4 / 3)

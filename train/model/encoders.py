@@ -13,27 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphbuild.system.backbones import build_backbone
 from train.config import ModelName
-
-SMALL_IMAGE = 64
-"""Views up to this size get a ResNet stem that does not shrink them (3 x 3, stride 1, no pooling), as SimCLR has for CIFAR."""
-_SMALL_WIDTHS = (32, 64, 128, 256)
-
-
-class SmallNet(nn.Sequential):
-    """Four 3 x 3 convolutions with BatchNorm and ReLU, 32 to 256 channels, halving thrice, then the mean over places."""
-
-    def __init__(self) -> None:
-        layers: list[nn.Module] = []
-        before = 3
-        for index, width in enumerate(_SMALL_WIDTHS):
-            layers += [
-                nn.Conv2d(before, width, 3, stride=2 if index else 1, padding=1, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU(inplace=True),
-            ]
-            before = width
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 class Encoder(nn.Module):
@@ -88,35 +69,6 @@ def head_of(encoder: Encoder, *, own: bool) -> Encoder:
     # What the copy finds in the memo is not copied.
     shared: dict[int, Any] = {id(encoder.backbone): nn.Identity()}
     return copy.deepcopy(encoder, shared | ({id(encoder.projector): encoder.projector} if own else {}))
-
-
-def build_backbone(name: ModelName, image_size: int) -> tuple[nn.Module, int]:
-    """Return a backbone without its classifier, and the width of its features.
-
-    Args:
-        name: `small`, or a ResNet of torchvision.
-        image_size: S.
-    """
-    if name == "small":
-        net = SmallNet()
-        _initialise(net)
-        return net, _SMALL_WIDTHS[-1]
-    from torchvision import models
-
-    resnet: Any = getattr(models, name)(weights=None, zero_init_residual=True)
-    width = int(resnet.fc.in_features)
-    resnet.fc = nn.Identity()
-    if image_size <= SMALL_IMAGE:
-        resnet.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
-        resnet.maxpool = nn.Identity()
-    return resnet, width
-
-
-def _initialise(net: nn.Module) -> None:
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def weight_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from graphbuild.errors import ArtifactError, OptionError, ResourceError
-from train.model.encoders import SMALL_IMAGE, Encoder
+from graphbuild.system.backbones import SMALL_IMAGE, WEIGHT_FILES, read_state_dict
+from train.model.encoders import Encoder
 
 LIBRARIES = ("torchvision", "timm", "open_clip", "run")
 """What `--init` begins with, and a colon."""
@@ -24,14 +23,13 @@ _OWN = "backbone."
 """Of a run's file, before the names of its backbone."""
 _TRUNK = "visual.trunk."
 """Of an OpenCLIP checkpoint, before the names of a timm network."""
-_FILES = (".pth", ".pt", ".safetensors")
 _SHOWN = 3
 
 
 def absolute_init(init: str | None) -> str | None:
     """`--init` with an absolute path, so that a run's configuration holds anywhere."""
     library, _, source = (init or "").partition(":")
-    return f"{library}:{Path(source).absolute()}" if library in LIBRARIES and source.endswith(_FILES) else init
+    return f"{library}:{Path(source).absolute()}" if library in LIBRARIES and source.endswith(WEIGHT_FILES) else init
 
 
 def load_backbone(encoder: Encoder, init: str) -> None:
@@ -47,18 +45,18 @@ def load_backbone(encoder: Encoder, init: str) -> None:
         ResourceError: If they have to be downloaded, and cannot be.
     """
     library, _, source = init.partition(":")
-    if library not in LIBRARIES or not source or (library not in _NAMED and not source.endswith(_FILES)):
+    if library not in LIBRARIES or not source or (library not in _NAMED and not source.endswith(WEIGHT_FILES)):
         raise OptionError(
             f"--init {init!r} is none of torchvision:NAME, timm:NAME, and torchvision:PATH, timm:PATH, open_clip:PATH, run:PATH of "
-            f"a file ({', '.join(_FILES)}), such as torchvision:IMAGENET1K_V2 or timm:a1_in1k."
+            f"a file ({', '.join(WEIGHT_FILES)}), such as torchvision:IMAGENET1K_V2 or timm:a1_in1k."
         )
     if encoder.image_size <= SMALL_IMAGE and library != "run":
         raise OptionError(
             f"--init: views of {encoder.image_size} px get a first layer of their own, which no published weights fit. "
             f"Use an --image-size over {SMALL_IMAGE}."
         )
-    if source.endswith(_FILES):
-        weights = _read(Path(source))
+    if source.endswith(WEIGHT_FILES):
+        weights = read_state_dict(Path(source), "--init")
     else:
         weights = (_fetch_timm if library == "timm" else _fetch)(encoder.name, source)
     if library == "open_clip":
@@ -75,26 +73,6 @@ def load_backbone(encoder: Encoder, init: str) -> None:
             "Check --model."
         )
     encoder.backbone.load_state_dict(kept)
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """A state dict; nothing but tensors is loaded."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise OptionError(f"--init: {path} is missing. Give the path of a state dict ({', '.join(_FILES)}).") from None
-    except Exception as error:
-        # Pickle, zip and safetensors each raise their own.
-        raise ArtifactError(f"--init: {path} is not a readable state dict ({error}). Save one with torch.save.") from error
-    # OpenCLIP saves the epoch and the optimizer beside.
-    found = found.get("state_dict", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ArtifactError(f"--init: {path} does not hold a state dict, tensors by name. Save `model.state_dict()`.")
-    return found
 
 
 def _fetch(model: str, name: str) -> dict[str, Tensor]:

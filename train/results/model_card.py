@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from graphbuild.system.backbones import MEAN, SMALL_IMAGE, STD
 from graphbuild.system.cards import cell, front_matter, last_name, license_fields, table
 from train.config import TrainConfig
-from train.data.augment import MEAN, STD
-from train.model.encoders import SMALL_IMAGE
 
 INTRODUCTION = "An image encoder without a head."
 """How a card begins, by which it is known."""
@@ -85,7 +84,7 @@ def loading_code(config: TrainConfig, weights: str) -> str:
     """Python that loads the weights; a test runs it."""
     if not config.model.startswith("resnet"):
         return (
-            "from safetensors.torch import load_file\nfrom train.model.encoders import build_backbone\n\n"
+            "from safetensors.torch import load_file\nfrom graphbuild.system.backbones import build_backbone\n\n"
             f"model, _ = build_backbone({config.model!r}, {config.image_size})\n"
             f"model.load_state_dict(load_file({weights!r}), strict=True)\n"
         )

@@ -57,7 +57,13 @@ class Header:
     @property
     def names(self) -> list[str]:
         """The names of all columns."""
-        return [*self.schema.names, *(name for name in self.partition if name not in self.schema.names)]
+        names: list[str] = self.all_columns().names
+        return names
+
+    def all_columns(self) -> pa.Schema:
+        """Return the types of all columns; those that folders give are text."""
+        folders = [pa.field(name, pa.string()) for name in self.partition if name not in self.schema.names]
+        return pa.schema([*self.schema, *folders])
 
 
 class ParquetSource:
@@ -110,7 +116,7 @@ def open_tables(headers: dict[File, Header], options: SourceOptions) -> OpenSour
         _check_columns(file, other, caption, options)
     if not sum(other.rows for other in headers.values()):
         raise SourceError(f"{', '.join(options.sources)}: no rows. Name files that hold captions with --source.")
-    keep = _keep_schema(headers, options.keep_columns)
+    keep = unify({file: header.all_columns() for file, header in headers.items()}, options.keep_columns)
     counts, facts = dict[str, int](), dict[str, Any]()
     broken = BrokenRows(counts, facts) if options.skip_broken else None
     return OpenSource(
@@ -197,17 +203,6 @@ def _check_columns(file: File, header: Header, caption: str, options: SourceOpti
         raise SourceError(f"{file}: column {id_column!r} holds {kind}; ids are text or whole numbers.")
 
 
-def _keep_schema(headers: dict[File, Header], names: Sequence[str]) -> pa.Schema:
-    """Types of the kept columns; those that folders give are text."""
-    schemas = {
-        file: pa.schema(
-            [*header.schema, *(pa.field(name, pa.string()) for name in header.partition if name not in header.schema.names)]
-        )
-        for file, header in headers.items()
-    }
-    return unify(schemas, names)
-
-
 def images_in(schema: pa.Schema, sources: Sequence[str], id_column: str | None, graph_dir: Path) -> Images | None:
     """The pictures in the only column of them, as a manifest records their place; None where there is none, or several.
 
@@ -232,10 +227,11 @@ def images_in(schema: pa.Schema, sources: Sequence[str], id_column: str | None, 
 
 def picture_columns(schema: pa.Schema) -> list[str]:
     """Names of the columns that can hold pictures: bytes, or structs with bytes."""
-    return [field.name for field in schema if _holds_pictures(field.type)]
+    return [field.name for field in schema if holds_pictures(field.type)]
 
 
-def _holds_pictures(kind: pa.DataType) -> bool:
+def holds_pictures(kind: pa.DataType) -> bool:
+    """Return whether a column of this type may hold the bytes of pictures, plain or in the struct of Hugging Face data sets."""
     if pa.types.is_struct(kind):
         kind = next((field.type for field in kind if field.name == "bytes"), kind)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

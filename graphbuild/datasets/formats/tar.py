@@ -143,6 +143,34 @@ def read_shard(file: File, columns: TarColumns, counts: TarCounts, broken: Broke
         counts.hidden += shard.hidden
 
 
+def read_pictures(
+    file: File, columns: TarColumns, counts: TarCounts, first_row: int = 0
+) -> Iterator[tuple[CaptionBatch, list[bytes | None]]]:
+    """Yield the samples of one shard from a row on, with the bytes of their pictures; None where a sample has none.
+
+    Raises:
+        SourceError: As `read_shard`.
+    """
+    batch, contents, size = _Batch(file.name, columns), list[bytes | None](), 0
+    with _opened(file, columns.sample_id) as shard:
+        for row, sample in enumerate(shard.samples()):
+            if row < first_row:
+                continue
+            record, picture = shard.record(sample), sample.picture
+            if download_failed(record.get("status")) and OWN_FIELD not in record:
+                counts.failed += 1
+                continue
+            batch.add(row, shard, sample, record)
+            contents.append(None if picture is None else shard.read(picture, picture.size))
+            size += picture.size if picture else 0
+            if size + batch.bytes > BATCH_BYTES:
+                yield batch.take(), contents
+                contents, size = [], 0
+        if batch.rows:
+            yield batch.take(), contents
+        counts.hidden += shard.hidden
+
+
 @dataclass(slots=True)
 class _Batch:
     """Samples on their way into a batch."""

@@ -16,6 +16,7 @@ from graphbuild.embed.encoder import SentenceEncoder, choose_precision, load_enc
 from graphbuild.embed.encoder_files import find_encoder
 from graphbuild.embed.nearest import nearest_texts
 from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError, SourceError
+from graphbuild.store.embeddings import load_embeddings
 from graphbuild.store.manifest import Manifest
 
 
@@ -150,9 +151,41 @@ def test_code_of_a_repository_is_never_run(tmp_path: Path, small_folder: Path) -
     (folder / "own_code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
     first = modules.index('"type": "') + len('"type": "')
     (folder / "modules.json").write_text(modules[:first] + "own_code.Own" + modules[modules.index('"', first) :])
-    with pytest.raises(OptionError, match=r"modules\.json asks for own_code\.Own, .* never run"):
+    with pytest.raises(OptionError, match=r"modules\.json asks for own_code\.Own, .* name the encoder once more"):
         find_encoder(str(folder))
+    with pytest.raises(OptionError, match="--trust-remote-code other"):
+        find_encoder(str(folder), trust="other")
     assert not (tmp_path / "ran").exists()
+
+
+def test_code_of_an_encoder_runs_where_it_is_named_once_more_and_its_digest_counts(
+    tmp_path: Path, small_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = shutil.copytree(small_folder, tmp_path / "own")
+    code = (
+        "import torch\nfrom sentence_transformers.models import Module\n\n\nclass Flip(Module):\n"
+        "    def forward(self, features):\n"
+        "        features['sentence_embedding'] = -features['sentence_embedding']\n        return features\n\n"
+        "    def save(self, path, *args, **kwargs):\n        pass\n\n"
+        "    @classmethod\n    def load(cls, *args, **kwargs):\n        return cls()\n"
+    )
+    (folder / "flip_code.py").write_text(code)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.append({"idx": len(modules), "name": str(len(modules)), "path": "", "type": "flip_code.Flip"})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    source = write_captions(tmp_path / "a.parquet", {"caption": ["a dog", "a cat on the hill"]})
+    options = {"encoder": str(folder), "trust_remote_code": str(folder), "precision": "float32"}
+    embed(tmp_path / "g", source, **options)
+    embed(tmp_path / "plain", source, encoder=str(small_folder), precision="float32")
+    assert np.array_equal(load_embeddings(tmp_path / "g"), -load_embeddings(tmp_path / "plain"))
+    assert Manifest.load(tmp_path / "g").encoder["trust_remote_code"] is True
+    with pytest.raises(OptionError, match="name the encoder once more: --trust-remote-code"):
+        nearest_texts(tmp_path / "g", "the dog", encoder=str(folder))
+    assert nearest_texts(tmp_path / "g", "the dog", encoder=str(folder), trust=str(folder)).found
+    (folder / "flip_code.py").write_text(code + "# changed\n")
+    with pytest.raises(OptionError, match="--overwrite"):
+        embed(tmp_path / "g", source, **options)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from train.data.augment import MEAN, STD, centre_views
+from graphbuild.system.backbones import MEAN, STD
+from train.data.augment import centre_views
 from train.data.base import decode_centre
 
 

@@ -21,8 +21,8 @@ from torchvision import models
 from torchvision.transforms.v2 import functional as F
 
 from graphbuild.errors import ArtifactError, OptionError, SourceError
+from graphbuild.system.backbones import MEAN, STD
 from graphbuild.system.cards import Repository
-from train.data.augment import MEAN, STD
 from train.model.encoders import Encoder
 from train.results.export import export_run
 from train.results.model_card import loading_code, public_config

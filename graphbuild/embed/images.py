@@ -1,0 +1,192 @@
+"""A graph of pictures: their vectors by an image encoder, in the shards of any graph.
+
+Every picture is a text of its own: its caption where a column is named, else its id. Pictures that cannot be decoded are left out,
+counted and listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from graphbuild.datasets.base import CaptionBatch, OpenSource
+from graphbuild.datasets.formats.pictures import Pictures
+from graphbuild.datasets.formats.vectors import NAME as VECTORS
+from graphbuild.embed.config import EmbedConfig
+from graphbuild.embed.image_files import FORMS, ImageSpec, is_image_encoder, other_here
+from graphbuild.embed.image_shard import embed_pictures
+from graphbuild.embed.shard import shard_keys
+from graphbuild.embed.vectors import NOT_FOR_SAMPLES, SampleRun, option_of
+from graphbuild.errors import OptionError, SourceError
+from graphbuild.store import schemas
+from graphbuild.store.files import Receipt, digest_json, finished
+from graphbuild.store.manifest import Manifest
+from graphbuild.store.stage import Made, run_stage
+from graphbuild.system.cluster import Workers, available_cores, run_tasks
+from graphbuild.system.pictures import UnreadablePicture, open_picture, to_rgb
+from graphbuild.system.progress import progress
+
+IMAGES = "images"
+"""What --from takes, beside captions."""
+_LISTED = 100
+_STARTS, _UNREADABLE = "starts", "unreadable_pictures"
+
+
+def require_image_options(config: EmbedConfig) -> None:
+    """Refuse what applies to captions alone where pictures are embedded, and image encoders where captions are.
+
+    Raises:
+        OptionError: Naming the option.
+    """
+    if config.embedded != IMAGES:
+        if config.image_column is not None:
+            raise OptionError(f"--image-column names pictures to embed. Add --from {IMAGES}, or leave it out.")
+        if config.dataset != VECTORS and is_image_encoder(config.encoder):
+            raise OptionError(
+                f"--encoder {config.encoder}: an image encoder reads no captions. Add --from {IMAGES}, or name another."
+            )
+        return
+    if config.dataset == VECTORS:
+        raise OptionError(f"--from {IMAGES}: --dataset {VECTORS} has vectors already. Leave one of them out.")
+    default = EmbedConfig(dataset=config.dataset)
+    for name in (*NOT_FOR_SAMPLES, "on_duplicate"):
+        if name != "skip_broken" and getattr(config, name) != getattr(default, name):
+            raise OptionError(f"--{option_of(name)} does not apply to --from {IMAGES}: no caption is read. Leave it out.")
+    if not is_image_encoder(config.encoder):
+        raise OptionError(f"--from {IMAGES}: --encoder {config.encoder} is no image encoder. Name one: {FORMS}.")
+
+
+class ImageRun(SampleRun):
+    """One call of `build_embeddings` for pictures: the same four stages."""
+
+    def __init__(
+        self, graph_dir: Path, config: EmbedConfig, manifest: Manifest, source: OpenSource, pictures: Pictures, spec: ImageSpec
+    ) -> None:
+        self._pictures, self._spec = pictures, spec
+        self._starts: list[tuple[int, int]] = []
+        self._unreadable: list[dict[str, str]] = []
+        self._unreadable_count = 0
+        super().__init__(graph_dir, config, manifest, replace(source, read=self._readable))
+
+    def _text_config(self) -> dict[str, Any]:
+        return {**super()._text_config(), "from": IMAGES, "image_column": self._pictures.image_column}
+
+    def _write_texts(self, key: str) -> Made:
+        self._starts, self._unreadable, self._unreadable_count = [], [], 0
+        made = super()._write_texts(key)
+        if self._unreadable_count:
+            self._manifest.counts[_UNREADABLE] = self._unreadable_count
+        return Made(made.files, {_STARTS: self._starts, _UNREADABLE: self._unreadable})
+
+    def _readable(self) -> Iterator[CaptionBatch]:
+        """Samples whose picture can be decoded; where each shard begins is kept for the workers."""
+        count = 0
+        with progress("looking at pictures", None, unit="pictures") as meter, ThreadPoolExecutor(available_cores()) as pool:
+            for file, batch, contents in self._pictures.read():
+                kept = []
+                for row, why in enumerate(pool.map(_problem, contents)):
+                    if why is not None:
+                        self._leave_out(batch.place(row), why)
+                        continue
+                    if count % self._config.shard_size == 0:
+                        self._starts.append((file, _row_in_file(batch, row)))
+                    count += 1
+                    kept.append(row)
+                meter.advance(len(contents))
+                yield _take(batch, kept)
+        if not count:
+            raise SourceError(
+                f"{', '.join(self._config.sources)}: none of the {self._unreadable_count:,} pictures can be decoded "
+                f"({self._unreadable[0]['where']}: {self._unreadable[0]['why']}). Check --source and --image-column."
+                if self._unreadable
+                else f"{', '.join(self._config.sources)}: no pictures. Check --source."
+            )
+
+    def _leave_out(self, where: str, why: str) -> None:
+        self._unreadable_count += 1
+        if len(self._unreadable) < _LISTED:
+            self._unreadable.append({"where": where, "why": why})
+
+    def _describe_dataset(self) -> dict[str, Any]:
+        images = self._source.images
+        return {**super()._describe_dataset(), "from": IMAGES, "images": images.record() if images else None}
+
+    def _describe_vectors(self) -> dict[str, Any]:
+        """The encoder, for the manifest."""
+        spec = self._spec
+        return {
+            "name": spec.name,
+            "revision": None,
+            "sha256": spec.sha256,
+            "dim": spec.dim,
+            "max_tokens": 0,
+            "precision": spec.precision,
+            "transform": spec.transform,
+            "images": True,
+        }
+
+    def embed(self) -> bool:
+        """One vector a picture."""
+        config = {
+            **self._spec.identity(),
+            "pictures": digest_json({file.name: file.digest for file in self._source.files}),
+            "shard_size": self._config.shard_size,
+        }
+        inputs = self._manifest.column_digests("text", (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH), folder=schemas.TEXTS)
+
+        def work(_key: str) -> Made:
+            receipts = self._embed_shards(config, inputs)
+            self._manifest.encoder = self._describe_vectors()
+            return Made(receipts.values(), {"pids": sorted({receipt.facts["pid"] for receipt in receipts.values()})})
+
+        return run_stage(self._graph_dir, self._manifest, "embed", config, inputs, work, overwrite=self._config.overwrite)
+
+    def _embed_shards(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Receipt]:
+        keys = shard_keys(self._manifest, config, inputs)
+        done = {name: finished(self._graph_dir, name, key=key) for name, key in keys.items()}
+        receipts = {name: receipt for name, receipt in done.items() if receipt is not None}
+        root, starts = str(self._graph_dir.absolute()), self._manifest.stages["text"].facts[_STARTS]
+        calls = [
+            (root, index, self._spec, self._pictures, tuple(starts[index]), keys[name])
+            for index, name in enumerate(keys)
+            if name not in receipts
+        ]
+        workers = Workers(count=self._config.workers or 0, scheduler=self._config.scheduler)
+        check = partial(other_here, self._spec)
+        left = self._manifest.counts["texts"] - sum(receipt.rows for receipt in receipts.values())
+        with progress("embedding", left, unit="pictures") as meter:
+            run = partial(run_tasks, workers=workers, shared=[self._graph_dir.absolute()], report=meter.advance, check=check)
+            for receipt in run(embed_pictures, calls) if calls else ():
+                receipts[receipt.path] = receipt
+        return dict(sorted(receipts.items()))
+
+
+def _problem(content: bytes | None) -> str | None:
+    """Why a picture cannot be decoded; None if it can. JPEGs are decoded at an eighth, which finds truncated ones as well."""
+    try:
+        to_rgb(open_picture(content), at_least=1)
+    except UnreadablePicture as error:
+        return str(error)
+    return None
+
+
+def _row_in_file(batch: CaptionBatch, row: int) -> int:
+    return batch.first_row + row if batch.file_rows is None else batch.file_rows[row]
+
+
+def _take(batch: CaptionBatch, rows: list[int]) -> CaptionBatch:
+    """Some samples of a batch, each with one caption: the first that says something, else its id."""
+    captions = [next((one for one in batch.captions[row] if one and one.strip()), batch.sample_ids[row]) for row in rows]
+    return replace(
+        batch,
+        sample_ids=[batch.sample_ids[row] for row in rows],
+        captions=[[one] for one in captions],
+        kept=batch.kept.take(pa.array(rows, pa.int64())),
+        file_rows=tuple(_row_in_file(batch, row) for row in rows),
+    )
