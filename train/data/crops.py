@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from graphbuild.system.pictures import open_picture, to_rgb, upright_size
-from train.data.augment import centre_boxes, random_boxes, seeded
+from train.data.augment import seeded
 from train.data.base import Encoded, UInt8
+from train.data.resampling import centre_boxes, random_boxes
 
 Box = tuple[int, int, int, int]
 """Top, left, height and width in pixels of the picture."""

@@ -9,8 +9,10 @@ from scipy import stats
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as F
 
-from train.data import augment
-from train.data.augment import Augmenter, Colours, blur_matrix, centre_boxes, centre_views, random_boxes, resized_crop, seeded
+from train.data import augment, colours
+from train.data.augment import Augmenter, centre_views, seeded
+from train.data.colours import Colours, blur_matrix
+from train.data.resampling import centre_boxes, random_boxes, resized_crop
 
 
 def images(count: int, size: int, seed: int = 0) -> torch.Tensor:
@@ -80,7 +82,7 @@ def test_colour_operation_equals_torchvision(name: str, reference: object) -> No
     pictures = images(6, 9, seed=5)
     low, high = (-0.1, 0.1) if name == "hue" else (0.6, 1.4)
     factors = torch.linspace(low, high, 6)
-    ours = augment._COLOUR_OPERATIONS[name](pictures, factors[:, None, None, None])
+    ours = colours.OPERATIONS[name](pictures, factors[:, None, None, None])
     for picture, factor, view in zip(pictures, factors.tolist(), ours, strict=True):
         assert torch.allclose(view, reference(picture, factor), atol=2e-4)  # type: ignore[operator]
 
