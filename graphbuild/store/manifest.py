@@ -148,7 +148,7 @@ class Manifest:
     @property
     def without_vectors(self) -> bool:
         """Whether it is a graph of edges or kernels, which is whole without embeddings."""
-        return "knn" in self.stages and self.stages["knn"].config["method"] in _MAKERS
+        return "knn" in self.stages and self.stages["knn"].config.get("method") in _MAKERS
 
     def files(self, stage: str, folder: str) -> list[Receipt]:
         """Receipts of the files that a finished stage has in one folder, in order of their names."""

@@ -27,6 +27,7 @@ OPTIONS = set(
     --lejepa-isotropy --mass-of --mixtures --negatives --positives --predictor-hidden --prior
     --similarity --target-mass --target-positives
     --vicreg-covariance --vicreg-invariance --vicreg-variance
+    --cache-dir --no-verify
     --absent --allow-missing --augment --batch-size --batches --cache-gb --checkpoint-every --checkpoint-minutes --chunk
     --color-strength --compile --config
     --crop-from --crop-min --data --device --epochs --fraction --graph-dir --graph-on-device --help --id-column --image-column
@@ -77,7 +78,7 @@ def test_options_of_run_are_frozen() -> None:
 
 def test_every_field_of_the_configuration_is_an_option() -> None:
     own = {flag(name) for name in field_types() if name not in repeated_by().values()}
-    assert own == OPTIONS - {"--config", "--help", "--json", "--overwrite", "--run-dir"}
+    assert own == OPTIONS - {"--cache-dir", "--config", "--help", "--json", "--no-verify", "--overwrite", "--run-dir"}
 
 
 def test_choice_outside_the_list_is_a_usage_error() -> None:
