@@ -150,7 +150,7 @@ class SampleRun(ABC):
                 if hash_string(sample_id) in twice and sample_id in places:
                     raise SourceError(
                         f"sample id {sample_id!r} comes twice, at {places[sample_id]} and {batch.place(row)}. "
-                        "Choose another --id-column, or leave one of the rows out."
+                        "Choose another --id-column, leave one of the rows out, or give --on-duplicate suffix."
                     )
                 places |= {sample_id: batch.place(row)} if hash_string(sample_id) in twice else {}
 
