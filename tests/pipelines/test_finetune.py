@@ -22,7 +22,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ["--data", str(folder / "tiny_imagenet"), "--batch-size", "60", "--encoder", "hashing:32", "--pretrain-epochs", "1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("train.evaluate.protocols.linear._ITERATIONS", 3)
+        patch.setattr("train.evaluate.protocols.linear.ITERATIONS", 3)
         done = CliRunner().invoke(finetune, options, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return folder / "runs/finetune"

@@ -266,6 +266,7 @@ def command(source: Path, out: Path, *options: str, budget: int = 64) -> list[st
     return [sys.executable, "-m", "pipelines.study", *arguments, *options]
 
 
+@pytest.mark.slow
 def test_jobs_share_the_runs_and_make_each_once(source: Path, finished: Path, tmp_path: Path) -> None:
     options = ("--only", "simclr", "--only", "xclr", "--seeds", "1", "--jobs", "2")
     done = subprocess.run(command(source, tmp_path, *options), capture_output=True, text=True, timeout=300, check=False)
@@ -279,6 +280,7 @@ def test_jobs_share_the_runs_and_make_each_once(source: Path, finished: Path, tm
         assert lines[0]["loss"] == pytest.approx(lines[1]["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_study_that_is_stopped_stops_its_jobs_which_leave_checkpoints(source: Path, tmp_path: Path) -> None:
     options = ("--only", "simclr", "--only", "xclr", "--seeds", "1", "--jobs", "2")
     long = command(source, tmp_path, *options, budget=3_200_000)

@@ -153,14 +153,14 @@ def test_a_random_share_rarely_holds_more_of_the_nearest_than_its_rank(share: fl
     assert (held >= rank_among(257, share)).mean() < 1e-3
 
 
-@pytest.mark.parametrize("group_rows", [8192, 2048])
+@pytest.mark.parametrize("group_rows", [4096, 1024])
 def test_texts_stored_by_cluster_need_no_second_search(group_rows: int) -> None:
     # A group of some shards is no sample of all texts: it may hold all of a row's neighbours.
     centres = np.random.default_rng(0).standard_normal((8, 32))
-    vectors = unit_rows(np.repeat(centres, 1000, axis=0) + 0.3 * np.random.default_rng(1).standard_normal((8000, 32)))
+    vectors = unit_rows(np.repeat(centres, 500, axis=0) + 0.3 * np.random.default_rng(1).standard_normal((4000, 32)))
     engine = TileEngine(vectors, k=30, memory_limit=10**9, precision="int8")
-    engine.groups = Groups(8000, group_rows)
-    ids, _, recomputed = search(engine, 8000)
+    engine.groups = Groups(4000, group_rows)
+    ids, _, recomputed = search(engine, 4000)
     assert recomputed <= 8
     np.testing.assert_array_equal(ids, brute_force(vectors, 30)[0])
 
