@@ -262,7 +262,7 @@ class RepeatedIds:
                 if sample_id in places:
                     raise SourceError(
                         f"sample id {sample_id!r} comes twice, at {places[sample_id]} and {place}. Choose another --id-column, "
-                        "or give --on-duplicate first or suffix; --multi-caption if rows that share an id are captions of one sample."
+                        "or give --on-duplicate first or suffix, or --multi-caption if such rows are captions of one sample."
                     )
                 places[sample_id] = place
 
