@@ -142,13 +142,14 @@ run_cli(wait)
 
 
 def stopped_by(number: int, *, ignored: bool = False) -> tuple[int, str, str]:
-    ignore = (lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) if ignored else None
+    # Set in either case: these tests may themselves run under nohup.
+    handler = signal.SIG_IGN if ignored else signal.SIG_DFL
     with subprocess.Popen(
         [sys.executable, "-c", WAITING],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=ignore,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, handler),
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
