@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from graphbuild.errors import OptionError
 from graphbuild.store import schemas
-from graphbuild.store.files import Receipt, atomic_path, digest_file, write_text
+from graphbuild.store.files import Receipt, atomic_path, digest_file, remove_stale_temporaries, write_text
 from graphbuild.store.frames import EDGE_COLUMNS, EDGES, Frames, graph_blocks
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.neighbors import REMEDY
@@ -91,6 +91,8 @@ def require_publishable(graph_dir: Path, out: Path, config: PublishConfig) -> No
     if folder == graph or graph.is_relative_to(folder):
         raise OptionError(f"--out {out}: would lie over the graph. Choose another folder.")
     require_own_card(out / CARD, INTRODUCTION, "graphbuild publish")
+    # A killed command may have left no more than that.
+    remove_stale_temporaries(out, of=CARD)
     if out.is_dir() and not (out / CARD).exists() and any(out.iterdir()):
         raise OptionError(f"--out {out}: holds other files. Choose another folder.")
     if not config.license.strip():
@@ -208,7 +210,8 @@ def _copy_samples(tables: Frames, out: Path) -> int:
 
 
 def _settle(out: Path, folder: str, names: Sequence[str], receipts: Sequence[Receipt]) -> int:
-    """Remove shards of an earlier graph; returns the rows of those that are listed."""
+    """Remove shards of an earlier graph, and what killed commands left; returns the rows of those that are listed."""
+    remove_stale_temporaries(out / folder)
     for path in (out / folder).glob("part-*"):
         if f"{folder}/{path.name}" not in names:
             path.unlink()

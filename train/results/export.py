@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from graphbuild.errors import ArtifactError, OptionError
-from graphbuild.store.files import atomic_path, write_bytes
+from graphbuild.store.files import atomic_path, remove_stale_temporaries, write_bytes
 from graphbuild.store.graph import Graph
 from graphbuild.store.outputs import PARQUET_METADATA, require_replaceable
 from graphbuild.system.cards import Repository, last_name, require_own_card
@@ -102,6 +102,7 @@ def export_run(
         require_replaceable(path, overwrite=overwrite)
     if not overwrite:
         require_own_card(out / CARD, INTRODUCTION, "train export")
+    remove_stale_temporaries(out, of=CARD)
     config = read_run_config(run_dir)
     encoder = load_encoder(run_dir)
     facts = {"format": "pt", **PARQUET_METADATA, "model": config.model, "image_size": str(config.image_size)}

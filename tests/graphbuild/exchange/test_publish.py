@@ -127,6 +127,19 @@ def test_published_again_removes_shards_that_are_gone(graph_dir: Path, published
         assert path.read_bytes() == (published / path.relative_to(tmp_path / "out")).read_bytes()
 
 
+def test_what_a_killed_command_left_does_not_bar_the_next_and_goes(graph_dir: Path, tmp_path: Path) -> None:
+    # No process has such a number.
+    left = [
+        tmp_path / "out" / name for name in (".README.md.99999999-0a1b2c3d.tmp", "texts/.part-00000.parquet.99999999-0a1b2c3d.tmp")
+    ]
+    left[0].parent.mkdir()
+    left[0].write_text("half a card")
+    assert publish(graph_dir, tmp_path / "out").exit_code == 0
+    left[1].write_text("half a shard")
+    assert publish(graph_dir, tmp_path / "out").exit_code == 0
+    assert not [path for path in left if path.exists()]
+
+
 def test_upload_brings_every_file_with_the_token(graph_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve_hub(monkeypatch, tmp_path / "cache") as hub:
         result = publish_graph(graph_dir, tmp_path / "out", PublishConfig(license="unknown", repo="user/graph"), NOTHING)
