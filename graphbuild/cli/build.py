@@ -8,15 +8,16 @@ from typing import Any
 import click
 
 from graphbuild.cli.options import (
-    NeighborCount,
     graph_dir_option,
     json_option,
+    k_option,
     overwrite_option,
     part_option,
     scheduler_option,
+    shard_size_option,
+    sketch_dim_option,
     workers_option,
 )
-from graphbuild.store import schemas
 from graphbuild.store.manifest import find_graph_dir
 from graphbuild.store.parts import Part
 from graphbuild.store.reading import reading_options
@@ -118,7 +119,7 @@ from graphbuild.system.answers import answer
     show_default=True,
     help="Arithmetic of the encoder; auto takes half precision where the hardware is made for it.",
 )
-@click.option("--shard-size", type=click.IntRange(min=1), default=schemas.SHARD_SIZE, show_default=True, help="Texts a shard.")
+@shard_size_option
 @click.option("--append", is_flag=True, help="Add the sources to a graph that is there: only new texts are embedded, ids stay.")
 @workers_option
 @scheduler_option
@@ -143,20 +144,8 @@ def embed(graph_dir: Path | None, part: str | None, as_json: bool, **options: An
 
 @click.command()
 @graph_dir_option
-@click.option(
-    "--k",
-    type=NeighborCount(),
-    default="auto",
-    show_default=True,
-    help="Neighbours a text; auto is all up to 4,096 texts, else 256.",
-)
-@click.option(
-    "--sketch-dim",
-    type=click.IntRange(min=0, max=1024),
-    default=schemas.DEFAULT_SKETCH_DIM,
-    show_default=True,
-    help="Bytes of sketch a text; 0 leaves it out.",
-)
+@k_option
+@sketch_dim_option
 @click.option(
     "--method",
     type=click.Choice(["exact", "ivf"]),

@@ -11,10 +11,12 @@ from graphbuild.cli.options import (
     NeighborCount,
     graph_dir_option,
     json_option,
+    k_option,
     overwrite_option,
     replace_option,
+    shard_size_option,
+    sketch_dim_option,
 )
-from graphbuild.store import schemas
 from graphbuild.store.manifest import find_graph_dir
 from graphbuild.store.reading import reading_options
 from graphbuild.system.answers import answer
@@ -123,21 +125,9 @@ def subset(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) -> 
 )
 @click.option("--id-column", default=None, help="Column of the sample ids (default: <file>:<row>).")
 @click.option("--keep-columns", default=None, metavar="A,B", help="More columns copied into samples; those of kernels always are.")
-@click.option(
-    "--k",
-    type=NeighborCount(),
-    default="auto",
-    show_default=True,
-    help="Neighbours a text; auto is all up to 4,096 texts, else 256.",
-)
-@click.option(
-    "--sketch-dim",
-    type=click.IntRange(min=0, max=1024),
-    default=schemas.DEFAULT_SKETCH_DIM,
-    show_default=True,
-    help="Bytes of sketch a text; 0 leaves it out.",
-)
-@click.option("--shard-size", type=click.IntRange(min=1), default=schemas.SHARD_SIZE, show_default=True, help="Texts a shard.")
+@k_option
+@sketch_dim_option
+@shard_size_option
 @click.option("--graph-dir", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where the graph goes.")
 @overwrite_option
 @json_option

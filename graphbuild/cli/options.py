@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from graphbuild.store import schemas
 from graphbuild.store.reading import set_for_this_command
 from graphbuild.system.cluster import TLS_VARIABLES
 
@@ -94,3 +95,22 @@ class NeighborCount(click.ParamType[int | str]):
         if isinstance(value, str) and value.isdecimal() and int(value) > 0:
             return int(value)
         raise click.BadParameter(f"{value!r} is not a positive number, 'all' or 'auto'.", ctx, param)
+
+
+k_option = click.option(
+    "--k",
+    type=NeighborCount(),
+    default="auto",
+    show_default=True,
+    help="Neighbours a text; auto is all up to 4,096 texts, else 256.",
+)
+sketch_dim_option = click.option(
+    "--sketch-dim",
+    type=click.IntRange(min=0, max=1024),
+    default=schemas.DEFAULT_SKETCH_DIM,
+    show_default=True,
+    help="Bytes of sketch a text; 0 leaves it out.",
+)
+shard_size_option = click.option(
+    "--shard-size", type=click.IntRange(min=1), default=schemas.SHARD_SIZE, show_default=True, help="Texts a shard."
+)
