@@ -21,14 +21,14 @@ from graphbuild.datasets.formats.vectors import NAME as VECTORS
 from graphbuild.embed.config import EmbedConfig
 from graphbuild.embed.image_files import FORMS, ImageSpec, is_image_encoder, other_here
 from graphbuild.embed.image_shard import embed_pictures
-from graphbuild.embed.shard import shard_keys
+from graphbuild.embed.shard import embed_missing, shard_keys
 from graphbuild.embed.vectors import NOT_FOR_SAMPLES, SampleRun, option_of
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store import schemas
-from graphbuild.store.files import Receipt, digest_json, finished
+from graphbuild.store.files import Receipt, digest_json
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.stage import Made, run_stage
-from graphbuild.system.cluster import Workers, available_cores, run_tasks
+from graphbuild.system.cluster import Workers, available_cores
 from graphbuild.system.pictures import UnreadablePicture, open_picture, to_rgb
 from graphbuild.system.progress import progress
 
@@ -148,23 +148,17 @@ class ImageRun(SampleRun):
         return run_stage(self._graph_dir, self._manifest, "embed", config, inputs, work, overwrite=self._config.overwrite)
 
     def _embed_shards(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Receipt]:
-        keys = shard_keys(self._manifest, config, inputs)
-        done = {name: finished(self._graph_dir, name, key=key) for name, key in keys.items()}
-        receipts = {name: receipt for name, receipt in done.items() if receipt is not None}
         root, starts = str(self._graph_dir.absolute()), self._manifest.stages["text"].facts[_STARTS]
-        calls = [
-            (root, index, self._spec, self._pictures, tuple(starts[index]), keys[name])
-            for index, name in enumerate(keys)
-            if name not in receipts
-        ]
-        workers = Workers(count=self._config.workers or 0, scheduler=self._config.scheduler)
-        check = partial(other_here, self._spec)
-        left = self._manifest.counts["texts"] - sum(receipt.rows for receipt in receipts.values())
-        with progress("embedding", left, unit="pictures") as meter:
-            run = partial(run_tasks, workers=workers, shared=[self._graph_dir.absolute()], report=meter.advance, check=check)
-            for receipt in run(embed_pictures, calls) if calls else ():
-                receipts[receipt.path] = receipt
-        return dict(sorted(receipts.items()))
+        return embed_missing(
+            self._graph_dir,
+            shard_keys(self._manifest, config, inputs),
+            embed_pictures,
+            lambda index, key: (root, index, self._spec, self._pictures, tuple(starts[index]), key),
+            workers=lambda _shards, _left: Workers(count=self._config.workers or 0, scheduler=self._config.scheduler),
+            check=partial(other_here, self._spec),
+            count=self._manifest.counts["texts"],
+            unit="pictures",
+        )
 
 
 def _problem(content: bytes | None) -> str | None:

@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from graphbuild.store.embeddings import embeddings_table
 from graphbuild.store.files import Receipt, finished, write_parquet
 from graphbuild.store.manifest import Manifest, stage_key
 from graphbuild.store.tables import read_parquet
-from graphbuild.system.cluster import versions
+from graphbuild.system.cluster import Check, Task, Workers, run_tasks, versions
+from graphbuild.system.progress import progress
 
 Report = Callable[[int], None]
 
@@ -58,6 +60,42 @@ def embed_shard(root: str, index: int, spec: EncoderSpec, prompts: Prompts, key:
     found = {"host": platform.node(), "weights": spec.sha256, "versions": versions()}
     facts = {"pid": os.getpid(), "seconds": round(time.monotonic() - started, 3), **found}
     return write_parquet(graph_dir, name, table, key=key, facts=facts)
+
+
+def embed_missing(
+    graph_dir: Path,
+    keys: Mapping[str, str],
+    task: Task,
+    arguments: Callable[[int, str], tuple[Any, ...]],
+    *,
+    workers: Callable[[list[int], int], Workers],
+    check: Check,
+    count: int,
+    unit: str,
+) -> dict[str, Receipt]:
+    """Embed the shards that are not finished, here or on workers, and return the receipts of all by name.
+
+    Args:
+        graph_dir: The graph, whose text stage is done.
+        keys: Key of each shard of embeddings, in order.
+        task: Embeds one shard, and returns its receipt.
+        arguments: What the task is given for a shard, by its number and key.
+        workers: Where, by the numbers of the missing shards and how many texts they hold.
+        check: What a machine lacks for the task.
+        count: N of the graph.
+        unit: Of the progress.
+    """
+    done = {name: finished(graph_dir, name, key=key) for name, key in keys.items()}
+    receipts = {name: receipt for name, receipt in done.items() if receipt is not None}
+    missing = [(index, keys[name]) for index, name in enumerate(keys) if name not in receipts]
+    calls = [arguments(index, key) for index, key in missing]
+    left = count - sum(receipt.rows for receipt in receipts.values())
+    chosen = workers([index for index, _ in missing], left)
+    with progress("embedding", left, unit=unit) as meter:
+        run = partial(run_tasks, workers=chosen, shared=[graph_dir.absolute()], report=meter.advance, check=check)
+        for receipt in run(task, calls) if calls else ():
+            receipts[receipt.path] = receipt
+    return dict(sorted(receipts.items()))
 
 
 def shard_keys(manifest: Manifest, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from graphbuild.embed.config import EmbedConfig
 from graphbuild.embed.encoder import load_encoder
 from graphbuild.embed.encoder_files import EncoderSpec, missing_on_this_machine
 from graphbuild.embed.index import build_index
-from graphbuild.embed.shard import embed_shard, first_texts, shard_keys
+from graphbuild.embed.shard import embed_missing, embed_shard, first_texts, shard_keys
 from graphbuild.embed.text.append import ALL_SOURCES, Addition, Segment, plan_addition, segments_of
 from graphbuild.embed.text.stage import TextOutcome, TextWork, check_source, write_texts
 from graphbuild.embed.text.table import Prompts, TextPolicy
@@ -34,7 +34,7 @@ from graphbuild.store.lookup import build_lookup
 from graphbuild.store.manifest import Manifest, Stage, up_to_date
 from graphbuild.store.parts import Part
 from graphbuild.store.stage import Made, enter_stage, require_writable, run_stage
-from graphbuild.system.cluster import Workers, run_tasks
+from graphbuild.system.cluster import Workers
 from graphbuild.system.progress import progress
 
 
@@ -237,19 +237,17 @@ class EmbedRun:
         return run_stage(self._graph_dir, self._manifest, "embed", config, inputs, work, overwrite=self._config.overwrite)
 
     def _embed_shards(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Receipt]:
-        keys = shard_keys(self._manifest, config, inputs)
-        done = {name: finished(self._graph_dir, name, key=key) for name, key in keys.items()}
-        receipts = {name: receipt for name, receipt in done.items() if receipt is not None}
         root = str(self._graph_dir.absolute())
-        calls = [(root, index, self._spec, self._prompts, keys[name]) for index, name in enumerate(keys) if name not in receipts]
-        texts = self._manifest.counts["texts"] - sum(receipt.rows for receipt in receipts.values())
-        folders, check = [self._graph_dir.absolute()], partial(missing_on_this_machine, self._spec)
-        workers = self._workers([index for _, index, *_ in calls], texts)
-        with progress("embedding", texts, unit="texts") as meter:
-            run = partial(run_tasks, workers=workers, shared=folders, report=meter.advance, check=check)
-            for receipt in run(embed_shard, calls) if calls else ():
-                receipts[receipt.path] = receipt
-        return dict(sorted(receipts.items()))
+        return embed_missing(
+            self._graph_dir,
+            shard_keys(self._manifest, config, inputs),
+            embed_shard,
+            lambda index, key: (root, index, self._spec, self._prompts, key),
+            workers=self._workers,
+            check=partial(missing_on_this_machine, self._spec),
+            count=self._manifest.counts["texts"],
+            unit="texts",
+        )
 
     def _workers(self, shards: list[int], left: int) -> Workers:
         """Where shards of texts are embedded: as asked, else as a calibration finds fastest."""
