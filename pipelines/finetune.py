@@ -13,29 +13,28 @@ from typing import Any
 import click
 
 from graphbuild.system.process import run_cli
-from pipelines.tiny_imagenet import COLUMN, GRAPH, OBJECTIVES, build_graph, find_data, train_all, write_scores
+from pipelines.tiny_imagenet import (
+    COLUMN,
+    GRAPH,
+    OBJECTIVES,
+    build_graph,
+    data_option,
+    find_data,
+    train_all,
+    training_options,
+    write_scores,
+)
 
 PRETRAINED = "pretrained"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--data",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder of train-*.parquet and val.parquet.",
-)
+@data_option
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/finetune"), show_default=True)
 @click.option("--pretrain-epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Passes of SimCLR.")
 @click.option("--epochs", type=click.IntRange(min=1), default=1, show_default=True, help="Passes from there, each objective.")
 @click.option("--lr", type=float, default=3e-4, show_default=True, help="Learning rate from there; pretraining has the default.")
-@click.option("--image-size", type=click.IntRange(min=16), default=32, show_default=True, help="Pixels of a view.")
-@click.option("--batch-size", type=click.IntRange(min=8), default=250, show_default=True, help="Images a step.")
-@click.option("--model", default="small", show_default=True, help="The network, as `train run --model` takes it.")
-@click.option("--tau-s", type=float, default=0.1, show_default=True, help="Temperature of the X-CLR target.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of weights, batches and augmentations.")
-@click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="Sentence Transformer of the class prompts.")
+@training_options
 def finetune(folder: Path, out: Path, encoder: str, pretrain_epochs: int, epochs: int, lr: float, **options: Any) -> None:
     """Pretrain by SimCLR, go on by SimCLR, SupCon and X-CLR, and probe the frozen features before and after."""
     from pipelines.common import Steps

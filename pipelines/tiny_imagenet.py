@@ -7,7 +7,7 @@ A finished run is not run again; one that was stopped goes on.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,24 +22,35 @@ if TYPE_CHECKING:
 GRAPH = Path("graphs/tiny_imagenet")
 OBJECTIVES: tuple[Objective, ...] = ("simclr", "supcon", "xclr")
 COLUMN = "label"
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
+data_option = click.option(
     "--data",
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
     help="Folder of train-*.parquet and val.parquet.",
 )
+_TRAINING_OPTIONS = (
+    click.option("--image-size", type=click.IntRange(min=16), default=32, show_default=True, help="Pixels of a view."),
+    click.option("--batch-size", type=click.IntRange(min=8), default=250, show_default=True, help="Images a step."),
+    click.option("--model", default="small", show_default=True, help="The network, as `train run --model` takes it."),
+    click.option("--tau-s", type=float, default=0.1, show_default=True, help="Temperature of the X-CLR target."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of weights, batches and augmentations."),
+    click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="Sentence Transformer of the class prompts."),
+)
+
+
+def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a recipe the options of its trainings."""
+    for option in reversed(_TRAINING_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@data_option
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/tiny_imagenet"), show_default=True)
 @click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Passes over the images, each objective.")
-@click.option("--image-size", type=click.IntRange(min=16), default=32, show_default=True, help="Pixels of a view.")
-@click.option("--batch-size", type=click.IntRange(min=8), default=250, show_default=True, help="Images a step.")
-@click.option("--model", default="small", show_default=True, help="The network, as `train run --model` takes it.")
-@click.option("--tau-s", type=float, default=0.1, show_default=True, help="Temperature of the X-CLR target.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of weights, batches and augmentations.")
-@click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="Sentence Transformer of the class prompts.")
+@training_options
 def tiny_imagenet(folder: Path, out: Path, encoder: str, **options: Any) -> None:
     """Class-prompt graph, then SimCLR, SupCon and X-CLR with equal images seen, then kNN and linear probe on val."""
     from pipelines.common import Steps, tell

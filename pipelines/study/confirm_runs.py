@@ -8,9 +8,6 @@ A block is made by one process, its runs one after the other, so that they share
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +16,6 @@ from typing import Any
 
 import click
 
-from graphbuild.errors import ArtifactMismatch
 from graphbuild.system.process import run_cli
 from pipelines.study.confirm import (
     MEASURES,
@@ -41,9 +37,8 @@ from pipelines.study.execute import Study, StudyConfig
 from pipelines.study.graphs import class_similarities, import_similarities
 from pipelines.study.jobs import claim, run_jobs
 from pipelines.study.plan import Arm, Planned
+from pipelines.study.records import append_record, recorded, require_same, result_of, scores_of
 from train.evaluate.options import ProtocolName
-from train.run.folder import EVAL_FILE, TRAINED, read_run_config
-from train.run.metrics import read_lines
 
 _PROTOCOLS: tuple[ProtocolName, ...] = ("knn", "linear", "retrieval", "few-shot", "severity")
 _KEPT = (*MEASURES, *SECONDARY_MEASURES, "knn_top1", "few_shot_mean_5", "few_shot_logistic_5", "held_out_chance")
@@ -95,7 +90,7 @@ def execute(config: ConfirmConfig) -> None:
         ArtifactMismatch: If a record is of a run that was made otherwise.
         UserError: If a run cannot be made; those before it stand.
     """
-    done = recorded(config.file)
+    done = recorded(config.file, "block")
     todo = [
         prepare_block(config, block)
         for block in blocks()[: config.run_set.blocks]
@@ -105,11 +100,6 @@ def execute(config: ConfirmConfig) -> None:
         run_jobs(partial(make_blocks, config, todo), jobs)
     else:
         make_blocks(config, todo)
-
-
-def recorded(path: Path) -> dict[tuple[ArmName, int], dict[str, Any]]:
-    """Return the records of a file by arm and number of block; none if there is no file."""
-    return {(line["arm"], line["block"]): line for line in read_lines(path)}
 
 
 def prepare_block(config: ConfirmConfig, block: Block) -> PlannedBlock:
@@ -162,43 +152,23 @@ def _make_block(config: ConfirmConfig, planned: PlannedBlock) -> None:
     study = Study(studied, planned.data)
     for arm, run in planned.runs.items():
         options = {**study.asked(run), **study.named(run)}
-        if (record := recorded(config.file).get((arm, block.number))) is not None:
-            _require(config.file, record, options)
+        if (record := recorded(config.file, "block").get((arm, block.number))) is not None:
+            asked = {name: value for name, value in options.items() if name != _SOLVED}
+            require_same(config.file, f"block {block.number}, {arm}", record, asked)
             continue
         click.echo(f"block {block.number}, fold {block.fold}, {arm}")
         study.make_run(run)
         append_record(config.file, _record(config, planned, arm, study.run_dir(run), options))
 
 
-def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Add a line, whole or not at all: what a killed process left of one is removed first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        stream.seek(0)
-        stream.truncate(stream.read().rfind(b"\n") + 1)
-        stream.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
 def _record(
     config: ConfirmConfig, planned: PlannedBlock, arm: ArmName, run_dir: Path, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    import torch
-
-    scores = json.loads((run_dir / EVAL_FILE).read_text(encoding="utf-8"))["scores"][TRAINED]["name"]
-    block, precision = planned.block, read_run_config(run_dir).precision
-    return {
-        "set": config.name,
-        "arm": arm,
-        "block": block.number,
-        "fold": block.fold,
-        # There is no severity where nothing is mistaken.
-        "scores": {name: scores[name] for name in _KEPT if name in scores},
-        "options": dict(options),
-        "made": {"precision": precision, "threads": torch.get_num_threads(), "torch": torch.__version__.partition("+")[0]},
-    }
+    block, scores = planned.block, scores_of(run_dir)
+    # There is no severity where nothing is mistaken.
+    kept = {name: scores[name] for name in _KEPT if name in scores}
+    about = {"set": config.name, "arm": arm, "block": block.number, "fold": block.fold}
+    return {**about, **result_of(run_dir, kept, options)}
 
 
 def _is_asked(name: str, config: ConfirmConfig) -> bool:
@@ -211,16 +181,6 @@ def _arm(arm: ArmName, graph: str, similarity: Matrix, mass: float) -> Arm:
     # The graphs hold every pair, so that none is ever absent.
     options = {"absent": 0.0, _SOLVED: solve_tau_s(similarity, mass)}
     return Arm(name=arm, group="confirm", objective="xclr", graph=graph, options=options)
-
-
-def _require(path: Path, record: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Refuse records of another study."""
-    for name, value in options.items():
-        if name != _SOLVED and (found := record["options"].get(name)) != value:
-            raise ArtifactMismatch(
-                f"{path}: block {record['block']}, {record['arm']}: was made with {name} {found!r}, and {value!r} is asked for: "
-                "these runs do not compare. Name another --records."
-            )
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -251,7 +211,7 @@ def confirm_runs(source: Path, name: str, count: int | None, out: Path, records:
     if not dry_run:
         execute(config)
         return
-    done = recorded(config.file)
+    done = recorded(config.file, "block")
     for block in blocks()[: run_set.blocks]:
         for arm in run_set.arms:
             state = "done" if (arm, block.number) in done else "to do"

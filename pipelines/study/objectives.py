@@ -7,7 +7,6 @@ An example, not a claim: no option was tuned, and what suits one objective may n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,18 +14,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from graphbuild.errors import ArtifactMismatch, OptionError
+from graphbuild.errors import OptionError
 from graphbuild.system.process import run_cli
 from pipelines.study.confirm import flat
-from pipelines.study.confirm_runs import append_record
 from pipelines.study.data import StudyData, prepare_data
 from pipelines.study.execute import Study, StudyConfig
 from pipelines.study.graphs import build_graph, class_similarities, import_similarities
 from pipelines.study.jobs import claim
 from pipelines.study.plan import PROMPTS, Arm, Planned
+from pipelines.study.records import append_record, recorded, require_same, result_of, scores_of
 from train.evaluate.intervals import mean_interval
-from train.run.folder import EVAL_FILE, TRAINED, read_run_config
-from train.run.metrics import read_lines
 
 if TYPE_CHECKING:
     from train.config import TrainConfig
@@ -138,10 +135,10 @@ def execute(config: TrialsConfig) -> None:
     trials = Trials(studied, data)
     for planned in planned_runs(config):
         with claim(trials.run_dir(planned)) as mine:
-            record = recorded(config.records).get((planned.arm.name, planned.seed))
+            record = recorded(config.records, "seed").get((planned.arm.name, planned.seed))
             options = {**trials.asked(planned), **trials.named(planned), "beside": TRIALS[planned.arm.name].beside}
             if record is not None:
-                _require(config.records, record, options)
+                require_same(config.records, f"{planned.arm.name}, seed {planned.seed}", record, options)
             elif mine:
                 click.echo(f"{planned.name}")
                 trials.make_run(planned)
@@ -153,14 +150,9 @@ def planned_runs(config: TrialsConfig) -> list[Planned]:
     return [Planned(TRIALS[name].arm, seed) for seed in range(config.seeds) for name in config.names]
 
 
-def recorded(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """Return the records of a file by arm and seed; none if there is no file."""
-    return {(line["arm"], line["seed"]): line for line in read_lines(path)}
-
-
 def table(path: Path) -> str:
     """Return what is recorded, in percent: means over seeds with 95 % intervals, and differences from the twin, paired by seed."""
-    found = recorded(path)
+    found = recorded(path, "seed")
     heads = [cell for name in MEASURES.values() for cell in (name, "over twin")]
     lines = [f"| arm | seeds | twin | {' | '.join(heads)} |", f"|---|---:|---|{'---:|' * len(heads)}"]
     for name, trial in TRIALS.items():
@@ -192,26 +184,9 @@ def _build_graphs(config: TrialsConfig, data: StudyData) -> None:
 
 
 def _record(planned: Planned, run_dir: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    import torch
-
-    scores = json.loads((run_dir / EVAL_FILE).read_text(encoding="utf-8"))["scores"][TRAINED]["name"]
-    made = {"precision": read_run_config(run_dir).precision, "threads": torch.get_num_threads()}
-    return {
-        "arm": planned.arm.name,
-        "seed": planned.seed,
-        "scores": {name: scores[name] for name in MEASURES},
-        "options": dict(options),
-        "made": {**made, "torch": torch.__version__.partition("+")[0]},
-    }
-
-
-def _require(path: Path, record: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    for name, value in options.items():
-        if (found := record["options"].get(name)) != value:
-            raise ArtifactMismatch(
-                f"{path}: {record['arm']}, seed {record['seed']}: was made with {name} {found!r}, and {value!r} is asked for: "
-                "these runs do not compare. Name another --records."
-            )
+    scores = scores_of(run_dir)
+    kept = {name: scores[name] for name in MEASURES}
+    return {"arm": planned.arm.name, "seed": planned.seed, **result_of(run_dir, kept, options)}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

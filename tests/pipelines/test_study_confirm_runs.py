@@ -17,7 +17,8 @@ from helpers_study import NAMES, short_evaluations, write_source
 from graphbuild.errors import ArtifactMismatch
 from graphbuild.store.graph import Graph
 from pipelines.study.confirm import MEASURES, SETS, RunSet, blocks, confirm, fold_classes, read_scores
-from pipelines.study.confirm_runs import ConfirmConfig, append_record, confirm_runs, execute, prepare_block, recorded
+from pipelines.study.confirm_runs import ConfirmConfig, confirm_runs, execute, prepare_block
+from pipelines.study.records import append_record, recorded
 from train.config.files import load_config
 
 TRIED = RunSet(arms=("supcon", "flat", "definitions", "permuted", "wordnet"), blocks=2, budget=64, primary=SETS["cpu"].primary)
@@ -55,7 +56,7 @@ def test_every_planned_run_has_one_record_which_holds_the_measures_and_names_no_
 
 
 def test_records_are_the_scores_that_the_evaluation_of_each_run_wrote(finished: ConfirmConfig) -> None:
-    for (arm, number), record in recorded(finished.file).items():
+    for (arm, number), record in recorded(finished.file, "block").items():
         run = finished.folder(record["fold"]) / "runs" / arm / f"seed-{100 + number}"
         found = json.loads((run / "eval.json").read_text())["scores"]["trained"]["name"]
         assert record["scores"] == {name: found[name] for name in record["scores"]}
@@ -133,7 +134,7 @@ def test_an_unfinished_line_is_removed_before_the_next_is_added(tmp_path: Path) 
     append_record(path, {"arm": "flat", "block": 0})
     path.write_text(path.read_text() + '{"arm": "fl')
     append_record(path, {"arm": "flat", "block": 1})
-    assert list(recorded(path)) == [("flat", 0), ("flat", 1)]
+    assert list(recorded(path, "block")) == [("flat", 0), ("flat", 1)]
     assert path.read_text().count("\n") == 2
 
 

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from helpers_study import short_evaluations, write_source
 
 from graphbuild.errors import ArtifactMismatch
-from pipelines.study.objectives import MEASURES, TRIALS, TrialsConfig, execute, objectives, planned_runs, recorded, table
+from pipelines.study.objectives import MEASURES, TRIALS, TrialsConfig, execute, objectives, planned_runs, table
+from pipelines.study.records import recorded
 from train.run.objectives import registered
 
 
@@ -92,6 +93,6 @@ def test_table_has_means_with_intervals_and_differences_paired_by_seed(tmp_path:
     # Student's t of one degree of freedom, 12.706, times the standard error of 0.2 and 0.3, and of the differences 0.1 and 0.2.
     assert rows["xclr"].startswith("| xclr | 2 | xclr-flat | 25.0 ± 63.5 | +15.0 ± 63.5 |")
     assert rows["simclr"].startswith("| simclr | 1 |  | 25.0 |  |")
-    assert recorded(path)[("xclr", 1)]["scores"]["knn_top1"] == 0.3
+    assert recorded(path, "seed")[("xclr", 1)]["scores"]["knn_top1"] == 0.3
     done = CliRunner().invoke(objectives, ["--records", str(path), "--table"], catch_exceptions=False)
     assert done.output.strip() == table(path)
