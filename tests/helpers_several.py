@@ -52,8 +52,8 @@ def losses(run: Path, name: str = "loss") -> list[float]:
     return [line[name] for line in read_metrics(run)]
 
 
-def goes_on_bit_for_bit(config: TrainConfig, run: Path) -> None:
-    """Train to the end, and again from a checkpoint after two steps."""
+def goes_on_bit_for_bit(config: TrainConfig, run: Path) -> Trainer:
+    """Train to the end, and again from a checkpoint after two steps; returns the second trainer."""
     train(config, run)
     data = prepare(config)
     settled = settle(data.settle(config))
@@ -70,3 +70,4 @@ def goes_on_bit_for_bit(config: TrainConfig, run: Path) -> None:
     assert saved is not None
     assert saved.weights.keys() == second.model.state_dict().keys()
     assert all(torch.equal(value, saved.weights[name]) for name, value in second.model.state_dict().items())
+    return second

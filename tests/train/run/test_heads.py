@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_several import Make, goes_on_bit_for_bit, losses, maker, write_place
+from helpers_several import Make, goes_on_bit_for_bit, losses
 from helpers_train import tiny_config
 
 from train.config import load_config
@@ -18,16 +18,6 @@ from train.results.export import export_run
 from train.run.checkpoint import load_encoder, newest_checkpoint
 from train.run.loop import train
 from train.run.metrics import read_lines, read_metrics
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_place(tmp_path_factory.mktemp("several"))
-
-
-@pytest.fixture
-def config_of(place: Path) -> Make:
-    return maker(place)
 
 
 def test_one_head_of_weight_one_is_the_plain_run_bit_for_bit(config_of: Make, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner
 from helpers_family import KINDS, family_loss, family_loss_and_gradients
 from helpers_ranks import net, run_ranks, said, train_cli
+from helpers_several import goes_on_bit_for_bit, losses
 from helpers_targets import laid_out, slow_entropy, slow_own_view_mass
 from helpers_train import tiny_config, write_images, write_tiny_graph
 
@@ -81,22 +82,8 @@ def test_every_objective_of_the_configuration_is_registered() -> None:
 def test_a_run_goes_on_bit_for_bit_from_a_checkpoint(
     options: dict[str, Any], config_of: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
-    config = config_of(**options, epochs=1, checkpoint_every=2)
-    train(config, tmp_path / "whole")
-    data = prepare(config)
-    settled = settle(data.settle(config))
-    first = Trainer(settled, data)
-    steps = first.steps()
-    for _ in range(2):
-        next(steps)
-    state = {name: value.clone() for name, value in first.model.state_dict().items()}
-    second = Trainer(settled, data)
-    second.restore(first.position("same"), state, first.optimizer.state_dict())
-    losses = [float(report.metrics(with_kl=False)["loss"]) for report in second.steps()]
-    data.close()
-    lines = read_metrics(tmp_path / "whole")
-    assert losses == [line["loss"] for line in lines[2:]]
-    assert all(math.isfinite(line["loss"]) for line in lines)
+    second = goes_on_bit_for_bit(config_of(**options, epochs=1, checkpoint_every=2), tmp_path / "whole")
+    assert all(math.isfinite(loss) for loss in losses(tmp_path / "whole"))
     weights, others = load_encoder(tmp_path / "whole").state_dict(), second.learner.encoder.state_dict()
     assert all(torch.equal(weights[name], others[name]) for name in weights)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from helpers_ranks import run_ranks, said, train_cli
-from helpers_several import IMAGES, Make, goes_on_bit_for_bit, losses, maker, write_place
+from helpers_several import IMAGES, Make, goes_on_bit_for_bit, losses
 from helpers_train import tiny_config
 
 from graphbuild.errors import ArtifactMismatch, OptionError
@@ -25,16 +25,6 @@ from train.results.report.write import write_report
 from train.run.folder import read_run_config
 from train.run.loop import train
 from train.run.metrics import read_lines, read_metrics
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_place(tmp_path_factory.mktemp("several"))
-
-
-@pytest.fixture
-def config_of(place: Path) -> Make:
-    return maker(place)
 
 
 @pytest.mark.parametrize(
