@@ -7,8 +7,8 @@ streams, in bounded memory. Captions are handed on as they stand: the text polic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,7 +98,25 @@ class CaptionBatch:
 
     def place(self, row: int) -> str:
         """Where a sample of this batch stands: its file and its row there."""
-        return f"{self.file}:{self.first_row + row if self.file_rows is None else self.file_rows[row]}"
+        return f"{self.file}:{self.row_in_file(row)}"
+
+    def row_in_file(self, row: int) -> int:
+        """Row in the file of a sample of this batch."""
+        return self.first_row + row if self.file_rows is None else self.file_rows[row]
+
+    def take(self, rows: Sequence[int]) -> CaptionBatch:
+        """Return some samples of this batch, which stand where they stood."""
+        places = tuple(map(self.row_in_file, rows))
+        present = frozenset(places)
+        return replace(
+            self,
+            first_row=places[0] if places else self.first_row,
+            sample_ids=[self.sample_ids[row] for row in rows],
+            captions=[self.captions[row] for row in rows],
+            kept=self.kept.take(pa.array(rows, pa.int64())) if self.kept.num_columns else nothing_kept(len(rows)),
+            invalid_rows=tuple(row for row in self.invalid_rows if row in present),
+            file_rows=places,
+        )
 
     def captions_with(self, part: str) -> int:
         """Captions that hold a string."""

@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from graphbuild.datasets.base import CaptionBatch, OpenSource
 from graphbuild.datasets.formats.pictures import Pictures
 from graphbuild.datasets.formats.vectors import NAME as VECTORS
@@ -95,7 +93,7 @@ class ImageRun(SampleRun):
                         self._leave_out(batch.place(row), why)
                         continue
                     if count % self._config.shard_size == 0:
-                        self._starts.append((file, _row_in_file(batch, row)))
+                        self._starts.append((file, batch.row_in_file(row)))
                     count += 1
                     kept.append(row)
                 meter.advance(len(contents))
@@ -170,17 +168,8 @@ def _problem(content: bytes | None) -> str | None:
     return None
 
 
-def _row_in_file(batch: CaptionBatch, row: int) -> int:
-    return batch.first_row + row if batch.file_rows is None else batch.file_rows[row]
-
-
 def _take(batch: CaptionBatch, rows: list[int]) -> CaptionBatch:
     """Some samples of a batch, each with one caption: the first that says something, else its id."""
     captions = [next((one for one in batch.captions[row] if one and one.strip()), batch.sample_ids[row]) for row in rows]
-    return replace(
-        batch,
-        sample_ids=[batch.sample_ids[row] for row in rows],
-        captions=[[one] for one in captions],
-        kept=batch.kept.take(pa.array(rows, pa.int64())),
-        file_rows=tuple(_row_in_file(batch, row) for row in rows),
-    )
+    # Repaired captions are counted whether their picture can be decoded or not.
+    return replace(batch.take(rows), captions=[[one] for one in captions], invalid_rows=batch.invalid_rows)

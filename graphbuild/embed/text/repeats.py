@@ -10,10 +10,9 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from graphbuild.datasets.base import CaptionBatch, OpenSource, nothing_kept
+from graphbuild.datasets.base import CaptionBatch, OpenSource
 from graphbuild.errors import OptionError
 from graphbuild.store.hashes import hash_strings
 from graphbuild.store.repeats import OnDuplicate, numbered, occurrences
@@ -79,15 +78,4 @@ def _settle(batch: CaptionBatch, before: NDArray[np.int64], rule: OnDuplicate) -
     if rule == "suffix":
         ids = [numbered(sample_id, count) for sample_id, count in zip(batch.sample_ids, before.tolist(), strict=True)]
         return replace(batch, sample_ids=ids)
-    kept = np.flatnonzero(before == 0).tolist()
-    places = batch.file_rows or range(batch.first_row, batch.first_row + len(before))
-    rows = tuple(places[row] for row in kept)
-    return replace(
-        batch,
-        first_row=rows[0] if rows else batch.first_row,
-        sample_ids=[batch.sample_ids[row] for row in kept],
-        captions=[batch.captions[row] for row in kept],
-        kept=batch.kept.take(pa.array(kept, pa.int64())) if batch.kept.num_columns else nothing_kept(len(kept)),
-        invalid_rows=tuple(row for row in batch.invalid_rows if row in set(rows)),
-        file_rows=rows,
-    )
+    return batch.take(np.flatnonzero(before == 0).tolist())
