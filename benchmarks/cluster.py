@@ -22,7 +22,8 @@ from pathlib import Path
 import click
 import pyarrow.parquet as pq
 
-from graphbuild.store.files import digest_file, read_receipt
+from graphbuild.store.digests import digest_file
+from graphbuild.store.files import read_receipt
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared/data"
 _MOST_COMPARED = 20_000

@@ -128,7 +128,7 @@ def _run(recipe: Recipe, layout: Layout, options: Mapping[str, Any], graph_dir: 
     from graphbuild.embed.config import EmbedConfig
     from graphbuild.knn.config import KnnConfig
     from graphbuild.knn.stage import build_knn
-    from graphbuild.store.files import write_text
+    from graphbuild.store.atomic import write_text
     from pipelines.common import Steps, evaluate_once, score_headings, score_rows, tell
     from train.config import TrainConfig
     from train.results.compare.table import markdown_table

@@ -120,7 +120,7 @@ def train_all(options: Mapping[str, Any], out: Path, steps: Any) -> None:
 
 def write_scores(out: Path, val_data: str, start: str = "untrained") -> None:
     """Evaluate, print the table, and write scores.json and scores.md; `start` is what the net before all training is called."""
-    from graphbuild.store.files import write_text
+    from graphbuild.store.atomic import write_text
     from pipelines.common import evaluate_once, score_headings, score_rows
     from train.results.compare.table import markdown_table
 

@@ -23,7 +23,7 @@ from faults_server import APPENDED, CAPTIONS, Bench, build, fork
 from graphbuild.errors import UserError
 from graphbuild.exchange.subset import SubsetConfig, subset_graph
 from graphbuild.quality.verify import verify_graph
-from graphbuild.store.files import digest_file
+from graphbuild.store.digests import digest_file
 from graphbuild.store.locks import LockedError
 from graphbuild.store.manifest import Manifest
 

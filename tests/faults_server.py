@@ -39,7 +39,8 @@ from graphbuild.exchange.subset import SubsetConfig, subset_graph
 from graphbuild.knn import stage as _knn_stage  # noqa: F401
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
-from graphbuild.store.files import damage, digest_file
+from graphbuild.store.digests import digest_file
+from graphbuild.store.files import damage
 from graphbuild.targets.partition import PartitionConfig, build_partition
 from train.data.reshard import reshard
 from train.evaluate.options import EvalOptions

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from graphbuild.embed.build import build_embeddings
 from graphbuild.embed.config import EmbedConfig, EmbedResult
-from graphbuild.store.files import digest_file
+from graphbuild.store.digests import digest_file
 
 
 def write_captions(path: Path, columns: Mapping[str, Sequence[Any]]) -> Path:

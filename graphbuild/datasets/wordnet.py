@@ -13,7 +13,7 @@ from pathlib import Path
 
 from graphbuild.datasets.base import SourceFile
 from graphbuild.errors import SourceError
-from graphbuild.store.files import digest_file
+from graphbuild.store.digests import digest_file
 
 FILE = "data.noun"
 _TAKES = f"--definitions takes WordNet 3.0's {FILE}, or the folder that holds it"

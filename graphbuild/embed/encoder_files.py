@@ -20,7 +20,7 @@ from typing import Any
 
 from graphbuild.embed.hashing import PREFIX, parse_width
 from graphbuild.errors import ArtifactMismatch, OptionError, SourceError, one_line
-from graphbuild.store.files import digest_file, digest_json
+from graphbuild.store.digests import digest_file, digest_json
 
 BUILT_IN = "all-MiniLM-L6-v2"
 _BUILT_IN_NAMES = (BUILT_IN, f"sentence-transformers/{BUILT_IN}")

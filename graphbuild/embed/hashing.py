@@ -15,7 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from graphbuild.errors import OptionError
-from graphbuild.store.files import write_json
+from graphbuild.store.atomic import write_json
 
 PREFIX = "hashing:"
 MAX_TOKENS = 256

@@ -29,8 +29,9 @@ from graphbuild.store import schemas
 from graphbuild.store.embeddings import embeddings_table
 from graphbuild.store.files import Receipt, finished, write_parquet
 from graphbuild.store.tables import read_parquet
-from graphbuild.system.cluster import available_cores, versions
+from graphbuild.system.cores import available_cores
 from graphbuild.system.pictures import UnreadablePicture, open_picture, to_rgb
+from graphbuild.system.worker_checks import versions
 
 _CALL_BYTES = 1 << 26
 """Pixels of a call, as float32."""

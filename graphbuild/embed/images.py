@@ -23,10 +23,12 @@ from graphbuild.embed.shard import embed_missing, shard_keys
 from graphbuild.embed.vectors import NOT_FOR_SAMPLES, SampleRun, option_of
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store import schemas
-from graphbuild.store.files import Receipt, digest_json
+from graphbuild.store.digests import digest_json
+from graphbuild.store.files import Receipt
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.stage import Made, run_stage
-from graphbuild.system.cluster import Workers, available_cores
+from graphbuild.system.cluster import Workers
+from graphbuild.system.cores import available_cores
 from graphbuild.system.pictures import UnreadablePicture, open_picture, to_rgb
 from graphbuild.system.progress import progress
 

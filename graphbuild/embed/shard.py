@@ -25,8 +25,9 @@ from graphbuild.store.embeddings import embeddings_table
 from graphbuild.store.files import Receipt, finished, write_parquet
 from graphbuild.store.manifest import Manifest, stage_key
 from graphbuild.store.tables import read_parquet
-from graphbuild.system.cluster import Check, Task, Workers, run_tasks, versions
+from graphbuild.system.cluster import Task, Workers, run_tasks
 from graphbuild.system.progress import progress
+from graphbuild.system.worker_checks import Check, versions
 
 Report = Callable[[int], None]
 

@@ -23,8 +23,9 @@ from graphbuild.embed.index import build_index
 from graphbuild.errors import OptionError, SourceError, redact
 from graphbuild.store import schemas
 from graphbuild.store.counts import write_counts
+from graphbuild.store.digests import digest_json
 from graphbuild.store.embeddings import embeddings_table
-from graphbuild.store.files import Receipt, digest_json, ensure_parquet
+from graphbuild.store.files import Receipt, ensure_parquet
 from graphbuild.store.hashes import hash_string, hash_strings
 from graphbuild.store.lookup import build_lookup
 from graphbuild.store.manifest import Manifest

@@ -14,7 +14,7 @@ from threading import Barrier
 
 from graphbuild.embed.encoder import Encoder, load_encoder
 from graphbuild.embed.encoder_files import EncoderSpec
-from graphbuild.system.cluster import available_cores
+from graphbuild.system.cores import available_cores
 
 _START_SECONDS = 12.0
 """What starting worker processes and loading the encoder there takes, about."""

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphbuild.errors import OptionError
-from graphbuild.store.files import atomic_path
+from graphbuild.store.atomic import atomic_path
 from graphbuild.store.frames import Frames, graph_blocks
 from graphbuild.store.graph import Graph
 from graphbuild.store.outputs import MARK, PARQUET_METADATA, require_replaceable

@@ -27,8 +27,9 @@ from graphbuild.exchange.rescored import Rescoring, Rule
 from graphbuild.exchange.searched import search_similarity
 from graphbuild.store import schemas
 from graphbuild.store.counts import count_captions, write_counts
+from graphbuild.store.digests import digest_json
 from graphbuild.store.embeddings import embeddings_table, load_embeddings
-from graphbuild.store.files import Receipt, ShardRange, digest_json, ensure_parquet, shard_ranges
+from graphbuild.store.files import Receipt, ShardRange, ensure_parquet, shard_ranges
 from graphbuild.store.images import recorded
 from graphbuild.store.lookup import SampleLookup, build_lookup
 from graphbuild.store.manifest import Manifest

@@ -17,7 +17,8 @@ import pyarrow as pa
 from graphbuild.errors import OptionError, SourceError, one_line
 from graphbuild.store import schemas
 from graphbuild.store.counts import count_captions, distinct_samples, write_counts
-from graphbuild.store.files import Receipt, ShardRange, digest_file, ensure_parquet, finished, shard_ranges, write_arrow
+from graphbuild.store.digests import digest_file
+from graphbuild.store.files import Receipt, ShardRange, ensure_parquet, finished, shard_ranges, write_arrow
 from graphbuild.store.frames import DST, SIMILARITY, SRC
 from graphbuild.store.hashes import hash_strings
 from graphbuild.store.lookup import build_lookup

@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 
 from graphbuild.errors import OptionError
 from graphbuild.store import schemas
-from graphbuild.store.files import Receipt, atomic_path, digest_file, remove_stale_temporaries, write_text
+from graphbuild.store.atomic import atomic_path, remove_stale_temporaries, write_text
+from graphbuild.store.digests import digest_file
+from graphbuild.store.files import Receipt
 from graphbuild.store.frames import EDGE_COLUMNS, EDGES, Frames, graph_blocks
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.neighbors import REMEDY

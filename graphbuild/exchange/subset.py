@@ -22,19 +22,11 @@ from numpy.typing import NDArray
 from graphbuild.embed.index import build_index
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store import schemas
+from graphbuild.store.atomic import scratch_name
 from graphbuild.store.counts import count_captions, count_samples, write_counts
+from graphbuild.store.digests import digest_file, digest_json
 from graphbuild.store.embeddings import embedding_blocks, embeddings_table
-from graphbuild.store.files import (
-    Receipt,
-    ShardRange,
-    copy_files,
-    digest_file,
-    digest_json,
-    ensure_parquet,
-    require_intact,
-    scratch_name,
-    shard_ranges,
-)
+from graphbuild.store.files import Receipt, ShardRange, copy_files, ensure_parquet, require_intact, shard_ranges
 from graphbuild.store.images import recorded
 from graphbuild.store.lookup import SampleLookup, build_lookup
 from graphbuild.store.manifest import Manifest

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.store import schemas
+from graphbuild.store.atomic import scratch_name
 from graphbuild.store.embeddings import embedding_blocks, load_embeddings
-from graphbuild.store.files import scratch_name
 
 
 @contextmanager

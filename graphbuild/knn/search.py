@@ -31,8 +31,9 @@ from graphbuild.knn.plan import Estimate, Layout, MemoryPlan, Missing, make_esti
 from graphbuild.knn.scratch import all_vectors, first_vectors
 from graphbuild.knn.tasks import Job, blocks, search_shards
 from graphbuild.store import schemas
+from graphbuild.store.atomic import scratch_name
 from graphbuild.store.embeddings import require_unit_length
-from graphbuild.store.files import Receipt, ShardRange, damage, finished, require_intact, scratch_name
+from graphbuild.store.files import Receipt, ShardRange, damage, finished, require_intact
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.parts import Part
 from graphbuild.system.cluster import Workers, run_tasks

@@ -91,7 +91,7 @@ def diagnose(folder: Path | None = None) -> Diagnosis:
 
 
 def _machine() -> dict[str, Any]:
-    from graphbuild.system.cluster import available_cores
+    from graphbuild.system.cores import available_cores
 
     return {
         "system": platform.platform(),

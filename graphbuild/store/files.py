@@ -1,4 +1,4 @@
-"""Shard files: their ranges, writing them so that a crash leaves nothing half-done, and telling what is left to do.
+"""Shard files: their ranges, writing them with a receipt each, and telling what is left to do.
 
 A file is written to a temporary name and flushed; its receipt is stored in `.graphbuild/receipts/`; then the file is renamed.
 So every file of ours that stands under its name is listed by a receipt, and a folder of data holds only data. A shard is
@@ -8,34 +8,24 @@ done only if the file is there with the size and digest of its receipt, and the 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import re
 import shutil
-import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from glob import escape
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 
 from graphbuild.errors import ArtifactError, OptionError
+from graphbuild.store.atomic import atomic_path, remove_stale_temporaries, write_json
+from graphbuild.store.digests import digest_columns, digest_file
 
 RECORDS = ".graphbuild"
 """What this program keeps for itself in a graph directory; whoever has this folder is a graph."""
-_CHUNK = 1 << 22
-TEMPORARY = re.compile(r"\..+\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
-"""Names of `atomic_path`, `scratch_name` and `atomic_folder`; no other file is taken for a temporary one."""
-_NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
-"""What CIFS, FUSE and others answer where folders cannot be flushed; renaming is then as safe as they make it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,156 +64,6 @@ def shard_ranges(count: int, size: int) -> list[ShardRange]:
     return [ShardRange(i, start, min(start + size, count)) for i, start in enumerate(range(0, count, size))]
 
 
-def digest_file(path: Path) -> str:
-    """xxh3-128 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        return digest_stream(stream)
-
-
-def digest_stream(stream: IO[bytes]) -> str:
-    """xxh3-128 of what is left of a stream, in hexadecimal."""
-    hasher = xxhash.xxh3_128()
-    while chunk := stream.read(_CHUNK):
-        hasher.update(chunk)
-    return hasher.hexdigest()
-
-
-def digest_json(value: Any) -> str:
-    """xxh3-128 of a value's canonical JSON: equal values, equal digests, whatever the order of keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return xxhash.xxh3_128_hexdigest(text.encode())
-
-
-def digest_columns(table: pa.Table) -> dict[str, str]:
-    """xxh3-128 of each column's values, independent of chunking and of the other columns."""
-    digests = {}
-    for name in table.column_names:
-        # A copy, for the bytes of a slice hold traces of what lies before and after it.
-        single = table.select([name]).take(np.arange(table.num_rows)).combine_chunks()
-        sink = _HashSink()
-        with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), single.schema.remove_metadata()) as writer:
-            writer.write_table(single)
-        digests[name] = sink.hasher.hexdigest()
-    return digests
-
-
-class _HashSink:
-    """A file that only hashes what is written to it."""
-
-    def __init__(self) -> None:
-        self.hasher = xxhash.xxh3_128()
-        self.closed = False
-        self._position = 0
-
-    def write(self, data: bytes) -> int:
-        view = memoryview(data)
-        self.hasher.update(view)
-        self._position += view.nbytes
-        return view.nbytes
-
-    def tell(self) -> int:
-        return self._position
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None:
-        self.closed = True
-
-    def readable(self) -> bool:
-        return False
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return False
-
-
-def temporary_name(path: Path) -> Path:
-    """Return a name beside `path` that no other process takes; it says that what has it is unfinished."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; renamed to it, flushed, when the block ends well, removed when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(path)
-    try:
-        yield temporary
-        flush(temporary)
-        temporary.replace(path)
-        flush_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def flush(path: Path) -> None:
-    """Bring a file to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def flush_folder(folder: Path) -> None:
-    """Let the names in a folder reach the disk, where its file system can do that."""
-    try:
-        flush(folder)
-    except OSError as error:
-        if error.errno not in _NO_FOLDER_SYNC:
-            raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, readable by people."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def remove_stale_temporaries(folder: Path, of: str = "*") -> None:
-    """Remove what killed writers left behind, known by its name; that of processes which are at work stays.
-
-    Args:
-        folder: Where it lies.
-        of: Name of the one file whose writers are meant; all by default.
-    """
-    for path in folder.glob(f".{of if of == '*' else escape(of)}.*.tmp"):
-        match = TEMPORARY.fullmatch(path.name)
-        if match is None or _at_work(int(match["pid"])):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _at_work(pid: int) -> bool:
-    """Whether another process of this number is there, on this machine."""
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        # It is there, and somebody else's.
-        pass
-    return True
-
-
 def remove_strays(graph_dir: Path, folder: str, names: Collection[str]) -> None:
     """Remove files that an earlier build listed and this one does not, and what killed writers left; links are left alone."""
     if (graph_dir / folder).is_symlink():
@@ -234,17 +74,6 @@ def remove_strays(graph_dir: Path, folder: str, names: Collection[str]) -> None:
         if name not in names and not (graph_dir / name).is_symlink():
             (graph_dir / name).unlink(missing_ok=True)
             record.unlink(missing_ok=True)
-
-
-@contextmanager
-def scratch_name(folder: Path, label: str) -> Iterator[Path]:
-    """A name for a file that is gone when the block ends; what a killed run leaves is removed by the next run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = temporary_name(folder / label)
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def receipt_path(graph_dir: Path, name: str) -> Path:

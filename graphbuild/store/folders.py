@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from graphbuild.store.files import TEMPORARY, flush_folder, remove_stale_temporaries, temporary_name
+from graphbuild.store.atomic import TEMPORARY, flush_folder, remove_stale_temporaries, temporary_name
 
 _ASIDE = ".aside.tmp"
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from graphbuild.errors import ArtifactError, ArtifactMismatch
 from graphbuild.store import schemas
-from graphbuild.store.files import Receipt, scratch_name, write_arrow
+from graphbuild.store.atomic import scratch_name
+from graphbuild.store.files import Receipt, write_arrow
 from graphbuild.store.hashes import hash_column
 from graphbuild.store.manifest import Manifest, Stage
 from graphbuild.store.neighbors import outside

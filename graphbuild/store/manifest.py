@@ -16,7 +16,9 @@ from typing import Any
 
 from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError, UserError
 from graphbuild.store import schemas
-from graphbuild.store.files import Receipt, ShardRange, damage, digest_json, write_json
+from graphbuild.store.atomic import write_json
+from graphbuild.store.digests import digest_json
+from graphbuild.store.files import Receipt, ShardRange, damage
 
 STAGES = ("text", "lookup", "embed", "index", "knn", "rescore", "partition")
 """In the order in which each reads the ones before it."""

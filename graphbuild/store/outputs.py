@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from graphbuild.errors import OptionError
-from graphbuild.store.files import remove_stale_temporaries
+from graphbuild.store.atomic import remove_stale_temporaries
 
 MARK = "written by xclr-graph"
 """Stands in every such file: in the head of a page, in the metadata of Parquet, PNG, PDF and SVG, in the comment of an archive."""

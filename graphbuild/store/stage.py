@@ -15,17 +15,10 @@ from typing import Any
 
 from graphbuild.errors import OptionError
 from graphbuild.store import schemas
+from graphbuild.store.atomic import remove_stale_temporaries
 from graphbuild.store.cache import writable
-from graphbuild.store.files import (
-    RECORDS,
-    Receipt,
-    digest_file,
-    read_receipt,
-    receipt_path,
-    remove_stale_temporaries,
-    remove_strays,
-    write_receipt,
-)
+from graphbuild.store.digests import digest_file
+from graphbuild.store.files import RECORDS, Receipt, read_receipt, receipt_path, remove_strays, write_receipt
 from graphbuild.store.locks import exclusive
 from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
 

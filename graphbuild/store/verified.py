@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from graphbuild.errors import ArtifactError
+from graphbuild.store.atomic import write_json
 from graphbuild.store.cache import beside_or_cached
-from graphbuild.store.files import RECORDS, Receipt, damage, write_json
+from graphbuild.store.files import RECORDS, Receipt, damage
 
 VERIFY_VARIABLE = "GRAPHBUILD_VERIFY"
 """`0` (which `--no-verify` sets) leaves digests out, in this process and those that it starts."""

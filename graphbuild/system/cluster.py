@@ -9,20 +9,19 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import platform
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import click
 
 from graphbuild.errors import ResourceError, UserError, one_line
+from graphbuild.system.cores import thread_shares
+from graphbuild.system.worker_checks import Check, Expected, check_workers, expectations, inspect_worker
 
 _PROGRESS_TOPIC = "graphbuild-progress"
 _LOGGERS = (
@@ -52,11 +51,7 @@ _ONE_AT_A_TIME = threading.Lock()
 _PASSED: set[str] = set()
 """Runs whose check this worker process has passed."""
 
-_SHARE = "It must lie on a file system that all workers share, under the same absolute path."
-
 Report = Callable[[int], None]
-Check = Callable[[], str | None]
-"""Says what is wrong on a worker, in words that follow its name, or None; it travels there."""
 Task = Callable[..., Any]
 """Called as task(*arguments, report=report) with a function that is told of finished work."""
 
@@ -118,8 +113,8 @@ def run_tasks(
         if workers.scheduler is None:
             yield from _gather(client, task, calls, None)
             return
-        with _expectations(shared, check) as expected, _watched(client, workers):
-            _check_cluster(client, workers.scheduler, expected)
+        with expectations(shared, check) as expected, _watched(client, workers):
+            check_workers(client, workers.scheduler, expected)
             yield from _gather(client, task, calls, expected)
 
 
@@ -152,7 +147,7 @@ def _watched(client: Any, workers: Workers) -> Iterator[None]:
         thread.join()
 
 
-def _gather(client: Any, task: Task, calls: Sequence[tuple[Any, ...]], expected: _Expected | None) -> Iterator[Any]:
+def _gather(client: Any, task: Task, calls: Sequence[tuple[Any, ...]], expected: Expected | None) -> Iterator[Any]:
     import distributed
 
     # Dask annotates parts of its interface only.
@@ -182,7 +177,7 @@ def _gather(client: Any, task: Task, calls: Sequence[tuple[Any, ...]], expected:
             client.cancel(futures)
 
 
-def _run_one(task: Task, arguments: tuple[Any, ...], expected: _Expected | None) -> Any:
+def _run_one(task: Task, arguments: tuple[Any, ...], expected: Expected | None) -> Any:
     from distributed import get_worker
 
     worker = get_worker()
@@ -191,7 +186,7 @@ def _run_one(task: Task, arguments: tuple[Any, ...], expected: _Expected | None)
         with _ONE_AT_A_TIME:
             if expected is not None and expected.token not in _PASSED:
                 # Who works is who is checked: this process may have joined after the others were.
-                problem, written = _inspect_worker(expected)
+                problem, written = inspect_worker(expected)
                 # The client may have ended by now, and removed the probes of all others: nobody else would remove this one.
                 Path(written).unlink(missing_ok=True)
                 if problem:
@@ -277,113 +272,9 @@ def _worker_environment(count: int, gpus: int) -> dict[str, str]:
     return {**thread_shares(count), **quiet, _GPUS_VARIABLE: str(gpus)}
 
 
-def thread_shares(count: int) -> dict[str, str]:
-    """Return the environment by which each of several processes starts its share of threads, whichever library does."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS")
-    return dict.fromkeys(names, str(max(1, available_cores() // count)))
-
-
-def available_cores() -> int:
-    """Cores that this process may use, fewer where OMP_NUM_THREADS says so."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores, int(limit)) if limit.isdecimal() and int(limit) else cores
-
-
 def _take_own_gpu(name: Any) -> None:
     """Show a local worker its GPU alone, before torch looks; workers are numbered."""
     if gpus := int(os.environ.get(_GPUS_VARIABLE, "0")):
         visible = (os.environ.get(_VISIBLE_VARIABLE) or ",".join(map(str, range(gpus)))).split(",")
         if len(visible) > 1:
             os.environ[_VISIBLE_VARIABLE] = visible[int(name) % len(visible)]
-
-
-@contextmanager
-def _expectations(shared: Sequence[Path], check: Check | None) -> Iterator[_Expected]:
-    """What every worker must find, with a probe in the first folder that lies there as long as the work goes on."""
-    token = uuid.uuid4().hex
-    probe = shared[0] / f".probe-{token}.tmp"
-    try:
-        probe.write_text(token, encoding="utf-8")
-        yield _Expected(versions(), str(probe), token, tuple(str(path) for path in shared), check)
-    finally:
-        for path in shared[0].glob(f".probe-{token}*.tmp"):
-            path.unlink(missing_ok=True)
-
-
-def _check_cluster(client: Any, scheduler: str, expected: _Expected) -> None:
-    """Before work starts: every worker runs the same versions, sees and may write the same folders, and passes the check.
-
-    Raises:
-        ResourceError: Naming a worker, how many others are like it, and what to do.
-    """
-    found = client.run(_inspect_worker, expected, on_error="return")
-    answers = {address: _problem_of(answer) for address, answer in found.items()}
-    if not answers:
-        raise ResourceError(
-            f"--scheduler {scheduler}: this cluster has no workers. Start some with `dask worker --nthreads 1 {scheduler}`."
-        )
-    problems = {address: problem for address, problem in answers.items() if problem}
-    if problems:
-        address, problem = next(iter(problems.items()))
-        others = f" ({len(problems)} of {len(answers)} workers have a problem.)" if len(problems) > 1 else ""
-        raise ResourceError(f"worker {address} {problem}{others}")
-
-
-def _problem_of(answer: Any) -> str | None:
-    """Say what is wrong with a worker, by what `_inspect_worker` returned there; None if nothing is."""
-    if isinstance(answer, Exception):
-        # Most likely graphbuild itself is missing there, or what it needs.
-        return f"cannot do this work ({type(answer).__name__}: {answer}). Install the same environment there as here."
-    problem, written = answer
-    return problem or (None if Path(written).exists() else f"writes {written}, which does not arrive here. {_SHARE}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Expected:
-    """What every worker must find."""
-
-    versions: dict[str, str]
-    probe: str
-    token: str
-    """What the probe file holds."""
-    shared: tuple[str, ...]
-    check: Check | None
-
-
-def _inspect_worker(expected: _Expected) -> tuple[str | None, str]:
-    """Return what is wrong on a worker, in words that follow its name, and the file that it wrote; runs there."""
-    written = expected.probe.removesuffix(".tmp") + f"-{uuid.uuid4().hex}.tmp"
-    return _problem(expected, Path(written)), written
-
-
-def _problem(expected: _Expected, written: Path) -> str | None:
-    found = versions()
-    differing = [name for name, version in expected.versions.items() if found.get(name) != version]
-    if differing:
-        what = ", ".join(f"{name} {found.get(name)} (here {expected.versions[name]})" for name in differing)
-        return f"runs {what}. Install the same on both."
-    if missing := [path for path in expected.shared if not Path(path).exists()]:
-        return f"does not see {missing[0]}. {_SHARE}"
-    try:
-        if Path(expected.probe).read_text(encoding="utf-8") != expected.token:
-            return f"sees another {Path(expected.probe).parent}. {_SHARE}"
-        written.touch()
-    except FileNotFoundError:
-        return f"sees another {Path(expected.probe).parent}. {_SHARE}"
-    except OSError as error:
-        return f"cannot write to {written.parent} ({error.strerror}). Let its user write there."
-    return expected.check() if expected.check is not None else None
-
-
-def versions() -> dict[str, str]:
-    """Return the versions, in this process, of what decides the bytes."""
-    packages = {package: _version(package) for package in ("torch", "sentence-transformers", "numpy", "pyarrow")}
-    return {"graphbuild": version("xclr-graph"), "python": ".".join(platform.python_version_tuple()[:2]), **packages}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphbuild.errors import SourceError
-from graphbuild.store.files import atomic_path
+from graphbuild.store.atomic import atomic_path
 
 if TYPE_CHECKING:
     import polars as pl

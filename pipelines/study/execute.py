@@ -14,7 +14,7 @@ import click
 import numpy as np
 
 from graphbuild.errors import ArtifactMismatch
-from graphbuild.store.files import write_json, write_text
+from graphbuild.store.atomic import write_json, write_text
 from pipelines.study.data import StudyData
 from pipelines.study.graphs import build_graph, is_imported
 from pipelines.study.jobs import claim, run_jobs

@@ -15,7 +15,7 @@ import click
 
 from graphbuild.errors import ResourceError
 from graphbuild.store.locks import attempt
-from graphbuild.system.cluster import thread_shares
+from graphbuild.system.cores import thread_shares
 from graphbuild.system.process import run_cli
 from train.run.signals import stop_signal
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from graphbuild.store.files import atomic_path
+from graphbuild.store.atomic import atomic_path
 from pipelines.study.figure import draw_gaps
 from pipelines.study.plan import ARMS, CAPTIONS, SCENES, controls
 from train.results.compare.differences import Difference
@@ -35,7 +35,7 @@ def write_tables(records: Path, tables: Path) -> list[Path]:
     Returns:
         The Markdown files.
     """
-    from graphbuild.store.files import write_text
+    from graphbuild.store.atomic import write_text
 
     written = []
     for group in dict.fromkeys(arm.group for arm in ARMS):

@@ -25,7 +25,7 @@ from helpers_embed import embed, numbered_captions, write_captions
 
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
-from graphbuild.store.files import digest_file
+from graphbuild.store.digests import digest_file
 
 TESTS = Path(__file__).resolve().parents[1]
 

@@ -20,7 +20,8 @@ import numpy as np
 import xxhash
 
 from graphbuild.errors import ArtifactError, OptionError, ResourceError
-from graphbuild.store.files import atomic_path, digest_file, write_json
+from graphbuild.store.atomic import atomic_path, write_json
+from graphbuild.store.digests import digest_file
 from graphbuild.store.folders import remove_temporaries
 from graphbuild.system.archives import OWN_FIELD, SAMPLE_ID
 from graphbuild.system.progress import progress

@@ -20,8 +20,10 @@ import pyarrow as pa
 import xxhash
 
 from graphbuild.errors import ArtifactError
+from graphbuild.store.atomic import remove_stale_temporaries
 from graphbuild.store.cache import beside_or_cached
-from graphbuild.store.files import digest_json, read_receipt, receipt_path, remove_stale_temporaries, write_file
+from graphbuild.store.digests import digest_json
+from graphbuild.store.files import read_receipt, receipt_path, write_file
 from graphbuild.store.hashes import hash_strings
 from graphbuild.store.locks import exclusive
 from graphbuild.store.verified import require_verified

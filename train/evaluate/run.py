@@ -11,7 +11,7 @@ import torch
 
 from graphbuild.errors import OptionError
 from graphbuild.store import schemas
-from graphbuild.store.files import remove_stale_temporaries
+from graphbuild.store.atomic import remove_stale_temporaries
 from graphbuild.store.graph import Graph
 from graphbuild.system.progress import progress, stages
 from train.config import TrainConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from graphbuild.store.files import write_bytes
+from graphbuild.store.atomic import write_bytes
 
 _LENGTH_BYTES = 8
 _METADATA = "__metadata__"

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from graphbuild.errors import ArtifactError, OptionError
-from graphbuild.store.files import atomic_path, remove_stale_temporaries, write_bytes
+from graphbuild.store.atomic import atomic_path, remove_stale_temporaries, write_bytes
 from graphbuild.store.graph import Graph
 from graphbuild.store.outputs import PARQUET_METADATA, require_replaceable
 from graphbuild.system.cards import Repository, last_name, require_own_card

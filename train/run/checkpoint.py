@@ -21,7 +21,8 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from graphbuild.errors import ArtifactError
-from graphbuild.store.files import digest_json, write_bytes
+from graphbuild.store.atomic import write_bytes
+from graphbuild.store.digests import digest_json
 from graphbuild.store.folders import atomic_folder, recover_folders, remove
 from train.model.encoders import Encoder
 from train.model.text_tower import TextTower

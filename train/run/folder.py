@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import BaseFileLock
 
 from graphbuild.errors import OptionError, UserError
-from graphbuild.store.files import write_text
+from graphbuild.store.atomic import write_text
 from graphbuild.store.folders import is_temporary, remove, remove_temporaries
 from graphbuild.store.locks import SOFT, take
 from train.config import TrainConfig, load_config, read_toml

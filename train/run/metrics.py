@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from graphbuild.store.files import write_text
+from graphbuild.store.atomic import write_text
 from graphbuild.system.progress import say
 
 METRICS_FILE, EVENTS_FILE = "metrics.jsonl", "events.jsonl"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from graphbuild.errors import ArtifactError
-from graphbuild.store.files import digest_json, write_json
+from graphbuild.store.atomic import write_json
+from graphbuild.store.digests import digest_json
 
 _DIGEST = "digest"
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from graphbuild.datasets.base import SourceFile
 from graphbuild.errors import OptionError, SourceError, one_line, redact
-from graphbuild.store.files import digest_stream
+from graphbuild.store.digests import digest_stream
 from graphbuild.system.decoding import READ_ERRORS, NotText, describe_form, utf8_stream
 from graphbuild.system.inputs import file_names, is_hidden, is_pattern, list_files, suffix_of
 from graphbuild.system.progress import say

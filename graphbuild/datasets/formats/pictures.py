@@ -18,7 +18,7 @@ from graphbuild.datasets.formats.files import File, describe_files, find_files, 
 from graphbuild.datasets.formats.parquet import Header, holds_pictures, read_header
 from graphbuild.datasets.formats.tar import TarColumns, TarCounts, read_pictures, settle_columns
 from graphbuild.errors import OptionError, SourceError, one_line
-from graphbuild.store.files import digest_json
+from graphbuild.store.digests import digest_json
 from graphbuild.store.images import Images, place_of
 from graphbuild.system.inputs import PARQUET, SHARDS, LeftOut, walk_pictures
 

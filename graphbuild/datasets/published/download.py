@@ -24,7 +24,7 @@ from typing import Any
 from google_crc32c import extend as crc32c
 
 from graphbuild.errors import ArtifactError, SourceError, redact
-from graphbuild.store.files import write_json
+from graphbuild.store.atomic import write_json
 from graphbuild.store.locks import exclusive
 from graphbuild.system.progress import progress, say
 

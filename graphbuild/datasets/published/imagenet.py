@@ -13,7 +13,7 @@ from graphbuild.datasets.base import CaptionBatch, OpenSource, SourceFile, Sourc
 from graphbuild.datasets.formats.imagefolder import FolderClass, class_folders, one_folder, open_folder, refuse_columns
 from graphbuild.datasets.wordnet import read_nouns
 from graphbuild.errors import SourceError
-from graphbuild.store.files import digest_json
+from graphbuild.store.digests import digest_json
 
 _CLASSES_FILE = "imagenet_classes.tsv"
 _SCHEMA = pa.schema([pa.field("label", pa.int32()), pa.field("wnid", pa.string())])

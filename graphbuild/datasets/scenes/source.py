@@ -29,7 +29,8 @@ from graphbuild.datasets.scenes.draw import encode_png, render
 from graphbuild.datasets.scenes.words import describe, draw_scene
 from graphbuild.errors import OptionError
 from graphbuild.store import schemas
-from graphbuild.store.files import ShardRange, digest_json, finished, remove_strays, shard_ranges, write_parquet
+from graphbuild.store.digests import digest_json
+from graphbuild.store.files import ShardRange, finished, remove_strays, shard_ranges, write_parquet
 from graphbuild.store.images import Images
 from graphbuild.system.progress import Meter, progress
 

@@ -30,7 +30,8 @@ from graphbuild.exchange.searched import Scan, search_similarity
 from graphbuild.knn.blockwise import Similarity
 from graphbuild.store import schemas
 from graphbuild.store.counts import count_captions, write_counts
-from graphbuild.store.files import Receipt, digest_file, ensure_parquet, shard_ranges
+from graphbuild.store.digests import digest_file
+from graphbuild.store.files import Receipt, ensure_parquet, shard_ranges
 from graphbuild.store.hashes import hash_strings
 from graphbuild.store.lookup import build_lookup
 from graphbuild.store.manifest import Manifest

@@ -16,7 +16,7 @@ import polars as pl
 
 from graphbuild.errors import ArtifactError, OptionError
 from graphbuild.store import schemas
-from graphbuild.store.files import atomic_path
+from graphbuild.store.atomic import atomic_path
 from graphbuild.store.frames import SIMILARITY, Frames
 from graphbuild.store.outputs import PARQUET_METADATA
 

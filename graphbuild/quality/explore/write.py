@@ -22,7 +22,7 @@ from graphbuild.quality.explore.layout import Truth, judge, lay_out
 from graphbuild.quality.explore.select import MOST_TEXTS, Selection, select_texts
 from graphbuild.quality.explore.viewer import HINT, export_site, find_viewer, viewer_arguments
 from graphbuild.store import schemas
-from graphbuild.store.files import atomic_path, write_json
+from graphbuild.store.atomic import atomic_path, write_json
 from graphbuild.store.frames import Frames
 from graphbuild.store.outputs import PARQUET_METADATA, require_replaceable
 from graphbuild.system.progress import progress, stages

@@ -20,7 +20,7 @@ from graphbuild.quality.report.page import FidelityTable, Neighborhood, Page, re
 from graphbuild.quality.report.worst import Shown, find_worst, worst_cases
 from graphbuild.quality.view import GraphView
 from graphbuild.store import schemas
-from graphbuild.store.files import write_json, write_text
+from graphbuild.store.atomic import write_json, write_text
 from graphbuild.store.outputs import require_replaceable
 from graphbuild.system.progress import progress, stages
 

@@ -21,8 +21,8 @@ from graphbuild.embed.nearest import VectorIndex, nearest_texts
 from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
+from graphbuild.store.digests import digest_file
 from graphbuild.store.embeddings import load_embeddings
-from graphbuild.store.files import digest_file
 from graphbuild.store.manifest import Manifest
 
 CAPTIONS = numbered_captions(600)

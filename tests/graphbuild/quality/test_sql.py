@@ -15,7 +15,7 @@ from helpers_graph import unit_rows, write_graph
 from graphbuild.cli import cli
 from graphbuild.errors import UserError, visible
 from graphbuild.quality.sql import run_sql
-from graphbuild.store.files import digest_file
+from graphbuild.store.digests import digest_file
 from graphbuild.system.answers import print_bytes
 
 HOSTILE = "a dog\x1b]0;owned\x07 \x9b31m \u202egod"

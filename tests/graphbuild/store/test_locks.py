@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from graphbuild.store.files import write_text
+from graphbuild.store.atomic import write_text
 from graphbuild.store.locks import LockedError, exclusive
 
 ADVICE = "Wait."

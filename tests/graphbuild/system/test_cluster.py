@@ -31,7 +31,8 @@ from graphbuild.embed.encoder_files import find_encoder, missing_on_this_machine
 from graphbuild.errors import ArtifactMismatch, ResourceError, SourceError
 from graphbuild.store.files import Receipt
 from graphbuild.store.manifest import Manifest
-from graphbuild.system.cluster import TLS_VARIABLES, Workers, _Expected, _inspect_worker, _run_one, run_tasks, versions
+from graphbuild.system.cluster import TLS_VARIABLES, Workers, _run_one, run_tasks
+from graphbuild.system.worker_checks import Expected, inspect_worker, versions
 
 Report = Callable[[int], None]
 
@@ -291,7 +292,7 @@ def test_worker_of_another_version_is_refused_before_work_starts(
     tmp_path: Path, worker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = {**versions(), "torch": "9.9"}
-    monkeypatch.setattr("graphbuild.system.cluster.versions", lambda: here)
+    monkeypatch.setattr("graphbuild.system.worker_checks.versions", lambda: here)
     with pytest.raises(ResourceError, match=rf"runs torch {version('torch').replace('+', '.')} \(here 9\.9\)"):
         list(run_tasks(square, [(1,)], workers=Workers(scheduler=worker), shared=[tmp_path], report=lambda _: None))
     assert list(tmp_path.glob(".probe*")) == []
@@ -346,7 +347,7 @@ def test_a_worker_that_joins_late_with_other_weights_does_no_work(tmp_path: Path
 
 
 def test_a_check_that_ends_after_the_command_leaves_no_probe(tmp_path: Path, worker: str) -> None:
-    expected = _Expected(versions(), str(tmp_path / ".probe-1.tmp"), "1", (str(tmp_path),), None)
+    expected = Expected(versions(), str(tmp_path / ".probe-1.tmp"), "1", (str(tmp_path),), None)
     Path(expected.probe).write_text("1")
     with Client(worker, set_as_default=False) as client:
         assert client.submit(_run_one, rest, (1,), expected).result() == 1
@@ -397,7 +398,7 @@ def looked(folder: Path, **changes: object) -> str | None:
     """What a worker would say of a folder that the client has probed."""
     probe = folder / ".probe-1.tmp"
     expected = {"versions": {}, "probe": str(probe), "token": "1", "shared": (str(folder),), "check": None, **changes}
-    return _inspect_worker(_Expected(**expected))[0]  # type: ignore[arg-type]
+    return inspect_worker(Expected(**expected))[0]  # type: ignore[arg-type]
 
 
 def test_folder_that_is_missing_or_another_on_a_worker_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graphbuild.errors import OptionError
-from graphbuild.store.files import write_text
+from graphbuild.store.atomic import write_text
 from graphbuild.store.graph import Graph
 from graphbuild.store.images import recorded
 from graphbuild.store.outputs import require_replaceable
