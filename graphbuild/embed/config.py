@@ -10,6 +10,7 @@ from graphbuild.embed.text.policy import NOTES
 from graphbuild.embed.text.repeats import COUNTED
 from graphbuild.store import schemas
 from graphbuild.store.repeats import OnDuplicate
+from graphbuild.system.answers import next_steps
 
 LEFT_OUT = {
     "failed_downloads": "rows whose picture was not downloaded, left out",
@@ -119,7 +120,7 @@ class EmbedResult:
                 f"{unknown:,} captions of which half the tokens or more are unknown to the encoder: texts of the same known tokens "
                 "are one text. For other languages choose a multilingual --encoder"
             )
-        return "\n".join([*lines, f"next: graphbuild knn --graph-dir {self.graph_dir}"])
+        return "\n".join([*lines, next_steps("graphbuild knn", graph_dir=self.graph_dir)])
 
     def to_json(self) -> dict[str, Any]:
         """Return the same, for scripts."""

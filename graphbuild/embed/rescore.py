@@ -25,6 +25,7 @@ from graphbuild.store.files import ShardRange, finished
 from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest, up_to_date
 from graphbuild.store.stage import Made, run_stage, writing
+from graphbuild.system.answers import next_steps
 from graphbuild.system.cluster import Workers, run_tasks
 from graphbuild.system.progress import progress, say
 
@@ -94,7 +95,7 @@ class RescoreResult:
         done = "already done, nothing to do; " if self.already_done else ""
         head = f"{self.graph_dir}: {done}{self.pairs:,} pairs rescored, the {self.top:,} nearest of {self.texts:,} texts; "
         head += f"{self.changed_nearest:.1%} of the texts have another nearest one; {_spell(self.seconds)}"
-        return f"{head}\nnext: train run --graph-dir {self.graph_dir} --similarity rescored --absent 0"
+        return f"{head}\n{next_steps('train run --similarity rescored --absent 0', graph_dir=self.graph_dir)}"
 
     def to_json(self) -> dict[str, Any]:
         """The same for scripts."""

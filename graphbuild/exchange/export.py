@@ -19,6 +19,7 @@ from graphbuild.store.atomic import atomic_path
 from graphbuild.store.frames import Frames, graph_blocks
 from graphbuild.store.graph import Graph
 from graphbuild.store.outputs import MARK, PARQUET_METADATA, require_replaceable
+from graphbuild.system.answers import next_steps
 from graphbuild.system.progress import progress
 
 _EDGES_A_BLOCK = 1 << 20
@@ -32,13 +33,16 @@ class ExportResult:
     """The file that was written."""
 
     out: Path
+    form: ExportForm
     texts: int
     edges: int
     bytes: int
 
     def summary(self) -> str:
-        """One line for people."""
-        return f"{self.out}: {self.edges:,} edges of {self.texts:,} texts, {self.bytes / 1e6:,.1f} MB"
+        """Return what was written, and how it is read, in two lines for people."""
+        reader = "polars.scan_parquet" if self.form == "parquet" else "scipy.sparse.load_npz"
+        written = f"{self.out}: {self.edges:,} edges of {self.texts:,} texts, {self.bytes / 1e6:,.1f} MB"
+        return f"{written}\n{next_steps(f'in Python, {reader}({str(self.out)!r})')}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the same for scripts."""
@@ -72,7 +76,7 @@ def export_edges(graph_dir: Path, out: Path, form: ExportForm | None = None, *, 
         else:
             _write_csr(graph, temporary)
             meter.advance(graph.n_texts)
-    return ExportResult(out=out, texts=graph.n_texts, edges=graph.n_texts * graph.k, bytes=out.stat().st_size)
+    return ExportResult(out=out, form=form, texts=graph.n_texts, edges=graph.n_texts * graph.k, bytes=out.stat().st_size)
 
 
 def _write_csr(graph: Graph, path: Path) -> None:

@@ -35,6 +35,7 @@ from graphbuild.store.lookup import SampleLookup, build_lookup
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.stage import Made, run_stage, writing
 from graphbuild.store.tables import read_parquet, read_texts
+from graphbuild.system.answers import next_steps
 from graphbuild.system.progress import progress
 from graphbuild.targets.mixture import share_weights
 
@@ -76,14 +77,14 @@ class FuseResult:
         how = " + ".join(f"{weight:.3g}" for weight in self.weights) if self.rule == "mean" else self.rule
         head = f"{self.graph_dir}: {self.counts['samples']:,} samples, {self.counts['texts']:,} texts"
         if self.dim is not None:
-            return f"{head}, {self.dim:,} wide, {how}{done}\nnext: graphbuild knn --graph-dir {self.graph_dir}"
+            return f"{head}, {self.dim:,} wide, {how}{done}\n{next_steps('graphbuild knn', graph_dir=self.graph_dir)}"
         proven, texts = self.facts["certified_rows"] + self.facts["recomputed_rows"], self.facts["texts"]
         lines = [
             f"{head}, {self.facts['k']:,} neighbours a text, {how}{done}",
             f"{proven:,} of {texts:,} rows ({proven / texts:.1%}) are proven exact, {self.facts['recomputed_rows']:,} of them by a "
             "search of all texts",
             *describe_absent(self.facts),
-            f"next: graphbuild verify --graph-dir {self.graph_dir}",
+            next_steps("graphbuild verify", graph_dir=self.graph_dir),
         ]
         return "\n".join(lines)
 

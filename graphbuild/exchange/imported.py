@@ -24,6 +24,7 @@ from graphbuild.store.hashes import hash_strings
 from graphbuild.store.lookup import build_lookup
 from graphbuild.store.manifest import Manifest, stage_key, up_to_date
 from graphbuild.store.stage import Made, run_stage, writing
+from graphbuild.system.answers import next_steps
 from graphbuild.system.decoding import NotText, read_text
 from graphbuild.system.inputs import PARQUET, suffix_of
 from graphbuild.system.progress import progress
@@ -76,7 +77,7 @@ class ImportResult:
             "pairs of two similarities (the larger is taken)": "unequal_pairs",
         }
         counted = (f"{self.facts[key]:,} {name}" for name, key in left_out.items() if self.facts[key])
-        return "\n".join([head, *counted, f"next: graphbuild report --graph-dir {self.graph_dir}"])
+        return "\n".join([head, *counted, next_steps("graphbuild report", graph_dir=self.graph_dir)])
 
     def to_json(self) -> dict[str, Any]:
         """Return the same for scripts."""

@@ -26,6 +26,7 @@ from graphbuild.store.manifest import Manifest
 from graphbuild.store.neighbors import REMEDY
 from graphbuild.store.tables import map_arrow, read_parquet
 from graphbuild.store.verified import require_verified
+from graphbuild.system.answers import next_steps
 from graphbuild.system.cards import Repository, front_matter, last_name, license_fields, require_own_card, table
 from graphbuild.system.progress import progress
 
@@ -74,7 +75,9 @@ class PublishResult:
         """A line or two for people."""
         held = ", ".join(f"{rows:,} {name}" for name, rows in self.rows.items())
         written = f"{self.out}: {self.files} files, {self.bytes / 1e6:,.1f} MB ({held})"
-        return written if self.url is None else f"{written}\nuploaded: {self.url}"
+        if self.url is not None:
+            written += f"\nuploaded: {self.url}"
+        return f"{written}\n{next_steps(f'in Python, datasets.load_dataset({str(self.out)!r}, {EDGES!r})')}"
 
     def to_json(self) -> dict[str, Any]:
         """The same for scripts."""

@@ -32,6 +32,7 @@ from graphbuild.store.lookup import SampleLookup, build_lookup
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.stage import Made, run_stage, writing
 from graphbuild.store.tables import read_parquet
+from graphbuild.system.answers import next_steps
 from graphbuild.system.decoding import NotText, read_text
 from graphbuild.system.inputs import PARQUET, suffix_of
 from graphbuild.system.progress import progress, stages
@@ -77,7 +78,7 @@ class SubsetResult:
         if self.unknown:
             shown = ", ".join(repr(one) for one in self.examples)
             lines.append(f"{self.unknown:,} of {self.asked:,} ids are not in the graph, such as {shown}")
-        return "\n".join([*lines, f"next: graphbuild knn --graph-dir {self.graph_dir}"])
+        return "\n".join([*lines, next_steps("graphbuild knn", graph_dir=self.graph_dir)])
 
     def to_json(self) -> dict[str, Any]:
         """Return the same for scripts."""

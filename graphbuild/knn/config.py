@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from graphbuild.store import schemas
+from graphbuild.system.answers import next_steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,17 +63,15 @@ class KnnResult:
         """One or two lines for people."""
         width = f"{self.k:,} neighbours a text" + (" (complete)" if self.complete else "")
         head = f"{self.graph_dir}: {self.texts:,} texts, {width}, sketch of {self.sketch_dim} bytes, {self.shards} shard(s)"
+        after = next_steps("graphbuild verify", "graphbuild report", "train run", graph_dir=self.graph_dir)
         if self.already_done:
-            return f"{head}: already done, nothing to do"
+            return f"{head}: already done, nothing to do\n{after}"
         kept = f", {self.reused_shards} shard(s) were there" if self.reused_shards else ""
         extended = f", {self.extended_shards} shard(s) were compared with new texts only" if self.extended_shards else ""
         lines = [f"{head}: {self.seconds:.1f} s{kept}{extended}"]
         if isinstance(self.k_asked, int) and self.k_asked > self.k:
             lines.append(f"k {self.k_asked:,} is more than the {self.k:,} other texts: all are stored")
-        commands = " | ".join(
-            f"{name} --graph-dir {self.graph_dir}" for name in ("graphbuild verify", "graphbuild report", "train run")
-        )
-        return "\n".join([*lines, f"next: {commands}"])
+        return "\n".join([*lines, after])
 
     def to_json(self) -> dict[str, Any]:
         """Return the same for scripts."""

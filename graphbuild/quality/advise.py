@@ -19,7 +19,7 @@ from graphbuild.quality.fidelity import (
     choose_tau_s,
     measure_fidelity,
 )
-from graphbuild.system.answers import plain, render, table
+from graphbuild.system.answers import next_steps, plain, render, table
 from graphbuild.system.progress import stages
 
 TAUS = (0.05, 0.07, 0.1, 0.12, 0.15, 0.2)
@@ -50,10 +50,11 @@ class Advice:
     def summary(self) -> str:
         """Return the recommendation and two tables for people."""
         found, choice = self.found, self.recommended
+        chosen = f"--k {choice.k} --sketch-dim {choice.sketch_dim}"
         head = (
             f"{self.graph_dir}: batches of {self.config.batch_size:,}; stored neighbours per anchor: "
             f"{found.hit_rate_random:.3g} at random, {found.hit_rate_neighbors:.3g} in chunks of {self.config.chunk}\n"
-            f"recommended: --k {choice.k} --sketch-dim {choice.sketch_dim} (graphbuild knn), --tau-s {choice.tau_s:g} (train run)"
+            f"recommended: {chosen} (graphbuild knn), --tau-s {choice.tau_s:g} (train run)"
         )
         why = table(("",))
         why.show_header = False
@@ -70,7 +71,8 @@ class Advice:
                 ("tau_s", "random", "own view", "neighbors", "own view", "target"), map(_sharpness_cells, found.sharpness)
             ),
         }
-        return render(head, tables)
+        after = next_steps(f"graphbuild knn {chosen} --dry-run", f"train run --tau-s {choice.tau_s:g}", graph_dir=self.graph_dir)
+        return f"{render(head, tables)}\n\n{after}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the same for scripts."""

@@ -21,7 +21,7 @@ from graphbuild.quality.view import GraphView
 from graphbuild.store import schemas
 from graphbuild.store.graph import Graph
 from graphbuild.store.hashes import hash_strings
-from graphbuild.system.answers import plain, render, show, table
+from graphbuild.system.answers import next_steps, plain, quoted, render, show, table
 from graphbuild.system.progress import progress, stages
 
 _RANKS = (1, 4, 16, 64, 256, 1024)
@@ -70,7 +70,11 @@ class Comparison:
             rows = f"{self.correlated_texts:,} texts with {_FEWEST_SHARED} or more"
             head += f"\nrank correlation of the neighbours in both: {self.rank_correlation:.3f}, mean of {rows}"
         title = f"texts that changed most (first {self.changed_rank:,} neighbours)"
-        return render(head, {"neighbours in both, by rank": overlap, title: changed})
+        after = next_steps(
+            *(f"graphbuild report --graph-dir {quoted(one)}" for one in (self.first, self.second)),
+            f"graphbuild fuse {quoted(self.first)} {quoted(self.second)} --out NEW_GRAPH",
+        )
+        return f"{render(head, {'neighbours in both, by rank': overlap, title: changed})}\n\n{after}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the same for scripts."""

@@ -16,7 +16,7 @@ from graphbuild.quality.samples import has_several_captions
 from graphbuild.quality.view import GraphView
 from graphbuild.store import schemas
 from graphbuild.store.manifest import Manifest
-from graphbuild.system.answers import pair_table, plain, render, show, table
+from graphbuild.system.answers import next_steps, pair_table, plain, render, show, table
 from graphbuild.system.progress import stages as progress_stages
 
 if TYPE_CHECKING:
@@ -54,8 +54,10 @@ class GraphSummary:
         }
         if self.health is None:
             tables["similarity to the neighbour of each rank"] = similarity_table(self.similarity_by_rank)
-            return render(str(self.graph_dir), tables)
-        return render(str(self.graph_dir), {**tables, **health_tables(self.health)})
+        else:
+            tables |= health_tables(self.health)
+        commands = ("graphbuild report", "graphbuild advise") if "knn" in self.stages else ("graphbuild status",)
+        return f"{render(str(self.graph_dir), tables)}\n\n{next_steps(*commands, graph_dir=self.graph_dir)}"
 
     def _text_facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = self.stages.get("text", {}).get("facts", {})

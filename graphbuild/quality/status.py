@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from graphbuild.store.files import damage
 from graphbuild.store.manifest import STAGES, Manifest, Stage
-from graphbuild.system.answers import plain, render, table
+from graphbuild.system.answers import next_steps, plain, quoted, render, table
 
 State = Literal["done", "missing", "damaged", "out of date"]
 
@@ -54,7 +54,7 @@ class GraphStatus:
             made.add_row(one.stage, one.state, *sizes, plain(one.detail))
         counts = ", ".join(f"{self.counts[name]:,} {name}" for name in ("samples", "captions", "texts") if name in self.counts)
         tables = render(f"{self.graph_dir}: data set {self.dataset}" + (f", {counts}" if counts else ""), {"stages": made})
-        return "\n".join([tables, "", *(f"next: {command}" for command in self.next)])
+        return "\n".join([tables, "", *map(next_steps, self.next)])
 
     def to_json(self) -> dict[str, Any]:
         """Return the same for scripts."""
@@ -120,14 +120,12 @@ def _look(graph_dir: Path, stage: Stage | None, name: str, digests: dict[str, st
 
 
 def _next(graph_dir: Path, stages: tuple[StageStatus, ...]) -> tuple[str, ...]:
+    graph = f"--graph-dir {quoted(graph_dir)}"
     to_do = next((one for one in stages if one.state != "done" and one.stage in _COMMANDS), None)
     if to_do is None:
-        return tuple(
-            command.format(graph_dir)
-            for command in ("graphbuild verify --graph-dir {}", "graphbuild report --graph-dir {}", "train run --graph-dir {}")
-        )
+        return tuple(f"{command} {graph}" for command in ("graphbuild verify", "graphbuild report", "train run"))
     command = _COMMANDS[to_do.stage]
     if command in ("embed", "rescore"):
-        return (f"graphbuild {command} --graph-dir {graph_dir} with the options it was begun with: it goes on where it stopped",)
+        return (f"graphbuild {command} {graph} with the options it was begun with: it goes on where it stopped",)
     overwrite = " --overwrite" if to_do.state == "out of date" else ""
-    return (f"graphbuild {command} --graph-dir {graph_dir}{overwrite}",)
+    return (f"graphbuild {command} {graph}{overwrite}",)

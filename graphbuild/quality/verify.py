@@ -24,6 +24,7 @@ from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.neighbors import Rows
 from graphbuild.store.tables import read_parquet
+from graphbuild.system.answers import next_steps
 from graphbuild.system.progress import progress, stages
 
 _LEAST_SAMPLE = 1000
@@ -66,7 +67,7 @@ class VerifyResult:
             lines.append(f"neighbours ({width}, {self.method}): order, range, self and symmetry are right")
             lines += self._quality_lines(self.quality) if self.quality else []
         commands = ("graphbuild knn",) if self.k is None else ("graphbuild report", "train run")
-        return "\n".join([*lines, "next: " + " | ".join(f"{name} --graph-dir {self.graph_dir}" for name in commands)])
+        return "\n".join([*lines, next_steps(*commands, graph_dir=self.graph_dir)])
 
     @staticmethod
     def _quality_lines(quality: Quality) -> list[str]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -72,6 +74,22 @@ def show(value: Any) -> str:
         return f"{value:,}"
     text = json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list | tuple) else str(value)
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+
+
+def next_steps(*commands: str, graph_dir: Path | None = None) -> str:
+    """Return the line that ends an answer: what a user would do next, to be pasted into a shell.
+
+    Args:
+        commands: One or more; words that a user has to put in stand in capitals.
+        graph_dir: Added to each as its --graph-dir.
+    """
+    end = "" if graph_dir is None else f" --graph-dir {quoted(graph_dir)}"
+    return "next: " + " | ".join(command + end for command in commands)
+
+
+def quoted(path: Path) -> str:
+    """Return a path as one word of a shell's command."""
+    return shlex.quote(str(path))
 
 
 def encode(frame: pl.DataFrame, form: Form) -> bytes:

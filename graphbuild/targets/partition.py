@@ -27,6 +27,7 @@ from graphbuild.store.manifest import Manifest, Stage, stage_key
 from graphbuild.store.neighbors import outside
 from graphbuild.store.stage import writing
 from graphbuild.store.tables import map_arrow
+from graphbuild.system.answers import next_steps
 from graphbuild.system.memory import resolve_limit
 from graphbuild.system.progress import progress
 
@@ -127,7 +128,7 @@ class PartitionResult:
             f"{self.path}: {self.samples:,} samples in {facts['chunks']:,} chunks of {self.chunk}, "
             f"{facts['neighbors_per_anchor']:.2f} stored neighbours per anchor in its chunk "
             f"({facts['neighbors_per_anchor_random']:.2g} at random){note}: {done}\n"
-            "next: train run --batches neighbors"
+            f"{next_steps('train run --batches neighbors')}"
         )
 
     def to_json(self) -> dict[str, Any]:

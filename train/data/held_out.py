@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import glob
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import xxhash
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store.graph import Graph
 from graphbuild.store.images import recorded
+from graphbuild.system.answers import quoted
 from train.config import TrainConfig
 from train.data.base import Bool, ImageSource
 from train.data.sources import CIFAR, recorded_images
@@ -115,7 +115,7 @@ def default_label_column(config: TrainConfig, dataset: Mapping[str, Any], source
 
 def eval_command(run_dir: Path, config: TrainConfig, source: ImageSource, graph: Graph | None) -> str:
     """Return the `train eval` command that works for a run; what the user has to name stands there in capitals."""
-    command = f"train eval {shlex.quote(str(run_dir))}"
+    command = f"train eval {quoted(run_dir)}"
     if not config.val_ids and not config.val_fraction and not _is_there(find_validation(config, graph)):
         command += " --data HELD_OUT_IMAGES"
     if default_label_column(config, graph.manifest.dataset if graph else {}, source) is None:

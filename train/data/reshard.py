@@ -23,6 +23,7 @@ from graphbuild.errors import ArtifactError, OptionError, ResourceError
 from graphbuild.store.atomic import atomic_path, write_json
 from graphbuild.store.digests import digest_file
 from graphbuild.store.folders import remove_temporaries
+from graphbuild.system.answers import next_steps, quoted
 from graphbuild.system.archives import OWN_FIELD, SAMPLE_ID
 from graphbuild.system.progress import progress
 from graphbuild.targets.partition import PartitionConfig
@@ -62,8 +63,8 @@ class ReshardResult:
         last = f"; {self.unknown:,} that the graph does not know come last" if self.unknown else ""
         kept = f", {self.shards - self.written:,} of them were there" if self.written < self.shards else ""
         return (
-            f"{self.out}: {self.samples:,} samples, each exactly once, in {self.shards:,} shards{kept}{last}. "
-            f"Train on them with: train run --data {self.out} --batches neighbors"
+            f"{self.out}: {self.samples:,} samples, each exactly once, in {self.shards:,} shards{kept}{last}\n"
+            f"{next_steps(f'train run --data {quoted(self.out)} --batches neighbors')}"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from graphbuild.errors import OptionError
 from graphbuild.store import schemas
 from graphbuild.store.atomic import remove_stale_temporaries
 from graphbuild.store.graph import Graph
+from graphbuild.system.answers import next_steps, quoted
 from graphbuild.system.progress import progress, stages
 from train.config import TrainConfig
 from train.evaluate.cache import FOLDER, Extraction, features_of
@@ -99,7 +100,8 @@ class EvalResult:
                 if name not in _HIDDEN and not name.endswith("_ci95"):
                     cells = "".join(f"{_shown(by_column[column], name):>20}" for by_column in self.scores.values())
                     lines.append(f"{column:<{wide}}{name:<26}{cells}")
-        return "\n".join([*lines, f"next: train report {self.run_dir} | train compare {self.run_dir} OTHER_RUNS"])
+        run = quoted(self.run_dir)
+        return "\n".join([*lines, next_steps(f"train report {run}", f"train compare {run} OTHER_RUNS")])
 
     def to_json(self) -> dict[str, Any]:
         """Return the same for scripts."""

@@ -17,6 +17,7 @@ from graphbuild.errors import ArtifactError, OptionError
 from graphbuild.store.atomic import atomic_path, remove_stale_temporaries, write_bytes
 from graphbuild.store.graph import Graph
 from graphbuild.store.outputs import PARQUET_METADATA, require_replaceable
+from graphbuild.system.answers import next_steps
 from graphbuild.system.cards import Repository, last_name, require_own_card
 from train.config import TrainConfig
 from train.data.base import decode_centre
@@ -52,13 +53,13 @@ class ExportResult:
     """Of the repository, where it was uploaded."""
 
     def summary(self) -> str:
-        """Return one line for people."""
+        """Return what was written in a line for people, and where it is said how to load it."""
         written = f"{self.weights} (sha256 {self.sha256[:16]}...) and {self.card}"
         written += f", uploaded to {self.url}" if self.url else ""
-        if self.features is None:
-            return written
-        corrupt = f"; {self.corrupt_images:,} cannot be read and were left out" if self.corrupt_images else ""
-        return f"{written}; features of {self.images:,} images in {self.features}{corrupt}"
+        if self.features is not None:
+            corrupt = f"; {self.corrupt_images:,} cannot be read and were left out" if self.corrupt_images else ""
+            written += f"; features of {self.images:,} images in {self.features}{corrupt}"
+        return f"{written}\n{next_steps(f'load it as {self.card} shows')}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the same for scripts."""

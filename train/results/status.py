@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from graphbuild.errors import OptionError
-from graphbuild.system.answers import plain, render, table
+from graphbuild.system.answers import next_steps, plain, quoted, render, table
 from train.run.checkpoint import WEIGHTS, checkpoints
 from train.run.folder import CONFIG_FILE, EVAL_FILE, read_run_config
 from train.run.metrics import read_metrics
@@ -54,7 +54,7 @@ class RunsStatus:
             loss, rate = (("" if value is None else f"{value:,.4g}") for value in (one.loss, one.images_per_s))
             figures = (checkpoint, loss, rate, f"{one.megabytes:,.1f}")
             made.add_row(plain(str(one.run_dir)), one.objective, one.state, f"{one.step:,}", one.asked, *figures)
-        return "\n".join([render(f"{len(self.runs)} run(s)", {"runs": made}), "", *(f"next: {one.next}" for one in self.runs)])
+        return "\n".join([render(f"{len(self.runs)} run(s)", {"runs": made}), "", *(next_steps(one.next) for one in self.runs)])
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return the same for scripts."""
@@ -79,7 +79,7 @@ def _look(run_dir: Path) -> RunStatus:
     last = lines[-1] if lines else {}
     saved = checkpoints(run_dir)
     finished, evaluated = (run_dir / WEIGHTS).exists(), (run_dir / EVAL_FILE).exists()
-    resume = f"train run --config {run_dir / CONFIG_FILE} --run-dir {run_dir}"
+    resume = f"train run --config {quoted(run_dir / CONFIG_FILE)} --run-dir {quoted(run_dir)}"
     return RunStatus(
         run_dir=run_dir,
         objective=config.objective,
@@ -90,5 +90,5 @@ def _look(run_dir: Path) -> RunStatus:
         loss=last.get("loss"),
         images_per_s=last.get("images_per_s"),
         megabytes=sum(path.stat().st_size for path in run_dir.rglob("*") if path.is_file()) / 1e6,
-        next=(f"train report {run_dir}" if evaluated else f"train eval {run_dir}") if finished else resume,
+        next=f"train {'report' if evaluated else 'eval'} {quoted(run_dir)}" if finished else resume,
     )

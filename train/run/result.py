@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from graphbuild.system.answers import next_steps
 from train.run.folder import RunFolder
 from train.run.metrics import read_metrics
 
@@ -30,7 +31,7 @@ class RunResult:
     def summary(self) -> str:
         """Return lines for people."""
         if self.first_step == self.steps:
-            return f"{self.run_dir}: was finished before ({self.steps:,} steps).\nnext: {self.eval_command}"
+            return f"{self.run_dir}: was finished before ({self.steps:,} steps).\n{next_steps(self.eval_command)}"
         before = f", went on from step {self.first_step:,}" if self.first_step else ""
         rate = self.images_seen / max(self.seconds, 1e-9)
         kl = self.last.get("kl")
@@ -38,7 +39,7 @@ class RunResult:
         return (
             f"{self.run_dir}: {self.objective}, {self.steps:,} steps{before}, {self.images_seen:,} images in {self.seconds:,.0f} s "
             f"({rate:,.0f}/s); loss {_number(self.last.get('loss'))}{away}\n"
-            f"next: {self.eval_command}"
+            f"{next_steps(self.eval_command)}"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from graphbuild.store import schemas
+from graphbuild.system.answers import next_steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,8 +53,7 @@ class RelateResult:
         sketch = f"sketch of {self.sketch_dim} bytes" if self.sketch_dim else "no sketch (train with --absent)"
         head = f"{self.graph_dir}: {self.counts['samples']:,} samples, {self.counts['texts']:,} texts, {width}, {sketch}"
         lines = [f"{head}: already done, nothing to do" if self.already_done else head, *describe_absent(self.facts)]
-        names = ("graphbuild verify", "graphbuild report", "train run")
-        return "\n".join([*lines, f"next: {' | '.join(f'{name} --graph-dir {self.graph_dir}' for name in names)}"])
+        return "\n".join([*lines, next_steps("graphbuild verify", "graphbuild report", "train run", graph_dir=self.graph_dir)])
 
     def to_json(self) -> dict[str, Any]:
         """The same for scripts."""

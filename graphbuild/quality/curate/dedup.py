@@ -22,7 +22,7 @@ from graphbuild.store import schemas
 from graphbuild.store.frames import Frames, graph_blocks
 from graphbuild.store.neighbors import Ids
 from graphbuild.store.outputs import require_replaceable
-from graphbuild.system.answers import plain, render, show, table
+from graphbuild.system.answers import next_steps, plain, quoted, render, show, table
 from graphbuild.system.progress import progress, stages
 
 LEVELS = (0.99, 0.98, 0.97, 0.95, 0.93, 0.9)
@@ -70,7 +70,7 @@ class DedupResult:
         ]
         if self.out is not None:
             lines.append(f"{self.out}: {self.kept_samples:,} of {self.samples:,} samples are kept, each with its reason")
-            lines.append(f"next: graphbuild subset --graph-dir {self.graph_dir} --keep {self.out} --out NEW_GRAPH")
+            lines.append(next_steps(f"graphbuild subset --keep {quoted(self.out)} --out NEW_GRAPH", graph_dir=self.graph_dir))
         if self.full_rows:
             lines.append(
                 f"{self.full_rows:,} texts have more near-duplicates than neighbours are stored; some may remain. Run `graphbuild "

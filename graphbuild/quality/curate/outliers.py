@@ -17,7 +17,8 @@ from graphbuild.errors import OptionError
 from graphbuild.quality.curate.decisions import Decisions, require_neighbors, write_decisions
 from graphbuild.store.frames import Frames
 from graphbuild.store.outputs import require_replaceable
-from graphbuild.system.answers import plain, render, show, table
+from graphbuild.system.answers import next_steps, plain, quoted, render, show, table
+from graphbuild.system.progress import progress, stages
 
 REASONS = ("ordinary", "outlier")
 _LISTED = 10
@@ -45,7 +46,7 @@ class OutliersResult:
             f"{self.graph_dir}: {self.outliers:,} of {self.texts:,} texts are outliers: mean similarity to the nearest "
             f"{self.ranks} below {self.below:.4f}\n"
             f"{self.out}: {self.kept_samples:,} of {self.samples:,} samples are kept, each with its reason\n"
-            f"next: graphbuild subset --graph-dir {self.graph_dir} --keep {self.out} --out NEW_GRAPH"
+            f"{next_steps(f'graphbuild subset --keep {quoted(self.out)} --out NEW_GRAPH', graph_dir=self.graph_dir)}"
         )
         listed = table(("similarity", "text_id", "text"), right=("similarity", "text_id"))
         for text_id, score, text in self.farthest:
@@ -81,10 +82,12 @@ def find_outliers(
     require_neighbors(tables)
     if ranks > tables.graph.k:
         raise OptionError(f"--ranks {ranks}: {tables.graph.k} neighbours are stored of a text. Choose at most as many.")
-    score_N = _scores(tables, ranks)
-    limit = below if below is not None else float(np.quantile(score_N, 0.01 if share is None else share))
-    outlier_N = score_N < limit
-    written = write_decisions(tables, out, _decide(tables, outlier_N, score_N))
+    with stages("scores", "decisions"):
+        score_N, nearest_N = _scores(tables, ranks)
+        limit = below if below is not None else float(np.quantile(score_N, 0.01 if share is None else share))
+        outlier_N = score_N < limit
+        with progress("decisions", None):
+            written = write_decisions(tables, out, _decide(outlier_N, score_N, nearest_N))
     farthest = np.lexsort((np.arange(len(score_N)), score_N))[: min(_LISTED, int(outlier_N.sum()))]
     texts = dict(tables.texts_of(farthest.tolist()).iter_rows())
     return OutliersResult(
@@ -100,18 +103,24 @@ def find_outliers(
     )
 
 
-def _scores(tables: Frames, ranks: int) -> npt.NDArray[np.float32]:
-    parts = [rows.similarities[:, :ranks].astype(np.float32).mean(axis=1) for _, rows in tables.graph.shard_rows()]
-    return np.concatenate(parts)
+def _scores(tables: Frames, ranks: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    """Return the mean similarity of each text to its nearest `ranks`, and the nearest one."""
+    score_N, nearest_N = np.empty(tables.graph.n_texts, np.float32), np.empty(tables.graph.n_texts, np.int32)
+    with progress("scores", tables.graph.n_texts, unit="texts") as meter:
+        for start, rows in tables.graph.shard_rows():
+            span = slice(start, start + len(rows.neighbor_ids))
+            score_N[span] = rows.similarities[:, :ranks].astype(np.float32).mean(axis=1)
+            nearest_N[span] = rows.neighbor_ids[:, 0]
+            meter.advance(len(rows.neighbor_ids))
+    return score_N, nearest_N
 
 
-def _decide(tables: Frames, outlier_N: npt.NDArray[np.bool_], score_N: npt.NDArray[np.float32]) -> Decisions:
-    nearest = [np.asarray(rows.neighbor_ids[:, 0]) for _, rows in tables.graph.shard_rows()]
+def _decide(outlier_N: npt.NDArray[np.bool_], score_N: npt.NDArray[np.float32], nearest_N: npt.NDArray[np.int32]) -> Decisions:
     return Decisions(
         keep_N=~outlier_N,
         reason_N=outlier_N.astype(np.int8),
         reasons=REASONS,
-        other_N=np.concatenate(nearest).astype(np.int32),
+        other_N=nearest_N,
         similarity_N=score_N,
         one_sample_a_text=False,
     )

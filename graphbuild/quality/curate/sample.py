@@ -24,6 +24,7 @@ from graphbuild.store.frames import Frames, graph_blocks
 from graphbuild.store.graph import Graph
 from graphbuild.store.neighbors import Ids
 from graphbuild.store.outputs import require_replaceable
+from graphbuild.system.answers import next_steps, quoted
 from graphbuild.system.progress import progress, stages
 
 REASONS = ("chosen", "covered by a chosen text", "not covered")
@@ -55,7 +56,7 @@ class SampleResult:
             f"{self.graph_dir}: {self.chosen:,} of {self.texts:,} texts chosen; coverage {self.coverage:.4f}, at random "
             f"{self.random_coverage:.4f}; {self.uncovered:,} texts are no stored neighbour of a chosen one\n"
             f"{self.out}: {self.kept_samples:,} of {self.samples:,} samples are kept, each with its reason\n"
-            f"next: graphbuild subset --graph-dir {self.graph_dir} --keep {self.out} --out NEW_GRAPH"
+            f"{next_steps(f'graphbuild subset --keep {quoted(self.out)} --out NEW_GRAPH', graph_dir=self.graph_dir)}"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from graphbuild.store import schemas
 from graphbuild.store.atomic import atomic_path, write_json
 from graphbuild.store.frames import Frames
 from graphbuild.store.outputs import PARQUET_METADATA, require_replaceable
+from graphbuild.system.answers import next_steps, quoted
 from graphbuild.system.progress import progress, stages
 
 FOLDER = "explore"
@@ -73,9 +74,10 @@ class ExploreResult:
             self.truth.summary(),
         ]
         if self.site is not None:
-            return "\n".join([*lines, f"{self.site}: a static site; serve it: python -m http.server --directory {self.site}"])
+            serve = f"python -m http.server --bind 127.0.0.1 --directory {quoted(self.site)}"
+            return "\n".join([*lines, f"{self.site}: a static site", next_steps(serve)])
         command = shlex.join(viewer_arguments(images=self.images > 0))
-        return "\n".join([*lines, f"look at it: cd {shlex.quote(str(self.folder))} && {self.viewer or HINT} {command}"])
+        return "\n".join([*lines, next_steps(f"cd {quoted(self.folder)} && {self.viewer or HINT} {command}")])
 
     def to_json(self) -> dict[str, Any]:
         """Return the same for scripts."""

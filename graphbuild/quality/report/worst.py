@@ -5,7 +5,6 @@ Shape letters: N texts, H hubs, K neighbours stored.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from graphbuild.quality.health.edges import NEAR_RANKS
 from graphbuild.quality.health.result import Health
 from graphbuild.quality.view import GraphView
 from graphbuild.store.graph import Graph
+from graphbuild.system.answers import quoted
 
 HUBS = GROUPS = 6
 MEMBERS = 6
@@ -146,7 +146,7 @@ def worst_cases(found: Found, health: Health, graph_dir: Path, shown: Callable[.
         graph_dir: As the commands name it.
         shown: Makes a text of an id and a similarity.
     """
-    graph = f"--graph-dir {shlex.quote(str(graph_dir))}"
+    graph = f"--graph-dir {quoted(graph_dir)}"
     degrees = {int(entry["text_id"]): int(entry["in_degree"]) for entry in health.hubs}
 
     def cases(members_of: dict[int, list[tuple[int, float]]], counts: dict[int, int]) -> tuple[Case, ...]:

@@ -22,6 +22,7 @@ from graphbuild.quality.view import GraphView
 from graphbuild.store import schemas
 from graphbuild.store.atomic import write_json, write_text
 from graphbuild.store.outputs import require_replaceable
+from graphbuild.system.answers import next_steps, quoted
 from graphbuild.system.progress import progress, stages
 
 _NEIGHBORHOODS, _NEIGHBORS = 8, 6
@@ -44,7 +45,7 @@ class ReportResult:
         """Return a few lines for people, warnings first."""
         lines = [f"warning: {warning}" for warning in self.warnings]
         lines.append(f"{self.out}: {self.bytes / 1e3:,.0f} kB, one file, no network needed; {self.metrics}")
-        return "\n".join([*lines, f"next: open it in a browser | {' | '.join(self.next)}"])
+        return "\n".join([*lines, next_steps("open it in a browser", *self.next)])
 
     def to_json(self) -> dict[str, Any]:
         """Return the same for scripts."""
@@ -118,7 +119,7 @@ def write_report(
     )
     write_text(out, render(page))
     write_json(metrics, health.to_json() | ({"fidelity": asdict(found)} if found else {}))
-    commands = tuple(f"{name} --graph-dir {graph_dir}" for name in ("graphbuild explore", "train run"))
+    commands = tuple(f"{name} --graph-dir {quoted(graph_dir)}" for name in ("graphbuild explore", "train run"))
     return ReportResult(
         out=out, metrics=metrics, warnings=tuple(head for head, _ in warnings), bytes=out.stat().st_size, next=commands
     )
