@@ -21,6 +21,17 @@ settings.load_profile("fixed")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_finish() -> None:
+    """Leave out of every later search for garbage what was imported: millions of objects, and none of them is garbage."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let it be found at the end, for libraries complain of what outlives the interpreter."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the clone; tests that need it skip where it is missing, and fail in CI."""
