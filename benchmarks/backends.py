@@ -16,8 +16,9 @@ import numpy as np
 
 from benchmarks.__main__ import conditions
 from benchmarks.captions import read_captions
-from graphbuild.embed.encoder import Encoder, SentenceEncoder
+from graphbuild.embed.encoder import Encoder
 from graphbuild.embed.encoder_files import EncoderSpec, find_encoder
+from graphbuild.embed.sentence_encoder import SentenceEncoder
 
 _MODULES = {"onnx": "onnxruntime", "openvino": "openvino"}
 

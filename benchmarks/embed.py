@@ -25,8 +25,9 @@ from benchmarks import index, lookup, text
 from benchmarks.captions import read_captions
 from graphbuild.embed.build import build_embeddings
 from graphbuild.embed.config import EmbedConfig
-from graphbuild.embed.encoder import SentenceEncoder, choose_precision, load_encoder
+from graphbuild.embed.encoder import choose_precision, load_encoder
 from graphbuild.embed.encoder_files import BUILT_IN, find_encoder
+from graphbuild.embed.sentence_encoder import SentenceEncoder
 
 _BATCH = 32
 """The default of `SentenceTransformer.encode`."""

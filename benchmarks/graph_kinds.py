@@ -23,7 +23,8 @@ from benchmarks.__main__ import conditions
 from graphbuild.embed.build import build_embeddings
 from graphbuild.embed.config import EmbedConfig
 from graphbuild.embed.text.table import DEFAULT_TEMPLATE
-from graphbuild.exchange.fused import FuseConfig, fuse_graphs
+from graphbuild.exchange.fused import fuse_graphs
+from graphbuild.exchange.fusion import FuseConfig
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.quality.compare import compare_graphs

@@ -23,7 +23,8 @@ import pyarrow as pa
 from graphbuild.store import schemas
 from graphbuild.store.files import Receipt, ShardRange, shard_ranges, write_arrow, write_parquet
 from graphbuild.store.manifest import Manifest, Stage
-from graphbuild.targets.partition import PartitionConfig, build_partition
+from graphbuild.targets.chunks import PartitionConfig
+from graphbuild.targets.partition import build_partition
 
 _CLUSTER = 1000
 _CHILD = "from benchmarks.partition import measure; import sys; measure(*sys.argv[1:])"

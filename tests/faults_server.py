@@ -33,7 +33,8 @@ from helpers_train import CLASSES, draw, encode, tiny_config
 from graphbuild.embed.text.keys import KeyTable
 from graphbuild.errors import UserError, describe_os_error
 from graphbuild.exchange.export import export_edges
-from graphbuild.exchange.fused import FuseConfig, fuse_graphs
+from graphbuild.exchange.fused import fuse_graphs
+from graphbuild.exchange.fusion import FuseConfig
 from graphbuild.exchange.imported import ImportConfig, import_graph
 from graphbuild.exchange.subset import SubsetConfig, subset_graph
 from graphbuild.knn import stage as _knn_stage  # noqa: F401
@@ -41,7 +42,8 @@ from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.store.digests import digest_file
 from graphbuild.store.files import damage
-from graphbuild.targets.partition import PartitionConfig, build_partition
+from graphbuild.targets.chunks import PartitionConfig
+from graphbuild.targets.partition import build_partition
 from train.data.reshard import reshard
 from train.evaluate.options import EvalOptions
 from train.evaluate.run import evaluate_run

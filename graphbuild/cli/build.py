@@ -246,6 +246,7 @@ def partition(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
 
     The trainer makes what is missing; partitions of several options lie side by side.
     """
-    from graphbuild.targets.partition import PartitionConfig, build_partition
+    from graphbuild.targets.chunks import PartitionConfig
+    from graphbuild.targets.partition import build_partition
 
     answer(build_partition(find_graph_dir(graph_dir), PartitionConfig(**options)), as_json)

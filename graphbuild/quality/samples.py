@@ -14,7 +14,7 @@ from graphbuild.store import schemas
 from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest
 from graphbuild.system.memory import resolve_limit
-from graphbuild.targets.partition import samples_of
+from graphbuild.targets.chunks import samples_of
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]

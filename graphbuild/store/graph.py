@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from graphbuild.errors import ArtifactError, ArtifactMismatch, SourceError
+from graphbuild.errors import ArtifactError, SourceError
 from graphbuild.store import schemas
 from graphbuild.store.embeddings import load_embeddings
 from graphbuild.store.files import Receipt
 from graphbuild.store.lookup import SampleLookup, SampleTexts
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.neighbors import REMEDY, Ids, Rows, Shard, gather, map_shard, outside, row_addresses
+from graphbuild.store.one_piece import listed_texts, require_current_inputs, require_one_piece
 from graphbuild.store.sketches import read_correction
 from graphbuild.store.tables import read_parquet, read_texts
 from graphbuild.store.verified import require_verified
@@ -78,13 +79,13 @@ class Graph:
         stage = _STAGES[similarity]
         files = manifest.require(stage, graph_dir).files
         remedy = REMEDY.replace("knn", stage)
-        _require_current_inputs(graph_dir, manifest, stage)
+        require_current_inputs(graph_dir, manifest, stage)
         require_verified(graph_dir, files.values(), remedy=remedy, verify=verify)
-        listed = _listed_texts(graph_dir, manifest)
+        listed = listed_texts(graph_dir, manifest)
         shards = [map_shard(graph_dir, receipt, texts=listed, remedy=remedy) for _, receipt in sorted(files.items())]
         if not sum(receipt.rows for receipt in files.values()):
             raise ArtifactError(f"{graph_dir}: the graph holds no text. Run `graphbuild embed` on a data set with captions.")
-        _require_one_piece(graph_dir, shards, listed)
+        require_one_piece(graph_dir, shards, listed)
         return cls(graph_dir, manifest, shards, similarity=similarity, verify=verify)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -276,45 +277,3 @@ class Graph:
 def _reopen(graph_dir: str, similarity: Similarity, verify: bool | None) -> Graph:
     """Open a graph where it was sent to; its files are checked there as they were here."""
     return Graph.open(graph_dir, similarity=similarity, verify=verify)
-
-
-def _require_current_inputs(graph_dir: Path, manifest: Manifest, stage: str) -> None:
-    """Compare what a stage read, column by column, with what the directory now holds."""
-    current = {
-        f"{name}:{column}": digest
-        for other, entry in manifest.stages.items()
-        if other != stage
-        for name, receipt in entry.files.items()
-        for column, digest in receipt.columns.items()
-    }
-    for name, digest in manifest.stages[stage].inputs.items():
-        if ":" in name and current.get(name) != digest:
-            raise ArtifactMismatch(
-                f"{graph_dir}: the neighbours were computed from another {name} (digest {digest[:12]}) than the graph now "
-                f"holds ({current.get(name, 'none')[:12]}). Run `graphbuild {stage} --overwrite` again."
-            )
-
-
-def _listed_texts(graph_dir: Path, manifest: Manifest) -> int:
-    """How many texts have vectors; an imported graph has texts alone."""
-    stage, folder = ("embed", schemas.EMBEDDINGS) if "embed" in manifest.stages else ("text", schemas.TEXTS)
-    return sum(receipt.rows for receipt in manifest.require(stage, graph_dir).in_folder(folder))
-
-
-def _require_one_piece(graph_dir: Path, shards: Sequence[Shard], listed: int) -> None:
-    """Shards must follow one another, be of one shape, and cover all texts."""
-    expected = 0
-    first = shards[0].rows
-    for number, shard in enumerate(shards):
-        shape = (shard.rows.neighbor_ids.shape[1], shard.rows.sketch.shape[1])
-        if shard.first_id != expected or shape != (first.neighbor_ids.shape[1], first.sketch.shape[1]):
-            raise ArtifactError(
-                f"{graph_dir / schemas.part_name(schemas.KNN, number)} starts at text {shard.first_id} with (k, sketch) {shape}; "
-                f"expected text {expected}, as wide as the first shard. Run `graphbuild knn --overwrite` again."
-            )
-        expected += len(shard.rows.sketch_scale)
-    if listed != expected:
-        raise ArtifactMismatch(
-            f"{graph_dir}: neighbours of {expected:,} texts, but {listed:,} texts are there. "
-            "Run `graphbuild knn --overwrite` again."
-        )

@@ -23,7 +23,7 @@ MOST_OF_ONE_TEXT = 2
 _HIGHEST_SCORE = 4095
 _SCORE_BITS = 16
 _MOST_ENTRIES = 1 << 20
-_LOOK_AHEAD = 64
+LOOK_AHEAD = 64
 """Samples that are passed over in search of a seed, or of an exchange, before the rule of two is given up."""
 _MOST_PASSED = 4096
 _MOST_WALKED = 8
@@ -69,7 +69,7 @@ class State(NamedTuple):
 
 
 def new_state(links: Links, seeds: Ids) -> State:
-    """Nothing is assigned yet."""
+    """Return a state in which nothing is assigned yet."""
     samples, texts = len(links.text_offsets) - 1, len(links.sample_offsets) - 1
     return State(
         chunk_of=np.full(samples, -1, np.int32),
@@ -141,7 +141,7 @@ def _seed(links: Links, state: State, chunk: int) -> int:
                 return int(sample)
             tried += 1
         # Bounded in both ways, for time must stay linear; `keep_rule_of_two` mends what this lets through.
-        if tried == _LOOK_AHEAD or other - place == _MOST_PASSED:
+        if tried == LOOK_AHEAD or other - place == _MOST_PASSED:
             break
     return int(state.seeds[place])
 
@@ -217,58 +217,6 @@ def in_degrees(links: Links, degrees: Offsets, first_text: int, last_text: int) 
         row = mapped_row(links.addresses, links.starts, links.k, text)
         for rank in range(links.first_rank, links.last_rank):
             degrees[row[rank]] += 1
-
-
-@njit(nogil=True, cache=True, boundscheck=False)
-def keep_rule_of_two(links: Links, order: Ids, size: int) -> int:
-    """Exchange samples between chunks until no chunk holds more than two of one text.
-
-    Args:
-        links: Samples, texts and edges.
-        order: Samples, chunk after chunk; (S,); changed in place.
-        size: Samples a chunk.
-
-    Returns:
-        Samples for which no exchange was found: there are too many of their text.
-    """
-    failed, in_succession = 0, 0
-    draw = np.uint64(1)
-    for place in range(len(order)):
-        if not _is_third(links, order, place, order[place], size, True):
-            continue
-        done = False
-        for _ in range(_LOOK_AHEAD if in_succession < _LOOK_AHEAD else 0):
-            # Knuth's linear congruential generator; its upper bits.
-            draw = draw * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
-            other = int((draw >> np.uint64(33)) % np.uint64(len(order)))
-            if other // size == place // size:
-                continue
-            mine, theirs = order[place], order[other]
-            if not (_is_third(links, order, other, mine, size, False) or _is_third(links, order, place, theirs, size, False)):
-                order[place], order[other] = theirs, mine
-                done = True
-                break
-        failed += not done
-        in_succession = 0 if done else in_succession + 1
-    return failed
-
-
-@njit(nogil=True, cache=True, boundscheck=False)
-def _is_third(links: Links, order: Ids, place: int, sample: int, size: int, before_only: bool) -> bool:
-    """Whether a sample, put at a place, would have a text that two others of the chunk (or of those before it) have."""
-    start = place // size * size
-    stop = place if before_only else min(start + size, len(order))
-    for mine in range(links.text_offsets[sample], links.text_offsets[sample + 1]):
-        count = 0
-        for index in range(start, stop):
-            if index != place:
-                for theirs in range(links.text_offsets[order[index]], links.text_offsets[order[index] + 1]):
-                    if links.texts[theirs] == links.texts[mine]:
-                        count += 1
-                        break
-        if count >= MOST_OF_ONE_TEXT:
-            return True
-    return False
 
 
 @njit(nogil=True, cache=True, boundscheck=False)

@@ -15,7 +15,8 @@ from torch.utils.data import Sampler
 from graphbuild.errors import ArtifactError, OptionError
 from graphbuild.store.graph import Graph
 from graphbuild.targets.batches import NeighborBatches
-from graphbuild.targets.partition import PartitionConfig, chunk_samples, load_partition
+from graphbuild.targets.chunks import PartitionConfig, chunk_samples
+from graphbuild.targets.partition import load_partition
 from graphbuild.targets.samples import positions_of
 from graphbuild.torch.gather import Place, this_place
 

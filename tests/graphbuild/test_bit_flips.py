@@ -22,7 +22,8 @@ from graphbuild.errors import UserError
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.store.graph import Graph
-from graphbuild.targets.partition import PartitionConfig, build_partition, load_partition
+from graphbuild.targets.chunks import PartitionConfig
+from graphbuild.targets.partition import build_partition, load_partition
 
 CAPTIONS = numbered_captions(60)
 

@@ -34,7 +34,7 @@ def refuse_contradictions(config: TrainOptions) -> None:
             f"--chunk {config.chunk} is more than --batch-size {config.batch_size}. Lower it, or raise the batch size."
         )
     if config.neighbor_ranks is not None:
-        from graphbuild.targets.partition import parse_ranks
+        from graphbuild.targets.chunks import parse_ranks
 
         parse_ranks(config.neighbor_ranks)
 

@@ -26,7 +26,7 @@ from graphbuild.store.folders import remove_temporaries
 from graphbuild.system.answers import next_steps, quoted
 from graphbuild.system.archives import OWN_FIELD, SAMPLE_ID
 from graphbuild.system.progress import progress
-from graphbuild.targets.partition import PartitionConfig
+from graphbuild.targets.chunks import PartitionConfig
 from train.config import TrainConfig
 from train.data.base import Encoded, ImageSource, Int64
 from train.data.chunks import chunks_of

@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from graphbuild.datasets.base import OpenSource, SourceInfo, SourceOptions, refuse_headerless
 from graphbuild.datasets.formats.files import File
-from graphbuild.datasets.formats.parquet import Header, class_names_of, open_tables, picture_columns, read_header
+from graphbuild.datasets.formats.parquet import open_tables
+from graphbuild.datasets.formats.parquet_files import Header, class_names_of, picture_columns, read_header
 from graphbuild.errors import OptionError
 from graphbuild.store.images import Images
 from graphbuild.system.hub import Split, find_split, map_stream

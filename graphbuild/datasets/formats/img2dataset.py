@@ -25,7 +25,7 @@ from graphbuild.datasets.base import (
 )
 from graphbuild.datasets.formats.columns import captions_of, ids_of, kept_of, unify
 from graphbuild.datasets.formats.files import File, describe_files, find_files, is_url
-from graphbuild.datasets.formats.parquet import Header, read_header, read_tables
+from graphbuild.datasets.formats.parquet_files import Header, read_header, read_tables
 from graphbuild.datasets.formats.tar import TarColumns, TarCounts, read_shard, settle_columns
 from graphbuild.store.images import Images, place_of
 from graphbuild.system.inputs import SHARDS, list_files, suffix_of

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from graphbuild.datasets.base import BATCH_BYTES, CaptionBatch, SourceFile, SourceOptions, nothing_kept, require_columns
 from graphbuild.datasets.formats.columns import captions_of, holds_captions, ids_of, kept_of, unify
 from graphbuild.datasets.formats.files import File, describe_files, find_files, open_parquet
-from graphbuild.datasets.formats.parquet import Header, holds_pictures, read_header
+from graphbuild.datasets.formats.parquet_files import Header, holds_pictures, read_header
 from graphbuild.datasets.formats.tar import TarColumns, TarCounts, read_pictures, settle_columns
 from graphbuild.errors import OptionError, SourceError, one_line
 from graphbuild.store.digests import digest_json

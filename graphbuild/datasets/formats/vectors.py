@@ -24,7 +24,7 @@ from graphbuild.datasets.base import (
 )
 from graphbuild.datasets.formats.columns import captions_of, holds_captions, ids_of, kept_of, unify
 from graphbuild.datasets.formats.files import File, describe_files, find_files, path_of
-from graphbuild.datasets.formats.parquet import Header, read_header, read_tables
+from graphbuild.datasets.formats.parquet_files import Header, read_header, read_tables
 from graphbuild.datasets.formats.vector_files import NPY, SAFETENSORS, VectorFile
 from graphbuild.errors import SourceError
 from graphbuild.system.inputs import PARQUET, file_names

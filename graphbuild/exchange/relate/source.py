@@ -14,9 +14,10 @@ import pyarrow as pa
 from graphbuild.datasets.base import SourceFile, require_columns
 from graphbuild.datasets.formats.columns import ids_of, kept_of, unify
 from graphbuild.datasets.formats.files import File, describe_files, find_files
-from graphbuild.datasets.formats.parquet import images_in, read_header, read_tables
+from graphbuild.datasets.formats.parquet import images_in
+from graphbuild.datasets.formats.parquet_files import read_header, read_tables
 from graphbuild.errors import SourceError
-from graphbuild.exchange.imported import read_frame
+from graphbuild.exchange.tables import read_frame
 from graphbuild.store.images import Images
 from graphbuild.system.inputs import PARQUET
 

@@ -18,7 +18,8 @@ from graphbuild.store import schemas
 from graphbuild.store.frames import Frames, graph_blocks
 from graphbuild.store.graph import Graph
 from graphbuild.store.neighbors import Ids
-from graphbuild.targets.partition import PartitionConfig, load_partition
+from graphbuild.targets.chunks import PartitionConfig
+from graphbuild.targets.partition import load_partition
 
 NEAR_DUPLICATE = 0.95
 THUMBNAIL_PIXELS = 96

@@ -12,9 +12,10 @@ import pytest
 from helpers_embed import column, embed, write_captions
 
 import graphbuild
-from graphbuild.embed.encoder import SentenceEncoder, choose_precision, load_encoder
+from graphbuild.embed.encoder import choose_precision, load_encoder
 from graphbuild.embed.encoder_files import find_encoder
 from graphbuild.embed.nearest import nearest_texts
+from graphbuild.embed.sentence_encoder import SentenceEncoder
 from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError, SourceError
 from graphbuild.store.embeddings import load_embeddings
 from graphbuild.store.manifest import Manifest

@@ -11,7 +11,8 @@ from helpers_graph import clustered_vectors, write_graph
 
 from graphbuild.embed.nearest import nearest_texts
 from graphbuild.errors import OptionError, SourceError
-from graphbuild.exchange.fused import FuseConfig, fuse_graphs
+from graphbuild.exchange.fused import fuse_graphs
+from graphbuild.exchange.fusion import FuseConfig
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.quality.compare import compare_graphs

@@ -16,7 +16,8 @@ from graphbuild.cli import cli
 from graphbuild.embed.nearest import nearest_texts
 from graphbuild.errors import ArtifactError, OptionError, SourceError
 from graphbuild.exchange import rescored
-from graphbuild.exchange.fused import FuseConfig, FuseResult, fuse_graphs
+from graphbuild.exchange.fused import FuseResult, fuse_graphs
+from graphbuild.exchange.fusion import FuseConfig
 from graphbuild.exchange.imported import ImportConfig, import_graph
 from graphbuild.exchange.relate.config import RelateConfig
 from graphbuild.exchange.relate.stage import relate_columns

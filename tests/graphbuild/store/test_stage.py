@@ -25,7 +25,8 @@ from graphbuild.store.files import RECORDS, receipt_path, write_parquet
 from graphbuild.store.locks import LockedError
 from graphbuild.store.manifest import Manifest, Stage
 from graphbuild.store.stage import run_stage, writing
-from graphbuild.targets.partition import PartitionConfig, build_partition
+from graphbuild.targets.chunks import PartitionConfig
+from graphbuild.targets.partition import build_partition
 
 HOLD = """
 import sys; from pathlib import Path; from graphbuild.store.stage import writing

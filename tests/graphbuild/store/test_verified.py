@@ -25,7 +25,8 @@ from graphbuild.store.graph import Graph
 from graphbuild.store.lookup import HASHES, IDS
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.verified import FILE, require_verified
-from graphbuild.targets.partition import PartitionConfig, build_partition, load_partition
+from graphbuild.targets.chunks import PartitionConfig
+from graphbuild.targets.partition import build_partition, load_partition
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest
-from graphbuild.targets.partition import PartitionConfig, build_partition, chunk_samples, load_partition, parse_ranks
+from graphbuild.targets.chunks import PartitionConfig, chunk_samples, parse_ranks
+from graphbuild.targets.partition import build_partition, load_partition
 
 TEXTS = 400
 

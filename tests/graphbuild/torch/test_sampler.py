@@ -17,7 +17,8 @@ from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.store.graph import Graph
 from graphbuild.targets.batches import NeighborBatches
-from graphbuild.targets.partition import PartitionConfig, load_partition
+from graphbuild.targets.chunks import PartitionConfig
+from graphbuild.targets.partition import load_partition
 from graphbuild.torch import NeighborBatchSampler, SoftTargets
 
 IDS = [f"picture-{number}" for number in range(103)]

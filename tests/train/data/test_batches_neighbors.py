@@ -21,7 +21,8 @@ from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.store.manifest import Manifest
 from graphbuild.targets.batches import NeighborBatches, RandomBatches
-from graphbuild.targets.partition import PartitionConfig, load_partition
+from graphbuild.targets.chunks import PartitionConfig
+from graphbuild.targets.partition import load_partition
 from train.config import TrainConfig
 from train.data.chunks import make_batches
 from train.data.prepare import prepare

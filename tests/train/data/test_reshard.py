@@ -18,7 +18,8 @@ from helpers_train import draw, encode, tiny_config, write_images, write_tar_sha
 
 from graphbuild.errors import OptionError
 from graphbuild.store.graph import Graph
-from graphbuild.targets.partition import PartitionConfig, load_partition
+from graphbuild.targets.chunks import PartitionConfig
+from graphbuild.targets.partition import load_partition
 from train.config import TrainConfig
 from train.data.reshard import PLAN_FILE, reshard
 from train.data.sources import open_images
