@@ -39,7 +39,7 @@ class ResourceError(UserError):
 
 
 def describe_os_error(error: OSError) -> str:
-    """One line for an operating-system error, with the file and what to do."""
+    """Return one line for an operating-system error, with the file and what to do."""
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{where}no space left on the device. What was finished is kept: free some space and run the same command again."
@@ -70,5 +70,5 @@ _SIGNED = re.compile(r"\?[^\s'\"]*(?:sig|token|key|secret|credential|passw|auth)
 
 
 def redact(text: str) -> str:
-    """Text in whose URLs users, passwords, keys and signed queries are replaced by `***`; for all that is printed or stored."""
+    """Replace users, passwords, keys and signed queries in URLs by `***`; for all that is printed or stored."""
     return _URL.sub(lambda url: f"{url['scheme']}{'***@' if url['user'] else ''}{_SIGNED.sub('?***', url['rest'])}", text)

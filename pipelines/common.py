@@ -63,7 +63,7 @@ def _fingerprint(receipt: Path) -> str | None:
 
 
 def evaluate_once(run_dir: Path, *, data: str | None, columns: Sequence[str], untrained: bool) -> Mapping[str, Any]:
-    """Scores of a run by encoder and column, from its eval.json if that holds them already."""
+    """Return scores of a run by encoder and column, from its eval.json if that holds them already."""
     path = run_dir / EVAL_FILE
     if path.exists():
         stored = read_scores(path)
@@ -79,7 +79,7 @@ def evaluate_once(run_dir: Path, *, data: str | None, columns: Sequence[str], un
 
 
 def score_rows(scores: Mapping[str, Mapping[str, Any]], columns: Sequence[str], start: str = UNTRAINED) -> list[list[str]]:
-    """Rows of a table: chance, the net that was started from, then each run; percent, one decimal.
+    """Return rows of a table: chance, the net that was started from, then each run; percent, one decimal.
 
     Args:
         scores: By run, what `evaluate_once` gave; one of them with the untrained net.
@@ -94,7 +94,7 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]], columns: Sequence[str], 
 
 
 def score_headings(columns: Sequence[str]) -> list[str]:
-    """Headings that go with `score_rows`."""
+    """Return headings that go with `score_rows`."""
     return ["encoder", *(f"{column} {name}" for column in columns for _, name in SCORES)]
 
 

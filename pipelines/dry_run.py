@@ -40,11 +40,11 @@ class DryRun:
     problems: int = 0
 
     def ok(self, topic: str, text: str) -> None:
-        """Something that is as it should be."""
+        """Note something that is as it should be."""
         self.lines.append(f"{topic:<8}ok       {text}")
 
     def problem(self, topic: str, text: str) -> None:
-        """Something that would end the run."""
+        """Note something that would end the run."""
         self.problems += 1
         self.lines.append(f"{topic:<8}PROBLEM  {text}")
 

@@ -93,7 +93,7 @@ def command(recipe: Recipe) -> click.Command:
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """`NAME=VALUE` of options of `train run`; values as in TOML, quotes around text left out.
+    """Read `NAME=VALUE` of options of `train run`; values as in TOML, quotes around text left out.
 
     Raises:
         OptionError: If an option is unknown, or there is no `=`.

@@ -52,7 +52,7 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Passes over the images, each objective.")
 @training_options
 def tiny_imagenet(folder: Path, out: Path, encoder: str, **options: Any) -> None:
-    """Class-prompt graph, then SimCLR, SupCon and X-CLR with equal images seen, then kNN and linear probe on val."""
+    """Make a class-prompt graph, then train SimCLR, SupCon and X-CLR with equal images seen, then kNN and linear probe on val."""
     from pipelines.common import Steps, tell
     from train.results.report.write import write_report
 
@@ -70,7 +70,7 @@ def tiny_imagenet(folder: Path, out: Path, encoder: str, **options: Any) -> None
 
 
 def find_data(folder: Path) -> tuple[str, str]:
-    """Pattern of the training files, and the validation file.
+    """Return the pattern of the training files, and the validation file.
 
     Raises:
         SourceError: If either is missing.
@@ -82,7 +82,7 @@ def find_data(folder: Path) -> tuple[str, str]:
 
 
 def build_graph(train_data: str, encoder: str) -> None:
-    """200 prompts, every pair stored; all images map onto them."""
+    """Build the graph of 200 prompts, every pair stored; all images map onto them."""
     from graphbuild.embed.build import build_embeddings
     from graphbuild.embed.config import EmbedConfig
     from graphbuild.embed.text.table import DEFAULT_TEMPLATE

@@ -187,7 +187,7 @@ def compare(
     matrices: Path | None,
     overwrite: bool,
 ) -> None:
-    """Means and 95 % intervals over seeds, paired where seeds match, with differences that are not significant marked."""
+    """Show means and 95 % intervals over seeds, paired where seeds match, with differences that are not significant marked."""
     from train.results.compare.table import compare
 
     for path in (figure, matrices):
@@ -257,5 +257,5 @@ def _answer(result: Any, as_json: bool) -> None:
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the console script."""
     run_cli(cli, debug_variable="TRAIN_DEBUG")

@@ -215,7 +215,7 @@ def publish(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) ->
 @click.command()
 @json_option
 def datasets(as_json: bool) -> None:
-    """What --dataset takes: size, licence note, and where it comes from."""
+    """Show what --dataset takes: size, licence note, and where it comes from."""
     from graphbuild.datasets.registry import describe_all
 
     answer(describe_all(), as_json)

@@ -34,7 +34,7 @@ from graphbuild.system.answers import FORMS, Form, answer, print_bytes
 def inspect(
     graph_dir: Path | None, sql: str | None, limit: int | None, health: bool, form: Form, as_json: bool, **options: Any
 ) -> None:
-    """Counts and quality at a glance, or SQL over the graph.
+    """Show counts and quality at a glance, or query the graph with SQL.
 
     Every figure stands beside what a good value is, and beside that of a shuffled graph. Tables of --sql: texts, samples,
     edges (src, dst, rank, similarity) and embeddings. In Polars, the fixed-size lists of the files are Array columns: use
@@ -91,7 +91,7 @@ def neighbors(
     trust_remote_code: str | None,
     as_json: bool,
 ) -> None:
-    """Nearest stored texts of any TEXT: by the stored neighbours of one that the graph holds, else by its encoder."""
+    """Find the nearest stored texts of any TEXT: by the stored neighbours of one that the graph holds, else by its encoder."""
     from graphbuild.embed.nearest import nearest_texts, nearest_to_vector
 
     if sum(given is not None for given in (text, text_id, vector)) > 1:
@@ -179,7 +179,7 @@ def report(graph_dir: Path | None, out: Path | None, as_json: bool, **options: A
 @reading_options
 @json_option
 def compare(first: Path, second: Path, count: int, by_sample: bool, as_json: bool) -> None:
-    """How far two graphs of the same texts or samples agree, rank by rank, and which texts changed most.
+    """Show how far two graphs of the same texts or samples agree, rank by rank, and which texts changed most.
 
     Texts are matched by themselves, whatever encoders the graphs have; where the graphs share none, by their samples.
     """

@@ -97,11 +97,11 @@ class CaptionBatch:
     """Row of each sample in its file, where they are not consecutive."""
 
     def place(self, row: int) -> str:
-        """Where a sample of this batch stands: its file and its row there."""
+        """Return where a sample of this batch stands: its file and its row there."""
         return f"{self.file}:{self.row_in_file(row)}"
 
     def row_in_file(self, row: int) -> int:
-        """Row in the file of a sample of this batch."""
+        """Return the row in the file of a sample of this batch."""
         return self.first_row + row if self.file_rows is None else self.file_rows[row]
 
     def take(self, rows: Sequence[int]) -> CaptionBatch:
@@ -119,7 +119,7 @@ class CaptionBatch:
         )
 
     def captions_with(self, part: str) -> int:
-        """Captions that hold a string."""
+        """Count the captions that hold a string."""
         return sum(part in caption for captions in self.captions for caption in captions if caption)
 
 
@@ -171,7 +171,7 @@ class BrokenRows:
         self._counts, self._facts = counts, facts
 
     def begin(self) -> None:
-        """Before each reading."""
+        """Forget what was met: called before each reading."""
         self._counts["broken_rows"], self._facts["broken_rows"] = 0, []
 
     def add(self, why: str, *, rows: int = 1) -> None:
@@ -234,7 +234,7 @@ def show_names(names: list[str]) -> str:
 
 
 def refuse_headerless(options: SourceOptions, dataset: str) -> None:
-    """Sources whose columns have names take no --columns.
+    """Refuse --columns for sources whose columns have names.
 
     Raises:
         OptionError: If it is given.

@@ -43,7 +43,7 @@ class Descriptions:
     infos: tuple[SourceInfo, ...]
 
     def summary(self) -> str:
-        """One paragraph a data set."""
+        """Return one paragraph a data set."""
         return "\n".join(
             f"{info.name}\n    {info.what}\n    size: {info.size}\n    licence: {info.licence}\n    from: {info.origin}"
             for info in self.infos

@@ -46,7 +46,7 @@ _RESERVED = frozenset({schemas.SAMPLE_ID, schemas.SAMPLE_HASH, schemas.TEXT_ID})
 
 
 def default_graph_dir(config: EmbedConfig) -> Path:
-    """`graphs/<data set>`, or for file formats `graphs/<stem of the source>`, with its folder where the stem alone says nothing."""
+    """Return `graphs/<data set>`; for file formats `graphs/<stem of the source>`, with its folder if the stem says nothing."""
     name = config.dataset
     if config.sources and name == HF:
         return Path("graphs") / short_name(config.sources[0])

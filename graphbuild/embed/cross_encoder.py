@@ -94,7 +94,7 @@ class CrossScorer:
         self._model = _load(folder, self.device)
 
     def similarities(self, pairs_P: Sequence[Pair]) -> NDArray[np.float64]:
-        """Mean of the logistic function of both orders' logits, in [0, 1]; (P,).
+        """Return the mean of the logistic function of both orders' logits, in [0, 1]; (P,).
 
         Raises:
             ArtifactError: If a logit is not finite, or there is another number than one a pair; the pair is named.

@@ -38,13 +38,13 @@ class Encoder(Protocol):
     max_tokens: int
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[Tokens], list[bool]]:
-        """Token ids of each text, cut to the encoder's length, and whether it was cut."""
+        """Return token ids of each text, cut to the encoder's length, and whether it was cut."""
 
     def encode(self, tokens: Sequence[Tokens], report: Report = ...) -> Vectors:
-        """Unit vectors of token sequences, (len(tokens), D) in float32; `report` is told how many were finished."""
+        """Return unit vectors of token sequences, (len(tokens), D) in float32; `report` is told how many were finished."""
 
     def encode_one(self, tokens: Tokens) -> NDArray[np.float32]:
-        """Unit vector of one sequence, (D,), as fast as can be: for queries. It may differ from `encode`'s by rounding."""
+        """Return the unit vector of one sequence, (D,), fast: for queries. It may differ from `encode`'s by rounding."""
 
     def save_tokenizer(self, folder: Path) -> None:
         """Save the tokenizer for later use without the encoder."""

@@ -179,7 +179,7 @@ def require_recorded_files(spec: EncoderSpec) -> None:
 
 
 def missing_on_this_machine(spec: EncoderSpec) -> str | None:
-    """What is wrong with an encoder's files here, in words that follow the machine's name; None if they are those of `spec`."""
+    """Say what is wrong with an encoder's files here, in words that follow the machine's name; None if they are those of `spec`."""
     if spec.folder is None:
         return None
     folder = Path(spec.folder)
@@ -264,7 +264,7 @@ def _module_kinds(listed: Any) -> Iterator[str]:
 
 
 def quiet_libraries() -> None:
-    """No bars, no advice: what the libraries would say goes through this program's own messages."""
+    """Switch off the bars and advice of libraries: what matters goes through this program's own messages."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore", module=r"(transformers|sentence_transformers|huggingface_hub|torch)\b")

@@ -23,7 +23,7 @@ _SEQUENCE_WEIGHT = 0.1
 
 
 def parse_width(name: str) -> int:
-    """Vector width in `hashing:<width>`.
+    """Return the vector width in `hashing:<width>`.
 
     Raises:
         OptionError: If it is no number from 2 to 4,096.
@@ -42,7 +42,7 @@ class HashingEncoder:
         self.max_tokens = MAX_TOKENS
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[NDArray[np.int32]], list[bool]]:
-        """Hashes of the lower-case words of each text, cut to 256, and whether it was cut."""
+        """Return hashes of the lower-case words of each text, cut to 256, and whether it was cut."""
         words = [text.lower().split() for text in texts]
         return [self._tokens(some[:MAX_TOKENS]) for some in words], [len(some) > MAX_TOKENS for some in words]
 
@@ -55,7 +55,7 @@ class HashingEncoder:
         return np.fromiter((xxhash.xxh32_intdigest(word.encode()) & 0x7FFFFFFF for word in words), dtype=np.int32, count=len(words))
 
     def encode(self, tokens: Sequence[NDArray[np.int32]], report: Callable[[int], None] = lambda _: None) -> NDArray[np.float32]:
-        """Unit vectors of token sequences; shape (len(tokens), D)."""
+        """Return unit vectors of token sequences; shape (len(tokens), D)."""
         vectors = np.empty((len(tokens), self.dim), np.float32)
         for row, sequence in enumerate(tokens):
             total = _SEQUENCE_WEIGHT * _gaussian(xxhash.xxh3_64_intdigest(sequence.tobytes()), self.dim)
@@ -66,7 +66,7 @@ class HashingEncoder:
         return vectors
 
     def encode_one(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Unit vector of one token sequence; (D,)."""
+        """Return the unit vector of one token sequence; (D,)."""
         vector_D: NDArray[np.float32] = self.encode([tokens])[0]
         return vector_D
 

@@ -86,7 +86,7 @@ def load_net(spec: ImageSpec) -> LoadedNet:
 
 
 def other_here(spec: ImageSpec) -> str | None:
-    """What is wrong with an encoder on this machine, in words that follow the machine's name; None if it is that of `spec`."""
+    """Say what is wrong with an encoder on this machine, in words that follow the machine's name; None if it is that of `spec`."""
     try:
         load_net(spec)
     except UserError as error:

@@ -119,7 +119,7 @@ class ImageEncoder:
         """B."""
 
     def encode(self, contents: Contents) -> NDArray[np.float32]:
-        """Vectors of B pictures or fewer, of any length; (len(contents), D).
+        """Return vectors of B pictures or fewer, of any length; (len(contents), D).
 
         Raises:
             SourceError: If a picture cannot be decoded.
@@ -137,7 +137,7 @@ class ImageEncoder:
         return np.asarray(vectors, np.float32)
 
     def encode_text(self, text: str) -> NDArray[np.float32] | None:
-        """Vector of a text, (D,); None where the encoder has no text side."""
+        """Return the vector of a text, (D,); None where the encoder has no text side."""
         import torch
 
         if self._net.texts is None:

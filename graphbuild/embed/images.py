@@ -132,7 +132,7 @@ class ImageRun(SampleRun):
         }
 
     def embed(self) -> bool:
-        """One vector a picture."""
+        """Write one vector a picture; returns whether anything was missing."""
         config = {
             **self._spec.identity(),
             "pictures": digest_json({file.name: file.digest for file in self._source.files}),

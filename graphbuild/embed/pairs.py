@@ -34,7 +34,7 @@ Halves = NDArray[np.float16]
 
 
 def scored_name(index: int) -> str:
-    """The file of a shard's own scores, which is removed when the stage is entered."""
+    """Return the name of the file of a shard's own scores, which is removed when the stage is entered."""
     return f"{schemas.RESCORED}/scored-{index:05d}.arrow"
 
 
@@ -86,7 +86,7 @@ def _blocks(graph: Graph, shard: ShardRange, top: int) -> Iterator[tuple[Ids, ND
 
 
 def owned(graph: Graph, texts_b: Ids64, ids_bT: Ids, top: int) -> NDArray[np.bool_]:
-    """Which pairs belong to the row that stores them: all but those of a lower text whose T nearest hold this one, too; (b, T)."""
+    """Tell which pairs belong to the row that stores them: not those of a lower text whose T nearest hold it; (b, T)."""
     own_bT = np.ones(ids_bT.shape, np.bool_)
     rows_m, places_m = np.nonzero(ids_bT < texts_b[:, None])
     for start in range(0, len(rows_m), ROW_BLOCK * 8):
@@ -110,11 +110,11 @@ class ScoredRows:
             self._rows.append((ids, flat_values(batch.column(schemas.SIMILARITIES), np.dtype(np.float16)).reshape(-1, top)))
 
     def of_shard(self, index: int) -> tuple[Ids, Halves]:
-        """Ids and similarities of a shard, NaN where a pair belongs to another row; (n, T)."""
+        """Return ids and similarities of a shard, NaN where a pair belongs to another row; (n, T)."""
         return self._rows[index]
 
     def find(self, texts_m: Ids64, neighbors_m: Ids64) -> Halves:
-        """The similarity of each pair, from the row of its first text; (m,)."""
+        """Return the similarity of each pair, from the row of its first text; (m,)."""
         found_m, shard_m = np.empty(len(texts_m), np.float16), np.searchsorted(self._starts, texts_m, side="right") - 1
         for index in np.unique(shard_m):
             here = np.flatnonzero(shard_m == index)

@@ -65,7 +65,7 @@ class RescoreEstimate:
     """Of the files that are written."""
 
     def summary(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         about = "" if self.exact else "about "
         return (
             f"estimate: {about}{self.pairs:,} pairs, each in both orders, at {self.pairs_per_second:,.1f} pairs/s on {self.device} "
@@ -73,13 +73,13 @@ class RescoreEstimate:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The same for scripts."""
+        """Return the same for scripts."""
         return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RescoreResult:
-    """What was rescored."""
+    """How many pairs were rescored, by which cross-encoder, and what changed."""
 
     graph_dir: Path
     texts: int
@@ -91,14 +91,14 @@ class RescoreResult:
     already_done: bool
 
     def summary(self) -> str:
-        """Two lines for people."""
+        """Return two lines for people."""
         done = "already done, nothing to do; " if self.already_done else ""
         head = f"{self.graph_dir}: {done}{self.pairs:,} pairs rescored, the {self.top:,} nearest of {self.texts:,} texts; "
         head += f"{self.changed_nearest:.1%} of the texts have another nearest one; {_spell(self.seconds)}"
         return f"{head}\n{next_steps('train run --similarity rescored --absent 0', graph_dir=self.graph_dir)}"
 
     def to_json(self) -> dict[str, Any]:
-        """The same for scripts."""
+        """Return the same for scripts."""
         return {**asdict(self), "graph_dir": str(self.graph_dir)}
 
 

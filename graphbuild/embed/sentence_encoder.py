@@ -57,7 +57,7 @@ class SentenceEncoder:
         self._buckets = _bucket_lengths(self.max_tokens)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[Tokens], list[bool]]:
-        """Token ids of each text, cut to the encoder's length, and whether it was cut."""
+        """Return token ids of each text, cut to the encoder's length, and whether it was cut."""
         prompted = [self._prompt + text for text in texts]
         ids = self._token_ids(prompted, truncation=True, max_length=self.max_tokens)
         full = [row for row, tokens in enumerate(ids) if len(tokens) >= self.max_tokens]
@@ -87,7 +87,7 @@ class SentenceEncoder:
         return ids
 
     def encode(self, tokens: Sequence[Tokens], report: Report = lambda _: None) -> Vectors:
-        """Unit vectors of token sequences, (len(tokens), D) in float32; `report` is told how many were finished."""
+        """Return unit vectors of token sequences, (len(tokens), D) in float32; `report` is told how many were finished."""
         vectors = np.empty((len(tokens), self.dim), np.float32)
         for rows, features in self.padded_batches(tokens):
             vectors[rows] = self.transform(features)[: len(rows)]
@@ -96,7 +96,7 @@ class SentenceEncoder:
         return vectors
 
     def encode_one(self, tokens: Tokens) -> NDArray[np.float32]:
-        """Unit vector of one sequence, (D,), in a call of its own: one of fixed shape has many rows, whatever they are."""
+        """Return the unit vector of one sequence, (D,), in a call of its own: one of fixed shape has many rows."""
         bucket = self._buckets[int(np.searchsorted(self._buckets, len(tokens)))]
         vectors = self.transform(self._features([tokens], bucket, rows=1))
         _require_finite(vectors)
@@ -114,7 +114,7 @@ class SentenceEncoder:
                 yield bucket, rows[start : start + size]
 
     def padded_batches(self, tokens: Sequence[Tokens]) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        """(rows, tensors of fixed shape) of every call that `encode` makes."""
+        """Yield (rows, tensors of fixed shape) of every call that `encode` makes."""
         for bucket, rows in self._batches(tokens):
             yield rows, self._features([tokens[row] for row in rows], bucket, rows=self._rows(bucket))
 
@@ -136,7 +136,7 @@ class SentenceEncoder:
         return features
 
     def transform(self, features: dict[str, Any]) -> Vectors:
-        """Unit vectors of one call's tensors; (B, D) float32."""
+        """Compute the unit vectors of one call's tensors; (B, D) float32."""
         import torch
         from torch.nn.functional import normalize
 

@@ -100,7 +100,7 @@ def embed_missing(
 
 
 def shard_keys(manifest: Manifest, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, str]:
-    """Key of each shard of embeddings, which depends on its own texts alone: those that come later change nothing about it.
+    """Return the key of each shard of embeddings, which depends on its own texts alone: later ones change nothing about it.
 
     Args:
         manifest: Whose text stage is done.
@@ -118,14 +118,14 @@ def shard_keys(manifest: Manifest, config: Mapping[str, Any], inputs: Mapping[st
 
 
 def first_texts(path: Path, count: int = 256) -> list[str]:
-    """Some texts of a shard, to measure on."""
+    """Return some texts of a shard, to measure on."""
     with pq.ParquetFile(path) as file:
         texts: list[str] = next(file.iter_batches(count, columns=[schemas.TEXT]))[schemas.TEXT].to_pylist()
     return texts
 
 
 def embed_texts(spec: EncoderSpec, prompts: Prompts, texts: list[str], report: Report) -> NDArray[np.float16]:
-    """Vectors of texts, normalised and then rounded; float16 of shape (n, D).
+    """Compute the vectors of texts, normalised and then rounded; float16 of shape (n, D).
 
     With templates, each text is taken apart into its class name, and the unit vectors of all its prompts are averaged.
     """

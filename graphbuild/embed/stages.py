@@ -56,7 +56,7 @@ class EmbedRun:
         self._spec, self._cosine = precision
 
     def text(self) -> bool:
-        """Texts, counts and samples."""
+        """Write texts, counts and samples; returns whether anything was missing."""
         config, inputs = self._text_config(), {file.name: file.digest for file in self._source.files}
         if self._config.append:
             return self._append_text(config)
@@ -204,12 +204,12 @@ class EmbedRun:
         }
 
     def has_text(self) -> bool:
-        """Whether the texts are there, made with these options from these files."""
+        """Return whether the texts are there, made with these options from these files."""
         inputs = {file.name: file.digest for file in self._source.files}
         return up_to_date(self._manifest, self._graph_dir, "text", self._text_config(), inputs, overwrite=False)
 
     def embed_part(self, part: Part) -> tuple[int, int]:
-        """Shards of a part written, and shards of all that are still missing."""
+        """Write the shards of a part; returns how many were written, and how many of all are still missing."""
         config, inputs = self._embed_options()
         keys = shard_keys(self._manifest, config, inputs)
         root = str(self._graph_dir.absolute())
@@ -226,7 +226,7 @@ class EmbedRun:
         return config, self._manifest.column_digests("text", columns, folder=schemas.TEXTS)
 
     def embed(self) -> bool:
-        """One vector per text."""
+        """Write one vector per text; returns whether anything was missing."""
         config, inputs = self._embed_options()
 
         def work(_key: str) -> Made:

@@ -77,14 +77,14 @@ class SampleRun(ABC):
 
     @abstractmethod
     def embed(self) -> bool:
-        """One vector a sample."""
+        """Write one vector a sample; returns whether anything was missing."""
 
     @abstractmethod
     def _describe_vectors(self) -> dict[str, Any]:
         """What made the vectors, for the manifest."""
 
     def text(self) -> bool:
-        """Texts, counts and samples: one text a sample, which is its caption, or its id."""
+        """Write texts, counts and samples: one text a sample, which is its caption, or its id."""
         inputs = {file.name: file.digest for file in self._source.files}
         config, overwrite = self._text_config(), self._config.overwrite
         return run_stage(self._graph_dir, self._manifest, "text", config, inputs, self._write_texts, overwrite=overwrite)
@@ -170,12 +170,12 @@ class SampleRun(ABC):
         return ensure_parquet(self._graph_dir, schemas.part_name(folder, index), table, key=key)
 
     def lookup(self) -> bool:
-        """Samples by id."""
+        """Write the table that finds samples by id."""
         with progress("sorting ids", None):
             return build_lookup(self._graph_dir, self._manifest)
 
     def index(self) -> bool:
-        """The FAISS index of all vectors."""
+        """Write the FAISS index of all vectors."""
         return build_index(self._graph_dir, self._manifest, overwrite=True)
 
 
@@ -195,7 +195,7 @@ class VectorRun(SampleRun):
         return {"name": NAME, "revision": None, "sha256": self._digest, "dim": first.width, "max_tokens": 0, "precision": "float16"}
 
     def embed(self) -> bool:
-        """The vectors, normalised and then rounded to float16."""
+        """Write the vectors, normalised and then rounded to float16; returns whether anything was missing."""
         columns = [part.vectors.column for part in self._parts]
         config = {"vectors": self._digest, "columns": sorted(set(columns)), "shard_size": self._config.shard_size}
         inputs = self._manifest.column_digests("text", (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH), folder=schemas.TEXTS)

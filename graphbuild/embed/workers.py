@@ -64,14 +64,14 @@ def choose_workers(spec: EncoderSpec, probe: Sequence[str], *, left: int, tasks:
 
 
 def fastest(rates: dict[int, float], left: int) -> int:
-    """Workers that finish so many texts first; 0 where one process does, because it is running already."""
+    """Return the number of workers that finish so many texts first; 0 where one process does, because it is running already."""
     seconds = {count: left / rate + (_START_SECONDS if count > 1 else 0) for count, rate in rates.items()}
     best = min(seconds, key=lambda count: (seconds[count], count))
     return 0 if best == 1 else best
 
 
 def measure(encoder: Encoder, probe: Sequence[str], counts: Sequence[int], cores: int) -> dict[int, float]:
-    """Texts a second, by the number of workers that encode side by side, each with its share of the threads."""
+    """Measure texts a second, by the number of workers that encode side by side, each with its share of the threads."""
     import torch
 
     threads = torch.get_num_threads()

@@ -27,7 +27,7 @@ from graphbuild.targets.mixture import share_weights
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FuseResult:
-    """What was fused."""
+    """What was fused, by which rule, and what was counted."""
 
     graph_dir: Path
     counts: dict[str, int]
@@ -40,7 +40,7 @@ class FuseResult:
     already_done: bool
 
     def summary(self) -> str:
-        """A few lines for people."""
+        """Return a few lines for people."""
         done = ": already done, nothing to do" if self.already_done else ""
         how = " + ".join(f"{weight:.3g}" for weight in self.weights) if self.rule == "mean" else self.rule
         head = f"{self.graph_dir}: {self.counts['samples']:,} samples, {self.counts['texts']:,} texts"
@@ -57,7 +57,7 @@ class FuseResult:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """The same for scripts."""
+        """Return the same for scripts."""
         return {**asdict(self), "graph_dir": str(self.graph_dir)}
 
 

@@ -98,7 +98,7 @@ class Edges:
         return k
 
     def batch(self, shard: ShardRange) -> pa.RecordBatch:
-        """One neighbour shard."""
+        """Return one neighbour shard; n rows."""
         schema = schemas.knn_schema(self.k, 0)
         rows = slice(shard.start, shard.stop)
         lists = [

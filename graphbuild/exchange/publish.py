@@ -72,7 +72,7 @@ class PublishResult:
     """Of the repository, where it was uploaded."""
 
     def summary(self) -> str:
-        """A line or two for people."""
+        """Return a line or two for people."""
         held = ", ".join(f"{rows:,} {name}" for name, rows in self.rows.items())
         written = f"{self.out}: {self.files} files, {self.bytes / 1e6:,.1f} MB ({held})"
         if self.url is not None:
@@ -80,7 +80,7 @@ class PublishResult:
         return f"{written}\n{next_steps(f'in Python, datasets.load_dataset({str(self.out)!r}, {EDGES!r})')}"
 
     def to_json(self) -> dict[str, Any]:
-        """The same for scripts."""
+        """Return the same for scripts."""
         return {**asdict(self), "out": str(self.out)}
 
 
@@ -283,7 +283,7 @@ def _facts(manifest: Manifest, k: int, config: PublishConfig, measured: Measured
 
 
 def loading_code(place: str) -> str:
-    """Python that loads the graph by its name on the hub, or from a folder; a test runs it."""
+    """Return Python that loads the graph by its name on the hub, or from a folder; a test runs it."""
     return (
         "from datasets import load_dataset\n"
         f'texts = load_dataset("{place}", "texts", split="train")\n'

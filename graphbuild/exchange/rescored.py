@@ -36,7 +36,7 @@ _LEAST_ROOM = 256
 
 
 def combine(rule: Rule, weights: Sequence[float], parts: Sequence[Any]) -> Any:
-    """One similarity of those of several graphs; arrays of one shape. Negative ones count as 0 in a product."""
+    """Return one similarity of those of several graphs; arrays of one shape. Negative ones count as 0 in a product."""
     if rule == "mean":
         return sum(weight * part for weight, part in zip(weights, parts, strict=True))
     if rule == "max":
@@ -58,7 +58,7 @@ class Stored:
         self.least = min(0.0, float(values.min(initial=0.0)))
 
     def tile(self, rows: Rows, columns: Rows) -> Tile:
-        """Similarities; (r, c)."""
+        """Return similarities of some texts with some others; (r, c)."""
         dense: Tile = self.edges[rows][:, columns].toarray()
         return dense
 
@@ -78,7 +78,7 @@ class Mapped:
         self.least = similarity.least
 
     def tile(self, rows: Rows, columns: Rows) -> Tile:
-        """Similarities; (r, c)."""
+        """Return similarities of some texts with some others; (r, c)."""
         return self._similarity.tile(self._texts_N[rows], self._texts_N[columns])
 
 
@@ -90,7 +90,7 @@ class Fused:
         self.least = float(combine(rule, weights, [part.least for part in parts]))
 
     def tile(self, rows: Rows, columns: Rows) -> Tile:
-        """Similarities; (r, c)."""
+        """Return similarities of some texts with some others; (r, c)."""
         tile: Tile = combine(self.rule, self.weights, [part.tile(rows, columns) for part in self.parts])
         return tile
 
@@ -158,7 +158,7 @@ class Rescoring:
         self.similarity = Fused(parts, rule, weights)
 
     def find(self, shard: ShardRange, k: int, advance: Advance) -> tuple[Neighbors, NDArray[np.float64]]:
-        """The k most similar candidates of each text of a shard, and how similar the others are at most, (n,)."""
+        """Find the k most similar candidates of each text of a shard, and how similar the others are at most, (n,)."""
         ids_nK, kept_nK = np.empty((len(shard), k), np.int32), np.empty((len(shard), k))
         most_n, proven_n = np.empty(len(shard)), np.zeros(len(shard), np.bool_)
         for row, text in enumerate(range(shard.start, shard.stop)):

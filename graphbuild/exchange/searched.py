@@ -37,7 +37,7 @@ class Finder(Protocol):
         """Of any two texts."""
 
     def find(self, shard: ShardRange, k: int, advance: Advance) -> tuple[Neighbors, NDArray[np.float64]]:
-        """The k neighbours of each text of a shard, and how similar others are at most, (n,); facts say what is not proven."""
+        """Find the k neighbours of each text of a shard, and how similar others are at most, (n,); facts say what is not proven."""
 
 
 class Scan:
@@ -47,7 +47,7 @@ class Scan:
         self.similarity, self._count = similarity, count
 
     def find(self, shard: ShardRange, k: int, advance: Advance) -> tuple[Neighbors, NDArray[np.float64]]:
-        """The k most similar texts to each text of a shard, and the similarity of the last of them; (n,)."""
+        """Find the k most similar texts to each text of a shard, and the similarity of the last of them; (n,)."""
         return nearest(self.similarity, np.arange(shard.start, shard.stop), self._count, k, advance)
 
 

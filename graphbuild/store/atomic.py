@@ -30,7 +30,7 @@ def temporary_name(path: Path) -> Path:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; renamed to it, flushed, when the block ends well, removed when it does not."""
+    """Give a temporary name beside `path`; renamed to it, flushed, when the block ends well, removed when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
@@ -110,7 +110,7 @@ def _at_work(pid: int) -> bool:
 
 @contextmanager
 def scratch_name(folder: Path, label: str) -> Iterator[Path]:
-    """A name for a file that is gone when the block ends; what a killed run leaves is removed by the next run."""
+    """Give a name for a file that is gone when the block ends; what a killed run leaves is removed by the next run."""
     folder.mkdir(parents=True, exist_ok=True)
     path = temporary_name(folder / label)
     try:

@@ -14,13 +14,13 @@ _CHUNK = 1 << 22
 
 
 def digest_file(path: Path) -> str:
-    """xxh3-128 of a file's bytes, in hexadecimal."""
+    """Return the xxh3-128 of a file's bytes, in hexadecimal."""
     with path.open("rb") as stream:
         return digest_stream(stream)
 
 
 def digest_stream(stream: IO[bytes]) -> str:
-    """xxh3-128 of what is left of a stream, in hexadecimal."""
+    """Return the xxh3-128 of what is left of a stream, in hexadecimal."""
     hasher = xxhash.xxh3_128()
     while chunk := stream.read(_CHUNK):
         hasher.update(chunk)
@@ -28,13 +28,13 @@ def digest_stream(stream: IO[bytes]) -> str:
 
 
 def digest_json(value: Any) -> str:
-    """xxh3-128 of a value's canonical JSON: equal values, equal digests, whatever the order of keys."""
+    """Return the xxh3-128 of a value's canonical JSON: equal values, equal digests, whatever the order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def digest_columns(table: pa.Table) -> dict[str, str]:
-    """xxh3-128 of each column's values, independent of chunking and of the other columns."""
+    """Return the xxh3-128 of each column's values, independent of chunking and of the other columns."""
     digests = {}
     for name in table.column_names:
         # A copy, for the bytes of a slice hold traces of what lies before and after it.

@@ -77,7 +77,7 @@ def remove_strays(graph_dir: Path, folder: str, names: Collection[str]) -> None:
 
 
 def receipt_path(graph_dir: Path, name: str) -> Path:
-    """Where the receipt of a file lies; `name` is the file's path in the graph directory."""
+    """Return where the receipt of a file lies; `name` is the file's path in the graph directory."""
     return graph_dir / RECORDS / "receipts" / f"{name}.json"
 
 

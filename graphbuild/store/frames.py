@@ -123,7 +123,7 @@ class Frames:
         return {name: getattr(self, name) for name, stage in stages.items() if stage in self.manifest.stages}
 
     def texts_of(self, ids: list[int]) -> pl.DataFrame:
-        """text_id and text of some texts; in order of text_id."""
+        """Return text_id and text of some texts; in order of text_id."""
         import polars as pl
 
         shards = self.manifest.require("text", self.path).in_folder(schemas.TEXTS)
@@ -177,7 +177,7 @@ class _EdgeSource:
 
 
 def graph_blocks(graph: Graph, edges_a_block: int) -> Iterator[tuple[int, Rows]]:
-    """First text id and stored rows of consecutive blocks of about so many edges; views of the mapped files."""
+    """Yield the first text id and stored rows of consecutive blocks of about so many edges; views of the mapped files."""
     size = max(1, edges_a_block // max(graph.k, 1))
     for start, rows in graph.shard_rows():
         count = len(rows.sketch_scale)

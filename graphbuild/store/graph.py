@@ -166,7 +166,7 @@ class Graph:
         return hashes, texts
 
     def shard_rows(self) -> Iterator[tuple[int, Rows]]:
-        """First text id and all rows of each shard, as views of the mapped files; for one pass over the whole graph."""
+        """Yield the first text id and all rows of each shard, as views of the mapped files; for one pass over the whole graph."""
         for shard in self._shards:
             yield shard.first_id, shard.rows
 
@@ -205,7 +205,7 @@ class Graph:
         return SampleLookup(self.path, self.manifest, verify=self._verify)
 
     def sample_column(self, name: str) -> pa.ChunkedArray:
-        """One column of the samples table, such as a kept `label`, one value a sample row.
+        """Return one column of the samples table, such as a kept `label`, one value a sample row.
 
         Raises:
             SourceError: If there is no such column; the message names those that exist.

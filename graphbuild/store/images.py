@@ -28,7 +28,7 @@ class Images:
     """What is to be said wherever the pictures are shown."""
 
     def record(self) -> dict[str, Any]:
-        """As `Manifest.dataset["images"]` holds it."""
+        """Return it as `Manifest.dataset["images"]` holds it."""
         return {name: value for name, value in asdict(self).items() if name != "note" or value is not None}
 
     def at(self, graph_dir: Path) -> Images:

@@ -54,7 +54,7 @@ class Stage:
     """What it counted and measured."""
 
     def in_folder(self, folder: str | None) -> list[Receipt]:
-        """Receipts of its files in one folder, or of all where None, in order of their names."""
+        """Return the receipts of its files in one folder, or of all where None, in order of their names."""
         return [receipt for name, receipt in sorted(self.files.items()) if folder is None or name.startswith(f"{folder}/")]
 
 
@@ -153,11 +153,11 @@ class Manifest:
         return "knn" in self.stages and self.stages["knn"].config.get("method") in _MAKERS
 
     def files(self, stage: str, folder: str) -> list[Receipt]:
-        """Receipts of the files that a finished stage has in one folder, in order of their names."""
+        """Return the receipts of the files that a finished stage has in one folder, in order of their names."""
         return self.stages[stage].in_folder(folder)
 
     def column_digests(self, stage: str, columns: Iterable[str], *, folder: str | None = None) -> dict[str, str]:
-        """Digests of some columns of a stage's files: the inputs of a stage that reads only these.
+        """Return the digests of some columns of a stage's files: the inputs of a stage that reads only these.
 
         Args:
             stage: A finished stage.
@@ -177,7 +177,7 @@ class Manifest:
         }
 
     def ranges(self, stage: str, folder: str) -> list[ShardRange]:
-        """Ids of each shard of a finished stage's folder: of `shard_size`, but for the last one, and the last before an append."""
+        """Return the ids of each shard of a stage's folder: `shard_size`, but in the last one, and the last before an append."""
         rows = [receipt.rows for receipt in self.files(stage, folder)]
         stops = list(itertools.accumulate(rows))
         return [ShardRange(index, stop - count, stop) for index, (stop, count) in enumerate(zip(stops, rows, strict=True))]
@@ -232,7 +232,7 @@ def up_to_date(
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, limit: int = 3) -> str:
-    """`k: 256 -> 128, ...` for the entries that differ; empty where none does."""
+    """Return `k: 256 -> 128, ...` for the entries that differ; empty where none does."""
     # Through JSON, for what was read back holds lists where tuples were written.
     before, after = json.loads(json.dumps(old)), json.loads(json.dumps(new))
     keys = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
@@ -246,7 +246,7 @@ def _short(value: Any) -> str:
 
 
 def stage_key(config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """Digest of all that a stage's bytes depend on; the `key` of its receipts."""
+    """Return the digest of all that a stage's bytes depend on; the `key` of its receipts."""
     return digest_json({"format": schemas.CONTENT_VERSION, "config": config, "inputs": inputs})
 
 

@@ -52,7 +52,7 @@ class Rows(_Estimated):
 
     @classmethod
     def empty(cls, count: int, k: int, sketch_dim: int, correction: Correction = UNCORRECTED) -> Rows:
-        """Room for `count` rows, to be filled again and again."""
+        """Return room for `count` rows, to be filled again and again."""
         return cls(
             np.empty((count, k), np.int32),
             np.empty((count, k), np.float16),
@@ -126,7 +126,7 @@ def flat_values(column: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
 
 def row_addresses(shards: Sequence[Shard], column: str) -> npt.NDArray[np.uintp]:
-    """Where each shard's rows begin in memory; the mapped arrays stay alive as long as the graph."""
+    """Return where each shard's rows begin in memory; the mapped arrays stay alive as long as the graph."""
     views = [getattr(shard.rows, column) for shard in shards]
     return np.array([view.ctypes.data for view in views], np.uintp)
 
@@ -174,7 +174,7 @@ def gather(
 
 @njit(nogil=True, cache=True, boundscheck=False)
 def mapped_row(addresses: npt.NDArray[np.uintp], starts: npt.NDArray[np.int64], k: int, text_id: int) -> Ids:
-    """A view of one text's neighbours in its mapped shard; (K,) int32. For loops in numba that read rows one by one.
+    """Return a view of one text's neighbours in its mapped shard; (K,) int32. For loops in numba that read rows one by one.
 
     Args:
         addresses: Where the neighbours of each shard begin, from `Graph.neighbor_addresses`.

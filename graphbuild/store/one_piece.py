@@ -29,13 +29,13 @@ def require_current_inputs(graph_dir: Path, manifest: Manifest, stage: str) -> N
 
 
 def listed_texts(graph_dir: Path, manifest: Manifest) -> int:
-    """How many texts have vectors; an imported graph has texts alone."""
+    """Count the texts that have vectors; an imported graph has texts alone."""
     stage, folder = ("embed", schemas.EMBEDDINGS) if "embed" in manifest.stages else ("text", schemas.TEXTS)
     return sum(receipt.rows for receipt in manifest.require(stage, graph_dir).in_folder(folder))
 
 
 def require_one_piece(graph_dir: Path, shards: Sequence[Shard], listed: int) -> None:
-    """Shards must follow one another, be of one shape, and cover all texts."""
+    """Check that shards follow one another, are of one shape, and cover all texts."""
     expected = 0
     first = shards[0].rows
     for number, shard in enumerate(shards):

@@ -32,7 +32,7 @@ class Part:
 
     @classmethod
     def parse(cls, text: str) -> Part:
-        """Read `I/N`.
+        """Read a part of the command line, `I/N`.
 
         Raises:
             OptionError: If it is no such pair, or I is not from 1 to N.
@@ -45,7 +45,7 @@ class Part:
         return cls(int(number), int(of))
 
     def has(self, shard: int) -> bool:
-        """Whether a shard belongs to it."""
+        """Return whether a shard belongs to it."""
         return shard % self.of == self.number - 1
 
     def __str__(self) -> str:
@@ -65,20 +65,20 @@ class PartResult:
     """Shards of the stage that are still missing, of other parts."""
 
     def summary(self) -> str:
-        """A line for people."""
+        """Return a line for people."""
         rest = (
             f"{self.open:,} of other parts are open" if self.open else f"none is open: run `graphbuild {self.stage}` without --part"
         )
         return f"{self.graph_dir}: part {self.part} of {self.stage} wrote {self.written:,} shard(s), {rest}"
 
     def to_json(self) -> dict[str, Any]:
-        """The same for scripts."""
+        """Return the same for scripts."""
         return {**asdict(self), "graph_dir": str(self.graph_dir)}
 
 
 @contextmanager
 def working_at(graph_dir: Path, stage: str, part: Part) -> Iterator[None]:
-    """Be the only process at a part until the block ends.
+    """Hold a part, as the only process, until the block ends.
 
     Raises:
         LockedError: If another one is at it, or a whole command is at work in the graph; it is named.

@@ -79,7 +79,7 @@ LOOKUP_IDS_SCHEMA = pa.schema(
 
 
 def embeddings_schema(dim: int) -> pa.Schema:
-    """Columns of an embedding shard; `dim` is D."""
+    """Return the columns of an embedding shard; `dim` is D."""
     return pa.schema(
         [
             pa.field(TEXT_ID, pa.int32(), nullable=False),
@@ -90,7 +90,7 @@ def embeddings_schema(dim: int) -> pa.Schema:
 
 
 def knn_schema(k: int, sketch_dim: int) -> pa.Schema:
-    """Columns of a neighbour shard: K ids and similarities, and R sketch bytes; without the sketch columns where R = 0."""
+    """Return the columns of a neighbour shard: K ids and similarities, and R sketch bytes; no sketch columns where R = 0."""
     fields = [
         pa.field(TEXT_ID, pa.int32(), nullable=False),
         pa.field(NEIGHBOR_IDS, pa.list_(pa.field("item", pa.int32(), nullable=False), k), nullable=False),
@@ -105,11 +105,11 @@ def knn_schema(k: int, sketch_dim: int) -> pa.Schema:
 
 
 def rescored_schema(top: int) -> pa.Schema:
-    """Columns of a rescored shard: those of a neighbour shard without sketches, and what the knn stage stores of the same pairs."""
+    """Return the columns of a rescored shard: a neighbour shard's without sketches, and what knn stores of the pairs."""
     kind = pa.list_(pa.field("item", pa.float16(), nullable=False), top)
     return knn_schema(top, 0).append(pa.field(STORED_SIMILARITIES, kind, nullable=False))
 
 
 def part_name(folder: str, index: int) -> str:
-    """Path of shard `index` of a stage, relative to the graph directory."""
+    """Return the path of shard `index` of a stage, relative to the graph directory."""
     return f"{folder}/part-{index:05d}.{'arrow' if folder in (KNN, RESCORED) else 'parquet'}"

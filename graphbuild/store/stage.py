@@ -48,7 +48,7 @@ class Made:
 
 @contextmanager
 def writing(graph_dir: Path, *, wait: bool = False, check: Callable[[], object] | None = None) -> Iterator[Manifest]:
-    """Be the only writer of a graph directory until the block ends.
+    """Hold a graph directory, as its only writer, until the block ends.
 
     What killed writers left is removed, and records of the old layout are moved to where they belong now. Nobody writes a graph
     that cannot be written: its manifest is all that the block gets, and a stage that is not done is refused.
@@ -94,7 +94,7 @@ def writing(graph_dir: Path, *, wait: bool = False, check: Callable[[], object] 
 
 
 def writer_lock(graph_dir: Path) -> Path:
-    """Where the lock of a graph's only writer lies."""
+    """Return where the lock of a graph's only writer lies."""
     return graph_dir / RECORDS / _LOCK
 
 

@@ -145,7 +145,7 @@ class Shard:
     """Whether the sample of each key has an id of its own."""
 
     def samples(self) -> Iterator[Sample]:
-        """Runs of members that share what comes before the first dot of their file names.
+        """Yield the runs of members that share what comes before the first dot of their file names.
 
         Raises:
             DamagedArchive: If the shard is damaged, or a sample has two members of one kind.
@@ -207,7 +207,7 @@ class Shard:
 
 
 def record_id(record: Mapping[str, Any], id_field: str | None = None) -> str | None:
-    """The id in a sample's JSON: under the key that is asked for, else what this program put there, else under `ID_FIELDS`."""
+    """Return the id in a sample's JSON: under the key asked for, else what this program put there, else one of `ID_FIELDS`."""
     if id_field is not None:
         return as_text(record.get(id_field))
     own = record.get(OWN_FIELD)

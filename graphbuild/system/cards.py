@@ -65,14 +65,14 @@ class Repository:
 
 
 def front_matter(fields: Mapping[str, Any]) -> str:
-    """The YAML that a card begins with; what is None is left out."""
+    """Return the YAML that a card begins with; what is None is left out."""
     from huggingface_hub.repocard_data import CardData
 
     return f"---\n{CardData(**fields).to_yaml()}\n---\n"
 
 
 def license_fields(stated: str | None) -> dict[str, str]:
-    """A licence as the hub's YAML has it: an identifier such as cc-by-4.0, else `other` and its name."""
+    """Return a licence as the hub's YAML has it: an identifier such as cc-by-4.0, else `other` and its name."""
     if stated is None:
         return {}
     if _IDENTIFIER.fullmatch(stated):
@@ -81,19 +81,19 @@ def license_fields(stated: str | None) -> dict[str, str]:
 
 
 def table(rows: Iterable[Sequence[object]], head: Sequence[str] = ("", "")) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *(f"| {' | '.join(cell(value) for value in row)} |" for row in rows)])
 
 
 def cell(value: object) -> str:
-    """One cell: what came from a data set may hold anything."""
+    """Return one cell: what came from a data set may hold anything."""
     text = f"{value:,}" if isinstance(value, int) else str(value)
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
 
 
 def last_name(place: str | Path | None) -> str | None:
-    """What a card says of a place on this machine, such as hf:/a/b:train: its last name, hf:b:train. Names of the hub stay."""
+    """Return what a card says of a place on this machine, such as hf:/a/b:train: hf:b:train. Names of the hub stay."""
     if place is None:
         return None
     kind, mark, rest = str(place).partition(":")

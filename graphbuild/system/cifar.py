@@ -9,7 +9,7 @@ from graphbuild.errors import SourceError, one_line
 
 
 def load_cifar(kind: str, root: Path, *, train: bool, download: bool) -> Any:
-    """One split: its `data` (N, 32, 32, 3), `targets` and `classes`, as torchvision reads them.
+    """Load one split: its `data` (N, 32, 32, 3), `targets` and `classes`, as torchvision reads them.
 
     Args:
         kind: `cifar10` or `cifar100`.

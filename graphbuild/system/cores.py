@@ -12,7 +12,7 @@ def thread_shares(count: int) -> dict[str, str]:
 
 
 def available_cores() -> int:
-    """Cores that this process may use, fewer where OMP_NUM_THREADS says so."""
+    """Return the number of cores that this process may use, fewer where OMP_NUM_THREADS says so."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores, int(limit)) if limit.isdecimal() and int(limit) else cores

@@ -37,7 +37,7 @@ class NotText(ValueError):
 
 
 def mend(value: bytes | None) -> tuple[str | None, bool]:
-    """Text of some bytes, each invalid sequence replaced by U+FFFD, and whether there was one."""
+    """Return the text of some bytes, each invalid sequence replaced by U+FFFD, and whether there was one."""
     if value is None:
         return None, False
     try:
@@ -47,7 +47,7 @@ def mend(value: bytes | None) -> tuple[str | None, bool]:
 
 
 def as_text(value: Any) -> str | None:
-    """Text as it is, save that lone surrogates, which are no characters, become U+FFFD; other values as JSON."""
+    """Return a text as it is, save that lone surrogates, which are no characters, become U+FFFD; other values as JSON."""
     if value is None:
         return None
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -101,7 +101,7 @@ def describe_form(raw: IO[bytes]) -> str | None:
 
 @contextmanager
 def utf8_stream(raw: IO[bytes]) -> Iterator[IO[bytes]]:
-    """The text of a stream of bytes as UTF-8 without its mark: unpacked if it is compressed, converted if it is marked as UTF-16.
+    """Open a stream of bytes as text in UTF-8 without its mark: unpacked if compressed, converted if it is marked as UTF-16.
 
     Raises:
         NotText: If it is no text.

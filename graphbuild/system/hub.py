@@ -51,7 +51,7 @@ class Split:
 
 
 def find_split(source: str) -> Split:
-    """The files of one split; those on the hub are fetched into the cache of huggingface_hub.
+    """Return the files of one split; those on the hub are fetched into the cache of huggingface_hub.
 
     Args:
         source: `FOLDER[:SPLIT]` or `user/name[@REVISION][:SPLIT]`; where a data set has several configurations, `CONFIG/SPLIT`.
@@ -70,7 +70,7 @@ def find_split(source: str) -> Split:
 
 
 def divide(source: str) -> tuple[str, str | None]:
-    """Folder or name, and the split; None where none is named."""
+    """Return folder or name, and the split; None where none is named."""
     if Path(source).exists() or ":" not in source:
         return source, None
     name, _, wanted = source.rpartition(":")
@@ -78,14 +78,14 @@ def divide(source: str) -> tuple[str, str | None]:
 
 
 def short_name(source: str) -> str:
-    """What a graph of such data is called: the last part of its name, and the split."""
+    """Return what a graph of such data is called: the last part of its name, and the split."""
     name, wanted = divide(source)
     last = PurePosixPath(name.partition("@")[0]).name or "data"
     return last if wanted is None else f"{last}-{wanted.replace('/', '-')}"
 
 
 def map_stream(path: Path) -> pa.Table:
-    """An Arrow stream as a table, mapped and not copied.
+    """Return an Arrow stream as a table, mapped and not copied.
 
     Raises:
         SourceError: If it is missing, none, or cut short.
@@ -152,7 +152,7 @@ def _choose(where: str, names: Sequence[str], wanted: str | None) -> str:
 
 
 def split_files(names: Sequence[str], card: str) -> dict[str, list[str]]:
-    """Parquet files by split: `SPLIT`, or `CONFIG/SPLIT` where there are several configurations.
+    """Return the Parquet files by split: `SPLIT`, or `CONFIG/SPLIT` where there are several configurations.
 
     Args:
         names: Paths of the files, relative to the data set.

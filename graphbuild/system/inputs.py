@@ -63,7 +63,7 @@ def is_pattern(source: str) -> bool:
 
 
 def expand_braces(source: str) -> list[str]:
-    """`{000..012}` and `{a,b}` as all the names that they stand for."""
+    """Return `{000..012}` and `{a,b}` as all the names that they stand for."""
     match = _BRACES.search(source)
     if match is None:
         return [source]
@@ -130,7 +130,7 @@ def _of_folder(folder: Path, suffixes: Sequence[str]) -> Listing:
 
 
 def file_names(paths: Sequence[str]) -> list[str]:
-    """What sample ids and messages call files: their names, or, where two have one name, all by their paths below their folder.
+    """Return what sample ids and messages call files: their names; where two are equal, all paths below their folder.
 
     Raises:
         SourceError: If a name is no UTF-8, and so can be no part of an id.
@@ -162,7 +162,7 @@ class LeftOut:
 
 
 def walk_pictures(root: Path, below: str = "", left_out: LeftOut | None = None) -> Iterator[str]:
-    """Paths of the pictures below a folder, relative to `root`, in a fixed order; hidden names are left out and counted.
+    """Return the paths of the pictures below a folder, relative to `root`, in a fixed order; hidden names are left out and counted.
 
     Raises:
         SourceError: If a name is no UTF-8.

@@ -12,7 +12,7 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `4GB`, `512MiB`, `1.5g` or `800000000`.
+    """Return the bytes of `4GB`, `512MiB`, `1.5g` or `800000000`.
 
     Raises:
         OptionError: If it is none of these.
@@ -29,7 +29,7 @@ def resolve_limit(text: str | None) -> int:
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take: what the machine has available, or what its control group leaves."""
+    """Return the bytes that this process may still take: what the machine has available, or what its control group leaves."""
     available = _meminfo_available()
     group_limit, group_used = _read_int("memory.max"), _read_int("memory.current")
     if group_limit is not None and group_used is not None:

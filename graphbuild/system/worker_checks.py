@@ -36,7 +36,7 @@ class Expected:
 
 @contextmanager
 def expectations(shared: Sequence[Path], check: Check | None) -> Iterator[Expected]:
-    """What every worker must find, with a probe in the first folder that lies there as long as the work goes on."""
+    """Yield what every worker must find, with a probe in the first folder that lies there as long as the work goes on."""
     token = uuid.uuid4().hex
     probe = shared[0] / f".probe-{token}.tmp"
     try:
@@ -48,7 +48,7 @@ def expectations(shared: Sequence[Path], check: Check | None) -> Iterator[Expect
 
 
 def check_workers(client: Any, scheduler: str, expected: Expected) -> None:
-    """Before work starts: every worker runs the same versions, sees and may write the same folders, and passes the check.
+    """Check before work starts that every worker runs the same versions, may write to the same folders, and passes the check.
 
     Raises:
         ResourceError: Naming a worker, how many others are like it, and what to do.

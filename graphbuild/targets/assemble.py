@@ -39,7 +39,7 @@ class Assembly(NamedTuple):
 
 
 def assemble(rows: Rows, text_ids_B: npt.ArrayLike, *, absent: float | None = None, symmetrize: Symmetrize = "union") -> Assembly:
-    """Similarities among the samples of a batch (docs/definitions.md, Target), in one scan of their rows: O(B K + B^2).
+    """Compute similarities among the samples of a batch (docs/definitions.md, Target), in one scan of their rows: O(B K + B^2).
 
     A pair is 1 if it has one text; else its stored similarity, if either row stores it (the larger, should an imported
     graph hold two); else scale_i scale_j <q_i, q_j>, corrected by what sketches leave out (`graphbuild.store.sketches`), or
@@ -114,7 +114,7 @@ def check_absent(sketch_dim: int, absent: float | None) -> None:
 
 
 def dense(embeddings_BD: npt.NDArray[np.floating], text_ids_B: npt.ArrayLike) -> Matrix:
-    """Exact similarities among the samples of a batch, from stored embeddings; (B, B) float32, 1 where texts are equal.
+    """Compute exact similarities among the samples of a batch, from stored embeddings; (B, B) float32, 1 where texts are equal.
 
     Args:
         embeddings_BD: The stored float16 vectors of the batch's texts; (B, D).
@@ -128,7 +128,7 @@ def dense(embeddings_BD: npt.NDArray[np.floating], text_ids_B: npt.ArrayLike) ->
 
 
 def hit_rate(assembly: Assembly) -> float:
-    """Stored neighbours per anchor in the batch; (B - 1) K / (N - 1) is expected of a random one."""
+    """Return the stored neighbours per anchor in the batch; (B - 1) K / (N - 1) is expected of a random one."""
     return float(assembly.stored_B.mean())
 
 

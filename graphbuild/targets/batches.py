@@ -63,7 +63,7 @@ class RandomBatches:
         return self.n_samples % self.batch_size
 
     def batch(self, epoch: int, step: int) -> Indices:
-        """Samples of a step of an epoch, both counted from 0; (B,).
+        """Return the samples of a step of an epoch, both counted from 0; (B,).
 
         Raises:
             ValueError: If the epoch has no such step.
@@ -73,7 +73,7 @@ class RandomBatches:
         return self._samples_at(epoch, step * self.batch_size, (step + 1) * self.batch_size)
 
     def rest(self, epoch: int) -> Indices:
-        """Samples that the batches of an epoch leave out, in its order; (`dropped_per_epoch`,)."""
+        """Return the samples that the batches of an epoch leave out, in its order; (`dropped_per_epoch`,)."""
         return self._samples_at(epoch, self.steps_per_epoch * self.batch_size, self.n_samples)
 
     def _samples_at(self, epoch: int, start: int, stop: int) -> Indices:
@@ -81,7 +81,7 @@ class RandomBatches:
         return shuffled(np.arange(start, stop, dtype=np.int64), self.n_samples, _key(self.seed, epoch, _SHUFFLE))
 
     def instead(self, batch: Batch) -> Iterator[Indices]:
-        """Samples to take where those of a batch cannot be used: those at the same places of the batches after it.
+        """Return samples to take where those of a batch cannot be used: those at the same places of the batches after it.
 
         After the last batch of the epoch comes the first one, and once around, the places are moved by one. Which samples
         a batch ends with thus depends on its epoch and step and on what can be read, and on nothing that was met before.
@@ -91,7 +91,7 @@ class RandomBatches:
             yield np.roll(self.batch(batch.epoch, (batch.step + attempt) % self.steps_per_epoch), -turns)
 
     def batches(self, *, epoch: int = 0, step: int = 0) -> Iterator[Batch]:
-        """Batches without end, from a position on. A run that stopped goes on with the position after its last step."""
+        """Yield batches without end, from a position on. A run that stopped goes on with the position after its last step."""
         while True:
             for now in range(step, self.steps_per_epoch):
                 yield Batch(epoch, now, self.batch(epoch, now))
@@ -151,7 +151,7 @@ class NeighborBatches(RandomBatches):
 
 
 def shuffled(places: Indices, count: int, key: int) -> Indices:
-    """Where a keyed pseudo-random permutation of 0..count-1 takes some places.
+    """Return where a keyed pseudo-random permutation of 0..count-1 takes some places.
 
     A Feistel network on pairs of digits, mixed radix so that its domain is hardly larger than `count`; what falls outside
     is sent through again (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).

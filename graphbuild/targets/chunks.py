@@ -61,7 +61,7 @@ class PartitionConfig:
         return {"method": _METHOD, "chunk": self.chunk, "neighbor_ranks": [first, min(last or k, k)], "seed": self.seed}
 
     def file_name(self, k: int) -> str:
-        """Path relative to the graph directory; partitions of several options lie side by side."""
+        """Return the path relative to the graph directory; partitions of several options lie side by side."""
         first, last = self.key_fields(k)["neighbor_ranks"]
         return f"{schemas.PARTITION}/chunk-{self.chunk}-ranks-{first}-{last}-seed-{self.seed}.arrow"
 

@@ -221,7 +221,7 @@ def in_degrees(links: Links, degrees: Offsets, first_text: int, last_text: int) 
 
 @njit(nogil=True, cache=True, boundscheck=False)
 def neighbors_inside(links: Links, order: Ids, size: int) -> float:
-    """Stored neighbours per anchor within its chunk, expected where every sample shows one of its texts at random.
+    """Count the stored neighbours per anchor within its chunk, expected where every sample shows one of its texts at random.
 
     Args:
         links: Samples, texts and edges; all ranks count.

@@ -43,7 +43,7 @@ class Partition:
     """(S,)."""
 
     def of_rows(self, sample_rows: Int64) -> Int32:
-        """Chunks of samples by their first row; -1 where no sample begins there."""
+        """Return the chunks of samples by their first row; -1 where no sample begins there."""
         place = np.minimum(np.searchsorted(self.sample_rows, sample_rows), len(self.sample_rows) - 1)
         return np.where(self.sample_rows[place] == sample_rows, self.chunks[place], np.int32(-1))
 
@@ -59,7 +59,7 @@ class PartitionResult:
     already_done: bool
 
     def summary(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         facts = self.facts
         done = "already done, nothing to do" if self.already_done else f"{facts['seconds']:.1f} s"
         beyond_two = facts["beyond_two_of_a_text"]

@@ -49,7 +49,7 @@ class MappedRows:
         self._ahead = (text_ids_B, self._pool.submit(self._graph.rows, text_ids_B))
 
     def rows(self, text_ids_B: npt.NDArray[np.integer]) -> Rows:
-        """Stored rows of some texts, whether or not they were read ahead."""
+        """Return the stored rows of some texts, whether or not they were read ahead."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None and np.array_equal(ahead[0], text_ids_B):
             return ahead[1].result()
@@ -75,7 +75,7 @@ class DeviceRows:
                 whole[start:stop].copy_(torch.from_numpy(getattr(block, name)))
 
     def rows(self, text_ids_B: Tensor) -> RowTensors:
-        """Rows of some texts, whose ids are on the device: no wait for it, and no check of the ids."""
+        """Return rows of some texts, whose ids are on the device: no wait for it, and no check of the ids."""
         return RowTensors(*(whole.index_select(0, text_ids_B) for whole in self._all))
 
 

@@ -66,7 +66,7 @@ class ConfirmConfig:
 
     @property
     def file(self) -> Path:
-        """The set's records."""
+        """Where the records of the set are stored."""
         return self.records / f"{self.name}.jsonl"
 
     def folder(self, fold: int) -> Path:

@@ -57,7 +57,7 @@ class StudyConfig:
     """
 
     def steps(self, arm: Arm) -> int:
-        """Of every run of an arm."""
+        """Return the steps of every run of an arm."""
         return max(1, round(arm.share * self.budget) // self.batch_size)
 
 
@@ -74,7 +74,7 @@ class Study:
         return self._config.out / "runs" / planned.name
 
     def record_dir(self, planned: Planned) -> Path:
-        """Where what is known of a finished run stands."""
+        """Return where what is known of a finished run stands."""
         return self._config.records / planned.name
 
     def is_done(self, planned: Planned) -> bool:
@@ -134,7 +134,7 @@ class Study:
         self._evaluate(planned)
 
     def write_tables(self) -> list[Path]:
-        """Tables of the records that there are; the Markdown files."""
+        """Write the tables of the records that there are; returns the Markdown files."""
         return write_tables(self._config.records, self._config.out / "tables")
 
     def _build(self, graph: str) -> None:

@@ -83,7 +83,7 @@ def is_imported(name: str) -> bool:
 
 
 def similarity_of(vectors_ND: Matrix, *, centred: bool) -> Matrix:
-    """Cosines of embeddings, as they are, or after their mean was taken from them; (N, N)."""
+    """Return cosines of embeddings, as they are, or after their mean was taken from them; (N, N)."""
     moved = vectors_ND - vectors_ND.mean(axis=0) if centred else vectors_ND
     unit = moved / np.linalg.norm(moved, axis=1, keepdims=True)
     similarity: Matrix = np.clip(unit @ unit.T, -1, 1)

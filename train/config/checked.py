@@ -27,12 +27,12 @@ class TrainConfig(TrainOptions):
         refuse_contradictions(self)
 
     def to_toml(self) -> str:
-        """Every field as TOML; what is None is left out. `read_toml` gives the same values back."""
+        """Write every field as TOML; what is None is left out. `read_toml` gives the same values back."""
         lines = [f"{name} = {to_toml(value)}" for name in field_types() if (value := getattr(self, name)) is not None]
         return "\n".join(lines) + "\n"
 
     def differences(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
-        """Fields in which a resumed run (`other`) would compute something else, with both values."""
+        """Return the fields in which a resumed run (`other`) would compute something else, with both values."""
         strict = [item.name for item in fields(self) if not item.metadata.get("loose")]
         pairs: dict[str, tuple[Any, ...]] = {name: (getattr(self, name), getattr(other, name)) for name in strict}
         pairs["head"] = tuple(tuple(replace(head, graph_dir="") for head in one.heads) for one in (self, other))
@@ -59,5 +59,5 @@ def repeated_by() -> Mapping[str, str]:
 
 @cache
 def field_docs() -> Mapping[str, str]:
-    """What every field is, in order: the help text of its option."""
+    """Return what every field is, in order: the help text of its option."""
     return {item.name: item.metadata["doc"] for item in fields(TrainConfig)}

@@ -13,7 +13,7 @@ from train.config.checked import TrainConfig, field_types, repeated_by
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Values of a configuration file, still unchecked except for their names.
+    """Read the values of a configuration file, still unchecked except for their names.
 
     Raises:
         OptionError: If it cannot be read, is not TOML, or holds an unknown key (the nearest known one is named).
@@ -36,7 +36,7 @@ def _did_you_mean(key: str) -> str:
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
-    """A configuration from a TOML file, if there is one, and values that go before it.
+    """Load a configuration from a TOML file, if there is one, and values that go before it.
 
     Raises:
         OptionError: If a key is unknown or a value out of range.

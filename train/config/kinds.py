@@ -30,7 +30,7 @@ class Range:
     open_low: bool = False
 
     def holds(self, value: float) -> bool:
-        """Whether a value lies within; NaN never does."""
+        """Return whether a value lies within; NaN never does."""
         return (value > self.low if self.open_low else value >= self.low) and value <= self.high
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class FieldType:
 
 
 def doc(text: str, marks: Mapping[str, Any] = types.MappingProxyType({})) -> Mapping[str, Any]:
-    """Metadata of a field: the help text of its option, and what else is said of it."""
+    """Return the metadata of a field: the help text of its option, and what else is said of it."""
     return {"doc": text, **marks}
 
 
@@ -76,7 +76,7 @@ def split_type(kind: Any) -> FieldType:
 
 
 def flag(name: str) -> str:
-    """The option of a field."""
+    """Return the option of a field."""
     return "--" + name.replace("_", "-")
 
 

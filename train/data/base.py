@@ -55,7 +55,7 @@ class ImageSource(Protocol):
         """Return what `labels` takes."""
 
     def labels(self, column: str) -> Labels:
-        """One label of every sample.
+        """Return one label of every sample.
 
         Raises:
             SourceError: If there is no such column; those that exist are named.

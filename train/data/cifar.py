@@ -30,7 +30,7 @@ class CifarImages:
         return len(self.sample_ids)
 
     def encoded(self, indices: Sequence[int]) -> list[Encoded]:
-        """Pixels (32, 32, 3) of some images."""
+        """Return the pixels (32, 32, 3) of some images."""
         return [self._set.data[index] for index in indices]
 
     def metas(self, indices: Sequence[int]) -> list[dict[str, Any]]:

@@ -63,7 +63,7 @@ class Colours:
         return cls(order, factors, gray, torch.where(blurred, sigma, 0.0))
 
     def part(self, which: slice) -> Colours:
-        """Those of some of the views."""
+        """Return the colours of some of the views."""
         factors = {name: values[which] for name, values in self.factors.items()}
         return Colours(self.order, factors, self.gray[which], self.sigma[which])
 
@@ -81,7 +81,7 @@ def per_image(values: Tensor, images: Tensor) -> Tensor:
 
 
 def luma(images: Tensor) -> Tensor:
-    """Brightness of every pixel, as torchvision weighs the channels; (n, 1, S, S)."""
+    """Return the brightness of every pixel, as torchvision weighs the channels; (n, 1, S, S)."""
     red, green, blue = images.unbind(1)
     return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue)[:, None]
 
@@ -119,7 +119,7 @@ OPERATIONS = {"brightness": _brighten, "contrast": _contrast, "saturation": _sat
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur of each image by its own width, in pixels; nothing happens where all widths are narrow."""
+    """Blur each image by a Gaussian of its own width, in pixels; nothing happens where all widths are narrow."""
     size = images.shape[-1]
     if size * _BLUR_SIGMA[1] < _LEAST_BLUR:
         return images
@@ -128,7 +128,7 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 
 def blur_matrix(sigma: Tensor, size: int) -> Tensor:
-    """Gaussian weights (n, S, S) of a line of S pixels, out to four widths; each row sums to 1: nothing lies beyond an end."""
+    """Return Gaussian weights (n, S, S) of a line of S pixels, out to four widths; each row sums to 1 within the line."""
     radius, line = min(size - 1, math.ceil(4 * size * _BLUR_SIGMA[1])), torch.arange(size, device=sigma.device)
     near = torch.exp(-0.5 * (line[: radius + 1] / sigma.clamp(min=0.05)[:, None]) ** 2)
     near = torch.cat([near, near.new_zeros(len(sigma), 1)], dim=1)

@@ -49,11 +49,11 @@ class FolderImages:
         return [{"label": _folder_of(self.sample_ids[index])} for index in indices]
 
     def label_columns(self) -> tuple[str, ...]:
-        """`label`: the class folder."""
+        """Return `label` alone: the class folder."""
         return ("label",)
 
     def labels(self, column: str) -> Labels:
-        """Codes of the class folders; -1 for files that lie in none.
+        """Return codes of the class folders; -1 for files that lie in none.
 
         Raises:
             SourceError: If the column is not `label`.

@@ -81,12 +81,12 @@ class CrawledFiles:
         return rows
 
     def label_columns(self) -> tuple[str, ...]:
-        """Columns of integers, strings or booleans."""
+        """Return the columns of integers, strings or booleans."""
         tests = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean)
         return tuple(item.name for item in self._table.schema if any(test(item.type) for test in tests))
 
     def labels(self, column: str) -> Labels:
-        """Codes of a column's values.
+        """Return the codes of a column's values.
 
         Raises:
             SourceError: If there is no such column.
@@ -96,7 +96,7 @@ class CrawledFiles:
         return encode_labels(self._table[column].to_pylist())
 
     def class_ids(self) -> Sequence[str] | None:
-        """None: crawled pictures have no classes."""
+        """Return None: crawled pictures have no classes."""
         return None
 
 

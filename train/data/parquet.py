@@ -42,11 +42,11 @@ class LabelColumns:
         raise NotImplementedError
 
     def label_columns(self) -> tuple[str, ...]:
-        """Columns of integers, strings or booleans."""
+        """Return the columns of integers, strings or booleans."""
         return tuple(item.name for item in self._schema if any(test(item.type) for test in _LABEL_TYPES))
 
     def labels(self, column: str) -> Labels:
-        """Codes of a column's values.
+        """Return the codes of a column's values.
 
         Raises:
             SourceError: If there is no such column of integers or strings.

@@ -79,7 +79,7 @@ class TrainingData:
         return replace(self, opened=replace(self.opened, graph=known.graph, joined=known.joined))
 
     def batches(self, wanted: Iterator[tuple[Int64, Iterable[Int64], Crops | None]]) -> Iterator[ImageBatch]:
-        """Images of a sequence of batches; decoded in advance where they are not held in memory.
+        """Yield the images of a sequence of batches; decoded in advance where they are not held in memory.
 
         Args:
             wanted: The samples of each batch, those to try in the places of what cannot be read, and the crops to cut.
@@ -92,7 +92,7 @@ class TrainingData:
         return replace(config, **{name: getattr(self.opened.config, name) for name in DATA_FIELDS})
 
     def labels(self, column: str) -> Labels:
-        """One label of every sample, from the images' source, else from a column that the graph keeps of its samples.
+        """Return one label of every sample, from the images' source, else from a column that the graph keeps of its samples.
 
         Raises:
             SourceError: If neither has such a column; those of both are named.
@@ -107,7 +107,7 @@ class TrainingData:
         raise SourceError(f"{source.name}: no label column {column!r}; there are: {', '.join(exist) or 'none'}.")
 
     def fingerprint(self) -> str:
-        """Digest of the samples in their order and of the graph's files: equal for two runs that see the same data."""
+        """Return a digest of the samples in their order and of the graph's files: equal for two runs that see the same data."""
         hasher = hashlib.blake2b(digest_size=16)
         ids = self.opened.source.sample_ids
         indices = np.arange(len(ids)) if self.joined is None else self.joined.indices
@@ -217,7 +217,7 @@ def prepare(config: TrainConfig) -> TrainingData:
 
 
 def event(kind: str, **facts: Any) -> dict[str, Any]:
-    """One line of `events.jsonl`."""
+    """Return one line of `events.jsonl`."""
     return {"time": round(time.time(), 3), "event": kind, **facts}
 
 
@@ -262,7 +262,7 @@ def is_parquet(data: str) -> bool:
 
 
 def absolute(data: str) -> str:
-    """`--data` with an absolute path, so that a run's configuration holds anywhere."""
+    """Return `--data` with an absolute path, so that a run's configuration holds anywhere."""
     kind, _, folder = data.partition(":")
     if kind in ("cifar10", "cifar100"):
         return f"{kind}:{Path(folder or 'data').absolute()}"

@@ -59,7 +59,7 @@ class CorruptImages:
         self._lock = threading.Lock()
 
     def add(self, sample_id: str, reason: str) -> None:
-        """Count one image.
+        """Count one image that cannot be read.
 
         Raises:
             SourceError: If there are more than the limit.
@@ -132,7 +132,7 @@ class ImageStore:
         return [self.source.sample_ids[self._indices[row]] for row in rows]
 
     def batch(self, rows: Int64, instead: Iterable[Int64] | None = None, crops: Crops | None = None) -> ImageBatch:
-        """Some images.
+        """Return some images.
 
         Args:
             rows: Which; (n,).
@@ -229,7 +229,7 @@ class ImageStore:
         return pixels, sizes
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads that decode."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -239,7 +239,7 @@ def held_bytes(count: int, size: int) -> int:
 
 
 def choose_load_size(source: ImageSource, image_size: int) -> int:
-    """L for a view size: the median short side of the first images, but at least the view's size.
+    """Choose L for a view size: the median short side of the first images, but at least the view's size.
 
     At most twice the view size for small views (crops of them stay sharp), at most 8/7 of it for large ones.
     """

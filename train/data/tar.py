@@ -89,11 +89,11 @@ class TarImages:
             yield self._files.read(shard, int(offsets[row]), int(sizes[row]))
 
     def label_columns(self) -> tuple[str, ...]:
-        """Keys of the first sample's JSON that hold an integer, a string or a boolean."""
+        """Return the keys of the first sample's JSON that hold an integer, a string or a boolean."""
         return tuple(name for name, value in self.metas([0])[0].items() if isinstance(value, int | str))
 
     def labels(self, column: str) -> Labels:
-        """Codes of a key's values; reads the JSON of every sample.
+        """Return the codes of a key's values; reads the JSON of every sample.
 
         Raises:
             SourceError: If there is no such key.
@@ -141,7 +141,7 @@ class MappedIds(Sequence[str]):
             yield from chunk.to_pylist()
 
     def hashes(self) -> npt.NDArray[np.uint64]:
-        """xxh3 of every id; (N,)."""
+        """Return the xxh3 of every id; (N,)."""
         return np.concatenate(self._hashes)
 
 

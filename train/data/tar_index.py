@@ -55,7 +55,7 @@ class TarIndex:
     broken: int
 
     def column(self, name: str) -> list[Int64]:
-        """Views of one number column, a shard each."""
+        """Return views of one number column, a shard each."""
         return [batch.column(name).to_numpy() for batch in self.batches]
 
     def ids(self) -> pa.ChunkedArray:

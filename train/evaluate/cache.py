@@ -37,7 +37,7 @@ class Extraction:
     max_corrupt: int = 100
 
     def key(self, encoder: Encoder, images: str) -> str:
-        """Digest of everything that decides the features: the projector does not."""
+        """Return the digest of everything that decides the features: the projector does not."""
         hasher = xxhash.xxh3_128()
         for name, weights in sorted(encoder.backbone.state_dict().items()):
             hasher.update(name.encode())

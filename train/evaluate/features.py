@@ -36,7 +36,7 @@ class Features:
 def extract_features(
     encoders: Sequence[Encoder], store: ImageStore, *, device: torch.device, bfloat16: bool = False, label: str = "features"
 ) -> Features:
-    """Backbone features of the largest centred square of every image, in evaluation mode.
+    """Compute the backbone features of the largest centred square of every image, in evaluation mode.
 
     Args:
         encoders: Frozen encoders of one view size; they are moved to the device, and left in evaluation mode.

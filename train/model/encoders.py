@@ -45,11 +45,11 @@ class Encoder(nn.Module):
         )
 
     def forward(self, views: Tensor) -> Tensor:
-        """Unit vectors, float32 under autocast too; (n, 3, S, S) -> (n, D)."""
+        """Return unit vectors, float32 under autocast too; (n, 3, S, S) -> (n, D)."""
         return nn.functional.normalize(self.projections(views), dim=1)
 
     def projections(self, views: Tensor) -> Tensor:
-        """What the projector says, of any length; (n, 3, S, S) -> (n, D) float32."""
+        """Return what the projector gives, of any length; (n, 3, S, S) -> (n, D) float32."""
         projected: Tensor = self.projector(self.backbone(views))
         return projected.float()
 
@@ -72,7 +72,7 @@ def head_of(encoder: Encoder, *, own: bool) -> Encoder:
 
 
 def weight_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters for an optimizer: matrices and kernels with weight decay, biases and normalisation without."""
+    """Return the parameters for an optimizer: matrices and kernels with weight decay, biases and normalisation without."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [item for item in parameters if item.ndim > 1], "weight_decay": weight_decay},
@@ -90,5 +90,5 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Trainable numbers of a model."""
+    """Count the trainable numbers of a model."""
     return sum(math.prod(parameter.shape) for parameter in model.parameters() if parameter.requires_grad)

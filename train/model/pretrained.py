@@ -27,7 +27,7 @@ _SHOWN = 3
 
 
 def absolute_init(init: str | None) -> str | None:
-    """`--init` with an absolute path, so that a run's configuration holds anywhere."""
+    """Return `--init` with an absolute path, so that a run's configuration holds anywhere."""
     library, _, source = (init or "").partition(":")
     return f"{library}:{Path(source).absolute()}" if library in LIBRARIES and source.endswith(WEIGHT_FILES) else init
 

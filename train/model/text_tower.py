@@ -86,7 +86,7 @@ class TextTokens:
         self._offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(counts))])
 
     def batch(self, text_ids_B: npt.NDArray[np.integer]) -> Tensor:
-        """Tokens of some texts, -1 beyond their ends; (B, L) int64 on the CPU."""
+        """Return the tokens of some texts, -1 beyond their ends; (B, L) int64 on the CPU."""
         starts, stops = self._offsets[text_ids_B], self._offsets[text_ids_B + 1]
         places = starts[:, None] + np.arange(self.length)
         inside = places < stops[:, None]
@@ -121,7 +121,7 @@ class TextTower(nn.Module):
         nn.init.normal_(self.places, std=0.01)
 
     def forward(self, tokens_BL: Tensor) -> Tensor:
-        """Unit vectors, float32 under autocast too; -1 marks what lies beyond a text's end; (B, L) -> (B, D)."""
+        """Return unit vectors, float32 under autocast too; -1 marks what lies beyond a text's end; (B, L) -> (B, D)."""
         beyond = tokens_BL < 0
         hidden = self.tokens(tokens_BL.clamp(min=0)) + self.places[: tokens_BL.shape[1]]
         hidden = self.transformer(hidden, src_key_padding_mask=beyond).float()
@@ -131,7 +131,7 @@ class TextTower(nn.Module):
 
 
 def encode_texts(tower: TextTower, tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
-    """Unit vectors of any texts, for zero-shot classification and retrieval; (len(texts), D)."""
+    """Compute unit vectors of any texts, for zero-shot classification and retrieval; (len(texts), D)."""
     ids, _ = tokenizer.ids(texts)
     tokens = torch.full((len(ids), tokenizer.length), -1, dtype=torch.int64)
     for row, some in enumerate(ids):
@@ -142,7 +142,7 @@ def encode_texts(tower: TextTower, tokenizer: Tokenizer, texts: Sequence[str]) -
 
 
 def open_tokens(graph: Graph, length: int) -> tuple[TextTokens, int]:
-    """Tokens of a graph's texts, and the size of the vocabulary.
+    """Open the tokens of a graph's texts; returns them and the size of the vocabulary.
 
     Raises:
         OptionError: If the graph has no tokenizer.

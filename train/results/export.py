@@ -127,7 +127,7 @@ def export_run(
 
 
 def write_features(path: Path, encoder: Encoder, config: TrainConfig, data: str | None, sha256: str) -> tuple[int, int]:
-    """Features of the centre view of every image, batch by batch; how many were written, and how many cannot be read."""
+    """Write features of the centre view of every image; returns how many were written, and how many cannot be read."""
     config = settle(replace(config, device="auto"))
     device, chosen = torch.device(config.device), data or config.data
     if chosen is None:

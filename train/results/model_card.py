@@ -81,7 +81,7 @@ _OBJECTIVES = {
 
 
 def loading_code(config: TrainConfig, weights: str) -> str:
-    """Python that loads the weights; a test runs it."""
+    """Return Python that loads the weights; a test runs it."""
     if not config.model.startswith("resnet"):
         return (
             "from safetensors.torch import load_file\nfrom graphbuild.system.backbones import build_backbone\n\n"

@@ -91,7 +91,7 @@ def save_checkpoint(run_dir: Path, position: Position, weights: Mapping[str, Ten
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """Folders of a run's checkpoints, the newest first, damaged or not."""
+    """Return the folders of a run's checkpoints, the newest first, damaged or not."""
     return sorted((run_dir / FOLDER).glob("step-*"), reverse=True)
 
 

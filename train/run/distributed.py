@@ -61,7 +61,7 @@ class Ranks:
             )
 
     def device(self, device: str) -> str:
-        """This process's device, for one that names no number."""
+        """Return this process's device, for one that names no number."""
         kind = torch.device(device).type
         return f"{kind}:{self.local_rank}" if self.count > 1 and kind == "cuda" else device
 
@@ -70,7 +70,7 @@ class Ranks:
         return Place(self.rank, self.count).part(batch)
 
     def gather_numbers(self, own: Int64) -> Int64:
-        """Numbers of all processes, exchanged on the host; (b,) -> (B,)."""
+        """Gather numbers of all processes, exchanged on the host; (b,) -> (B,)."""
         return gather(torch.from_numpy(own)).numpy()
 
     def mean(self, values: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class Ranks:
         return nn.parallel.DistributedDataParallel(model, device_ids=[device], broadcast_buffers=False)
 
     def average_gradients(self, model: nn.Module, device: torch.device) -> None:
-        """What torch does on GPUs while gradients are still being made.
+        """Average the gradients of all processes; on GPUs torch does so while gradients are still being made.
 
         Torch sorts its buckets anew after the first step, so that a run that goes on from a checkpoint would add in another
         order: on a CPU every bit is to be the same.
@@ -140,7 +140,7 @@ class Ranks:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """A piece of work that the first process does before the others: it makes files that they find."""
+        """Let the first process do a piece of work before the others, which find the files that it makes."""
         if not self.is_main:
             self.broadcast_from_main(lambda: None)
             yield
@@ -160,13 +160,13 @@ class Ranks:
         _end_quietly(error.exit_code)
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         self.largest(0)
 
 
 @contextmanager
 def ranks_of_job(device: str) -> Iterator[Ranks]:
-    """The processes that torchrun started, connected while the context lasts; a single one where it did not.
+    """Connect the processes that torchrun started, while the context lasts; a single one where it did not.
 
     Raises:
         ResourceError: If another process died.

@@ -114,7 +114,7 @@ def _enter_as_main(
 
 
 def measure_step_seconds(config: TrainConfig, *, steps: int = 5, data: TrainingData | None = None) -> float:
-    """Median seconds of a training step, after two that warm up; writes nothing.
+    """Measure the median seconds of a training step, after two that warm up; writes nothing.
 
     Args:
         config: As for `train`.

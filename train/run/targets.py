@@ -65,11 +65,11 @@ class SimCLR:
         self._device = device
 
     def target(self, samples_B: Int64, epoch: int) -> Target:
-        """1 on the diagonal, everything else left out."""
+        """Return 1 on the diagonal; everything else is left out."""
         return OneHotTarget(len(samples_B), self._device)
 
     def read_ahead(self, samples_B: Int64, epoch: int) -> None:
-        """Nothing is read from files."""
+        """Do nothing: no files are read."""
 
 
 class SupCon:
@@ -99,7 +99,7 @@ class SupCon:
             raise OptionError("supcon needs classes: name their column with --label-column, or a graph with --graph-dir.")
 
     def target(self, samples_B: Int64, epoch: int) -> Target:
-        """1 between images of one class, everything else left out."""
+        """Return 1 between images of one class; everything else is left out."""
         if self._joined is None:
             classes = torch.from_numpy(self._codes[samples_B])
         else:
@@ -107,7 +107,7 @@ class SupCon:
         return SameClassTarget(classes.to(self._device, non_blocking=True))
 
     def read_ahead(self, samples_B: Int64, epoch: int) -> None:
-        """Nothing is read from files."""
+        """Do nothing: no files are read."""
 
 
 class XCLR:
@@ -191,7 +191,7 @@ def measures(target: Target, split: Split, *, with_kl: bool) -> dict[str, Tensor
 
 
 def make_target(config: TrainConfig, data: TrainingData, device: torch.device, split: Split) -> TargetMaker:
-    """The target of simclr, supcon or xclr.
+    """Make the target of simclr, supcon or xclr.
 
     Args:
         config: What is asked for.
@@ -210,12 +210,12 @@ def make_target(config: TrainConfig, data: TrainingData, device: torch.device, s
 
 
 def make_own_view_target(device: torch.device) -> TargetMaker:
-    """The target of SimCLR."""
+    """Make the target of SimCLR."""
     return SimCLR(device)
 
 
 def make_graph_target(config: TrainConfig, data: TrainingData, device: torch.device, split: Split) -> XCLR | Mixed:
-    """The target of X-CLR, whichever objective uses it; that of several --graph-dir is their mixture.
+    """Make the target of X-CLR, whichever objective uses it; that of several --graph-dir is their mixture.
 
     Raises:
         OptionError: If there is no graph.
@@ -232,5 +232,5 @@ def make_graph_target(config: TrainConfig, data: TrainingData, device: torch.dev
 
 
 def draw(joined: Joined, samples_B: Int64, seed: int, epoch: int) -> Int32:
-    """The text that each sample shows in an epoch; (B,)."""
+    """Draw the text that each sample shows in an epoch; (B,)."""
     return draw_texts(joined.offsets, joined.text_ids, samples_B, seed=seed, epoch=epoch)

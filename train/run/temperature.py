@@ -80,7 +80,7 @@ def settle_tau_s(config: TrainConfig, data: TrainingData, device: torch.device) 
 
 
 def wanted_of(config: TrainConfig) -> Wanted:
-    """What the options ask for."""
+    """Return what the options ask for."""
     if config.target_positives is not None:
         return Wanted("--target-positives", config.target_positives, "a number of effective positives", _positives)
     if config.mass_of == "own-class":

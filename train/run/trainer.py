@@ -88,7 +88,7 @@ class Trainer:
         self.clock.before = position.seconds
 
     def position(self, fingerprint: str) -> Position:
-        """Where the run is, for a checkpoint."""
+        """Return where the run is, for a checkpoint."""
         return Position(
             step=self.step,
             images_seen=self.images_seen,
@@ -205,12 +205,12 @@ class Clock:
         self._parts: dict[str, float] = {}
 
     def start(self) -> None:
-        """Begin to count."""
+        """Begin to count the seconds of a session."""
         self._began = self._mark = time.perf_counter()
         self._parts = {}
 
     def total(self) -> float:
-        """Seconds of all sessions."""
+        """Return the seconds of all sessions."""
         return self.before + time.perf_counter() - self._began
 
     @contextmanager
@@ -223,7 +223,7 @@ class Clock:
             self._parts[name] = self._parts.get(name, 0.0) + time.perf_counter() - began
 
     def lap(self, images: int) -> dict[str, float]:
-        """Rate and shares since the last lap, which ends here."""
+        """Return rate and shares since the last lap, which ends here."""
         now = time.perf_counter()
         span = max(now - self._mark, 1e-9)
         shares = {name: self._parts.get(name, 0.0) / span for name in ("wait", "augment", "target")}

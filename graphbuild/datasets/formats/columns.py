@@ -43,7 +43,7 @@ def _text_field(kind: pa.DataType) -> str | None:
 
 
 def captions_of(column: pa.ChunkedArray) -> tuple[list[Captions], list[int]]:
-    """Captions of each row, and the rows that held invalid UTF-8."""
+    """Return captions of each row, and the rows that held invalid UTF-8."""
     captions: list[Captions] = []
     invalid: list[int] = []
     for chunk in column.chunks:
@@ -111,7 +111,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def unify(schemas: Mapping[File, pa.Schema], names: Sequence[str]) -> pa.Schema:
-    """One schema of some columns for all files: the widest type that each has.
+    """Return one schema of some columns for all files: the widest type that each has.
 
     Raises:
         SourceError: If two types have none in common; both files are named.

@@ -35,7 +35,7 @@ class CsvFormat:
         return [_repaired(name)[0] for name in first] if first else None
 
     def rows(self, file: File, wanted: Wanted) -> Iterator[Record]:
-        """Records of a file; empty lines are not records, and those with another number of fields than the header are broken.
+        """Read the records of a file; empty lines are none, and those with another number of fields than the header are broken.
 
         Raises:
             SourceError: If its quotes are broken.

@@ -56,7 +56,7 @@ class File:
 
     @contextmanager
     def text(self) -> Iterator[IO[bytes]]:
-        """Its text as UTF-8: unpacked if it is compressed, converted if it is marked as UTF-16.
+        """Open its text as UTF-8: unpacked if it is compressed, converted if it is marked as UTF-16.
 
         Raises:
             SourceError: If it is no text, or is damaged.
@@ -95,7 +95,7 @@ def is_url(source: str) -> bool:
 
 
 def find_files(sources: tuple[str, ...], *, dataset: str, suffixes: tuple[str, ...]) -> Found:
-    """The files that the sources name: paths, URLs, folders (their files of these suffixes) and patterns, each sorted by name.
+    """Return the files that sources name: paths, URLs, folders (files of these suffixes) and patterns, each sorted by name.
 
     Raises:
         OptionError: If no source is given.
@@ -116,7 +116,7 @@ def find_files(sources: tuple[str, ...], *, dataset: str, suffixes: tuple[str, .
 
 
 def path_of(place: Path | RemoteFile) -> str:
-    """What tells a file from all others: its path, whole; names are made of it."""
+    """Return what tells a file from all others: its whole path, of which names are made."""
     if isinstance(place, Path):
         return str(place.absolute())
     # What follows a question mark may be a signature, and is no part of the name.
@@ -205,7 +205,7 @@ def tell_forms(files: Sequence[File]) -> None:
 
 @contextmanager
 def open_parquet(file: File, **options: Any) -> Iterator[pq.ParquetFile]:
-    """A Parquet file, here or remote.
+    """Open a Parquet file, here or remote.
 
     Raises:
         SourceError: If it is none, or is damaged.

@@ -193,7 +193,7 @@ def open_folder(
 
 
 def refuse_columns(options: SourceOptions, what: str) -> None:
-    """Sources without columns take no column options.
+    """Refuse column options for sources without columns.
 
     Raises:
         OptionError: If one is given.

@@ -17,12 +17,12 @@ class JsonFormat:
     """One object of the array a row; the first one names the columns."""
 
     def columns(self, file: File) -> list[str] | None:
-        """Keys of the first object."""
+        """Return the keys of the first object."""
         first = next(stream_objects(file, first_array(file, expected=_EXPECTED), expected=_EXPECTED), None)
         return list(first[0]) if first is not None else None
 
     def rows(self, file: File, wanted: Wanted) -> Iterator[Record]:
-        """Objects of a file; those whose caption is no text are broken."""
+        """Read the objects of a file; those whose caption is no text are broken."""
         key = first_array(file, expected=_EXPECTED)
         for number, (record, invalid) in enumerate(stream_objects(file, key, expected=_EXPECTED)):
             yield record_row(f"object {number:,}", record, wanted, invalid)

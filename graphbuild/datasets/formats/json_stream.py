@@ -21,7 +21,7 @@ codecs.register_error(_HANDLER, lambda error: (_MARK, error.end))  # type: ignor
 
 
 def stream_objects(file: File, key: str | None, *, expected: str) -> Iterator[tuple[dict[str, Any], bool]]:
-    """Objects of the array under a key of the object in a file, or of the array that the file is.
+    """Yield the objects of the array under a key of the object in a file, or of the array that the file is.
 
     Args:
         file: The file.

@@ -19,7 +19,7 @@ class JsonLinesFormat:
     """One object a line. A key that an object lacks is null there; the first object names the columns."""
 
     def columns(self, file: File) -> list[str] | None:
-        """Keys of the first object that can be read.
+        """Return the keys of the first object that can be read.
 
         Raises:
             SourceError: If no line can be read.
@@ -34,7 +34,7 @@ class JsonLinesFormat:
         return None
 
     def rows(self, file: File, wanted: Wanted) -> Iterator[Record]:
-        """Records of a file; blank lines are not records. Those that are no object, or whose caption is no text, are broken."""
+        """Read the records of a file; blank lines are none, and those that are no object or have no text as caption are broken."""
         for number, record, invalid in _records(file):
             place = f"line {number:,}"
             yield record_row(place, record, wanted, invalid) if isinstance(record, dict) else Broken(f"{place} {record}")

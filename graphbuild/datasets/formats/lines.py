@@ -21,7 +21,7 @@ class LinesFormat:
             return [_COLUMN] if stream.read(1) else None
 
     def rows(self, file: File, wanted: Wanted) -> Iterator[Record]:
-        """Lines of a file; blank ones are blank captions, so that row numbers are line numbers less one."""
+        """Read the lines of a file; blank ones are blank captions, so that row numbers are line numbers less one."""
         with file.text() as stream:
             for line in stream:
                 text, invalid = repaired_line(line)

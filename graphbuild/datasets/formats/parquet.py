@@ -70,7 +70,7 @@ class ParquetSource:
 
 
 def open_tables(headers: dict[File, Header], options: SourceOptions) -> OpenSource:
-    """A data set of files of typed columns; its pictures are not looked for.
+    """Open a data set of files of typed columns; its pictures are not looked for.
 
     Args:
         headers: Of all files, in order.
@@ -148,7 +148,7 @@ def _check_columns(file: File, header: Header, caption: str, options: SourceOpti
 
 
 def images_in(schema: pa.Schema, sources: Sequence[str], id_column: str | None, graph_dir: Path) -> Images | None:
-    """The pictures in the only column of them, as a manifest records their place; None where there is none, or several.
+    """Return the place of the pictures in the only column of them, as a manifest records it; None where there is none, or several.
 
     Args:
         schema: Of one of the files.

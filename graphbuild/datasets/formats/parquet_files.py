@@ -63,7 +63,7 @@ def read_header(file: File) -> Header:
 
 
 def class_names_of(schema: pa.Schema) -> dict[str, list[str]]:
-    """Names of the labels in each column that is a `ClassLabel` of a Hugging Face data set."""
+    """Return the names of the labels in each column that is a `ClassLabel` of a Hugging Face data set."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
         found = {name: one["names"] for name, one in features.items() if one.get("_type") == "ClassLabel"}
@@ -75,7 +75,7 @@ def class_names_of(schema: pa.Schema) -> dict[str, list[str]]:
 
 
 def picture_columns(schema: pa.Schema) -> list[str]:
-    """Names of the columns that can hold pictures: bytes, or structs with bytes."""
+    """Return the names of the columns that can hold pictures: bytes, or structs with bytes."""
     return [field.name for field in schema if holds_pictures(field.type)]
 
 
@@ -89,7 +89,7 @@ def holds_pictures(kind: pa.DataType) -> bool:
 def read_tables(
     file: File, header: Header, wanted: Sequence[str], caption: str, broken: BrokenRows | None = None
 ) -> Iterator[tuple[int, pa.Table]]:
-    """Some columns of a file, in tables of at most `BATCH_ROWS` rows and about `BATCH_BYTES` bytes, each with its first row.
+    """Read some columns of a file, in tables of at most `BATCH_ROWS` rows and about `BATCH_BYTES` bytes, each with its first row.
 
     Args:
         file: A Parquet file.

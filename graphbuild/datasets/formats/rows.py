@@ -69,10 +69,10 @@ class RowFormat(Protocol):
     """How one format of text rows is read."""
 
     def columns(self, file: File) -> list[str] | None:
-        """Column names of a file, from its beginning; None if it is empty."""
+        """Return the column names of a file, from its beginning; None if it is empty."""
 
     def rows(self, file: File, wanted: Wanted) -> Iterator[Record]:
-        """Records of a file, one after the other.
+        """Read the records of a file, one after the other.
 
         Raises:
             SourceError: If nothing beyond some place can be understood.

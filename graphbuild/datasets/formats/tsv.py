@@ -28,7 +28,7 @@ class TsvFormat:
         return _fields(line)[0] if line.strip() else None
 
     def rows(self, file: File, wanted: Wanted) -> Iterator[Record]:
-        """Records of a file; a line with another number of fields than the header is a broken one."""
+        """Read the records of a file; a line with another number of fields than the header is a broken one."""
         with file.text() as stream:
             names = self._names or _fields(stream.readline())[0]
             expected = f"not {len(names)}" if self._names else f"the header {len(names)}"

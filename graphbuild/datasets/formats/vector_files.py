@@ -59,7 +59,7 @@ class VectorFile:
         self.column, self.rows, self.width = _HEADS.get(file.suffix, _parquet_head)(file, column)
 
     def blocks(self) -> Iterator[Vectors]:
-        """Unit vectors in order, some rows at a time; (n, D).
+        """Yield unit vectors in order, some rows at a time; (n, D).
 
         Raises:
             SourceError: If a row is zero, is not finite, has another width, or is missing.

@@ -59,7 +59,7 @@ class VectorSource:
     )
 
     def prepare(self, options: SourceOptions, graph_dir: Path) -> None:
-        """Nothing to write."""
+        """Write nothing: the files are there."""
 
     def open(self, options: SourceOptions, graph_dir: Path) -> OpenSource:
         """Check the heads of all files; samples without a caption column have their ids as texts.
@@ -82,7 +82,7 @@ class VectorSource:
 
 
 def find_vectors(options: SourceOptions) -> list[VectorPart]:
-    """The files of vectors, in order, each with the file of its ids.
+    """Return the files of vectors, in order, each with the file of its ids.
 
     Raises:
         SourceError: As `VectorSource.open`.

@@ -18,11 +18,11 @@ class CocoFormat:
     """One annotation a row; held in memory are the pictures' file names alone."""
 
     def columns(self, file: File) -> list[str] | None:
-        """Those of COCO, if there is an annotation."""
+        """Return the columns of COCO, if there is an annotation."""
         return list(_COLUMNS) if next(stream_objects(file, "annotations", expected=_EXPECTED), None) is not None else None
 
     def rows(self, file: File, wanted: Wanted) -> Iterator[Record]:
-        """Annotations of a file; those of no picture in it, or without a text, are broken.
+        """Read the annotations of a file; those of no picture in it, or without a text, are broken.
 
         Raises:
             SourceError: If it is not COCO's JSON.

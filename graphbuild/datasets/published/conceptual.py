@@ -59,7 +59,7 @@ class UrlPairs:
         return names
 
     def rows(self, file: File, wanted: Wanted) -> Iterator[Record]:
-        """Pairs of a file."""
+        """Read the pairs of a file."""
         return self._format.rows(file, wanted)
 
 

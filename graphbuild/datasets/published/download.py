@@ -53,7 +53,7 @@ class Download:
 
     @classmethod
     def stated(cls, url: str, headers: Mapping[str, str], size: int) -> Download:
-        """From a response: Google's storage gives `x-goog-hash`, others `Content-MD5`, both in base64."""
+        """Return the checksum that a response states: Google's storage gives `x-goog-hash`, others `Content-MD5`, in base64."""
         hashes = dict(part.strip().partition("=")[::2] for part in (headers.get("x-goog-hash") or "").split(","))
         return cls(
             url=url,

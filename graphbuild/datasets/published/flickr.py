@@ -31,7 +31,7 @@ class FlickrFormat:
             return ["image", "caption"] if stream.read(1) else None
 
     def rows(self, file: File, wanted: Wanted) -> Iterator[Record]:
-        """Captions of a file; a line that does not fit is broken.
+        """Read the captions of a file; a line that does not fit is broken.
 
         Raises:
             SourceError: If the file has none of the known forms.

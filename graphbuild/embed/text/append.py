@@ -65,11 +65,11 @@ class ExistingTexts:
     """Of the manifest, before."""
 
     def receipts(self, folder: str) -> dict[str, Receipt]:
-        """Of its shards in one folder, in order."""
+        """Return the receipts of its shards in one folder, in order."""
         return {receipt.path: receipt for receipt in self.stage.in_folder(folder)}
 
     def tables(self, folder: str, columns: Sequence[str]) -> Iterator[tuple[Path, pa.Table]]:
-        """Path and columns of each shard of a folder.
+        """Yield path and columns of each shard of a folder.
 
         Raises:
             ArtifactError: If one is missing or damaged.

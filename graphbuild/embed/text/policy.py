@@ -62,7 +62,7 @@ class Listing:
     first: list[str] = field(default_factory=list)
 
     def add(self, place: str, caption: str | None = None) -> None:
-        """Meet it once more."""
+        """Count one more, and keep it if it is among the first."""
         self.count += 1
         if len(self.first) < LISTED:
             self.first.append(place if caption is None else f"{place}: {caption[:_EXCERPT]!r}")
@@ -118,7 +118,7 @@ class Cleaner:
         return {counted: self._listings[name].count for name, counted in COUNTS.items()}
 
     def listed(self) -> dict[str, list[str]]:
-        """Examples, of what was met at all."""
+        """Return examples of what was left out or changed, by kind."""
         return {name: listing.first for name, listing in self._listings.items() if listing.first}
 
 
@@ -146,7 +146,7 @@ def collapse_facts(graph_dir: Path, texts: Mapping[str, Receipt], counts_N: NDAr
 
 
 def describe_collapse(facts: Mapping[str, Any]) -> str | None:
-    """One line for people, or None where no caption repeats."""
+    """Return one line for people, or None where no caption repeats."""
     collapsed, repeated = facts.get("collapsed"), facts.get("most_repeated")
     if not collapsed or not collapsed["captions"] or not repeated:
         return None

@@ -31,7 +31,7 @@ class Tokenizer(Protocol):
     """What the text stage needs of an encoder."""
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[Tokens], list[bool]]:
-        """Token ids of each text, cut to the encoder's length, and whether it was cut."""
+        """Return token ids of each text, cut to the encoder's length, and whether it was cut."""
 
     @property
     def unknown_token(self) -> int | None:
@@ -50,7 +50,7 @@ class TextPolicy:
 
     @classmethod
     def parse(cls, replacements: Sequence[str], *, defaults: Sequence[str] = ()) -> TextPolicy:
-        """From `OLD=NEW` options; a default holds unless an option has the same OLD.
+        """Read `OLD=NEW` options; a default holds unless an option has the same OLD.
 
         Raises:
             OptionError: If one has no `=` or nothing before it.
@@ -64,7 +64,7 @@ class TextPolicy:
         return cls(tuple(pairs.items()))
 
     def clean(self, text: str) -> str:
-        """Unicode NFC, replacements, white space folded and trimmed."""
+        """Return a text in Unicode NFC, with replacements made, and white space folded and trimmed."""
         text = unicodedata.normalize("NFC", text)
         for old, new in self.replacements:
             text = text.replace(old, new)
@@ -79,7 +79,7 @@ class Prompts:
 
     @classmethod
     def parse(cls, templates: Sequence[str]) -> Prompts:
-        """From `--template` options; none means that captions are read as they are.
+        """Read `--template` options; none means that captions are read as they are.
 
         Raises:
             OptionError: If one does not hold `{}` exactly once, or is given twice.
@@ -105,7 +105,7 @@ class Prompts:
 
 
 def hash_tokens(prompts: Sequence[Tokens]) -> tuple[int, int]:
-    """`text_hash` of a text (xxh3_64 of its int32 tokens, all prompts joined by -1), and an independent second hash.
+    """Return `text_hash` of a text (xxh3_64 of its int32 tokens, all prompts joined by -1), and an independent second hash.
 
     Two texts are taken for one only if both agree; the first alone would err once in 2e5 data sets of 12 M texts. Where it
     does, the texts stay two, of one `text_hash`.
@@ -152,7 +152,7 @@ class TextTable:
         return len(self._ids)
 
     def add(self, names: Sequence[str]) -> NDArray[np.int32]:
-        """Text ids of clean captions or class names; new texts get the next ids, in order of first appearance."""
+        """Return the text ids of clean captions or class names; new texts get the next ids, in order of first appearance."""
         known = {name: self._cache[name] for name in set(names) & self._cache.keys()}
         unknown = list(dict.fromkeys(name for name in names if name not in known))
         for name, text_id in zip(unknown, self._enter(unknown).tolist(), strict=True):
@@ -236,22 +236,22 @@ class TextTable:
         return new
 
     def counts(self) -> NDArray[np.int32]:
-        """Captions of each text; shape (N,)."""
+        """Count the captions of each text; shape (N,)."""
         counts: NDArray[np.int32] = self._counts.values[: len(self)]
         return counts
 
     def truncated_ids(self) -> NDArray[np.int64]:
-        """Texts that are longer than the encoder reads."""
+        """Return the texts that are longer than the encoder reads."""
         return np.flatnonzero(self._truncated.values[: len(self)])
 
     def unknown_ids(self) -> NDArray[np.int64]:
-        """Texts of which the encoder knows less than half."""
+        """Return the texts of which the encoder knows less than half."""
         return np.flatnonzero(self._unknown.values[: len(self)])
 
     def unknown_captions(self) -> int:
-        """Captions whose text the encoder knows less than half of."""
+        """Count the captions whose text the encoder knows less than half of."""
         return int(self.counts()[self._unknown.values[: len(self)]].sum())
 
     def truncated_captions(self) -> int:
-        """Captions whose text is longer than the encoder reads."""
+        """Count the captions whose text is longer than the encoder reads."""
         return int(self.counts()[self._truncated.values[: len(self)]].sum())

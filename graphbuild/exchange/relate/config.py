@@ -38,7 +38,7 @@ class RelateConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RelateResult:
-    """What was related."""
+    """What was related, and what was counted."""
 
     graph_dir: Path
     counts: dict[str, int]
@@ -48,7 +48,7 @@ class RelateResult:
     already_done: bool
 
     def summary(self) -> str:
-        """A few lines for people."""
+        """Return a few lines for people."""
         width = f"{self.k:,} neighbours a text" + (" (complete)" if self.facts["complete"] else "")
         sketch = f"sketch of {self.sketch_dim} bytes" if self.sketch_dim else "no sketch (train with --absent)"
         head = f"{self.graph_dir}: {self.counts['samples']:,} samples, {self.counts['texts']:,} texts, {width}, {sketch}"
@@ -56,12 +56,12 @@ class RelateResult:
         return "\n".join([*lines, next_steps("graphbuild verify", "graphbuild report", "train run", graph_dir=self.graph_dir)])
 
     def to_json(self) -> dict[str, Any]:
-        """The same for scripts."""
+        """Return the same for scripts."""
         return {**asdict(self), "graph_dir": str(self.graph_dir)}
 
 
 def describe_absent(facts: dict[str, Any]) -> list[str]:
-    """What is known of pairs that are not stored, in a line; none where all are stored."""
+    """Say what is known of pairs that are not stored, in a line; no line where all are stored."""
     if facts["complete"]:
         return []
     least, most, share = facts["absent_at_least"], facts["absent_at_most"], facts["absent_known_rows"] / facts["texts"]

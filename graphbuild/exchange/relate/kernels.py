@@ -33,7 +33,7 @@ class Equal:
         _, self._codes_N = number(values)
 
     def tile(self, rows: Rows, columns: Rows) -> Tile:
-        """Similarities; (r, c)."""
+        """Return similarities of some texts with some others; (r, c)."""
         equal: Tile = (self._codes_N[rows][:, None] == self._codes_N[columns]).astype(np.float64)
         return equal
 
@@ -47,7 +47,7 @@ class Table:
         self.least = float(self._table_CC.min())
 
     def tile(self, rows: Rows, columns: Rows) -> Tile:
-        """Similarities; (r, c)."""
+        """Return similarities of some texts with some others; (r, c)."""
         return self._table_CC[self._codes_N[rows][:, None], self._codes_N[columns]]
 
 
@@ -63,7 +63,7 @@ class Gaussian:
             self._numbers_N %= period
 
     def tile(self, rows: Rows, columns: Rows) -> Tile:
-        """Similarities; (r, c)."""
+        """Return similarities of some texts with some others; (r, c)."""
         apart = np.subtract.outer(self._numbers_N[rows], self._numbers_N[columns])
         if self._period:
             np.abs(apart, out=apart)
@@ -84,7 +84,7 @@ class Place:
         self._width = width / _EARTH_KILOMETRES
 
     def tile(self, rows: Rows, columns: Rows) -> Tile:
-        """Similarities; (r, c)."""
+        """Return similarities of some texts with some others; (r, c)."""
         # By the chord, which keeps its digits where places are close and a product of coordinates is nearly 1.
         apart = sum(np.square(np.subtract.outer(axis_N[rows], axis_N[columns])) for axis_N in self._points_3N)
         half = np.minimum(np.sqrt(apart) / 2, 1.0)
@@ -115,7 +115,7 @@ class Tags:
         self._sizes_N = self._sets.multiply(self._sets).sum(axis=1)
 
     def tile(self, rows: Rows, columns: Rows) -> Tile:
-        """Similarities; (r, c)."""
+        """Return similarities of some texts with some others; (r, c)."""
         shared: Tile = (self._sets[rows] @ self._sets[columns].T).toarray()
         of_rows, of_columns = self._sizes_N[rows], self._sizes_N[columns]
         whole = np.sqrt(np.multiply.outer(of_rows, of_columns)) if self._idf else np.add.outer(of_rows, of_columns) - shared
@@ -132,7 +132,7 @@ class Inner:
         self._vectors_CD, self._codes_N = vectors_CD, codes_N
 
     def tile(self, rows: Rows, columns: Rows) -> Tile:
-        """Similarities; (r, c)."""
+        """Return similarities of some texts with some others; (r, c)."""
         left, right = (self._vectors_CD[self._codes_N[one]].astype(np.float64) for one in (rows, columns))
         products: Tile = left @ right.T
         return products
@@ -146,7 +146,7 @@ class Mean:
         self.least = sum(weight * part.least for part, weight in zip(parts, weights, strict=True))
 
     def tile(self, rows: Rows, columns: Rows) -> Tile:
-        """Similarities; (r, c)."""
+        """Return similarities of some texts with some others; (r, c)."""
         total: Any = 0.0
         for part, weight in zip(self._parts, self._weights, strict=True):
             total = total + weight * part.tile(rows, columns)
@@ -162,7 +162,7 @@ class Product:
         self._parts = parts
 
     def tile(self, rows: Rows, columns: Rows) -> Tile:
-        """Similarities; (r, c)."""
+        """Return similarities of some texts with some others; (r, c)."""
         total: Any = 1.0
         for part in self._parts:
             total = total * np.maximum(part.tile(rows, columns), 0.0)
@@ -170,7 +170,7 @@ class Product:
 
 
 def number(values: Sequence[Any]) -> tuple[list[Any], NDArray[np.int32]]:
-    """Distinct values by first appearance, and the number of each value among them."""
+    """Return the distinct values by first appearance, and the number of each value among them."""
     places: dict[Any, int] = {}
     codes = np.fromiter((places.setdefault(value, len(places)) for value in values), np.int32, len(values))
     return list(places), codes
@@ -185,7 +185,7 @@ def _bell(apart: Tile, width: float) -> Tile:
 
 
 def make_kernel(spec: KernelSpec, values: Values, counts_N: NDArray[np.integer], embed: Embed) -> Similarity:
-    """The similarity of N texts by one column.
+    """Make the similarity of N texts by one column.
 
     Args:
         spec: Which kernel.

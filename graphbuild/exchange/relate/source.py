@@ -70,7 +70,7 @@ class MetadataSource:
         self.files: tuple[SourceFile, ...] = describe_files(found)
 
     def blocks(self) -> Iterator[Block]:
-        """All rows in order, a block at a time.
+        """Read all rows in order, a block at a time.
 
         Raises:
             SourceError: If a file is damaged, or a row has no id.

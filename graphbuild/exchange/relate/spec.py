@@ -44,7 +44,7 @@ class KernelSpec:
 
     @classmethod
     def parse(cls, text: str) -> KernelSpec:
-        """Read `COLUMN=KIND...`.
+        """Read the text of one option, `COLUMN=KIND...`.
 
         Raises:
             OptionError: If it is none, a width or period is not over zero, or a place has not one or two columns.

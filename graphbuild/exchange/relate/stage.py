@@ -225,7 +225,7 @@ class _Ids:
 
 
 def related(graph_dir: Path, manifest: Manifest, config: dict[str, Any]) -> Similarity:
-    """The similarity by which a graph of metadata was made, from its stored columns.
+    """Return the similarity by which a graph of metadata was made, from its stored columns.
 
     Args:
         graph_dir: A graph whose text stage is done.

@@ -18,7 +18,7 @@ _MOST = 10_000
 
 
 def path_similarities(path: Path, names: list[str]) -> NDArray[np.float64]:
-    """1 / (1 + edges of the shortest way over a common ancestor), 0 where there is none; (C, C).
+    """Return 1 / (1 + edges of the shortest way over a common ancestor), 0 where there is none; (C, C).
 
     Args:
         path: Lines of a category and its parent with a tab between; a category may have several parents.

@@ -40,7 +40,7 @@ class _Place:
 
 
 def values_of(table: pa.Table, spec: KernelSpec, where: str, first_row: int = 0) -> Values:
-    """One value a row, which `graphbuild.exchange.relate.kernels` compares; rows of equal values are one text.
+    """Return one value a row, which `graphbuild.exchange.relate.kernels` compares; rows of equal values are one text.
 
     Args:
         table: Some rows of a file.
@@ -65,7 +65,7 @@ def values_of(table: pa.Table, spec: KernelSpec, where: str, first_row: int = 0)
 
 
 def shown(spec: KernelSpec, value: Any) -> str:
-    """A value as the text of a graph shows it."""
+    """Return a value as the text of a graph shows it."""
     if spec.kind == "date":
         return str(np.datetime64(round(value * _MICROSECONDS_A_DAY), "us")).removesuffix(".000000").removesuffix("T00:00:00")
     if isinstance(value, tuple):

@@ -71,7 +71,7 @@ class MapFigure:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where texts lie."""
+    """Where texts lie on the map."""
 
     ids_n: Ids
     positions_n2: Positions

@@ -46,7 +46,7 @@ class Axis:
     log: bool = False
 
     def place(self, value: float) -> float:
-        """Where a value lies, 0 to 1."""
+        """Return where a value lies, 0 to 1."""
         scale: Callable[[float], float] = math.log if self.log else float
         low, high = scale(self.low), scale(self.high)
         return (scale(max(value, self.low) if self.log else value) - low) / ((high - low) or 1.0)

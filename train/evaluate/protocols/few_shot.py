@@ -24,7 +24,7 @@ _PENALTY = 1e-2
 
 
 def few_shot_scores(task: Task) -> dict[str, float]:
-    """`few_shot_mean_<n>` and `few_shot_logistic_<n>` with `_ci95`, `held_out_knn`, `held_out_chance`, `held_out_classes`.
+    """Return `few_shot_mean_<n>` and `few_shot_logistic_<n>` with `_ci95`, `held_out_knn`, `held_out_chance`, `held_out_classes`.
 
     Samples are drawn from the held-out images to learn from, and all held-out images to classify are the queries; where the former
     are none, samples come from the latter, and the rest of these are the queries.

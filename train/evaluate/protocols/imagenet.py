@@ -45,7 +45,7 @@ class ImageNetSet(Protocol):
     sources: Mapping[str, Images]
 
     def scores(self, found: Mapping[str, Found], answer: Answer) -> dict[str, dict[str, float]]:
-        """Scores by data set and measure, from features of each source and a classifier of ImageNet's classes."""
+        """Return scores by data set and measure, from features of each source and a classifier of ImageNet's classes."""
 
 
 def imagenet_answer(task: Task) -> Answer:

@@ -45,7 +45,7 @@ class ImageNet9:
         self._labels = {name: _numbers(images.source) for name, images in self.sources.items()}
 
     def scores(self, found: Mapping[str, Found], answer: Answer) -> dict[str, dict[str, float]]:
-        """Accuracy of each variant and `background_gap` under `imagenet-9`."""
+        """Return the accuracy of each variant and `background_gap` under `imagenet-9`."""
         scores = {}
         for name, side in found.items():
             truth = self._labels[name][torch.from_numpy(side.rows)]

@@ -40,7 +40,7 @@ class ImageNetReal:
         self._labels = [frozenset(stored[int(match[1]) - 1]) for match in numbers if match]
 
     def scores(self, found: Mapping[str, Found], answer: Answer) -> dict[str, dict[str, float]]:
-        """`linear_top1` and `n_test` under `imagenet-real`."""
+        """Return `linear_top1` and `n_test` under `imagenet-real`."""
         guesses = answer(found["val"].features).tolist()
         labels = [self._labels[row] for row in found["val"].rows]
         right = [guess in known for guess, known in zip(guesses, labels, strict=True) if known]

@@ -21,7 +21,7 @@ _FIXED = (1e-1,)
 
 
 def low_data_scores(task: Task) -> dict[str, float]:
-    """`linear_<share>` and `linear_n<count>`, each the mean of the draws, with `_ci95` beside it.
+    """Return `linear_<share>` and `linear_n<count>`, each the mean of the draws, with `_ci95` beside it.
 
     A share that comes to less than one sample a class takes one; what takes all the samples is left out.
     """

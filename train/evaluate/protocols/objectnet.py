@@ -42,7 +42,7 @@ class ObjectNet:
         self._right = [classes[folders[place]] for place in chosen]
 
     def scores(self, found: Mapping[str, Found], answer: Answer) -> dict[str, dict[str, float]]:
-        """`linear_top1` and `images` under `objectnet`."""
+        """Return `linear_top1` and `images` under `objectnet`."""
         side = found["objectnet"]
         guesses = answer(side.features).tolist()
         right = [guess in self._right[row] for guess, row in zip(guesses, side.rows, strict=True)]

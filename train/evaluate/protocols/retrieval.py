@@ -20,7 +20,7 @@ _BLOCK_BYTES = 256 << 20
 
 
 def retrieval_scores(task: Task) -> dict[str, float]:
-    """`retrieval_p10` and `retrieval_map` by class; `superclass_p10`, `superclass_map` and `superclass_chance` without it.
+    """Return `retrieval_p10` and `retrieval_map` by class; `superclass_p10`, `superclass_map` and `superclass_chance` without it.
 
     Queries for which the gallery holds nothing relevant are left out.
     """

@@ -36,7 +36,7 @@ def describe(task: Task) -> dict[str, float]:
 
 
 def knn_scores(task: Task) -> dict[str, float]:
-    """`knn_top1` (k = 20) and `knn_top1_k<k>`."""
+    """Return `knn_top1` (k = 20) and `knn_top1_k<k>`."""
     seen, places = task.classes
     guesses = knn_predict(task.train.features, places, task.test.features, ks=KNN_KS, classes=len(seen))
     found = {k: accuracy(seen[guess], task.test.labels) for k, guess in guesses.items()}
@@ -44,5 +44,5 @@ def knn_scores(task: Task) -> dict[str, float]:
 
 
 def linear_scores(task: Task) -> dict[str, float]:
-    """`linear_top1`, and `linear_l2`, the penalty chosen."""
+    """Return `linear_top1`, and `linear_l2`, the penalty chosen."""
     return {"linear_top1": accuracy(task.answers, task.test.labels), "linear_l2": task.probe.penalty}

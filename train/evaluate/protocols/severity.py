@@ -13,8 +13,10 @@ from train.evaluate.protocols.task import Task
 
 
 def severity_scores(task: Task) -> dict[str, float]:
-    """`severity` (mean distance of the mistakes), `severity_all` (right answers count 0), `severity_chance` (a wrong class
-    at random); edges.
+    """Return the distances of the answers from the truth, in edges of the hierarchy.
+
+    They are `severity`, the mean over the mistakes; `severity_all`, where right answers count 0; and `severity_chance`, of a
+    wrong class at random.
 
     Raises:
         SourceError: If there is no hierarchy, or it lacks a class.

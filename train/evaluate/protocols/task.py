@@ -31,7 +31,7 @@ class Labelled:
         return len(self.features)
 
     def where(self, mask: Tensor) -> Labelled:
-        """Some of the rows."""
+        """Return some of the rows."""
         return Labelled(self.features[mask], self.labels[mask], None if self.groups is None else self.groups[mask])
 
 
@@ -86,7 +86,7 @@ def accuracy(guess: Tensor, truth: Tensor) -> float:
 
 
 def draw_per_class(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Rows of `count` random samples of every class, of all where a class has fewer; equal for equal labels and seed.
+    """Draw the rows of `count` random samples of every class, of all where a class has fewer; equal for equal labels and seed.
 
     Args:
         labels: Classes on the CPU or a device; (N,).

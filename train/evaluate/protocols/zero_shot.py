@@ -27,7 +27,7 @@ _AT_ONCE = 1024
 def zero_shot_scores(
     task: Task, encoder: Encoder, tower: TextTower, tokenizer: Tokenizer, templates: Sequence[str]
 ) -> dict[str, float]:
-    """`zero_shot_top1` among the classes that are asked about, and `zero_shot_chance`.
+    """Return `zero_shot_top1` among the classes that are asked about, and `zero_shot_chance`.
 
     Args:
         task: Its names are what the prompts are made of.
@@ -51,7 +51,7 @@ def project(encoder: Encoder, features: Tensor) -> Tensor:
 
 
 def embed_classes(names: Sequence[str], tower: TextTower, tokenizer: Tokenizer, templates: Sequence[str]) -> Tensor:
-    """Unit vectors of classes, the mean over their prompts; (C, D)."""
+    """Return unit vectors of classes, the mean over their prompts; (C, D)."""
     prompts = [template.replace("{}", name) for name in names for template in templates]
     parts = [encode_texts(tower, tokenizer, prompts[i : i + _AT_ONCE]) for i in range(0, len(prompts), _AT_ONCE)]
     vectors = torch.cat(parts).view(len(names), len(templates), -1)
@@ -59,7 +59,7 @@ def embed_classes(names: Sequence[str], tower: TextTower, tokenizer: Tokenizer, 
 
 
 def read_templates(path: str | None) -> tuple[str, ...]:
-    """Prompts from a JSON list, as CLIP's are published; the usual one without a file.
+    """Read prompts from a JSON list, as CLIP's are published; the usual one without a file.
 
     Raises:
         OptionError: If it is no such list, or a prompt has no place for the name.

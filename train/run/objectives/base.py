@@ -63,7 +63,7 @@ class Learner(Protocol):
     """What a user should know about it, in one line; empty if nothing."""
 
     def target(self, samples_B: Int64, epoch: int) -> Any:
-        """What the loss of a batch needs besides its images: of all samples, whichever process has which."""
+        """Return what the loss of a batch needs besides its images: of all samples, whichever process has which."""
 
     def loss(self, encode: nn.Module, views: Tensor, target: Any) -> Outcome:
         """Take the loss of this process's anchors; `encode` is `module`, perhaps wrapped."""
@@ -111,7 +111,7 @@ def registered() -> dict[str, Needs]:
 
 
 def make_one(config: TrainConfig, data: TrainingData, encoder: Encoder, device: torch.device, ranks: Ranks) -> Learner:
-    """The learner of a configuration without heads.
+    """Make the learner of a configuration without heads.
 
     Raises:
         UserError: If the data lack what it needs.
@@ -123,7 +123,7 @@ def make_one(config: TrainConfig, data: TrainingData, encoder: Encoder, device: 
 
 
 def split_of(config: TrainConfig, ranks: Ranks) -> Split:
-    """Which anchors of a batch are this process's, and how many of them the loss takes at a time."""
+    """Return which anchors of a batch are this process's, and how many of them the loss takes at a time."""
     shared = gather if ranks.count > 1 else None
     return Split(ranks.part(config.batch_size), tile_size(config.loss_tile, config.batch_size), shared)
 

@@ -31,7 +31,7 @@ class ClipModel(nn.Module):
         self.encoder, self.text, self.scale = encoder, text, LogitScale()
 
     def forward(self, views: Tensor, tokens_bL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit vectors of images and of texts, (b, D) each, and the scale."""
+        """Return unit vectors of images and of texts, (b, D) each, and the scale."""
         return self.encoder(views), self.text(tokens_bL), self.scale()
 
 
@@ -76,7 +76,7 @@ class Clip:
         self.note = f"{data.graph.n_texts:,} texts of up to {config.text_length} tokens ({cut:.1%} were cut)"
 
     def target(self, samples_B: Int64, epoch: int) -> Captions:
-        """One caption an image and epoch."""
+        """Return tokens of one caption an image and epoch."""
         texts = draw(self._joined, samples_B, self._config.seed, epoch)
         own = self._split.anchors
         tokens = self._tokens.batch(texts[own.start : own.stop])
@@ -91,7 +91,7 @@ class Clip:
         return Outcome(Loss(soft.loss, soft.own_view_mass, soft.target_entropy, soft.kl), images.detach(), texts.detach())
 
     def read_ahead(self, samples_B: Int64, epoch: int) -> None:
-        """Everything is in memory."""
+        """Do nothing: everything is in memory."""
 
     def measures(self, target: Captions, outcome: Outcome, *, with_kl: bool) -> dict[str, Tensor | None]:
         """Measure how images, and their captions, lie on the sphere."""

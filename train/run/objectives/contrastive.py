@@ -41,7 +41,7 @@ class Views(nn.Module):
         self.encoder, self.scale = encoder, scale
 
     def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit vectors, (n, D), and what their cosines are multiplied with."""
+        """Return unit vectors, (n, D), and what their cosines are multiplied with."""
         return self.encoder(views), self.scale()
 
 
@@ -71,7 +71,7 @@ class Contrastive:
         self.encoder, self.note = encoder, "; ".join(filter(None, (self._positives.note, told)))
 
     def target(self, samples_B: Int64, epoch: int) -> Sides:
-        """G, by rows, and the weights."""
+        """Return G, by rows, and the weights."""
         positives = self._positives.target(samples_B, epoch)
         return Sides(positives, self._repulsion(samples_B, epoch))
 
@@ -95,7 +95,7 @@ class Contrastive:
         return Outcome(Loss(soft.loss, soft.own_view_mass, soft.target_entropy, kl), first, second, parts)
 
     def read_ahead(self, samples_B: Int64, epoch: int) -> None:
-        """Rows of the graph."""
+        """Read the rows of the graph that a batch will need."""
         for maker in (self._positives, self._repelled):
             if maker is not None:
                 maker.read_ahead(samples_B, epoch)

@@ -59,7 +59,7 @@ class Heads:
         self.note = "; ".join(told)
 
     def target(self, samples_B: Int64, epoch: int) -> tuple[Any, ...]:
-        """What each head needs."""
+        """Return what each head needs."""
         return tuple(learner.target(samples_B, epoch) for learner in self._learners)
 
     def loss(self, encode: nn.Module, views: Tensor, target: tuple[Any, ...]) -> Outcome:
@@ -74,7 +74,7 @@ class Heads:
         return first._replace(soft=first.soft._replace(loss=reduce(torch.add, weighted)), heads=outcomes)
 
     def read_ahead(self, samples_B: Int64, epoch: int) -> None:
-        """What each head reads."""
+        """Read what each head will need."""
         for learner in self._learners:
             learner.read_ahead(samples_B, epoch)
 
@@ -105,7 +105,7 @@ class _Found(nn.Module):
 
 
 def make_learner(config: TrainConfig, data: TrainingData, encoder: Encoder, device: torch.device, ranks: Ranks) -> Learner:
-    """The learner of a configuration.
+    """Make the learner of a configuration.
 
     Raises:
         UserError: If the data lack what it needs.

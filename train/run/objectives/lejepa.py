@@ -20,7 +20,7 @@ class LeJEPA(Pulled):
     _seed = 0
 
     def target(self, samples_B: Int64, epoch: int) -> Target:
-        """G, by rows; the directions of the step follow from the batch."""
+        """Return G, by rows; the directions of the step follow from the batch."""
         self._seed = seed_of_batch(self._config.seed, samples_B, epoch)
         return super().target(samples_B, epoch)
 

@@ -33,7 +33,7 @@ class Projections(nn.Module):
         self.encoder, self.predictor = encoder, predictor
 
     def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Projections, and predictions of their partners (without a predictor the same); (n, D) float32 each."""
+        """Return projections, and predictions of their partners (without a predictor the same); (n, D) float32 each."""
         projected = self.encoder.projections(views)
         return projected, projected if self.predictor is None else self.predictor(projected).float()
 
@@ -57,7 +57,7 @@ class Pulled:
         self.encoder, self.note = encoder, "; ".join(filter(None, (self._maker.note, told)))
 
     def target(self, samples_B: Int64, epoch: int) -> Target:
-        """G, by rows."""
+        """Return G, by rows."""
         return self._maker.target(samples_B, epoch)
 
     def loss(self, encode: nn.Module, views: Tensor, target: Target) -> Outcome:
@@ -70,7 +70,7 @@ class Pulled:
         return Outcome(Loss(terms.loss, terms.own_view_mass), first, second, terms.parts)
 
     def read_ahead(self, samples_B: Int64, epoch: int) -> None:
-        """Rows of the graph."""
+        """Read the rows of the graph that a batch will need."""
         self._maker.read_ahead(samples_B, epoch)
 
     def measures(self, target: Target, outcome: Outcome, *, with_kl: bool) -> dict[str, Tensor | None]:

@@ -36,7 +36,7 @@ class Rank:
         self.encoder, self.note = encoder, self._maker.note
 
     def target(self, samples_B: Int64, epoch: int) -> Target:
-        """G, by rows."""
+        """Return G, by rows."""
         return self._maker.target(samples_B, epoch)
 
     def loss(self, encode: nn.Module, views: Tensor, target: Target) -> Outcome:
@@ -47,7 +47,7 @@ class Rank:
         return Outcome(Loss(loss), *own.detach().chunk(2))
 
     def read_ahead(self, samples_B: Int64, epoch: int) -> None:
-        """Rows of the graph."""
+        """Read the rows of the graph that a batch will need."""
         self._maker.read_ahead(samples_B, epoch)
 
     def measures(self, target: Target, outcome: Outcome, *, with_kl: bool) -> dict[str, Tensor | None]:
