@@ -26,7 +26,7 @@ OBJECTIVES: tuple[Objective, ...] = ("simclr", "xclr")
 LABELS = ("object", "attribute", "background")
 SHOWN_CLASSES = ("Golden Retriever", "espresso", "school bus", "violin")
 RECIPE = {"image_size": 32, "optimizer": "adamw", "lr": 5e-3, "crop_min": 0.5, "kl_every": 50}
-"""Of both objectives. AdamW and mild crops, for a few hundred steps are too few for SGD with SimCLR's crops."""
+"""Of both objectives. AdamW and mild crops, because a few hundred steps are too few for SGD with SimCLR's crops."""
 TRAINING_BUDGET_SECONDS = 180.0
 """For both trainings together; where they would take longer, both get fewer steps."""
 _TEMPLATE = "a photo of a {}"

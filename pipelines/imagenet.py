@@ -5,7 +5,7 @@ pair stored; pictures find their class by the folder that they lie in.
 
 From the paper (arXiv 2407.18134): ResNet-50, LARS, batches of 1,024, 100 epochs, AutoAugment, a base learning rate of
 0.075, tau = tau_s = 0.1. Public sources do not say by which rule the base rate is scaled with the batch, so that it is an
-option: `--set lr_scaling=none|sqrt|linear`. The default is sqrt, 0.075 times the square root of the batch size, for that is
+option: `--set lr_scaling=none|sqrt|linear`. The default is sqrt, 0.075 times the square root of the batch size, because that is
 SimCLR's rule of this base rate (arXiv 2002.05709, appendix B.1). Weight decay, warm-up and projector are SimCLR's, too.
 
 `--definitions PATH` departs from the paper: class texts are names with WordNet's definitions, and tau_s is 0.15, as in our study

@@ -71,8 +71,8 @@ def inspect(
     "--encoder",
     default=None,
     metavar="PATH|NAME",
-    help="The graph's encoder; it must be named if it is not the built-in one, for a graph's word alone loads none. Of a graph of "
-    "given vectors, the text encoder that made them.",
+    help="The graph's encoder; it must be named if it is not the built-in one, because a graph's word alone loads none. Of a "
+    "graph of given vectors, the text encoder that made them.",
 )
 @click.option(
     "--trust-remote-code",
@@ -99,10 +99,10 @@ def neighbors(
     if vector is not None:
         answer(nearest_to_vector(find_graph_dir(graph_dir), vector, count=count), as_json)
         return
-    asked = text if text_id is None else text_id
-    if asked is None:
+    query = text if text_id is None else text_id
+    if query is None:
         raise click.UsageError("give a TEXT, the --id of a stored one, or the --vector of a file.")
-    answer(nearest_texts(find_graph_dir(graph_dir), asked, count=count, encoder=encoder, trust=trust_remote_code), as_json)
+    answer(nearest_texts(find_graph_dir(graph_dir), query, count=count, encoder=encoder, trust=trust_remote_code), as_json)
 
 
 @click.command()

@@ -1,7 +1,7 @@
 """Sentence encoders: texts in, unit vectors out, the same bytes for the same text whatever else is in the batch.
 
 Shape letters: B rows of one encoder call, L tokens of its bucket, D vector width.
-Token lengths fall into fixed buckets and every call has one of a few fixed shapes, for in half precision the bytes
+Token lengths fall into fixed buckets and every call has one of a few fixed shapes, because in half precision the bytes
 depend on the shape. An encoder's own code is run only where the user named it for that. torch is loaded with the encoder.
 """
 

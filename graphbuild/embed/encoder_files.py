@@ -1,6 +1,6 @@
 """Finding an encoder: from its name to its files, their digests and its revision. Neither torch nor weights are loaded.
 
-Only safetensors weights are taken; pickled ones are refused, for loading them can run code.
+Only safetensors weights are taken; pickled ones are refused, because loading them can run code.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class EncoderSpec:
     truncate_dim: int | None = None
     """Coordinates that are kept, the first ones; None: all."""
     trusted: bool = False
-    """Whether its own code may run, for the user has named it so."""
+    """Whether its own code may run, because the user has named it so."""
     backend: str = "torch"
     """What computes the transformer: torch, onnx or openvino."""
     backend_file: str | None = None
@@ -62,14 +62,14 @@ class EncoderSpec:
     def identity(self) -> dict[str, Any]:
         """Return what its vectors depend on."""
         own = {"encoder": self.name, "sha256": self.sha256, "files_digest": self.files_digest, "precision": self.precision}
-        return {**own, **self.asked()}
+        return {**own, **self.deviations()}
 
-    def asked(self) -> dict[str, Any]:
+    def deviations(self) -> dict[str, Any]:
         """Return prompt and width, where they are not the model's own, and that its code may run."""
         names = ("prompt", "truncate_dim", "backend_file", "backend_sha256")
-        asked = {name: value for name in names if (value := getattr(self, name)) is not None}
+        found = {name: value for name in names if (value := getattr(self, name)) is not None}
         return {
-            **asked,
+            **found,
             **({"trust_remote_code": True} if self.trusted else {}),
             **({"backend": self.backend} if self.backend != "torch" else {}),
         }

@@ -55,7 +55,7 @@ def find_image_encoder(name: str, precision: str) -> ImageSpec:
 
     Args:
         name: As in the module's docstring.
-        precision: float32, bfloat16 or float16; auto is float32, for nothing says that half precision keeps these vectors.
+        precision: float32, bfloat16 or float16; auto is float32, because nothing says that half precision keeps these vectors.
 
     Raises:
         OptionError: If there is no such network, or a library is missing.
@@ -150,6 +150,6 @@ def _digest(module: nn.Module) -> str:
 
 
 def _describe(net: LoadedNet) -> str:
-    """The transform in a line; what is a function of the library, by its name, for addresses would differ."""
+    """The transform in a line; what is a function of the library, by its name, because addresses would differ."""
     steps = getattr(net.transform, "transforms", [net.transform])
     return "; ".join(getattr(step, "__name__", one_line(str(step))) for step in steps)

@@ -207,26 +207,26 @@ def _width(model: Any) -> int:
     return int(method())
 
 
-def _choose_prompt(model: Any, folder: Path, asked: str | None) -> str:
-    """Return the text before every text: one asked for, by its name in the model's configuration or as it stands; or the default.
+def _choose_prompt(model: Any, folder: Path, requested: str | None) -> str:
+    """Return the text before every text: one requested, by its name in the model's configuration or as it stands; or the default.
 
     Raises:
         OptionError: If the model leaves the tokens of prompts out of its mean, which is not done here.
     """
     named: dict[str, str] = model.prompts or {}
-    if asked is None:
+    if requested is None:
         return named.get(model.default_prompt_name or "", "") or ""
-    if asked and any(not getattr(module, "include_prompt", True) for module in model):
+    if requested and any(not getattr(module, "include_prompt", True) for module in model):
         raise OptionError(f"{folder}: this encoder leaves prompts out of its mean, which is not supported. Leave out --prompt.")
-    return named.get(asked, asked)
+    return named.get(requested, requested)
 
 
-def _choose_width(width: int, asked: int | None) -> int:
-    if asked is None:
+def _choose_width(width: int, requested: int | None) -> int:
+    if requested is None:
         return width
-    if not 1 <= asked <= width:
-        raise OptionError(f"--truncate-dim {asked:,}: the encoder's vectors are {width:,} wide. Give a number from 1 to that.")
-    return asked
+    if not 1 <= requested <= width:
+        raise OptionError(f"--truncate-dim {requested:,}: the encoder's vectors are {width:,} wide. Give a number from 1 to that.")
+    return requested
 
 
 def _bucket_lengths(max_tokens: int) -> list[int]:

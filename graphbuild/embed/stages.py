@@ -200,7 +200,7 @@ class EmbedRun:
             "max_tokens": encoder.max_tokens,
             "precision": self._spec.precision,
             "cosine_to_float32": self._cosine,
-            **self._spec.asked(),
+            **self._spec.deviations(),
         }
 
     def has_text(self) -> bool:

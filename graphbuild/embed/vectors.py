@@ -1,7 +1,7 @@
 """A graph of vectors that were made elsewhere: ids, texts and embeddings in, the stages of `embed` out. No encoder is run.
 
 Shape letters: N samples, n of a block or shard, D vector width. Every sample is a text of its own, in the order of the files.
-Held in memory are one shard and 8 bytes for each sample.
+One shard and 8 bytes for each sample are held in memory.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class SampleRun(ABC):
         if not twice:
             return
         places: dict[str, str] = {}
-        # A second pass finds the places, for only hashes were kept.
+        # A second pass finds the places, because only hashes were kept.
         for batch in self._source.read():
             for row, sample_id in enumerate(batch.sample_ids):
                 if hash_string(sample_id) in twice and sample_id in places:

@@ -83,9 +83,9 @@ class Edges:
         larger = both.select(SRC, DST, pl.max_horizontal(SIMILARITY, "back").alias(SIMILARITY))
         return larger.sort([SRC, SIMILARITY, DST], descending=[False, True, False])
 
-    def _choose_k(self, degrees_N: np.ndarray[Any, Any], asked: int | None) -> int:
+    def _choose_k(self, degrees_N: np.ndarray[Any, Any], requested: int | None) -> int:
         fewest = int(degrees_N.min())
-        k = fewest if asked is None else min(asked, len(degrees_N) - 1)
+        k = fewest if requested is None else min(requested, len(degrees_N) - 1)
         if k == 0 or k > fewest:
             short = np.flatnonzero(degrees_N < max(k, 1))
             named = ", ".join(repr(self._texts[ID][int(i)]) for i in short[:NAMED])

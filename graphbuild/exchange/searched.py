@@ -132,10 +132,10 @@ class _Search:
         return float(np.sqrt(np.square(errors_ss[~np.eye(len(ids_s), dtype=np.bool_)]).mean())) if len(ids_s) > 1 else 0.0
 
 
-def _facts(receipts: Sequence[Receipt], asked: int | str, k: int, count: int, reused: int) -> dict[str, Any]:
+def _facts(receipts: Sequence[Receipt], k_asked: int | str, k: int, count: int, reused: int) -> dict[str, Any]:
     held = [receipt.facts for receipt in receipts]
     return {
-        "k_asked": asked,
+        "k_asked": k_asked,
         "k": k,
         "texts": count,
         "complete": k == count - 1,

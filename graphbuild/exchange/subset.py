@@ -57,7 +57,7 @@ class SubsetResult:
     graph_dir: Path
     origin: Path
     counts: dict[str, int]
-    asked: int
+    requested: int
     """Different ids in the file."""
     unknown: int
     """Of these, ids that the graph does not have."""
@@ -72,7 +72,7 @@ class SubsetResult:
         ]
         if self.unknown:
             shown = ", ".join(repr(one) for one in self.examples)
-            lines.append(f"{self.unknown:,} of {self.asked:,} ids are not in the graph, such as {shown}")
+            lines.append(f"{self.unknown:,} of {self.requested:,} ids are not in the graph, such as {shown}")
         return "\n".join([*lines, next_steps("graphbuild knn", graph_dir=self.graph_dir)])
 
     def to_json(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _subset(graph_dir: Path, out: Path, config: SubsetConfig, origin: Manifest) 
         graph_dir=out,
         origin=graph_dir,
         counts=manifest.counts,
-        asked=len(ids),
+        requested=len(ids),
         unknown=len(unknown),
         examples=tuple(ids[int(row)].as_py() for row in unknown[:_EXAMPLES]),
         already_done=not built,
@@ -226,7 +226,7 @@ class _Work:
         parts = []
         for shard in self._origin.ranges("text", schemas.TEXTS):
             table = self._read(schemas.TEXTS, shard, [schemas.TEXT, schemas.TEXT_HASH])
-            # large_string, for all strings together may exceed 2 GB.
+            # large_string, because all strings together may exceed 2 GB.
             table = table.set_column(0, schemas.TEXT, table[schemas.TEXT].cast(pa.large_string()))
             parts.append(table.filter(pa.array(self.new_ids[shard.start : shard.stop] >= 0)))
         # They stand in their old order: sorting the old ids tells which is which.

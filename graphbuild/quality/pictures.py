@@ -121,8 +121,8 @@ def _from_crawl(images: Images, sample_ids: list[str]) -> Iterator[tuple[str, Co
     id_column = images.id_column or "url"
     for sidecar in list_files(images.path, PARQUET).paths:
         rows = pl.scan_parquet(sidecar, glob=False).filter(pl.col(id_column).cast(pl.String).is_in(sample_ids))
-        asked = rows.select(pl.col(id_column).cast(pl.String), pl.col("key").cast(pl.String), "status").collect()
-        for sample_id, key, status in asked.iter_rows():
+        listed = rows.select(pl.col(id_column).cast(pl.String), pl.col("key").cast(pl.String), "status").collect()
+        for sample_id, key, status in listed.iter_rows():
             path = next((one for suffix in PICTURES if (one := sidecar.with_suffix("") / f"{key}{suffix}").is_file()), None)
             if path is not None and Path(key).name == key and not download_failed(status):
                 yield sample_id, path.read_bytes()

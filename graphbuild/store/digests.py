@@ -37,7 +37,7 @@ def digest_columns(table: pa.Table) -> dict[str, str]:
     """Return the xxh3-128 of each column's values, independent of chunking and of the other columns."""
     digests = {}
     for name in table.column_names:
-        # A copy, for the bytes of a slice hold traces of what lies before and after it.
+        # A copy, because the bytes of a slice hold traces of what lies before and after it.
         single = table.select([name]).take(np.arange(table.num_rows)).combine_chunks()
         sink = _HashSink()
         with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), single.schema.remove_metadata()) as writer:

@@ -91,7 +91,7 @@ class Frames:
         from polars.io.plugins import register_io_source
 
         self._intact("knn", schemas.KNN)
-        # float32, for averages of float16 would be float16: too coarse for millions of rows.
+        # float32, because averages of float16 would be float16: too coarse for millions of rows.
         schema = {SRC: pl.Int32(), DST: pl.Int32(), RANK: pl.Int32(), SIMILARITY: pl.Float32()}
         return register_io_source(_EdgeSource(self.path, self._verify), schema=schema, is_pure=True)
 

@@ -160,19 +160,19 @@ class SampleLookup:
             sample_ids: The ids; (S,).
             hashes_S: Their xxh3, where it is known already.
         """
-        asked = _string_array(sample_ids)
-        hashes_S = hash_column(asked) if hashes_S is None else hashes_S
+        ids = _string_array(sample_ids)
+        hashes_S = hash_column(ids) if hashes_S is None else hashes_S
         # In order, so that searches close by read the same pages.
         order_S = np.argsort(hashes_S)
-        low_S = np.empty(len(asked), np.int64)
+        low_S = np.empty(len(ids), np.int64)
         low_S[order_S] = np.searchsorted(self._hashes_N, hashes_S[order_S], side="left")
         counts_S = _run_lengths(self._hashes_N, low_S, hashes_S)
-        counts_S[~asked.is_valid().to_numpy(zero_copy_only=False)] = 0
-        samples_M = np.repeat(np.arange(len(asked)), counts_S)
+        counts_S[~ids.is_valid().to_numpy(zero_copy_only=False)] = 0
+        samples_M = np.repeat(np.arange(len(ids)), counts_S)
         ends_S = np.cumsum(counts_S)
         rows_M = self._rows_N[np.arange(len(samples_M)) + (low_S - ends_S + counts_S)[samples_M]]
         # Hashes only point: two ids may share one, so the bytes decide.
-        same_M = _same_strings(self._ids, rows_M, _strings(asked), samples_M)
+        same_M = _same_strings(self._ids, rows_M, _strings(ids), samples_M)
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(same_M)])[np.concatenate([np.zeros(1, np.int64), ends_S])]
         return SampleTexts(offsets, self._texts_N[rows_M[same_M]], rows_M[same_M])
 

@@ -233,7 +233,7 @@ def up_to_date(
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, limit: int = 3) -> str:
     """Return `k: 256 -> 128, ...` for the entries that differ; empty where none does."""
-    # Through JSON, for what was read back holds lists where tuples were written.
+    # Through JSON, because what was read back holds lists where tuples were written.
     before, after = json.loads(json.dumps(old)), json.loads(json.dumps(new))
     keys = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
     shown = [f"{key}: {_short(before.get(key))} -> {_short(after.get(key))}" for key in keys[:limit]]

@@ -86,7 +86,7 @@ def working_at(graph_dir: Path, stage: str, part: Part) -> Iterator[None]:
     path = graph_dir / RECORDS / _FOLDER / f"{stage}-{part.number}-of-{part.of}"
     advice = f"Part {part} of {stage} is taken: give this machine another one."
     with exclusive(path, where=graph_dir, advice=advice):
-        # In this order, for a writer looks for parts once it has its lock: one of the two sees the other.
+        # In this order, because a writer looks for parts once it has its lock: one of the two sees the other.
         _require_no_writer(graph_dir)
         yield
 

@@ -140,7 +140,7 @@ class Shard:
     total: int
     id_field: str | None = None
     hidden: int = 0
-    """Members that were left out, for their names begin with a dot."""
+    """Members that were left out, because their names begin with a dot."""
     _seen: dict[str, bool] = field(default_factory=dict)
     """Whether the sample of each key has an id of its own."""
 

@@ -43,7 +43,7 @@ class Listing:
 
     paths: tuple[Path, ...]
     hidden: int = 0
-    """Files of the kind that is asked for which were left out, for their names begin with a dot."""
+    """Files of the kind that is asked for which were left out, because their names begin with a dot."""
 
 
 def is_hidden(name: str) -> bool:

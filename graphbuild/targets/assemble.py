@@ -63,7 +63,7 @@ def assemble(rows: Rows, text_ids_B: npt.ArrayLike, *, absent: float | None = No
         codes = rows.sketch.astype(np.float32)
         # In one thread: OpenBLAS's others spin for 30 ms after a product, and hold up the training step that follows it.
         with _openblas().limit(limits=1):
-            # A copy, for a product with one's own transpose is computed by half and then mirrored, number by number: slower.
+            # A copy, because a product with one's own transpose is computed by half and then mirrored, number by number: slower.
             similarity = codes @ codes.copy().T
         lengths = residual_lengths(rows.sketch, rows.sketch_scale)
         _estimate(similarity, rows.sketch_scale, lengths, np.array(rows.correction, np.float32))

@@ -37,7 +37,7 @@ class RandomBatches:
     """Uniformly shuffled batches, a new order every epoch.
 
     Every sample comes at most once an epoch: the N mod B samples at the end of an epoch's order are left out of that
-    epoch (`dropped_per_epoch`; others in each epoch), for batches of different sizes have different losses.
+    epoch (`dropped_per_epoch`; others in each epoch), because batches of different sizes have different losses.
     """
 
     def __init__(self, n_samples: int, batch_size: int, seed: int) -> None:
@@ -126,7 +126,7 @@ class NeighborBatches(RandomBatches):
         sizes = np.unique(labels, return_counts=True)[1].astype(np.int64)
         self._starts: Indices = np.cumsum(sizes) - sizes
         self._sizes: Indices = sizes
-        # The order of the epoch asked for last: 16 bytes a chunk. Replaced as one, for two threads may ask.
+        # The order of the epoch asked for last: 16 bytes a chunk. Replaced as one, because two threads may ask.
         self._order: tuple[int, Indices, Indices] = (-1, sizes, sizes)
 
     def _samples_at(self, epoch: int, start: int, stop: int) -> Indices:

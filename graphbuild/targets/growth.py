@@ -19,7 +19,7 @@ Ids = npt.NDArray[np.int32]
 Offsets = npt.NDArray[np.int64]
 
 MOST_OF_ONE_TEXT = 2
-"""Samples of one text in a chunk: more are no news to each other, for their similarity is 1."""
+"""Samples of one text in a chunk: more are no news to each other, because their similarity is 1."""
 _HIGHEST_SCORE = 4095
 _SCORE_BITS = 16
 _MOST_ENTRIES = 1 << 20
@@ -140,7 +140,7 @@ def _seed(links: Links, state: State, chunk: int) -> int:
             if _admissible(links, state, sample, chunk):
                 return int(sample)
             tried += 1
-        # Bounded in both ways, for time must stay linear; `keep_rule_of_two` mends what this lets through.
+        # Bounded in both ways, because time must stay linear; `keep_rule_of_two` mends what this lets through.
         if tried == LOOK_AHEAD or other - place == _MOST_PASSED:
             break
     return int(state.seeds[place])

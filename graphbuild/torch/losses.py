@@ -93,9 +93,9 @@ def soft_cross_entropy(
         return mean_of_tiles(lambda part, z: _soft_sums(z, target, part, tau, tau_s, repulsion), anchors, tile, wide(z_2BD))
 
 
-def tile_size(asked: int, batch: int) -> int:
-    """Choose the anchors a tile: as asked, or, for 0, as many as keep the logits of a tile within 256 MiB of float32."""
-    return asked or max(1, min(batch, _MOST_LOGITS // (4 * batch)))
+def tile_size(requested: int, batch: int) -> int:
+    """Choose the anchors a tile: as requested, or, for 0, as many as keep the logits of a tile within 256 MiB of float32."""
+    return requested or max(1, min(batch, _MOST_LOGITS // (4 * batch)))
 
 
 Sums = tuple[Tensor, Tensor, Tensor]

@@ -111,7 +111,7 @@ def prepare_block(config: ConfirmConfig, block: Block) -> PlannedBlock:
     folder = config.folder(block.fold)
     data = prepare_data(config.source, folder, partial(fold_classes, fold=block.fold))
     graphs = folder / "graphs"
-    texts = {name: class_similarities(name, data, graphs / "texts", config.encoder) for name in _TEXTS if _is_asked(name, config)}
+    texts = {name: class_similarities(name, data, graphs / "texts", config.encoder) for name in _TEXTS if _is_used(name, config)}
     mass = own_class_mass(texts["definitions"], REFERENCE_TAU_S)
     runs = {}
     for arm in config.run_set.arms:
@@ -151,10 +151,10 @@ def _make_block(config: ConfirmConfig, planned: PlannedBlock) -> None:
     # One a block: decoded images of the fold before are let go.
     study = Study(studied, planned.data)
     for arm, run in planned.runs.items():
-        options = {**study.asked(run), **study.named(run)}
+        options = {**study.requested(run), **study.named(run)}
         if (record := recorded(config.file, "block").get((arm, block.number))) is not None:
-            asked = {name: value for name, value in options.items() if name != _SOLVED}
-            require_same(config.file, f"block {block.number}, {arm}", record, asked)
+            requested = {name: value for name, value in options.items() if name != _SOLVED}
+            require_same(config.file, f"block {block.number}, {arm}", record, requested)
             continue
         click.echo(f"block {block.number}, fold {block.fold}, {arm}")
         study.make_run(run)
@@ -171,7 +171,7 @@ def _record(
     return {**about, **result_of(run_dir, kept, options)}
 
 
-def _is_asked(name: str, config: ConfirmConfig) -> bool:
+def _is_used(name: str, config: ConfirmConfig) -> bool:
     return name == "definitions" or name in config.run_set.arms
 
 

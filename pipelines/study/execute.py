@@ -158,7 +158,7 @@ class Study:
 
         run_dir = self.run_dir(planned)
         if (run_dir / WEIGHTS).exists():
-            _require(run_dir, self.asked(planned))
+            _require(run_dir, self.requested(planned))
             click.echo(f"  {run_dir}: was trained before")
             return
         data = self._images(self.train_config(planned))
@@ -170,12 +170,12 @@ class Study:
         from train.config import TrainConfig
 
         graph = planned.arm.graph
-        options = {**self.asked(planned), "graph_dir": str(self._graphs / graph), "data": str(self._data.images(graph))}
+        options = {**self.requested(planned), "graph_dir": str(self._graphs / graph), "data": str(self._data.images(graph))}
         if images is not None:
             options["epochs"] = math.ceil(options["steps"] / max(1, images // self._config.batch_size))
         return TrainConfig(**options)
 
-    def asked(self, planned: Planned) -> dict[str, Any]:
+    def requested(self, planned: Planned) -> dict[str, Any]:
         """Return the options of a run, but for where its graph and its images are."""
         arm = planned.arm
         return {
@@ -266,7 +266,7 @@ class Study:
         for arm in ARMS:
             for path in sorted((self._config.records / arm.name).glob(f"seed-*/{EVAL_FILE}")):
                 planned = Planned(arm, int(path.parent.name.removeprefix("seed-")))
-                _require(path.parent, {**self.asked(planned), **self.named(planned)})
+                _require(path.parent, {**self.requested(planned), **self.named(planned)})
 
 
 def _make(config: StudyConfig, data: StudyData, runs: Sequence[Planned]) -> None:
@@ -274,12 +274,12 @@ def _make(config: StudyConfig, data: StudyData, runs: Sequence[Planned]) -> None
     Study(config, data).make(runs)
 
 
-def _require(run_dir: Path, asked: Mapping[str, Any]) -> None:
+def _require(run_dir: Path, requested: Mapping[str, Any]) -> None:
     """Refuse a run that was made with other options than are asked for."""
     made = read_run_config(run_dir)
     # How often a checkpoint is written, say, changes no number.
     loose = {item.name for item in fields(made) if item.metadata.get("loose")} - {"graph_dir", "data"}
-    for name, value in asked.items():
+    for name, value in requested.items():
         if (found := getattr(made, name)) != value and name not in loose:
             raise ArtifactMismatch(
                 f"{run_dir}: was made with {name} {found!r}, and {value!r} is asked for: these runs do not compare. Give the "

@@ -136,7 +136,7 @@ def execute(config: TrialsConfig) -> None:
     for planned in planned_runs(config):
         with claim(trials.run_dir(planned)) as mine:
             record = recorded(config.records, "seed").get((planned.arm.name, planned.seed))
-            options = {**trials.asked(planned), **trials.named(planned), "beside": TRIALS[planned.arm.name].beside}
+            options = {**trials.requested(planned), **trials.named(planned), "beside": TRIALS[planned.arm.name].beside}
             if record is not None:
                 require_same(config.records, f"{planned.arm.name}, seed {planned.seed}", record, options)
             elif mine:

@@ -92,7 +92,7 @@ def decode(item: Encoded, size: int) -> tuple[UInt8, tuple[int, int]]:
 def decode_centre(item: Encoded, size: int) -> tuple[UInt8, tuple[int, int]]:
     """Decode one image to the centred square of a view, resampled once: torchvision's `Resize(S)` and `CenterCrop(S)`.
 
-    A JPEG is decoded in full, for a quarter of it would be another picture: large ones take about twice as long as by `decode`.
+    A JPEG is decoded in full, because a quarter of it would be another picture: large ones take about twice as long as by `decode`.
 
     Args:
         item: What `ImageSource.encoded` gave.

@@ -1,7 +1,7 @@
 """One webdataset shard, read once from end to end: where each sample's image and JSON lie, and its id.
 
 Only headers and JSON are read; images are skipped over. Which members form a sample, and what its id is, is settled in
-`graphbuild.system.archives`, for the captions are read by the same rules.
+`graphbuild.system.archives`, because the captions are read by the same rules.
 """
 
 from __future__ import annotations

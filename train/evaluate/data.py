@@ -128,7 +128,7 @@ def shared_labels(column: str, train: ImageSource, test: ImageSource) -> tuple[T
     numbers = {name: code for code, name in enumerate(known.names)}
     for name in other.names:
         numbers.setdefault(name, len(numbers))
-    # One more entry, for the code -1 of an image without a label picks the last.
+    # One more entry, because the code -1 of an image without a label picks the last.
     renumber = np.array([*(numbers[name] for name in other.names), -1], np.int64)
     return torch.from_numpy(known.codes), torch.from_numpy(renumber[other.codes]), tuple(numbers)
 

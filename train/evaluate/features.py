@@ -52,7 +52,7 @@ def extract_features(
     for rows, found in feature_batches(encoders, store, device=device, bfloat16=bfloat16, label=label):
         kept.append(rows)
         parts.append(found)
-    # A copy outside inference mode, for the linear probe takes gradients.
+    # A copy outside inference mode, because the linear probe takes gradients.
     return Features(np.concatenate(kept), tuple(torch.cat(found).clone() for found in zip(*parts, strict=True)))
 
 

@@ -214,8 +214,8 @@ class _Evaluation:
     def _open_text_side(self, chosen: Sequence[ProtocolName]) -> TextSide | None:
         """Open text tower, tokenizer and prompts, where a protocol on texts is named, or none ruled out and the run is CLIP's."""
         has_tower = not _is_file(self.path) and (self.path / TEXT_TOWER).exists()
-        asked = set(ON_TEXTS)
-        if not asked & set(chosen) or not (has_tower or asked & set(self.options.protocols)):
+        on_texts = set(ON_TEXTS)
+        if not on_texts & set(chosen) or not (has_tower or on_texts & set(self.options.protocols)):
             return None
         tower = load_text_tower(self.path).to(self.device)
         tokenizer = Tokenizer(Path(self.config.graph_dir or "") / schemas.TOKENIZER, tower.shape["length"])

@@ -63,7 +63,7 @@ def head_of(encoder: Encoder, *, own: bool) -> Encoder:
     """Return an encoder that takes features of the backbone in the place of images.
 
     Args:
-        encoder: Whose.
+        encoder: The encoder that is trained.
         own: Whether it has the encoder's own projector; else a copy of it, with weights of its own.
     """
     # What the copy finds in the memo is not copied.

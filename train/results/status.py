@@ -25,7 +25,7 @@ class RunStatus:
     state: Literal["begun", "unfinished", "finished", "evaluated"]
     step: int
     """The last that was logged."""
-    asked: str
+    planned: str
     """How long it was to train."""
     checkpoint: int | None
     """Step that it would go on from; None without a checkpoint."""
@@ -53,7 +53,7 @@ class RunsStatus:
             checkpoint = "" if one.checkpoint is None else f"{one.checkpoint:,}"
             loss, rate = (("" if value is None else f"{value:,.4g}") for value in (one.loss, one.images_per_s))
             figures = (checkpoint, loss, rate, f"{one.megabytes:,.1f}")
-            made.add_row(plain(str(one.run_dir)), one.objective, one.state, f"{one.step:,}", one.asked, *figures)
+            made.add_row(plain(str(one.run_dir)), one.objective, one.state, f"{one.step:,}", one.planned, *figures)
         return "\n".join([render(f"{len(self.runs)} run(s)", {"runs": made}), "", *(next_steps(one.next) for one in self.runs)])
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -85,7 +85,7 @@ def _look(run_dir: Path) -> RunStatus:
         objective=config.objective,
         state="evaluated" if finished and evaluated else "finished" if finished else "unfinished" if lines else "begun",
         step=int(last.get("step", 0)),
-        asked=f"{config.steps:,} steps" if config.steps is not None else f"{config.epochs:,} epochs",
+        planned=f"{config.steps:,} steps" if config.steps is not None else f"{config.epochs:,} epochs",
         checkpoint=int(saved[0].name.removeprefix("step-")) if saved else None,
         loss=last.get("loss"),
         images_per_s=last.get("images_per_s"),

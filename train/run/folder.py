@@ -66,14 +66,14 @@ class RunFolder:
             self._lock.release()
 
 
-def open_run(run_dir: Path | None, asked: TrainConfig, settled: TrainConfig, *, overwrite: bool = False) -> RunFolder:
+def open_run(run_dir: Path | None, given: TrainConfig, settled: TrainConfig, *, overwrite: bool = False) -> RunFolder:
     """Choose, lock and set up the folder of a run.
 
     Without a folder, the newest unfinished `runs/<objective>-<n>` of the same configuration goes on; else the next n is new.
 
     Args:
         run_dir: As the user says.
-        asked: The configuration as given, with `auto` and None.
+        given: The configuration as given, with `auto` and None.
         settled: The same with these settled.
         overwrite: Remove an earlier run of the folder.
 
@@ -82,7 +82,7 @@ def open_run(run_dir: Path | None, asked: TrainConfig, settled: TrainConfig, *, 
         UserError: If another process trains in it.
     """
     if run_dir is None:
-        return _choose(asked, settled)
+        return _choose(given, settled)
     _require_ours(run_dir)
     lock = take(run_dir / LOCK_FILE, run_dir)
     if lock is None:
@@ -90,7 +90,7 @@ def open_run(run_dir: Path | None, asked: TrainConfig, settled: TrainConfig, *, 
     remove_temporaries(run_dir, _OURS)
     if overwrite:
         _remove_run(run_dir)
-    return _enter(run_dir, asked, settled, lock)
+    return _enter(run_dir, given, settled, lock)
 
 
 def read_run_config(run_dir: Path) -> TrainConfig:
@@ -106,7 +106,7 @@ def read_run_config(run_dir: Path) -> TrainConfig:
     return replace(config, crop_from="held") if config.crop_from == "auto" else config
 
 
-def _choose(asked: TrainConfig, settled: TrainConfig) -> RunFolder:
+def _choose(given: TrainConfig, settled: TrainConfig) -> RunFolder:
     pattern = re.compile(rf"{settled.objective}-(\d+)")
     numbers = sorted((int(match[1]) for path in Path("runs").glob("*") if (match := pattern.fullmatch(path.name))), reverse=True)
     for number in numbers:
@@ -115,15 +115,15 @@ def _choose(asked: TrainConfig, settled: TrainConfig) -> RunFolder:
             continue
         stored = read_run_config(path)
         if (
-            not stored.differences(_keep_settled(stored, asked, settled))
+            not stored.differences(_keep_settled(stored, given, settled))
             and _same_data(stored, settled)
             and (lock := take(path / LOCK_FILE, path))
         ):
-            return _enter(path, asked, settled, lock)
+            return _enter(path, given, settled, lock)
     while True:
         path = Path("runs") / f"{settled.objective}-{(numbers[0] if numbers else 0) + 1}"
         if (lock := take(path / LOCK_FILE, path)) is not None:
-            return _enter(path, asked, settled, lock)
+            return _enter(path, given, settled, lock)
         numbers.insert(0, numbers[0] + 1 if numbers else 1)
 
 
@@ -131,7 +131,7 @@ def _same_data(one: TrainConfig, other: TrainConfig) -> bool:
     return (one.graphs, one.data) == (other.graphs, other.data)
 
 
-def _enter(path: Path, asked: TrainConfig, settled: TrainConfig, lock: BaseFileLock) -> RunFolder:
+def _enter(path: Path, given: TrainConfig, settled: TrainConfig, lock: BaseFileLock) -> RunFolder:
     """Compare with the run that is there, or write the configuration of a new one; what a killed process left goes."""
     for folder in (path, *(path / name for name in _FOLDERS)):
         remove_temporaries(folder)
@@ -139,7 +139,7 @@ def _enter(path: Path, asked: TrainConfig, settled: TrainConfig, lock: BaseFileL
         write_text(path / CONFIG_FILE, settled.to_toml())
         return RunFolder(path, settled, False, lock)
     stored = read_run_config(path)
-    settled = _keep_settled(stored, asked, settled)
+    settled = _keep_settled(stored, given, settled)
     if changed := stored.differences(settled):
         lock.release()
         told = ", ".join(f"{flag(name)}: {_show(before)} -> {_show(after)}" for name, (before, after) in changed.items())
@@ -150,8 +150,8 @@ def _enter(path: Path, asked: TrainConfig, settled: TrainConfig, lock: BaseFileL
     return RunFolder(path, settled, True, lock)
 
 
-def _keep_settled(stored: TrainConfig, asked: TrainConfig, settled: TrainConfig) -> TrainConfig:
-    open_fields = [name for name in _BY_MACHINE if getattr(asked, name) in ("auto", None, 0)]
+def _keep_settled(stored: TrainConfig, given: TrainConfig, settled: TrainConfig) -> TrainConfig:
+    open_fields = [name for name in _BY_MACHINE if getattr(given, name) in ("auto", None, 0)]
     return replace(settled, **{name: getattr(stored, name) for name in open_fields})
 
 

@@ -157,7 +157,7 @@ class Session:
         )
 
     def _watch(self, line: dict[str, Any]) -> None:
-        """Say once that the embeddings have collapsed: on two lines, for a net may begin so."""
+        """Say once that the embeddings have collapsed: on two lines, because a net may begin so."""
         self._flat_lines = self._flat_lines + 1 if line["spread"] < COLLAPSED else 0
         if self._flat_lines == 2:
             self._event("collapse", step=line["step"], spread=line["spread"])

@@ -122,8 +122,8 @@ def solve_tau_s(sampled: list[Sample], wanted: Wanted) -> float:
     step = (_HIGHEST / _LOWEST) ** (1 / (_GRID - 1))
     grid = [_LOWEST * step**number for number in range(_GRID)]
     found = [wanted.figure(sampled, tau_s) for tau_s in grid]
-    sides = [value >= wanted.value for value in found]
-    crossed = [pair for pair, (one, other) in zip(pairwise(grid), pairwise(sides), strict=True) if one != other]
+    reached = [value >= wanted.value for value in found]
+    crossed = [pair for pair, (one, other) in zip(pairwise(grid), pairwise(reached), strict=True) if one != other]
     if not crossed and wanted.value not in found:
         nearest, at = min(zip(found, grid, strict=True), key=lambda pair: abs(pair[0] - wanted.value))
         raise OptionError(

@@ -1,7 +1,7 @@
 """What img2dataset writes: webdataset shards (`00000.tar`) or folders of files (`00000/`), with Parquet sidecars
 (`00000.parquet`), or Parquet with the pictures.
 
-The URL is the sample id, for the keys depend on the crawl. Only rows that were downloaded are samples. Sidecars are read where
+The URL is the sample id, because the keys depend on the crawl. Only rows that were downloaded are samples. Sidecars are read where
 they lie beside their shards; without them, the `.txt` and `.json` members.
 """
 

@@ -154,7 +154,7 @@ def find_pictures(
 
     Args:
         kind: `parquet`, `webdataset` or `imagefolder`.
-        options: What the user said; the caption column may be None, for samples are called by their ids then.
+        options: What the user said; the caption column may be None, because samples are called by their ids then.
         image_column: Of Parquet files; None: the only binary one.
         graph_dir: Relative to which the place of the pictures is recorded.
 
@@ -171,7 +171,7 @@ def find_pictures(
         return _find_folder(options, graph_dir)
     suffixes = PARQUET if kind == "parquet" else SHARDS
     found = find_files(options.sources, dataset=kind, suffixes=suffixes)
-    # Absolute, for workers may run elsewhere.
+    # Absolute, because workers may run elsewhere.
     files = tuple(File(file.place.absolute(), file.name) if isinstance(file.place, Path) else file for file in found.files)
     pictures = _parquet(files, options, image_column) if kind == "parquet" else _shards(files, options)
     images = None

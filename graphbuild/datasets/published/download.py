@@ -151,7 +151,7 @@ def _receive(url: str, part: Path) -> Download:
     return stated
 
 
-def _start(response: Any, part: Path, asked: int, begun: Download | None) -> int:
+def _start(response: Any, part: Path, offset: int, begun: Download | None) -> int:
     """The byte at which an answer begins.
 
     Raises:
@@ -161,10 +161,10 @@ def _start(response: Any, part: Path, asked: int, begun: Download | None) -> int
         return 0
     found = _RANGE.fullmatch(response.headers.get("Content-Range") or "")
     etag = response.headers.get("ETag")
-    if begun is None or found is None or (int(found[1]), int(found[2])) != (asked, begun.bytes) or etag not in (None, begun.etag):
+    if begun is None or found is None or (int(found[1]), int(found[2])) != (offset, begun.bytes) or etag not in (None, begun.etag):
         _drop(part)
         raise http.client.HTTPException("the server sent another part, or one of another version, than was asked for")
-    return asked
+    return offset
 
 
 def _drop(part: Path) -> None:

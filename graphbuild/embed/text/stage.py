@@ -1,7 +1,7 @@
 """The `text` stage: a data set in; shards of unique texts, their counts, and samples out.
 
-The source is streamed: held in memory are one shard of texts, one of samples, some forty bytes for each unique text and
-8 for each sample.
+The source is streamed: one shard of texts, one of samples, some forty bytes for each unique text and 8 for each sample
+are held in memory.
 """
 
 from __future__ import annotations

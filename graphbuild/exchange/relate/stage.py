@@ -137,7 +137,7 @@ class _Relation:
             values = texts.values[shard.start : shard.stop]
             strings = [self._shown(row) for row in values]
             ids = np.arange(shard.start, shard.stop, dtype=np.int32)
-            # Of the values, for two of them may be shown alike.
+            # Of the values, because two of them may be shown alike.
             hashes = np.fromiter((xxhash.xxh3_64_intdigest(repr(row).encode()) for row in values), np.uint64, len(values))
             table = pa.table([ids, pa.array(strings, pa.string()), hashes], schema=schemas.TEXTS_SCHEMA)
             receipts.append(ensure_parquet(self._graph_dir, schemas.part_name(schemas.TEXTS, shard.index), table, key=key))

@@ -53,11 +53,11 @@ def check_health(view: Frames, **options: Any) -> Health:
     sample = RowSample.draw(graph, config.sample, rng)
     edges = count_edges(graph, _sample_shares(view), rng)
     with progress("figures", None, unit="figures"):
-        return _judge(view, config, rng, sample, edges)
+        return _assess(view, config, rng, sample, edges)
 
 
-def _judge(view: Frames, config: HealthConfig, rng: np.random.Generator, sample: RowSample, edges: EdgePass) -> Health:
-    """Everything that follows from the one pass over the edges, and from samples."""
+def _assess(view: Frames, config: HealthConfig, rng: np.random.Generator, sample: RowSample, edges: EdgePass) -> Health:
+    """Return everything that follows from the one pass over the edges, and from samples."""
     graph = view.graph
     pairs = PairSimilarity(graph)
     random_similarity = random_pairs(pairs, graph.n_texts, rng) if pairs.source else np.empty(0, np.float32)

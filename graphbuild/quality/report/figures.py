@@ -55,7 +55,7 @@ def _similarity(health: Health) -> Figure:
 
 
 def _in_degrees(health: Health) -> Figure:
-    # Shifted by one, for texts that are nobody's neighbour have a bar, too, and a logarithm has no zero.
+    # Shifted by one, because texts that are nobody's neighbour have a bar, too, and a logarithm has no zero.
     limits = [entry["from"] + 1.0 for entry in health.in_degrees] + [health.in_degrees[-1]["to"] + 1.0]
     shares = {name: [entry[name] / health.texts for entry in health.in_degrees] for name in ("texts", "shuffled")}
     marks = [mark + 1.0 for mark in (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 100000)]

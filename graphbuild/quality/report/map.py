@@ -41,7 +41,7 @@ _EDGE = 0.03
 _OUTLYING = 0.002
 """Share of texts at each side that the frame may leave out: a far island would make a dot of all else."""
 _SCREEN, _PHONE = 720, 340
-"""Pixels across, for which labels are placed: a sheet of paper, than which screens are wider, and a phone."""
+"""Widths in pixels for which labels are placed: a sheet of paper (screens are wider), and a phone."""
 _LETTER, _LINE = 6.6, 15
 _LABEL_WIDTH = 26
 

@@ -72,7 +72,7 @@ def test_neighbours_are_then_found_as_usual_and_all_is_verified(tmp_path: Path, 
 def test_ids_come_as_text_csv_or_parquet_and_unknown_ones_are_counted(tmp_path: Path, graph_dir: Path, form: str) -> None:
     keep = write_ids(tmp_path / f"keep.{form}", [URLS[7], "nobody", URLS[90], URLS[7], "NA"])
     result = subset_graph(graph_dir, tmp_path / "s", SubsetConfig(keep=keep))
-    assert (result.asked, result.unknown, result.examples) == (4, 2, ("nobody", "NA"))
+    assert (result.requested, result.unknown, result.examples) == (4, 2, ("nobody", "NA"))
     assert column(tmp_path / "s", "samples", "sample_id") == [URLS[7], URLS[90]]
 
 

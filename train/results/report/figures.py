@@ -65,7 +65,7 @@ def off_diagonal_range(matrix_NN: npt.NDArray[np.float32]) -> tuple[float, float
 
 
 def picture(pixels_3HW: npt.NDArray[np.uint8]) -> str:
-    """Return a picture as a data URI; a large one is made smaller, for a page has hundreds."""
+    """Return a picture as a data URI; a large one is made smaller, because a page has hundreds."""
     small = Image.fromarray(np.ascontiguousarray(pixels_3HW.transpose(1, 2, 0)))
     small.thumbnail((_PICTURE_PIXELS, _PICTURE_PIXELS))
     return _data_uri(np.asarray(small))

@@ -66,7 +66,7 @@ def find_neighborhoods(
     """Return neighbourhoods among held-out images, where there are any, and among training ones where only these have texts.
 
     Args:
-        runs: Whose encoders are asked.
+        runs: Whose encoders embed the images.
         place: The run whose images they are.
         opened: Its images and graph.
         columns: Label columns; each neighbour is marked where it has the query's.
@@ -158,11 +158,11 @@ def _texts_by_class(source: ImageSource, opened: OpenData, indices: Int64, colum
     joined, column = opened.joined, next(iter(columns), None)
     if joined is None or column is None or any(column not in one.label_columns() for one in (source, opened.source)):
         return None
-    trained, asked = opened.source.labels(column), source.labels(column)
+    gallery, queries = opened.source.labels(column), source.labels(column)
     texts = joined.text_ids[joined.offsets[:-1]].astype(np.int64)
-    pairs = np.unique(np.stack([trained.codes[joined.indices], texts], axis=1), axis=0)
-    text_of = {trained.names[code]: text for code, text in pairs.tolist() if code >= 0}
-    names = [asked.names[code] if code >= 0 else "" for code in asked.codes[indices]]
+    pairs = np.unique(np.stack([gallery.codes[joined.indices], texts], axis=1), axis=0)
+    text_of = {gallery.names[code]: text for code, text in pairs.tolist() if code >= 0}
+    names = [queries.names[code] if code >= 0 else "" for code in queries.codes[indices]]
     if len(text_of) < len(pairs) or not text_of.keys() >= set(names):
         return None
     return np.array([text_of[name] for name in names], np.int64)

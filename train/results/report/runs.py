@@ -134,8 +134,8 @@ def results(runs: Sequence[RunRecord]) -> tuple[Results, ...]:
     by_data: dict[Any, list[tuple[int, RunRecord]]] = {}
     for number, run in enumerate(runs):
         if run.scores:
-            sides = [run.evaluated.get(name) for name in ("data", "train_data", "images", "train_images")]
-            by_data.setdefault(tuple(sides), []).append((number, run))
+            images = [run.evaluated.get(name) for name in ("data", "train_data", "images", "train_images")]
+            by_data.setdefault(tuple(images), []).append((number, run))
     return tuple(_results(scored, named=len(by_data) > 1) for scored in by_data.values())
 
 
@@ -156,10 +156,10 @@ def _results(scored: Sequence[tuple[int, RunRecord]], *, named: bool) -> Results
         )
         for (number, run), values in zip(scored, trained, strict=True)
     ]
-    sides = f"{images:,} held-out images, {first.evaluated.get('train_images', 0):,} to learn from"
+    counts = f"{images:,} held-out images, {first.evaluated.get('train_images', 0):,} to learn from"
     where = f" of {short_path(str(first.evaluated.get('data', '')))}" if named else ""
     how = (
-        f"Top-1 accuracy in percent on {sides}{where}: a vote of the 20 nearest neighbours, and a linear probe. Bold: ahead of "
+        f"Top-1 accuracy in percent on {counts}{where}: a vote of the 20 nearest neighbours, and a linear probe. Bold: ahead of "
         "every other run by more than chance among these images explains (95 %). It says nothing of other seeds."
     )
     return Results(how, tuple((column, tuple(name for _, name in _SCORES)) for column in columns), tuple(rows))
