@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from train.evaluate.options import EvalOptions
+from train.evaluate.options import EvalOptions, ProtocolName
 from train.evaluate.run import evaluate_run
 from train.run.checkpoint import RECEIPT, WEIGHTS, checkpoints
 from train.run.folder import CONFIG_FILE, EVAL_FILE, TRAINED, UNTRAINED, read_run_config
@@ -62,19 +63,49 @@ def _fingerprint(receipt: Path) -> str | None:
         return None
 
 
-def evaluate_once(run_dir: Path, *, data: str | None, columns: Sequence[str], untrained: bool) -> Mapping[str, Any]:
-    """Return scores of a run by encoder and column, from its eval.json if that holds them already."""
+_SETS: Mapping[str, tuple[ProtocolName, str]] = {
+    "real_labels": ("imagenet-real", "imagenet-real"),
+    "imagenet9": ("imagenet-9", "imagenet-9"),
+    "objectnet": ("objectnet", "objectnet"),
+    "mit_states": ("mit-states", "mit-states object"),
+}
+"""Of the published sets, by the field of `EvalOptions` that names their files: the protocol, and a key of its scores."""
+
+
+def evaluate_once(
+    run_dir: Path,
+    *,
+    data: str | None,
+    columns: Sequence[str],
+    untrained: bool,
+    train_data: str | None = None,
+    sets: Mapping[str, str] | None = None,
+) -> Mapping[str, Any]:
+    """Return the scores of a run by encoder and column, from its eval.json if that holds them already.
+
+    Args:
+        run_dir: The run.
+        data: Images to classify; None: as `train eval` finds them.
+        columns: Label columns.
+        untrained: Whether the net that was started from is scored, too.
+        train_data: Images to learn from; None: those of the run.
+        sets: Published sets to score, too: fields of `EvalOptions`, and their files.
+    """
+    asked: dict[str, Any] = {name: path for name, path in (sets or {}).items() if path}
+    wanted = {*columns, *(_SETS[name][1] for name in asked)}
     path = run_dir / EVAL_FILE
     if path.exists():
         stored = read_scores(path)
         scores: Mapping[str, Any] = stored["scores"]
         # Weights that are newer than their scores were trained again.
         current = path.stat().st_mtime >= (run_dir / WEIGHTS).stat().st_mtime
-        if current and set(columns) <= set(scores[TRAINED]) and (UNTRAINED in scores or not untrained):
+        if current and wanted <= set(scores[TRAINED]) and (UNTRAINED in scores or not untrained):
             click.echo(f"{path}: evaluated before, reused")
             return scores
     # The headline figures only: a recipe is to end soon.
-    options = EvalOptions(data=data, label_columns=tuple(columns), untrained=untrained, protocols=("knn", "linear"))
+    protocols: tuple[ProtocolName, ...] = ("knn", "linear", *(_SETS[name][0] for name in asked))
+    images = EvalOptions(data=data, train_data=train_data, label_columns=tuple(columns), untrained=untrained)
+    options = replace(images, protocols=protocols, **asked)
     return evaluate_run(run_dir, options).scores
 
 

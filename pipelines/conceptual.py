@@ -33,6 +33,8 @@ def conceptual_recipe(name: str, title: str, *, epochs: int) -> Recipe:
         layout=find_layout,
         embed=embed_options,
         k=256,
+        label="label",
+        own_labels=False,
         train={
             "objective": "xclr",
             "model": "resnet50",

@@ -14,26 +14,10 @@ SimCLR's rule of this base rate (arXiv 2002.05709, appendix B.1). Weight decay, 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from graphbuild.errors import SourceError
 from graphbuild.system.process import run_cli
-from pipelines.recipe import Layout, Recipe, command
-
-
-def find_layout(folder: Path) -> Layout:
-    """Return the folders train and val.
-
-    Raises:
-        SourceError: If one is missing.
-    """
-    for name in ("train", "val"):
-        if not (folder / name).is_dir():
-            raise SourceError(
-                f"{folder / name}: no such folder. --data takes the folder of train/ and val/, with their wnid folders."
-            )
-    return Layout(train=str(folder / "train"), val=str(folder / "val"))
+from pipelines.recipe import Layout, Recipe, command, imagenet_layout
 
 
 def embed_options(layout: Layout) -> dict[str, Any]:
@@ -45,10 +29,11 @@ RECIPE = Recipe(
     name="imagenet",
     about="X-CLR on ImageNet-1k with the paper's recipe, from class prompts to a report.",
     needs="Folder with train/ and val/, each of wnid folders.",
-    layout=find_layout,
+    layout=imagenet_layout,
     embed=embed_options,
     k="all",
     label="label",
+    own_labels=True,
     train={
         "objective": "xclr",
         "model": "resnet50",

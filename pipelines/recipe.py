@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
-from graphbuild.errors import OptionError, UserError
+from graphbuild.errors import OptionError, SourceError, UserError
 
 CONFIG = "recipe.toml"
 
@@ -25,6 +25,8 @@ class Layout:
     train: str
     val: str | None = None
     """Images with labels to evaluate on."""
+    learn: str | None = None
+    """Images with labels that a probe learns from; None: those trained on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,8 +46,10 @@ class Recipe:
     """Neighbours a text, as `graphbuild knn --k` takes it."""
     train: Mapping[str, Any]
     """Fields of `TrainConfig`."""
-    label: str | None = None
+    label: str
     """Column of the classes, for evaluation."""
+    own_labels: bool
+    """Whether the data themselves hold the images with labels; else --imagenet names them."""
     defined: Mapping[str, Any] | None = None
     """Fields of `TrainConfig` that go with --definitions; None: its texts are no classes of WordNet, and the option is left out."""
 
@@ -72,16 +76,25 @@ def command(recipe: Recipe) -> click.Command:
         settings: Sequence[str],
         dry_run: bool,
         timed_steps: int,
+        imagenet: Path | None = None,
         definitions: str | None = None,
+        **sets: str | None,
     ) -> None:
         layout = recipe.layout(folder)
+        if imagenet is not None:
+            judged = imagenet_layout(imagenet)
+            layout = replace(layout, val=judged.val, learn=judged.train)
+        given = {name: path for name, path in sets.items() if path is not None}
+        if given and layout.val is None:
+            option = next(iter(given)).replace("_", "-")
+            raise OptionError(f"--{option} needs --imagenet: a probe learns its classes first.")
         train = {**recipe.train, **((recipe.defined or {}) if definitions else {}), **parse_settings(settings)}
         options = {**train, "data": layout.train, "graph_dir": str(graph_dir)}
         if dry_run:
             _dry_run(options, out, timed_steps)
         else:
             embed = {**recipe.embed(layout), "encoder": encoder, "definitions": definitions}
-            _run(recipe, layout, options, graph_dir, out, embed)
+            _run(recipe, layout, options, graph_dir, out, embed, given)
 
     if recipe.defined is not None:
         defined = ", ".join(f"{name} {value}" for name, value in recipe.defined.items())
@@ -89,7 +102,31 @@ def command(recipe: Recipe) -> click.Command:
             f"WordNet 3.0's data.noun, or its folder: texts are names with definitions, and {defined} unless --set says otherwise."
         )
         run.params.append(click.Option(["--definitions"], type=click.Path(exists=True), help=about))
+    if not recipe.own_labels:
+        run.params.append(click.Option(["--imagenet"], type=folder_path, help="ImageNet's folder of train/ and val/, to score."))
+    for option, about in _SETS.items():
+        run.params.append(click.Option([option], type=click.Path(exists=True), help=about))
     return run
+
+
+_SETS = {
+    "--real-labels": "ImageNet-Real's real.json, to score.",
+    "--imagenet9": "Folder of the backgrounds challenge (ImageNet-9), to score.",
+    "--objectnet": "ObjectNet's folder, to score.",
+    "--mit-states": "MIT-States' folder, to score.",
+}
+
+
+def imagenet_layout(folder: Path) -> Layout:
+    """Return ImageNet's folders train and val.
+
+    Raises:
+        SourceError: If one is missing.
+    """
+    for name in ("train", "val"):
+        if not (folder / name).is_dir():
+            raise SourceError(f"{folder / name}: no such folder. Name the folder of train/ and val/, with their wnid folders.")
+    return Layout(train=str(folder / "train"), val=str(folder / "val"))
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
@@ -123,13 +160,22 @@ def _dry_run(options: Mapping[str, Any], out: Path, timed_steps: int) -> None:
         raise UserError("the dry run found problems, listed above. Nothing was trained.")
 
 
-def _run(recipe: Recipe, layout: Layout, options: Mapping[str, Any], graph_dir: Path, out: Path, embed: Mapping[str, Any]) -> None:
+def _run(
+    recipe: Recipe,
+    layout: Layout,
+    options: Mapping[str, Any],
+    graph_dir: Path,
+    out: Path,
+    embed: Mapping[str, Any],
+    sets: Mapping[str, str],
+) -> None:
     from graphbuild.embed.build import build_embeddings
     from graphbuild.embed.config import EmbedConfig
     from graphbuild.knn.config import KnnConfig
     from graphbuild.knn.stage import build_knn
     from graphbuild.store.atomic import write_text
     from pipelines.common import Steps, evaluate_once, score_headings, score_rows, tell
+    from pipelines.paper_table import paper_table
     from train.config import TrainConfig
     from train.results.compare.table import markdown_table
     from train.results.report.write import write_report
@@ -144,10 +190,12 @@ def _run(recipe: Recipe, layout: Layout, options: Mapping[str, Any], graph_dir: 
     steps.begin("train")
     click.echo(f"the same on several GPUs: torchrun --nproc-per-node N -m train run --config {out / CONFIG} --run-dir {run_dir}")
     tell(train(config, run_dir))
-    steps.begin("scores" if layout.val and recipe.label else "scores: none, because there are no labels; see `train eval`")
-    if layout.val and recipe.label:
+    steps.begin("scores" if layout.val else "scores: none, because there are no labels; give --imagenet, or see `train eval`")
+    if layout.val:
         columns = (recipe.label,)
-        scores = {run_dir.name: evaluate_once(run_dir, data=layout.val, columns=columns, untrained=True)}
-        click.echo(markdown_table(score_headings(columns), score_rows(scores, columns)))
+        found = evaluate_once(run_dir, data=layout.val, columns=columns, untrained=True, train_data=layout.learn, sets=sets)
+        click.echo(markdown_table(score_headings(columns), score_rows({run_dir.name: found}, columns)))
     steps.begin("report")
     tell(write_report([run_dir], out / "report.html", data=layout.val))
+    if layout.val:
+        click.echo(f"\nThe paper's measures (arXiv 2407.18134), of the runs in {out}:\n\n{paper_table(out, recipe.label)}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from helpers_evaluate import write_challenge
 from helpers_train import draw, encode, write_tar_shards
 
 from graphbuild.datasets.published.imagenet import read_classes
@@ -69,6 +71,30 @@ def test_imagenet_recipe_goes_from_prompts_to_scores_and_a_report(place: Path) -
     assert again.exit_code == 0, again.output
     assert "images (100.0%), by class" in again.stdout
     assert again.stdout.endswith("ready\n")
+
+
+def test_recipe_of_captions_prints_the_papers_measures_of_its_own_runs(place: Path) -> None:
+    write_tar_shards(place / "shards", 32, prefix="https://pictures.example/p")
+    write_imagenet(place / "imagenet")
+    write_challenge(place / "in9")
+    told = ("--data", "shards", "--imagenet", "imagenet", "--imagenet9", "in9")
+    done = recipe("cc3m", *told)
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    scores = json.loads((place / "runs/cc3m/xclr/eval.json").read_text())["scores"]
+    table = done.stdout.split("The paper's measures")[1]
+    for encoder, name in (("trained", "xclr"), ("untrained", "untrained")):
+        found, challenge = scores[encoder]["label"]["linear_top1"], scores[encoder]["imagenet-9"]
+        shown = [f"{100 * value:.1f}" for value in (found, challenge["mixed_same"], challenge["mixed_rand"])]
+        assert f"| {name} | {shown[0]} | – | {shown[1]} | {shown[2]} | – | – | – |" in table
+    assert table.rstrip().endswith("Not measured: give --real-labels, --objectnet, --mit-states.")
+    assert "evaluated before, reused" in recipe("cc3m", *told).stdout
+
+
+def test_sets_that_need_imagenets_classes_are_refused_without_them(place: Path) -> None:
+    write_tar_shards(place / "shards", 8, prefix="https://pictures.example/p")
+    (place / "in9").mkdir()
+    assert "--imagenet9 needs --imagenet" in str(recipe("cc3m", "--data", "shards", "--imagenet9", "in9").exception)
+    assert "No such option" in recipe("imagenet", "--data", "imagenet", "--imagenet", "imagenet").output
 
 
 def write_nouns(path: Path) -> Path:

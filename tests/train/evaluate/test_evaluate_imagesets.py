@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers_evaluate import blobs, make_task
-from PIL import Image
+from helpers_evaluate import COLOURS, blobs, make_task, paint, write_challenge
 from torch import Tensor
 
 from graphbuild.errors import SourceError
@@ -28,18 +27,8 @@ from train.evaluate.protocols.objectnet import ObjectNet
 from train.evaluate.run import evaluate_run
 from train.run.loop import train
 
-COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 # ImageNet's own wnids and numbers of three classes.
 CLASSES = {"red": ("n01440764", 0), "green": ("n02099601", 207), "blue": ("n04254680", 805)}
-
-
-def paint(path: Path, colour: str, *, seed: int = 0, border: int = 0) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).normal(0, 10, (16 + 2 * border, 16 + 2 * border, 3))
-    pixels = np.clip(np.array(COLOURS[colour]) + noise, 0, 255).astype(np.uint8)
-    if border:
-        pixels[:border], pixels[-border:], pixels[:, :border], pixels[:, -border:] = [(255, 0, 0)] * 4
-    Image.fromarray(pixels).save(path)
 
 
 def found_in(images: ImageNetSet | MitStates, guesses: Mapping[str, list[int]]) -> dict[str, Found]:
@@ -96,18 +85,6 @@ def test_real_refuses_what_does_not_fit(tmp_path: Path, content: str, ids: list[
     (tmp_path / "real.json").write_text(content)
     with pytest.raises(SourceError, match=message):
         ImageNetReal(named(ids), tmp_path / "real.json")
-
-
-def write_challenge(root: Path) -> Path:
-    for variant in ("original", "mixed_same", "mixed_rand"):
-        for folder, colour in (("00_dog", "green"), ("08_fish", "red")):
-            for seed in range(2):
-                paint(root / variant / "val" / folder / f"{seed}.png", colour, seed=seed)
-    # As published: a folder of masks, which are no pictures.
-    (root / "fg_mask/val/00_dog").mkdir(parents=True)
-    (root / "fg_mask/val/00_dog/0.npy").write_bytes(b"mask")
-    (root / "in_to_in9.json").write_text(json.dumps({"207": 0, "208": 0, "0": 8}))
-    return root
 
 
 def test_background_gap_is_the_accuracy_lost_to_random_backgrounds(tmp_path: Path) -> None:
