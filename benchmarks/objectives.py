@@ -58,7 +58,7 @@ def measure(size: Size, only: Collection[str] = ()) -> str:
     chosen = {name: options for name, options in VARIANTS.items() if not only or name in {_BASE, *only}}
     with tempfile.TemporaryDirectory(prefix="bench-objectives-") as folder:
         data = prepare_pictures(Path(folder), size)
-        config = settle(data.settle(TrainConfig(model=size.model, image_size=size.image_size, kl_every=0)))
+        config = settle(data.opened.settle(TrainConfig(model=size.model, image_size=size.image_size, kl_every=0)))
         found = {batch: _measure(replace(config, batch_size=batch), data, size, chosen) for batch in size.batch_sizes}
         data.close()
     head = "".join(f"{f'ms, B = {batch:,}':>16}{'over SimCLR':>13}" for batch in found)

@@ -65,7 +65,7 @@ def measure(size: Size) -> str:
     """The table of a size, with its conditions."""
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
         data = prepare_pictures(Path(folder), size)
-        config = settle(data.settle(TrainConfig(model=size.model, image_size=size.image_size, augment="simclr", kl_every=0)))
+        config = settle(data.opened.settle(TrainConfig(model=size.model, image_size=size.image_size, augment="simclr", kl_every=0)))
         timings = {batch: _measure(replace(config, batch_size=batch), data, size) for batch in size.batch_sizes}
         data.close()
     return _table(timings, config, size)

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from graphbuild.system.options import FOLDER
 from graphbuild.system.process import run_cli
 from pipelines.tiny_imagenet import (
     COLUMN,
@@ -30,7 +31,7 @@ PRETRAINED = "pretrained"
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @data_option
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/finetune"), show_default=True)
+@click.option("--out", type=FOLDER, default=Path("runs/finetune"), show_default=True)
 @click.option("--pretrain-epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Passes of SimCLR.")
 @click.option("--epochs", type=click.IntRange(min=1), default=1, show_default=True, help="Passes from there, each objective.")
 @click.option("--lr", type=float, default=3e-4, show_default=True, help="Learning rate from there; pretraining has the default.")

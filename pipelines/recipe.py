@@ -14,6 +14,7 @@ from typing import Any, Literal
 import click
 
 from graphbuild.errors import OptionError, SourceError, UserError
+from graphbuild.system.options import FOLDER
 
 CONFIG = "recipe.toml"
 
@@ -57,7 +58,7 @@ class Recipe:
 def command(recipe: Recipe) -> click.Command:
     """Return the command line of a recipe."""
 
-    folder_path = click.Path(file_okay=False, path_type=Path)
+    folder_path = FOLDER
     graphs, runs = Path("graphs") / recipe.name, Path("runs") / recipe.name
 
     @click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=recipe.about)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graphbuild.errors import SourceError
+from graphbuild.system.options import FOLDER
 from graphbuild.system.process import run_cli
 
 if TYPE_CHECKING:
@@ -22,13 +23,7 @@ if TYPE_CHECKING:
 GRAPH = Path("graphs/tiny_imagenet")
 OBJECTIVES: tuple[Objective, ...] = ("simclr", "supcon", "xclr")
 COLUMN = "label"
-data_option = click.option(
-    "--data",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder of train-*.parquet and val.parquet.",
-)
+data_option = click.option("--data", "folder", type=FOLDER, required=True, help="Folder of train-*.parquet and val.parquet.")
 _TRAINING_OPTIONS = (
     click.option("--image-size", type=click.IntRange(min=16), default=32, show_default=True, help="Pixels of a view."),
     click.option("--batch-size", type=click.IntRange(min=8), default=250, show_default=True, help="Images a step."),
@@ -48,7 +43,7 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @data_option
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/tiny_imagenet"), show_default=True)
+@click.option("--out", type=FOLDER, default=Path("runs/tiny_imagenet"), show_default=True)
 @click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Passes over the images, each objective.")
 @training_options
 def tiny_imagenet(folder: Path, out: Path, encoder: str, **options: Any) -> None:

@@ -56,7 +56,7 @@ def goes_on_bit_for_bit(config: TrainConfig, run: Path) -> Trainer:
     """Train to the end, and again from a checkpoint after two steps; returns the second trainer."""
     train(config, run)
     data = prepare(config)
-    settled = settle(data.settle(config))
+    settled = settle(data.opened.settle(config))
     first = Trainer(settled, data)
     steps = first.steps()
     for _ in range(2):

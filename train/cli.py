@@ -5,6 +5,7 @@ The options of `train run` are made from the fields of `TrainConfig`.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from graphbuild.errors import visible
 from graphbuild.store.outputs import require_replaceable
 from graphbuild.store.reading import reading_options
 from graphbuild.system.answers import answer
+from graphbuild.system.options import FILE, FOLDER
 from graphbuild.system.process import run_cli
 from train.config import load_config
 from train.config.command_line import GroupedCommand, config_options
 from train.evaluate.options import PROTOCOLS, EvalOptions
 
+runs_argument = partial(click.argument, "runs", metavar="RUN...", nargs=-1, required=True, type=FOLDER)
 replace_option = click.option("--overwrite", is_flag=True, help="Replace a file that none of these commands wrote, too.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 
@@ -35,18 +38,11 @@ def cli(debug: bool) -> None:
 
 @cli.command(cls=GroupedCommand)
 @click.option(
-    "--config",
-    "config_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=None,
-    help="A TOML file such as a run's config.toml; options go before it.",
+    "--config", "config_file", type=FILE, default=None, help="A TOML file such as a run's config.toml; options go before it."
 )
 @config_options()
 @click.option(
-    "--run-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=None,
-    help="The run's folder (default: runs/<objective>-<n>); a run that was stopped goes on.",
+    "--run-dir", type=FOLDER, default=None, help="The run's folder (default: runs/<objective>-<n>); a run that was stopped goes on."
 )
 @click.option("--overwrite", is_flag=True, help="Start again where the folder holds a run.")
 @reading_options
@@ -97,17 +93,10 @@ def evaluate(run: Path, label_column: str, no_cache: bool, as_json: bool, **opti
 
 
 @cli.command()
-@click.argument(
-    "runs",
-    metavar="RUN...",
-    nargs=-1,
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folders of runs; pictures come from the first one's images.",
-)
+@runs_argument(help="Folders of runs; pictures come from the first one's images.")
 @click.option(
     "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     default=None,
     help="The file to write (default: report.html in the folder of a single run, else beside the first one's).",
 )
@@ -125,7 +114,7 @@ def report(runs: tuple[Path, ...], out: Path | None, data: str | None, overwrite
 
 @cli.command()
 @config_options("graph_dir", "data", "image_column", "id_column", "chunk", "neighbor_ranks", "allow_missing")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the shards.")
+@click.option("--out", required=True, type=FOLDER, help="Folder for the shards.")
 @click.option("--shard-size", type=click.IntRange(1, 999_999), default=10_000, show_default=True, help="Images a shard.")
 @click.option("--memory-gb", type=click.FloatRange(min=0.1), default=4.0, show_default=True, help="Images held at once.")
 @reading_options
@@ -139,14 +128,7 @@ def reshard(out: Path, shard_size: int, memory_gb: float, as_json: bool, **optio
 
 
 @cli.command()
-@click.argument(
-    "runs",
-    metavar="RUN...",
-    nargs=-1,
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folders of evaluated runs; those that differ in their seed alone are one row.",
-)
+@runs_argument(help="Folders of evaluated runs; those that differ in their seed alone are one row.")
 @click.option("--measure", "measures", multiple=True, help="A score of eval.json; repeatable (default: the usual ones).")
 @click.option("--baseline", default=None, help="The row that the others are set against (default: the first).")
 @click.option(
@@ -161,15 +143,10 @@ def reshard(out: Path, shard_size: int, memory_gb: float, as_json: bool, **optio
     default=None,
     help="Mark differences whose 90 % interval lies within so many points: none above that.",
 )
-@click.option(
-    "--figure",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=None,
-    help="Draw accuracy against samples per class into this .png, .svg or .pdf.",
-)
+@click.option("--figure", type=FILE, default=None, help="Draw accuracy against samples per class into this .png, .svg or .pdf.")
 @click.option(
     "--matrices",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     default=None,
     help="Draw similarities of texts and those that each row's first run learned into this .png, .svg or .pdf.",
 )
@@ -212,15 +189,10 @@ def compare(
 
 
 @cli.command()
-@click.argument("run", metavar="RUN", type=click.Path(file_okay=False, path_type=Path), help="The run's folder.")
+@click.argument("run", metavar="RUN", type=FOLDER, help="The run's folder.")
+@click.option("--out", type=FOLDER, default=None, help="Folder to write to (default: RUN/export).")
 @click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), default=None, help="Folder to write to (default: RUN/export)."
-)
-@click.option(
-    "--features",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=None,
-    help="Write the features of all images to this Parquet file, too: sample_id, feature.",
+    "--features", type=FILE, default=None, help="Write the features of all images to this Parquet file, too: sample_id, feature."
 )
 @click.option("--data", default=None, help="Images of --features (default: those of the run).")
 @click.option("--license", "stated_license", default=None, metavar="NAME", help="Licence of the weights, for the card.")
@@ -239,7 +211,7 @@ def export(run: Path, out: Path | None, repo: str | None, private: bool, as_json
 
 
 @cli.command()
-@click.argument("runs", metavar="[RUN]...", nargs=-1, type=click.Path(file_okay=False, path_type=Path), help="Folders of runs.")
+@click.argument("runs", metavar="[RUN]...", nargs=-1, type=FOLDER, help="Folders of runs.")
 @json_option
 def status(runs: tuple[Path, ...], as_json: bool) -> None:
     """Show where runs stand, and how to go on: those named, else all under runs/."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from graphbuild.cli.options import graph_dir_option, json_option, replace_option
 from graphbuild.store.manifest import find_graph_dir
 from graphbuild.store.reading import reading_options
 from graphbuild.system.answers import answer
+from graphbuild.system.options import FILE
 
-out_option = click.option(
+out_option = partial(
+    click.option,
     "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    required=True,
+    type=FILE,
     help="A Parquet file: every sample, whether it is kept, and why. `graphbuild subset --keep` takes it.",
 )
 
@@ -23,12 +25,7 @@ out_option = click.option(
 @click.command()
 @graph_dir_option
 @reading_options
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=None,
-    help="A Parquet file: every sample, whether it is kept, and why. `graphbuild subset --keep` takes it.",
-)
+@out_option(required=False)
 @click.option(
     "--threshold",
     type=click.FloatRange(min=-1, max=1),
@@ -53,7 +50,7 @@ def dedup(graph_dir: Path | None, out: Path | None, as_json: bool, **options: An
 @click.command()
 @graph_dir_option
 @reading_options
-@out_option
+@out_option(required=True)
 @click.option("--count", type=click.IntRange(min=1), required=True, help="Texts to choose.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random choice compared with.")
 @replace_option
@@ -68,7 +65,7 @@ def sample(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) -> 
 @click.command()
 @graph_dir_option
 @reading_options
-@out_option
+@out_option(required=True)
 @click.option(
     "--share", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=None, help="Share of texts (default: 0.01)."
 )

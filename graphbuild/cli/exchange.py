@@ -20,12 +20,13 @@ from graphbuild.cli.options import (
 from graphbuild.store.manifest import find_graph_dir
 from graphbuild.store.reading import reading_options
 from graphbuild.system.answers import answer
+from graphbuild.system.options import FILE, FOLDER
 
 
 @click.command()
 @graph_dir_option
 @reading_options
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file: .parquet or .npz.")
+@click.option("--out", type=FILE, required=True, help="The file: .parquet or .npz.")
 @click.option(
     "--format",
     "form",
@@ -43,24 +44,16 @@ def export(graph_dir: Path | None, out: Path, form: Any, overwrite: bool, as_jso
 
 
 @click.command("import")
-@click.option("--graph-dir", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where the graph goes.")
+@click.option("--graph-dir", type=FOLDER, required=True, help="Where the graph goes.")
 @click.option(
     "--texts",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     required=True,
     help="Parquet, CSV, TSV or JSON lines: text, and id (default: the row number); other columns are kept.",
 )
+@click.option("--edges", type=FILE, required=True, help="Likewise: src, dst (ids), similarity in [-1, 1].")
 @click.option(
-    "--edges",
-    type=click.Path(dir_okay=False, path_type=Path),
-    required=True,
-    help="Likewise: src, dst (ids), similarity in [-1, 1].",
-)
-@click.option(
-    "--samples",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=None,
-    help="Likewise: sample_id, id of its text (default: one sample a text, named by its id).",
+    "--samples", type=FILE, default=None, help="Likewise: sample_id, id of its text (default: one sample a text, named by its id)."
 )
 @click.option("--k", type=click.IntRange(min=1), default=None, help="Neighbours kept (default: as many as every text has).")
 @click.option("--symmetric", is_flag=True, help="Every edge counts both ways.")
@@ -81,11 +74,11 @@ def import_(graph_dir: Path, as_json: bool, **options: Any) -> None:
 @reading_options
 @click.option(
     "--keep",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     required=True,
     help="Sample ids to keep: text, one a line; CSV with a header; or Parquet, such as dedup, sample and outliers write.",
 )
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where the new graph goes.")
+@click.option("--out", type=FOLDER, required=True, help="Where the new graph goes.")
 @click.option("--id-column", default=None, help="Of the CSV or Parquet file (default: sample_id, url, id, or the only column).")
 @overwrite_option
 @json_option
@@ -128,7 +121,7 @@ def subset(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) -> 
 @k_option
 @sketch_dim_option
 @shard_size_option
-@click.option("--graph-dir", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where the graph goes.")
+@click.option("--graph-dir", type=FOLDER, required=True, help="Where the graph goes.")
 @overwrite_option
 @json_option
 def relate(graph_dir: Path, weights: str | None, keep_columns: str | None, as_json: bool, **options: Any) -> None:
@@ -151,7 +144,7 @@ def _numbers(weights: str | None) -> tuple[float, ...]:
 
 
 @click.command()
-@click.argument("graphs", nargs=-1, required=True, type=click.Path(file_okay=False, path_type=Path), help="Graph directories.")
+@click.argument("graphs", nargs=-1, required=True, type=FOLDER, help="Graph directories.")
 @reading_options
 @click.option("--weights", default=None, metavar="A,B", help="Of the mean, one a graph, such as 0.7,0.3 (default: all alike).")
 @click.option(
@@ -167,7 +160,7 @@ def _numbers(weights: str | None) -> tuple[float, ...]:
     default=None,
     help="Neighbours a text, where they are found here (default: as many as the graph with the fewest stores).",
 )
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where the fused graph goes.")
+@click.option("--out", type=FOLDER, required=True, help="Where the fused graph goes.")
 @overwrite_option
 @json_option
 def fuse(graphs: tuple[Path, ...], weights: str | None, out: Path, as_json: bool, **options: Any) -> None:
@@ -185,7 +178,7 @@ def fuse(graphs: tuple[Path, ...], weights: str | None, out: Path, as_json: bool
 @click.command()
 @graph_dir_option
 @reading_options
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where the folder goes.")
+@click.option("--out", type=FOLDER, required=True, help="Where the folder goes.")
 @click.option("--license", required=True, metavar="NAME", help="Licence of the captions, such as cc-by-4.0, or unknown.")
 @click.option("--repo", default=None, metavar="USER/NAME", help="Upload it to the Hugging Face hub; needs a token (HF_TOKEN).")
 @click.option("--private", is_flag=True, help="Make a private repository, if it is not there yet.")

@@ -11,10 +11,11 @@ import click
 from graphbuild.store import schemas
 from graphbuild.store.reading import set_for_this_command
 from graphbuild.system.cluster import TLS_VARIABLES
+from graphbuild.system.options import FILE, FOLDER
 
 graph_dir_option = click.option(
     "--graph-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     default=None,
     help="The graph directory (default: $GRAPHBUILD_DIR, else the only graph under graphs/).",
 )
@@ -50,7 +51,7 @@ _TLS_OPTIONS = {
 def scheduler_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the address of a running Dask scheduler, and what one with TLS asks for."""
     for name, (flag, told) in reversed(_TLS_OPTIONS.items()):
-        kind = click.Path(dir_okay=False, path_type=Path)
+        kind = FILE
         option = click.option(flag, name, type=kind, default=None, expose_value=False, callback=_set_certificates, help=told)
         command = option(command)
     address = "A running Dask scheduler, such as tcp://10.0.0.1:8786."
@@ -66,7 +67,7 @@ _HEALTH_OPTIONS: tuple[Callable[..., Any], ...] = (
     click.option("--group-column", default=None, help="A sample column of what belongs together, such as captions of a picture."),
     click.option(
         "--wordnet",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=FILE,
         default=None,
         help="TSV of wnid and hypernym_path, or NPZ of wnids and dist; for samples with a wnid.",
     ),

@@ -16,6 +16,7 @@ from graphbuild.cli.options import (
 from graphbuild.store.manifest import find_graph_dir
 from graphbuild.store.reading import reading_options
 from graphbuild.system.answers import FORMS, Form, answer, print_bytes
+from graphbuild.system.options import FILE, FOLDER
 
 
 @click.command()
@@ -60,12 +61,7 @@ def inspect(
 @graph_dir_option
 @reading_options
 @click.option("--id", "text_id", type=click.IntRange(min=0), default=None, help="A text_id of the graph, in place of TEXT.")
-@click.option(
-    "--vector",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=None,
-    help="A file of one vector (.npy, .safetensors, .parquet), in place of TEXT.",
-)
+@click.option("--vector", type=FILE, default=None, help="A file of one vector (.npy, .safetensors, .parquet), in place of TEXT.")
 @click.option("-n", "--count", type=click.IntRange(min=1), default=10, show_default=True, help="How many.")
 @click.option(
     "--encoder",
@@ -138,12 +134,7 @@ def advise(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
 @click.command()
 @graph_dir_option
 @reading_options
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=None,
-    help="The page (default: report/report.html in the graph).",
-)
+@click.option("--out", type=FILE, default=None, help="The page (default: report/report.html in the graph).")
 @click.option(
     "--fidelity/--no-fidelity",
     default=True,
@@ -172,8 +163,8 @@ def report(graph_dir: Path | None, out: Path | None, as_json: bool, **options: A
 
 
 @click.command()
-@click.argument("first", type=click.Path(file_okay=False, path_type=Path), help="A graph directory.")
-@click.argument("second", type=click.Path(file_okay=False, path_type=Path), help="Another, of the same texts.")
+@click.argument("first", type=FOLDER, help="A graph directory.")
+@click.argument("second", type=FOLDER, help="Another, of the same texts.")
 @click.option("-n", "--count", type=click.IntRange(min=0), default=10, show_default=True, help="Texts to list that changed most.")
 @click.option("--by-sample", is_flag=True, help="Match texts by their samples, although the graphs share some texts.")
 @reading_options
@@ -201,7 +192,7 @@ def status(graph_dir: Path | None, as_json: bool) -> None:
 @click.command()
 @click.option(
     "--folder",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     default=None,
     help="Where graphs are to lie; what its file system can do is tried there (default: the working directory).",
 )
@@ -216,20 +207,8 @@ def doctor(folder: Path | None, as_json: bool) -> None:
 @click.command()
 @graph_dir_option
 @reading_options
-@click.option(
-    "--map-dir",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=None,
-    help="Where the map's files go (default: explore/ in the graph).",
-)
-@click.option(
-    "--out",
-    "site",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=None,
-    help="Write a static site there, which needs no network.",
-)
+@click.option("--map-dir", "folder", type=FOLDER, default=None, help="Where the map's files go (default: explore/ in the graph).")
+@click.option("--out", "site", type=FOLDER, default=None, help="Write a static site there, which needs no network.")
 @click.option("--count", type=click.IntRange(min=4), default=200_000, show_default=True, help="Texts at most.")
 @click.option("--all", "whole", is_flag=True, help="Show every text, however many.")
 @click.option("--images/--no-images", default=True, show_default=True, help="Thumbnails, where pictures are at hand.")

@@ -162,6 +162,10 @@ class OpenSource:
     images: Images | None = None
     """Where the pictures are, for `train run`."""
 
+    def columns(self) -> dict[str, Any]:
+        """Return the columns that are read, as the manifest records them."""
+        return {"caption_column": self.caption_column, "id_column": self.id_column, "keep_columns": self.keep_schema.names}
+
 
 class BrokenRows:
     """Counts and lists the rows that --skip-broken leaves out."""

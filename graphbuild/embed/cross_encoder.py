@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from graphbuild.embed.encoder_files import EncoderSpec, find_encoder, quiet_libraries, require_recorded_files
-from graphbuild.errors import ArtifactError, OptionError, one_line
+from graphbuild.embed.encoder_files import EncoderSpec, find_encoder, loading, require_recorded_files
+from graphbuild.errors import ArtifactError, OptionError
 from graphbuild.system.allocator import keep_freed_memory
 
 _OWNER = "cross-encoder"
@@ -117,14 +117,11 @@ class CrossScorer:
 
 
 def _load(folder: Path, device: str) -> Any:
-    quiet_libraries()
-    from sentence_transformers import CrossEncoder
-    from torch import nn
-    from transformers.utils import logging as transformers_logging
+    code = "this cross-encoder needs code from its own repository, which is never run. Choose another."
+    with loading(folder, kind="cross-encoder", code=code):
+        from sentence_transformers import CrossEncoder
+        from torch import nn
 
-    bars: Any = transformers_logging
-    bars.disable_progress_bar()
-    try:
         return CrossEncoder(
             str(folder),
             device=device,
@@ -134,12 +131,3 @@ def _load(folder: Path, device: str) -> Any:
             # The logits themselves, whatever the model would make of them.
             activation_fn=nn.Identity(),
         )
-    # What a foreign folder makes these libraries raise cannot be listed.
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise OptionError(
-                f"{folder}: this cross-encoder needs code from its own repository, which is never run. Choose another."
-            ) from None
-        raise ArtifactError(
-            f"{folder}: not a cross-encoder that can be loaded ({type(error).__name__}: {one_line(str(error))[:300]})."
-        ) from error

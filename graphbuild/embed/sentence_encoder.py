@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.embed.backends import BackendTransformer
-from graphbuild.embed.encoder_files import EncoderSpec, quiet_libraries
-from graphbuild.errors import ArtifactError, OptionError, one_line
+from graphbuild.embed.encoder_files import EncoderSpec, loading
+from graphbuild.errors import ArtifactError, OptionError
 from graphbuild.system.allocator import keep_freed_memory
 
 _SHORTEST_BUCKET = 16
@@ -170,13 +170,13 @@ def _require_finite(vectors: Vectors) -> None:
 
 
 def _load(folder: Path, device: str, *, trusted: bool) -> Any:
-    quiet_libraries()
-    from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging as transformers_logging
+    code = (
+        "this encoder needs code from its own repository, which is run only if you have read it and name the encoder once more: "
+        "--trust-remote-code NAME."
+    )
+    with loading(folder, kind="Sentence Transformer", code=code):
+        from sentence_transformers import SentenceTransformer
 
-    bars: Any = transformers_logging
-    bars.disable_progress_bar()
-    try:
         return SentenceTransformer(
             str(folder),
             device=device,
@@ -184,16 +184,6 @@ def _load(folder: Path, device: str, *, trusted: bool) -> Any:
             local_files_only=True,
             model_kwargs={"use_safetensors": True},
         ).eval()
-    # What a foreign folder makes these libraries raise cannot be listed.
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise OptionError(
-                f"{folder}: this encoder needs code from its own repository, which is run only if you have read it and name the "
-                "encoder once more: --trust-remote-code NAME."
-            ) from None
-        raise ArtifactError(
-            f"{folder}: not a Sentence Transformer that can be loaded ({type(error).__name__}: {one_line(str(error))[:300]})."
-        ) from error
 
 
 def _max_tokens(model: Any) -> int:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from graphbuild.embed.encoder import load_encoder
@@ -24,7 +23,7 @@ from graphbuild.store import schemas
 from graphbuild.store.embeddings import embeddings_table
 from graphbuild.store.files import Receipt, finished, write_parquet
 from graphbuild.store.manifest import Manifest, stage_key
-from graphbuild.store.tables import read_parquet
+from graphbuild.store.tables import open_parquet, read_parquet
 from graphbuild.system.cluster import Task, Workers, run_tasks
 from graphbuild.system.progress import progress
 from graphbuild.system.worker_checks import Check, versions
@@ -119,7 +118,7 @@ def shard_keys(manifest: Manifest, config: Mapping[str, Any], inputs: Mapping[st
 
 def first_texts(path: Path, count: int = 256) -> list[str]:
     """Return some texts of a shard, to measure on."""
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         texts: list[str] = next(file.iter_batches(count, columns=[schemas.TEXT]))[schemas.TEXT].to_pylist()
     return texts
 

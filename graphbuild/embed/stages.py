@@ -156,12 +156,7 @@ class EmbedRun:
     def _text_config(self) -> dict[str, Any]:
         return {
             "dataset": self._config.dataset,
-            "caption_column": self._source.caption_column,
-            "id_column": self._source.id_column,
-            "keep_columns": self._source.keep_schema.names,
-            "templates": list(self._prompts.templates),
-            "replacements": [list(pair) for pair in self._policy.replacements],
-            "multi_caption": self._config.multi_caption,
+            **self._reading(),
             "encoder": self._spec.name,
             "tokenizer": self._spec.files_digest,
             "shard_size": self._config.shard_size,
@@ -175,16 +170,20 @@ class EmbedRun:
             "name": self._config.dataset,
             "sources": [redact(source) for source in self._config.sources],
             "files": [asdict(file) for file in self._source.files],
-            "caption_column": self._source.caption_column,
-            "id_column": self._source.id_column,
-            "keep_columns": self._source.keep_schema.names,
-            "templates": list(self._prompts.templates),
-            "replacements": [list(pair) for pair in self._policy.replacements],
-            "multi_caption": self._config.multi_caption,
+            **self._reading(),
             "images": self._source.images.record() if self._source.images else None,
             **({"definitions": asdict(self._source.definitions)} if self._source.definitions else {}),
             **self._rule(),
             **({"skip_broken": True} if self._config.skip_broken else {}),
+        }
+
+    def _reading(self) -> dict[str, Any]:
+        """Return how captions are read, as both the stage and the data set record it."""
+        return {
+            **self._source.columns(),
+            "templates": list(self._prompts.templates),
+            "replacements": [list(pair) for pair in self._policy.replacements],
+            "multi_caption": self._config.multi_caption,
         }
 
     def _rule(self) -> dict[str, Any]:

@@ -92,9 +92,7 @@ class SampleRun(ABC):
     def _text_config(self) -> dict[str, Any]:
         return {
             "dataset": self._config.dataset,
-            "caption_column": self._source.caption_column,
-            "id_column": self._source.id_column,
-            "keep_columns": self._source.keep_schema.names,
+            **self._source.columns(),
             "shard_size": self._config.shard_size,
             **({"on_duplicate": self._config.on_duplicate} if self._config.on_duplicate else {}),
         }
@@ -160,9 +158,7 @@ class SampleRun(ABC):
             "name": self._config.dataset,
             "sources": [redact(source) for source in self._config.sources],
             "files": [asdict(file) for file in self._source.files],
-            "caption_column": self._source.caption_column,
-            "id_column": self._source.id_column,
-            "keep_columns": self._source.keep_schema.names,
+            **self._source.columns(),
             "images": None,
         }
 

@@ -19,11 +19,12 @@ from graphbuild.exchange.tables import ID, NAMED, read_frame, require_known
 from graphbuild.store import schemas
 from graphbuild.store.counts import count_captions, distinct_samples, write_counts
 from graphbuild.store.digests import digest_file
-from graphbuild.store.files import Receipt, ensure_parquet, finished, shard_ranges, write_arrow
+from graphbuild.store.files import Receipt, finished, shard_ranges, write_arrow
 from graphbuild.store.hashes import hash_strings
 from graphbuild.store.lookup import build_lookup
 from graphbuild.store.manifest import Manifest, stage_key, up_to_date
 from graphbuild.store.stage import Made, run_stage, writing
+from graphbuild.store.tables import ensure_shards
 from graphbuild.system.answers import next_steps
 from graphbuild.system.progress import progress
 
@@ -199,12 +200,8 @@ def _write_texts(graph_dir: Path, texts: pl.DataFrame, samples: pl.DataFrame, sh
     sample_table = fixed
     for name in samples.columns[2:]:
         sample_table = sample_table.append_column(name, samples[name].to_arrow())
-    receipts: list[Receipt] = []
-    for folder, made in ((schemas.TEXTS, text_table), (schemas.SAMPLES, sample_table)):
-        for shard in shard_ranges(made.num_rows, shard_size):
-            part = made.slice(shard.start, len(shard)).combine_chunks()
-            name = schemas.part_name(folder, shard.index)
-            receipts.append(ensure_parquet(graph_dir, name, part, key=key))
+    receipts = ensure_shards(graph_dir, schemas.TEXTS, text_table, shard_size, key=key)
+    receipts += ensure_shards(graph_dir, schemas.SAMPLES, sample_table, shard_size, key=key)
     captions_N = count_captions([fixed[schemas.TEXT_ID].to_numpy()], len(texts))
     rows = map(len, shard_ranges(len(texts), shard_size))
     return [*receipts, *write_counts(graph_dir, rows, distinct_samples(fixed, len(texts)), captions_N, key=key)]

@@ -109,7 +109,7 @@ def _subset(graph_dir: Path, out: Path, config: SubsetConfig, origin: Manifest) 
         raise SourceError(f"{config.keep}: none of its {len(ids):,} ids is in {graph_dir}. Is --id-column the right one?")
     unknown = np.flatnonzero(~found.known)
     with writing(out) as manifest:
-        built = _Work(graph_dir, origin, out, manifest, config, found.sample_rows).run()
+        built = _Subset(graph_dir, origin, out, manifest, config, found.sample_rows).run()
     return SubsetResult(
         graph_dir=out,
         origin=graph_dir,
@@ -121,7 +121,7 @@ def _subset(graph_dir: Path, out: Path, config: SubsetConfig, origin: Manifest) 
     )
 
 
-class _Work:
+class _Subset:
     """One subset: what is kept, how texts are numbered anew, and the stages."""
 
     def __init__(

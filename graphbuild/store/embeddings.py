@@ -11,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from graphbuild.errors import ArtifactError, ArtifactMismatch
 from graphbuild.store import schemas
 from graphbuild.store.files import Receipt
 from graphbuild.store.manifest import Manifest
-from graphbuild.store.tables import REMEDY, read_parquet
+from graphbuild.store.tables import REMEDY, open_parquet, read_parquet
 from graphbuild.store.verified import require_verified
 
 LENGTH_TOLERANCE = 2.0**-10
@@ -120,16 +119,13 @@ def some_embeddings(graph_dir: Path, ids_n: NDArray[np.int64], manifest: Manifes
 
 def _file_blocks(graph_dir: Path, receipt: Receipt, start: int) -> Iterator[EmbeddingBlock]:
     path, stop = graph_dir / receipt.path, start + receipt.rows
-    try:
-        with pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as file:
-            for batch in file.iter_batches(_BLOCK_ROWS, columns=[schemas.TEXT_ID, schemas.EMBEDDING], use_threads=False):
-                block = EmbeddingBlock(start, _matrix(batch[schemas.EMBEDDING]))
-                if not np.array_equal(batch[schemas.TEXT_ID].to_numpy(), block.ids_n):
-                    raise ArtifactError(f"{path}: ids do not run from {start:,} to {block.ids_n[-1]:,}. {REMEDY}")
-                yield block
-                start += len(batch)
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error}). {REMEDY}") from error
+    with open_parquet(path, buffer_size=_BUFFER, pre_buffer=False) as file:
+        for batch in file.iter_batches(_BLOCK_ROWS, columns=[schemas.TEXT_ID, schemas.EMBEDDING], use_threads=False):
+            block = EmbeddingBlock(start, _matrix(batch[schemas.EMBEDDING]))
+            if not np.array_equal(batch[schemas.TEXT_ID].to_numpy(), block.ids_n):
+                raise ArtifactError(f"{path}: ids do not run from {start:,} to {block.ids_n[-1]:,}. {REMEDY}")
+            yield block
+            start += len(batch)
     if start != stop:
         raise ArtifactError(f"{path}: {receipt.rows + start - stop:,} rows, but the manifest says {receipt.rows:,}. {REMEDY}")
 

@@ -5,8 +5,10 @@ Shape letters: n rows of a file, Q texts asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from graphbuild.errors import ArtifactError
 from graphbuild.store import schemas
-from graphbuild.store.files import Receipt
+from graphbuild.store.files import Receipt, ensure_parquet, shard_ranges
 from graphbuild.store.verified import require_verified
 
 REMEDY = "Run `graphbuild embed` again with the same options: it rebuilds this file alone."
@@ -33,6 +35,46 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None, *, remedy: st
         return pq.read_table(path, columns=None if columns is None else list(columns), partitioning=None)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}). {remedy}") from error
+
+
+@contextmanager
+def open_parquet(path: Path, *, remedy: str = REMEDY, **options: Any) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file, to be read piece by piece.
+
+    Args:
+        path: The file.
+        remedy: The end of the message: what to do.
+        options: Of `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        ArtifactError: If it is missing or no Parquet, or cannot be read while it is open.
+    """
+    try:
+        with pq.ParquetFile(path, **options) as file:
+            yield file
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}). {remedy}") from error
+
+
+def ensure_shards(graph_dir: Path, folder: str, table: pa.Table, size: int, *, key: str) -> list[Receipt]:
+    """Cut a table into the Parquet shards of a folder; those that are finished stay.
+
+    Args:
+        graph_dir: The graph.
+        folder: The stage's folder in it.
+        table: Rows of all shards.
+        size: Rows a shard.
+        key: Digest of all that the bytes depend on.
+
+    Returns:
+        Their receipts, in order.
+    """
+    return [
+        ensure_parquet(
+            graph_dir, schemas.part_name(folder, shard.index), table.slice(shard.start, len(shard)).combine_chunks(), key=key
+        )
+        for shard in shard_ranges(table.num_rows, size)
+    ]
 
 
 def map_arrow(path: Path, columns: Sequence[str], *, rows: int, remedy: str) -> pa.RecordBatch:

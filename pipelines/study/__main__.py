@@ -10,19 +10,14 @@ from typing import get_args
 
 import click
 
+from graphbuild.system.options import FOLDER
 from graphbuild.system.process import run_cli
 from train.config import ModelName
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--data",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder of tiny_imagenet/, classes/ and flickr8k/.",
-)
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/study"), show_default=True)
+@click.option("--data", "folder", type=FOLDER, required=True, help="Folder of tiny_imagenet/, classes/ and flickr8k/.")
+@click.option("--out", type=FOLDER, default=Path("runs/study"), show_default=True)
 @click.option(
     "--budget",
     type=click.IntRange(min=1),
@@ -39,7 +34,7 @@ from train.config import ModelName
 @click.option("--second-encoder", default=None, help="Another one, for the arm xclr-second-encoder; without it that is left out.")
 @click.option(
     "--records",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     default=None,
     help="Folder of configurations and scores, without weights; runs that it holds are not made again (default: OUT/records).",
 )

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphbuild.errors import OptionError
+from graphbuild.system.options import FILE
 from graphbuild.system.process import run_cli
 from pipelines.study.data import hold_out
 from pipelines.study.graphs import shuffle
@@ -253,8 +254,8 @@ def _shown(pair: Contrast, measure: str, gap: Difference) -> str:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--scores", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Records of the runs of one set.")
-@click.option("--names", type=click.Path(dir_okay=False, path_type=Path), default=None, help="The 200 class names, one a line.")
+@click.option("--scores", type=FILE, default=None, help="Records of the runs of one set.")
+@click.option("--names", type=FILE, default=None, help="The 200 class names, one a line.")
 def confirm(scores: Path | None, names: Path | None) -> None:
     """Print the planned runs, or what the plan says of those that were made."""
     if (scores is None) == (names is None):

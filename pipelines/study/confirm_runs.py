@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from graphbuild.system.options import FOLDER
 from graphbuild.system.process import run_cli
 from pipelines.study.confirm import (
     MEASURES,
@@ -184,19 +185,13 @@ def _arm(arm: ArmName, graph: str, similarity: Matrix, mass: float) -> Arm:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--data",
-    "source",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder of tiny_imagenet/ and classes/.",
-)
+@click.option("--data", "source", type=FOLDER, required=True, help="Folder of tiny_imagenet/ and classes/.")
 @click.option("--set", "name", type=click.Choice(tuple(SETS)), default="cpu", show_default=True, help="Which of the planned runs.")
 @click.option("--blocks", "count", type=click.IntRange(min=1), default=None, help="The first so many alone: a study cut short.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/confirm"), show_default=True)
+@click.option("--out", type=FOLDER, default=Path("runs/confirm"), show_default=True)
 @click.option(
     "--records",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     default=None,
     help="Folder of SET.jsonl, a line a run; runs that it holds are not made again (default: OUT).",
 )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from graphbuild.errors import OptionError
+from graphbuild.system.options import FILE, FOLDER
 from graphbuild.system.process import run_cli
 from pipelines.study.confirm import flat
 from pipelines.study.data import StudyData, prepare_data
@@ -190,11 +191,11 @@ def _record(planned: Planned, run_dir: Path, options: Mapping[str, Any]) -> dict
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--data", "source", type=click.Path(file_okay=False, path_type=Path), help="Folder of tiny_imagenet/ and classes/.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/objectives"), show_default=True)
+@click.option("--data", "source", type=FOLDER, help="Folder of tiny_imagenet/ and classes/.")
+@click.option("--out", type=FOLDER, default=Path("runs/objectives"), show_default=True)
 @click.option(
     "--records",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     default=None,
     help="File of records, a line a run; runs that it holds are not made again (default: OUT/records.jsonl).",
 )

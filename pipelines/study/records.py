@@ -23,6 +23,7 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
     """Add a line, whole or not at all: what a killed process left of one is removed first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as stream:
+        # The file is its own lock: one beside it would lie among the records.
         fcntl.flock(stream, fcntl.LOCK_EX)
         stream.seek(0)
         stream.truncate(stream.read().rfind(b"\n") + 1)

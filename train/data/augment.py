@@ -2,7 +2,8 @@
 
 Shape letters: n images, L height and width at which they are held, S height and width of a view.
 `resampling` crops, resizes and flips, `colours` jitters and blurs. All parameters come from one CPU
-generator, seeded by (seed, epoch, step), so a resumed run and another device draw the same ones.
+generator, seeded by (seed, epoch, step), so a resumed run and another device draw the same ones; torchvision's transforms draw
+from the global one, and once for a whole batch.
 
 SimCLR's recipe is that of arXiv 2002.05709, appendix A; by default with the colour strength of its CIFAR experiments (0.5).
 """

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store.graph import Graph
+from graphbuild.store.hashes import hash_strings
 from graphbuild.store.images import recorded
 from graphbuild.system.answers import quoted
 from train.config import TrainConfig
@@ -45,7 +45,7 @@ def held_out_mask(source: ImageSource, ids_file: str | None, fraction: float) ->
     mask = np.zeros(len(source), dtype=np.bool_)
     if fraction:
         limit = int(fraction * (1 << 64))
-        mask |= np.fromiter((xxhash.xxh3_64_intdigest(name.encode()) < limit for name in source.sample_ids), np.bool_, len(source))
+        mask |= hash_strings(source.sample_ids) < limit
     if ids_file is not None:
         wanted = _read_ids(ids_file)
         listed = np.fromiter((name in wanted for name in source.sample_ids), np.bool_, len(source))

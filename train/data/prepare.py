@@ -52,6 +52,10 @@ class OpenData:
     coverage: tuple[str, ...] = ()
     """What each of them knows of the images, for people."""
 
+    def settle(self, config: TrainConfig) -> TrainConfig:
+        """Return a configuration with what these data settle."""
+        return replace(config, **{name: getattr(self.config, name) for name in DATA_FIELDS})
+
 
 @dataclass(slots=True)
 class TrainingData:
@@ -59,7 +63,6 @@ class TrainingData:
 
     opened: OpenData
     store: ImageStore
-    corrupt: CorruptImages
     events: list[dict[str, Any]] = field(default_factory=list)
     """What was counted, for a run's log; grows while images are decoded."""
 
@@ -86,10 +89,6 @@ class TrainingData:
         """
         images = (self.store.batch(rows, instead, crops) for rows, instead, crops in wanted)
         return images if self.store.cached else read_ahead(images)
-
-    def settle(self, config: TrainConfig) -> TrainConfig:
-        """Return a configuration with the data fields of these data."""
-        return replace(config, **{name: getattr(self.opened.config, name) for name in DATA_FIELDS})
 
     def labels(self, column: str) -> Labels:
         """Return one label of every sample, from the images' source, else from a column that the graph keeps of its samples.
@@ -204,7 +203,7 @@ def load_data(opened: OpenData) -> TrainingData:
         say(f"warning: {note}")
     if not store.readable.any():
         raise SourceError(f"{opened.source.name}: none of the {len(store):,} images can be read. Check --data and --image-column.")
-    return TrainingData(opened, store, corrupt, events)
+    return TrainingData(opened, store, events)
 
 
 def prepare(config: TrainConfig) -> TrainingData:

@@ -1,5 +1,6 @@
 """The index of webdataset shards: built once, kept as a mapped file, and built again where a shard changed.
 
+Webdataset streams shards; a batch of neighbours needs any sample by its place, and its id without reading its image.
 Arrow IPC, uncompressed, one record batch a shard: sample_id · sample_hash (xxh3) · offset and size of the image, and of
 the JSON. Every process that reads the shards maps the same file, compared with its receipt once a version. It lies in
 `.xclr-index/` beside the shards, or, where that cannot be written, in the user's cache folder.

@@ -1,6 +1,7 @@
 """CLIP's text side: token ids of the graph's texts, made once, and a small transformer trained on them from scratch.
 
-The tokenizer is the one that the graph's encoder has, from the graph directory. Shape letters: N texts, B samples in a batch,
+The tokenizer is the one that the graph's encoder has, from the graph directory; OpenCLIP's towers, which are an extra, go with
+tokenizers of their own. Shape letters: N texts, B samples in a batch,
 L tokens of a text at most, D width of the projection.
 """
 

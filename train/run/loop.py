@@ -12,7 +12,6 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,7 +19,7 @@ from graphbuild.system.progress import progress, stages
 from graphbuild.torch.devices import choose_device
 from train.config import TrainConfig
 from train.data.held_out import eval_command
-from train.data.prepare import DATA_FIELDS, OpenData, TrainingData, load_data, open_data, prepare
+from train.data.prepare import OpenData, TrainingData, load_data, open_data, prepare
 from train.model.encoders import has_fast_bfloat16
 from train.model.optimizers import DEFAULT_LR
 from train.model.pretrained import absolute_init
@@ -109,7 +108,7 @@ def _enter_as_main(
 ) -> tuple[RunFolder, OpenData]:
     ranks.require_divisible(config.batch_size)
     opened = data.opened if data else open_data(config)
-    settled = settle(replace(config, **_data_fields(opened)))
+    settled = settle(opened.settle(config))
     return open_run(run_dir, config, settled, overwrite=overwrite), opened
 
 
@@ -125,7 +124,7 @@ def measure_step_seconds(config: TrainConfig, *, steps: int = 5, data: TrainingD
         UserError: As `train`.
     """
     loaded = data or prepare(config)
-    settled = settle(replace(config, **_data_fields(loaded.opened)))
+    settled = settle(loaded.opened.settle(config))
     total = _WARM_UP_STEPS + steps
     trainer = Trainer(replace(settled, steps=total, epochs=max(settled.epochs, total)), loaded)
     ends = []
@@ -137,7 +136,3 @@ def measure_step_seconds(config: TrainConfig, *, steps: int = 5, data: TrainingD
         loaded.close()
     timed = ends[_WARM_UP_STEPS - 1 :]
     return statistics.median(after - before for before, after in pairwise(timed))
-
-
-def _data_fields(opened: OpenData) -> dict[str, Any]:
-    return {name: getattr(opened.config, name) for name in DATA_FIELDS}

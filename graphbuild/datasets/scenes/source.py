@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from graphbuild.datasets.base import (
     BATCH_ROWS,
@@ -32,6 +31,7 @@ from graphbuild.store import schemas
 from graphbuild.store.digests import digest_json
 from graphbuild.store.files import ShardRange, finished, remove_strays, shard_ranges, write_parquet
 from graphbuild.store.images import Images
+from graphbuild.store.tables import open_parquet
 from graphbuild.system.progress import Meter, progress
 
 SPLITS = ("train", "val")
@@ -182,7 +182,7 @@ def _read(paths: list[Path], keep: tuple[str, ...]) -> Iterator[CaptionBatch]:
     for path in paths:
         first_row = 0
         wanted = list(dict.fromkeys([schemas.SAMPLE_ID, "caption", *keep]))
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
                 table = pa.Table.from_batches([batch])
                 yield CaptionBatch(

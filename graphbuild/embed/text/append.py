@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from graphbuild.datasets.base import OpenSource, SourceFile
 from graphbuild.embed.encoder_files import EncoderSpec
@@ -20,7 +19,7 @@ from graphbuild.errors import ArtifactError, OptionError, SourceError
 from graphbuild.store import schemas
 from graphbuild.store.files import Receipt, require_intact
 from graphbuild.store.manifest import Manifest, Stage, differences, stage_key
-from graphbuild.store.tables import read_parquet
+from graphbuild.store.tables import open_parquet, read_parquet
 
 _FACT = "segments"
 ALL_SOURCES = "Run `graphbuild embed` with all sources, in the order in which they came: it rebuilds this file."
@@ -145,7 +144,8 @@ def plan_addition(
 
 def _require_same_columns(held: ExistingTexts, keep_schema: pa.Schema) -> None:
     first = next(iter(held.receipts(schemas.SAMPLES)))
-    stored = pq.read_schema(held.graph_dir / first)
+    with open_parquet(held.graph_dir / first) as file:
+        stored = file.schema_arrow
     for field in keep_schema:
         if stored.field(field.name).type != field.type:
             raise SourceError(

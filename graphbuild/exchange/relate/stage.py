@@ -36,7 +36,7 @@ from graphbuild.store.hashes import hash_strings
 from graphbuild.store.lookup import build_lookup
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.stage import Made, run_stage, writing
-from graphbuild.store.tables import read_parquet
+from graphbuild.store.tables import ensure_shards, read_parquet
 from graphbuild.system.progress import progress
 from graphbuild.targets.mixture import share_weights
 
@@ -128,10 +128,8 @@ class _Relation:
         return Made(self._write_tables(texts, samples, key))
 
     def _write_tables(self, texts: _Texts, samples: pa.Table, key: str) -> list[Receipt]:
-        receipts, size = [], self._config.shard_size
-        for shard in shard_ranges(samples.num_rows, size):
-            part = samples.slice(shard.start, len(shard)).combine_chunks()
-            receipts.append(ensure_parquet(self._graph_dir, schemas.part_name(schemas.SAMPLES, shard.index), part, key=key))
+        size = self._config.shard_size
+        receipts = ensure_shards(self._graph_dir, schemas.SAMPLES, samples, size, key=key)
         shards = shard_ranges(len(texts.values), size)
         for shard in shards:
             values = texts.values[shard.start : shard.stop]

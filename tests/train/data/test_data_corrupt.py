@@ -144,7 +144,7 @@ def test_no_readable_image_ends_and_does_not_loop(tmp_path: Path, count: int) ->
 def test_more_corrupt_images_than_allowed_end_a_run_that_reads_batch_by_batch(tmp_path: Path) -> None:
     path = write_images(tmp_path / "a.parquet", 40, broken=(1, 9, 20, 33))
     data = data_of(path, cache_gb=0.0, limit=3)
-    trainer = Trainer(settle(data.settle(tiny_config(objective="simclr", data=str(path), max_corrupt=3))), data)
+    trainer = Trainer(settle(data.opened.settle(tiny_config(objective="simclr", data=str(path), max_corrupt=3))), data)
     with pytest.raises(SourceError, match=r"4 images cannot be read \(the last one: img-\d+: .*more than --max-corrupt 3"):
         list(trainer.steps())
     assert len(data.events) == 4

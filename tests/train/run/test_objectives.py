@@ -221,7 +221,7 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, Any], says: str)
 def test_what_lacks_its_graph_says_so(options: dict[str, Any], says: str, config_of: Callable[..., TrainConfig]) -> None:
     data = prepare(replace(config_of(objective="simclr"), graph_dir=None))
     with pytest.raises(OptionError, match=says):
-        Trainer(settle(data.settle(config_of(**options))), data)
+        Trainer(settle(data.opened.settle(config_of(**options))), data)
     data.close()
 
 

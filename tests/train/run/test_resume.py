@@ -132,7 +132,7 @@ def test_signal_writes_a_checkpoint_and_says_how_to_go_on(
 
 def test_run_goes_on_from_every_step_with_the_same_losses(config: TrainConfig) -> None:
     data = prepare(config)
-    settled = settle(data.settle(config))
+    settled = settle(data.opened.settle(config))
     whole = Trainer(settled, data)
     states, losses = [], []
     for report in whole.steps():
