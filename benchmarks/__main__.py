@@ -13,7 +13,7 @@ NAMES = ("data", "embed", "knn", "partition", "query", "targets", "train")
 
 
 def conditions() -> str:
-    """One line about the machine, for every table needs its conditions."""
+    """Return one line about the machine, because every table needs its conditions."""
     model = next(
         (line.split(":", 1)[1].strip() for line in _cpuinfo().splitlines() if line.startswith("model name")),
         platform.processor() or platform.machine(),

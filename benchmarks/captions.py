@@ -11,7 +11,7 @@ CAPTIONS = Path(__file__).resolve().parents[2] / "shared/data/captions/captions.
 
 
 def read_captions(count: int) -> tuple[list[str], str]:
-    """Real captions where they are at hand, else made-up ones of like lengths; and which they are."""
+    """Return real captions where they are at hand, else made-up ones of like lengths; and which they are."""
     if CAPTIONS.is_file():
         unique = pq.read_table(CAPTIONS, columns=["text"])["text"].unique().to_pylist()
         return unique[:: max(1, len(unique) // count)][:count], "real captions"

@@ -57,13 +57,13 @@ class Outcome:
     """As of an undisturbed build here; None where there was none."""
 
     def row(self) -> str:
-        """A line of the table."""
+        """Return a line of the table."""
         same = {True: "same bytes", False: "OTHER BYTES", None: "verified"}[self.same_bytes]
         return f"| {self.name} | {self.shards} | {self.killed} | {self.processes} | {self.seconds:.0f} | {same} |"
 
 
 def works(folder: Path, captions: int) -> list[Work]:
-    """Flickr8k, the class texts of Tiny-ImageNet, and the first captions of the caption set."""
+    """Return Flickr8k, the class texts of Tiny-ImageNet, and the first captions of the caption set."""
     first = folder / "captions.parquet"
     pq.write_table(pq.read_table(SHARED_DATA / "captions/captions.parquet", columns=["text"]).slice(0, captions), first)
     flickr = ("--source", str(SHARED_DATA / "flickr8k/flickr8k_96.parquet"), "--caption-column", "captions", "--id-column", "file")
@@ -77,7 +77,7 @@ def works(folder: Path, captions: int) -> list[Work]:
 
 @contextmanager
 def cluster(folder: Path, workers: int) -> Iterator[str]:
-    """Address of a scheduler with so many worker processes, all of them started as a user would."""
+    """Yield the address of a scheduler with so many worker processes, all of them started as a user would."""
     note = folder / "scheduler.json"
     options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(note)]
     processes = [_start([sys.executable, "-m", "distributed.cli.dask_scheduler", *options])]
@@ -100,7 +100,7 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
 
 
 def run(work: Work, folder: Path, address: str) -> Outcome:
-    """Both ways, and compare."""
+    """Run both ways, and compare."""
     there, here = folder / "there", folder / "here"
     build = ["embed", "--dataset", "parquet", *work.embed, "--shard-size", str(work.shard_size)]
     started = time.monotonic()

@@ -33,7 +33,7 @@ _WIDTHS = (9, 5, 6, 10, 18, 11, 11, 17, 7)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
-    """What is measured."""
+    """What is measured, and how often."""
 
     images: int
     batch: int
@@ -49,7 +49,7 @@ FULL = Size(images=4_096, batch=256, rounds=7, batches=3, cases=((64, 64, 64), (
 
 
 def run(small: bool) -> str:
-    """The table, with its conditions."""
+    """Return the table, with its conditions."""
     size = SMALL if small else FULL
     torch.set_num_threads(1)
     headings = ("files", "kB", "view", "read", "decode, 1 thread", "2 threads", "two views", "webdataset + v2", "ratio")

@@ -43,13 +43,13 @@ class Outcome:
     rates: tuple[float, ...]
 
     def row(self, reference: Outcome) -> str:
-        """A line of the table; the ratio is a median over rounds, pair by pair."""
+        """Return a line of the table; the ratio is a median over rounds, pair by pair."""
         ratio = median(own / other for own, other in zip(self.rates, reference.rates, strict=True))
         return f"| {self.name} | {median(self.rates):,.0f} | {min(self.rates):,.0f} to {max(self.rates):,.0f} | {ratio:.2f} |"
 
 
 def run(small: bool) -> str:
-    """The table, with its conditions."""
+    """Return the table, with its conditions."""
     captions, origin = read_captions(2_000 if small else 40_000)
     rounds = 3 if small else 5
     spec, _ = choose_precision(find_encoder(BUILT_IN), "auto")

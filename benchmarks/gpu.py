@@ -56,7 +56,7 @@ class Report:
         path.write_text("", encoding="utf-8")
 
     def left(self) -> float:
-        """Seconds that are left."""
+        """Return the seconds that are left."""
         return self._end - time.perf_counter()
 
     def say(self, what: str, **facts: Any) -> None:
@@ -82,7 +82,7 @@ class Report:
 
 
 def spectral_clusters(count: int, dim: int, device: torch.device, *, seed: int = 0) -> Tensor:
-    """Unit vectors in clusters of about 50, in random order, whose k-th direction has a variance of about 1 / (k + 8)."""
+    """Return unit vectors in clusters of about 50, in random order, whose k-th direction has a variance of about 1 / (k + 8)."""
     generator = torch.Generator(device=device).manual_seed(seed)
     scale_D = (torch.arange(dim, device=device) + 8.0).rsqrt()
     # No direction is an axis: coordinates alike in size, as an encoder's are.
@@ -98,13 +98,13 @@ def spectral_clusters(count: int, dim: int, device: torch.device, *, seed: int =
 
 
 def median_seconds(work: Callable[[], None], device: torch.device) -> float:
-    """Median of some runs, after one that is not counted."""
+    """Measure the median of some runs, after one that is not counted."""
     work()
     return sorted(timed(work, device) for _ in range(_MEDIAN_OF))[_MEDIAN_OF // 2]
 
 
 def tile_rates(vectors_ND: Tensor, k: int, rows: int, columns: int, steps: Steps) -> dict[str, Any]:
-    """The product alone and the filter alone, for one shape of tile: picoseconds a pair that is scored."""
+    """Time the product alone and the filter alone, for one shape of tile: picoseconds a pair that is scored."""
     device, count = vectors_ND.device, len(vectors_ND)
     buffers = Buffers(max(rows, columns // WIDEST), device, wide=False)
     own_RD, others_CD = vectors_ND[:rows], vectors_ND[count - columns :]
@@ -131,14 +131,14 @@ def tile_rates(vectors_ND: Tensor, k: int, rows: int, columns: int, steps: Steps
 
 
 def sweep_tiles(report: Report, vectors_ND: Tensor, k: int, tile: int) -> None:
-    """`tile_rates` for some shapes."""
+    """Measure `tile_rates` for some shapes."""
     steps: Steps = triton_steps.TritonSteps() if triton_steps.usable(vectors_ND.device) else TorchSteps()
     for rows, columns in ((tile, tile), (tile, tile // 2), (tile, 2 * tile), (tile // 2, tile // 2)):
         report.attempt(f"tile {rows} x {columns}, {steps.name}", partial(tile_rates, vectors_ND, k, rows, columns, steps))
 
 
 def engine_run(source_ND: NDArray[np.float16], k: int, device: str, way: str | None) -> dict[str, Any]:
-    """One search, by the clock on the wall, the vectors' way to the device and the results' to the host included."""
+    """Time one search, by the clock on the wall, the vectors' way to the device and the results' to the host included."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
@@ -162,7 +162,7 @@ def engine_run(source_ND: NDArray[np.float16], k: int, device: str, way: str | N
 
 
 def wrong_rows(source_ND: NDArray[np.float16], ids: NDArray[np.int32], similarities: NDArray[np.float16], device: str) -> int:
-    """Of the first rows, how many differ from float64."""
+    """Count how many of the first rows differ from float64."""
     vectors = Vectors(source_ND, torch.device(device), resident=False)
     wanted_N = np.zeros(len(source_ND), np.bool_)
     wanted_N[: len(ids)] = True
@@ -174,7 +174,7 @@ def wrong_rows(source_ND: NDArray[np.float16], ids: NDArray[np.int32], similarit
 
 
 def product_and_topk(vectors_ND: Tensor, k: int) -> dict[str, Any]:
-    """The same product and its best K + 1, which is not exact; a part of the rows, scaled up."""
+    """Time the same product and its best K + 1, which is not exact; a part of the rows, scaled up."""
     rows, columns = min(4096, len(vectors_ND)), min(_PART, len(vectors_ND))
     part, some = vectors_ND[:rows], vectors_ND[:columns]
     seconds = median_seconds(lambda: void((part @ some.T).topk(k + 1, dim=1)), vectors_ND.device)
@@ -183,7 +183,7 @@ def product_and_topk(vectors_ND: Tensor, k: int) -> dict[str, Any]:
 
 
 def faiss_on_gpu(vectors_ND: Tensor, k: int) -> dict[str, Any]:
-    """`faiss.knn_gpu` with float16 vectors, by inner product; a part of the queries where there are many texts."""
+    """Time `faiss.knn_gpu` with float16 vectors, by inner product; a part of the queries where there are many texts."""
     import faiss
     import faiss.contrib.torch_utils
 
@@ -199,11 +199,11 @@ def faiss_on_gpu(vectors_ND: Tensor, k: int) -> dict[str, Any]:
 
 
 def void(_result: object) -> None:
-    """Nothing is done with it."""
+    """Do nothing with it."""
 
 
 def measure(report: Report, sizes: list[int], k: int, dim: int, device: str, way: str | None) -> None:
-    """All of it, for each N in turn."""
+    """Measure all of it, for each N in turn."""
     place = torch.device(device)
     where = torch.cuda.get_device_name(place) if place.type == "cuda" else "CPU"
     report.say("conditions", device=where, torch=torch.__version__, k=k, dim=dim)
@@ -222,7 +222,7 @@ def measure(report: Report, sizes: list[int], k: int, dim: int, device: str, way
 
 
 def main() -> None:
-    """Entry point of `python -m benchmarks.gpu`."""
+    """Run `python -m benchmarks.gpu`."""
     parser = argparse.ArgumentParser(description="The exact search on a GPU, beside its peers.")
     parser.add_argument("--texts", type=int, action="append", help=f"sizes (default: {_SIZES} on a GPU, else {_SMALL})")
     parser.add_argument("--k", type=int, default=256, help="neighbours (default: %(default)s)")

@@ -52,7 +52,7 @@ class Row:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Lines of Markdown: agreement, hubs and effective positives of each graph, with those of its shuffled twin in brackets."""
+    """Return Markdown: agreement, hubs and effective positives of each graph, with those of its shuffled twin in brackets."""
     heads = (
         "data",
         "graph",
@@ -98,7 +98,7 @@ def _fuse(path: Path, *graphs: Path) -> Path:
 
 
 def class_rows(data: Path, out: Path) -> list[Row]:
-    """Graphs of Tiny-ImageNet's 200 classes."""
+    """Build the graphs of Tiny-ImageNet's 200 classes."""
     _tiny_classes(data).select("wnid", "name", _GROUPS).write_parquet(out / "classes.parquet")
     _write_wordnet(data / "classes/tiny_imagenet_wordnet_pathdist.npz", out / "wordnet.parquet")
     named = _embed(out / "classes", out / "classes.parquet", id_column="wnid", keep_columns=(_GROUPS,), **_PROMPTS)
@@ -112,7 +112,7 @@ def class_rows(data: Path, out: Path) -> list[Row]:
 
 
 def tiny_rows(data: Path, run: Path, out: Path) -> list[Row]:
-    """Graphs of Tiny-ImageNet's 10,000 validation pictures."""
+    """Build the graphs of Tiny-ImageNet's 10,000 validation pictures."""
     classes = _tiny_classes(data).select("wnid", _GROUPS)
     pictures = pl.read_parquet(data / "tiny_imagenet/val.parquet").join(classes, on="wnid", how="left", maintain_order="left")
     pictures.write_parquet(out / "tiny.parquet")
@@ -142,7 +142,7 @@ def _write_wordnet(source: Path, path: Path) -> None:
 
 
 def flickr_rows(data: Path, run: Path, out: Path) -> list[Row]:
-    """Graphs of Flickr8k's captions and pictures; the second caption of each picture is what the others are held against."""
+    """Build the graphs of Flickr8k's captions and pictures; others are compared with the second caption of each."""
     pictures = pl.concat([pl.read_parquet(path) for path in sorted((data / "flickr8k").glob("*.parquet"))])
     pictures.with_columns(pl.col("captions").list.head(2)).write_parquet(out / "flickr.parquet")
     every = _embed(out / "flickr-captions", out / "flickr.parquet", caption_column="captions", id_column="file")

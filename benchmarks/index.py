@@ -26,7 +26,7 @@ _ASKED = 200
 
 
 def run(rows: int, folder: Path | None = None) -> str:
-    """One line: building, its peak memory, opening, and milliseconds a query."""
+    """Measure, in one line: building, its peak memory, opening, and milliseconds a query."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         graph_dir = Path(name)
         manifest = _embedded(graph_dir, rows)

@@ -51,7 +51,7 @@ def run(*, small: bool = False, graph_dir: Path | None = None) -> str:
 
 
 def measure(*, small: bool = False, graph_dir: Path | None = None) -> dict[str, Any]:
-    """The figures behind `run`'s table."""
+    """Measure the figures behind `run`'s table."""
     vectors_ND, what = _vectors(small, graph_dir)
     truth = _exact_similarities(vectors_ND, min(_RECALL_ROWS, len(vectors_ND)))
     contenders, absent = _contenders(vectors_ND, lambda ids: _recall(truth, ids))
@@ -72,7 +72,7 @@ def measure(*, small: bool = False, graph_dir: Path | None = None) -> dict[str, 
 
 
 def growth(*, small: bool = False, graph_dir: Path | None = None) -> str:
-    """How the time grows with N and with K: ours and `faiss.knn`, in turn, the medians of three."""
+    """Measure how the time grows with N and with K: ours and `faiss.knn`, in turn, the medians of three."""
     vectors_ND, what = _vectors(small, graph_dir)
     # A random order, so that the first n are a sample.
     vectors_ND = np.ascontiguousarray(vectors_ND[np.random.default_rng(0).permutation(len(vectors_ND))])
@@ -93,7 +93,7 @@ def growth(*, small: bool = False, graph_dir: Path | None = None) -> str:
 
 
 def scale(texts: int, memory_limit: int, *, only: int | None = None) -> str:
-    """One search of many synthetic texts, mapped from a file, under a memory limit; then a part of `faiss.knn`'s, scaled up.
+    """Time one search of many synthetic texts, mapped from a file, under a memory limit; then a part of `faiss.knn`'s, scaled up.
 
     Args:
         texts: N.
@@ -134,7 +134,7 @@ def _vectors(small: bool, graph_dir: Path | None) -> tuple[NDArray[np.float16], 
 
 
 def clustered_vectors(count: int, dim: int, *, seed: int = 0) -> NDArray[np.float16]:
-    """Unit vectors around 1,000 random centres."""
+    """Draw unit vectors around 1,000 random centres."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((1000, dim), np.float32)
     vectors_ND = np.empty((count, dim), np.float16)
@@ -295,7 +295,7 @@ def _table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Entry point of `python -m benchmarks.knn`."""
+    """Run `python -m benchmarks.knn`."""
     parser = argparse.ArgumentParser(description="The exact neighbour graph against its peers.")
     parser.add_argument("--small", action="store_true", help="few vectors, one round")
     parser.add_argument("--graph-dir", type=Path, default=None, help="embeddings to search (default: 1 M synthetic vectors)")

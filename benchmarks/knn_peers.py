@@ -40,12 +40,12 @@ class Contender:
 
 
 def exact_peers(wide_ND: NDArray[np.float32], k: int) -> list[Contender]:
-    """`faiss.knn`, which is the reference, and scikit-learn's brute force."""
+    """Return `faiss.knn`, which is the reference, and scikit-learn's brute force."""
     return [Contender("faiss.knn float32", _faiss(wide_ND, k)), Contender("scikit-learn brute force", _scikit_learn(wide_ND, k))]
 
 
 def approximate_peers(wide_ND: NDArray[np.float32], k: int, recall: Recall) -> tuple[list[Contender], list[str]]:
-    """Approximate peers at a recall of 0.99 where they reach it, and a line for each that is not installed."""
+    """Return approximate peers at a recall of 0.99 where they reach it, and a line for each that is not installed."""
     found, absent = [_tuned("faiss IVF", _faiss_ivf(wide_ND, k), recall)], []
     for name, make in (("pynndescent", _pynndescent), ("hnswlib", _hnswlib), ("usearch", _usearch)):
         try:

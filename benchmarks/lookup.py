@@ -21,7 +21,7 @@ _ALONE = 10_000
 
 
 def run(rows: int, folder: Path | None = None) -> str:
-    """One line: building, and microseconds an id, asked for together and one by one."""
+    """Measure, in one line: building, and microseconds an id, asked for together and one by one."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         graph_dir = Path(name)
         manifest = Manifest(stages={"text": Stage(config={}, inputs={}, seconds=0, files={})})

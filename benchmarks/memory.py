@@ -13,7 +13,7 @@ def reset_peak() -> int:
 
 
 def status(name: str) -> int:
-    """`VmRSS`, what is held now, or `VmHWM`, the peak, in bytes."""
+    """Return `VmRSS`, what is held now, or `VmHWM`, the peak, in bytes."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 

@@ -44,12 +44,12 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 
 
 def run(small: bool) -> str:
-    """The table, with its conditions."""
+    """Return the table, with its conditions."""
     return measure(SMALL if small else FULL)
 
 
 def measure(size: Size, only: Collection[str] = ()) -> str:
-    """The table of a size, with its conditions; every batch size is a column.
+    """Return the table of a size, with its conditions; every batch size is a column.
 
     Args:
         size: What is measured.

@@ -30,7 +30,7 @@ _WARM_UP = 3
 
 
 def run(graph_dir: Path, batch_sizes: tuple[int, ...], repeats: int) -> str:
-    """The table, with its conditions."""
+    """Return the table, with its conditions."""
     keep_freed_memory()
     targets = SoftTargets(graph_dir)
     ids = np.array(targets.graph.sample_column(schemas.SAMPLE_ID).to_pylist())

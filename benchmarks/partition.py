@@ -31,7 +31,7 @@ _CHILD = "from benchmarks.partition import measure; import sys; measure(*sys.arg
 
 
 def run(small: bool) -> str:
-    """The table, with its conditions."""
+    """Return the table, with its conditions."""
     sizes, k = ((20_000, 60_000), 64) if small else ((250_000, 500_000, 1_000_000), 256)
     lines = [
         f"K = {k}, synthetic clusters of {_CLUSTER:,}; one thread; memory is the peak of a process that does nothing else, "
@@ -63,7 +63,7 @@ def measure(folder: str, chunk: str) -> None:
 
 
 def write_clustered_graph(graph_dir: Path, texts: int, k: int) -> None:
-    """Neighbour shards and a samples table of one sample a text."""
+    """Write neighbour shards and a samples table of one sample a text."""
     rng = np.random.default_rng(0)
     places = rng.permutation(texts)
     id_at = np.argsort(places).astype(np.int32)

@@ -31,12 +31,12 @@ _TOP = 10
 
 
 def run(small: bool) -> str:
-    """The table, with its conditions."""
+    """Return the table, with its conditions."""
     return measure(_SMALL if small else _FULL)
 
 
 def measure(texts: int) -> str:
-    """The table for so many texts."""
+    """Return the table for so many texts."""
     with tempfile.TemporaryDirectory(prefix="bench-query-") as folder:
         _write_graph(Path(folder), texts)
         lines = [f"{texts:,} texts x {_K} edges; random rows", f"{'query':34} {'seconds':>8} {'MB':>8}"]

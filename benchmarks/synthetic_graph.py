@@ -77,7 +77,7 @@ class _SparseFile:
 
 
 def write_synthetic_graph(graph_dir: Path, size: GraphSize, wanted: npt.NDArray[np.int64]) -> Graph:
-    """Neighbour shards in which the wanted texts have random distinct neighbours, none of them the text itself."""
+    """Write neighbour shards in which the wanted texts have random distinct neighbours, none of them the text itself."""
     rng = np.random.default_rng(0)
     schema = schemas.knn_schema(size.k, size.sketch_dim)
     wanted = np.unique(wanted)

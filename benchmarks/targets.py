@@ -41,7 +41,7 @@ _WARM_UP = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
-    """What is measured."""
+    """What is measured, and how often."""
 
     texts: int
     ks: tuple[int, ...]
@@ -66,7 +66,7 @@ FULL = Size(
 
 
 def run(small: bool, texts: int | None = None, ks: tuple[int, ...] = (), batch_sizes: tuple[int, ...] = ()) -> str:
-    """The tables, one for each k, with their conditions; what is given takes the place of the size's own."""
+    """Return the tables, one for each k, with their conditions; what is given takes the place of the size's own."""
     size = SMALL if small else FULL
     size = replace(size, ks=ks or size.ks, batch_sizes=batch_sizes or size.batch_sizes)
     count = texts or size.texts

@@ -31,7 +31,7 @@ _REPEATED = 0.15
 
 
 def run(rows: int, folder: Path | None = None) -> str:
-    """One line: texts found, seconds, rows a second, peak memory, and what of it was there before."""
+    """Measure, in one line: texts found, seconds, rows a second, peak memory, and what of it was there before."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         source = Path(name) / "captions.parquet"
         _simulate(source, rows)

@@ -28,7 +28,7 @@ _OBJECTIVES = ("simclr", "xclr")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
-    """What is measured."""
+    """What is measured, and how often."""
 
     model: ModelName = "small"
     image_size: int = 32
@@ -55,14 +55,14 @@ class Timing:
 
 
 def run(small: bool) -> str:
-    """The tables, with their conditions."""
+    """Return the tables, with their conditions."""
     from benchmarks import objectives
 
     return f"{measure(SMALL if small else FULL)}\n\n{objectives.run(small)}"
 
 
 def measure(size: Size) -> str:
-    """The table of a size, with its conditions."""
+    """Return the table of a size, with its conditions."""
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
         data = prepare_pictures(Path(folder), size)
         config = settle(data.opened.settle(TrainConfig(model=size.model, image_size=size.image_size, augment="simclr", kl_every=0)))
@@ -110,7 +110,7 @@ def _measure(config: TrainConfig, data: TrainingData, size: Size) -> dict[str, T
 
 
 def turn(running: Any, count: int, device: torch.device) -> list[float]:
-    """Seconds of each of the next steps."""
+    """Time each of the next steps."""
     times = []
     for _ in range(count):
         began = time.perf_counter()

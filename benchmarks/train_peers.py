@@ -44,7 +44,7 @@ class _Pictures(Dataset[tuple[Tensor, Tensor]]):
 
 
 def contestants(config: TrainConfig) -> dict[str, tuple[Views, Loss]]:
-    """The usual ways that can be run here."""
+    """Return the usual ways that can be run here."""
     found: dict[str, tuple[Views, Loss]] = {
         PLAIN: (_views(config), lambda first, second: nt_xent(first, second, float(config.tau)))
     }
@@ -83,7 +83,7 @@ def steps(config: TrainConfig, data: TrainingData, views: Views, loss_of: Loss) 
 
 
 def nt_xent(first_BD: Tensor, second_BD: Tensor, tau: float) -> Tensor:
-    """NT-Xent of unit vectors, as most tutorials have it; a scalar."""
+    """Return NT-Xent of unit vectors, as most tutorials have it; a scalar."""
     z = torch.cat([first_BD, second_BD])
     logits = (z @ z.T / tau).fill_diagonal_(-torch.inf)
     return functional.cross_entropy(logits, torch.arange(len(z), device=z.device).roll(len(first_BD)))
