@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 
 from graphbuild.embed.encoder_files import BUILT_IN_SHA256, EncoderSpec, require_recorded_files
 from graphbuild.embed.hashing import HashingEncoder, parse_width
-from graphbuild.embed.sentence_encoder import Report, SentenceEncoder, Tokens, Vectors
+from graphbuild.embed.sentence_encoder import SentenceEncoder
+from graphbuild.embed.text.table import Tokens
 from graphbuild.errors import OptionError
+from graphbuild.store.arrays import Float32
+from graphbuild.system.cluster import Report
 
 MIN_COSINE = 0.9995
 """Half precision is chosen by itself only where it agrees with float32 to this cosine."""
@@ -40,7 +43,7 @@ class Encoder(Protocol):
     def tokenize(self, texts: Sequence[str]) -> tuple[list[Tokens], list[bool]]:
         """Return token ids of each text, cut to the encoder's length, and whether it was cut."""
 
-    def encode(self, tokens: Sequence[Tokens], report: Report = ...) -> Vectors:
+    def encode(self, tokens: Sequence[Tokens], report: Report = ...) -> Float32:
         """Return unit vectors of token sequences, (len(tokens), D) in float32; `report` is told how many were finished."""
 
     def encode_one(self, tokens: Tokens) -> NDArray[np.float32]:

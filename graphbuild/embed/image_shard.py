@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
@@ -29,6 +29,7 @@ from graphbuild.store import schemas
 from graphbuild.store.embeddings import embeddings_table
 from graphbuild.store.files import Receipt, finished, write_parquet
 from graphbuild.store.tables import read_parquet
+from graphbuild.system.cluster import Report
 from graphbuild.system.cores import available_cores
 from graphbuild.system.pictures import UnreadablePicture, open_picture, to_rgb
 from graphbuild.system.worker_checks import versions
@@ -36,8 +37,6 @@ from graphbuild.system.worker_checks import versions
 _CALL_BYTES = 1 << 26
 """Pixels of a call, as float32."""
 _MOST_ROWS = 128
-
-Report = Callable[[int], None]
 
 
 def embed_pictures(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from graphbuild.embed.cross_encoder import CrossScorer, load_cross_encoder
 from graphbuild.embed.encoder_files import EncoderSpec
 from graphbuild.store import schemas
+from graphbuild.store.arrays import Float16, Ids, Int64
 from graphbuild.store.files import Receipt, ShardRange, finished, write_arrow
 from graphbuild.store.graph import Graph
 from graphbuild.store.neighbors import flat_values
@@ -27,10 +28,6 @@ _PAIRS_A_CALL = 2_048
 _PAIRS_A_READ = 1 << 19
 """Pairs whose texts are read at once: neighbours lie in any shard of texts, and each read goes through all of them."""
 _REMEDY = "Run `graphbuild rescore` again: it rebuilds only what is damaged."
-
-Ids = NDArray[np.int32]
-Ids64 = NDArray[np.int64]
-Halves = NDArray[np.float16]
 
 
 def scored_name(index: int) -> str:
@@ -64,7 +61,7 @@ def score_shard(root: str, shard: ShardRange, spec: EncoderSpec, top: int, key: 
     return write_arrow(graph_dir, name, batch, key=key, with_columns=False)
 
 
-def _score(graph: Graph, scorer: CrossScorer, firsts_m: Ids64, seconds_m: Ids, report: Callable[[int], None]) -> Halves:
+def _score(graph: Graph, scorer: CrossScorer, firsts_m: Int64, seconds_m: Ids, report: Callable[[int], None]) -> Float16:
     """Similarities of pairs of texts, as they are stored; (m,)."""
     texts, scores_m = graph.texts_of(np.concatenate([firsts_m, seconds_m])), np.empty(len(firsts_m), np.float16)
     for start in range(0, len(firsts_m), _PAIRS_A_CALL):
@@ -85,7 +82,7 @@ def _blocks(graph: Graph, shard: ShardRange, top: int) -> Iterator[tuple[Ids, ND
         yield ids_bT, owned(graph, texts_b, ids_bT, top)
 
 
-def owned(graph: Graph, texts_b: Ids64, ids_bT: Ids, top: int) -> NDArray[np.bool_]:
+def owned(graph: Graph, texts_b: Int64, ids_bT: Ids, top: int) -> NDArray[np.bool_]:
     """Tell which pairs belong to the row that stores them: not those of a lower text whose T nearest hold it; (b, T)."""
     own_bT = np.ones(ids_bT.shape, np.bool_)
     rows_m, places_m = np.nonzero(ids_bT < texts_b[:, None])
@@ -101,7 +98,7 @@ class ScoredRows:
 
     def __init__(self, graph_dir: Path, key: str, ranges: list[ShardRange], top: int) -> None:
         self._starts = np.array([shard.start for shard in ranges], np.int64)
-        self._rows: list[tuple[Ids, Halves]] = []
+        self._rows: list[tuple[Ids, Float16]] = []
         for shard in ranges:
             names = (scored_name(shard.index), schemas.part_name(schemas.RESCORED, shard.index))
             name = next(one for one in names if finished(graph_dir, one, key=key) is not None)
@@ -109,11 +106,11 @@ class ScoredRows:
             ids = flat_values(batch.column(schemas.NEIGHBOR_IDS), np.dtype(np.int32)).reshape(-1, top)
             self._rows.append((ids, flat_values(batch.column(schemas.SIMILARITIES), np.dtype(np.float16)).reshape(-1, top)))
 
-    def of_shard(self, index: int) -> tuple[Ids, Halves]:
+    def of_shard(self, index: int) -> tuple[Ids, Float16]:
         """Return ids and similarities of a shard, NaN where a pair belongs to another row; (n, T)."""
         return self._rows[index]
 
-    def find(self, texts_m: Ids64, neighbors_m: Ids64) -> Halves:
+    def find(self, texts_m: Int64, neighbors_m: Int64) -> Float16:
         """Return the similarity of each pair, from the row of its first text; (m,)."""
         found_m, shard_m = np.empty(len(texts_m), np.float16), np.searchsorted(self._starts, texts_m, side="right") - 1
         for index in np.unique(shard_m):

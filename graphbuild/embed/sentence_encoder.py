@@ -7,7 +7,7 @@ depend on the shape. torch is loaded with the encoder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from graphbuild.embed.backends import BackendTransformer
 from graphbuild.embed.encoder_files import EncoderSpec, loading
+from graphbuild.embed.text.table import Tokens
 from graphbuild.errors import ArtifactError, OptionError
+from graphbuild.store.arrays import Float32
 from graphbuild.system.allocator import keep_freed_memory
+from graphbuild.system.cluster import Report
 
 _SHORTEST_BUCKET = 16
 _LONGEST_INPUT = 512
 _CALL_TOKENS = {"cpu": 4_096, "cuda": 65_536}
-Vectors = NDArray[np.float32]
-Tokens = NDArray[np.int32]
-Report = Callable[[int], None]
 
 
 class SentenceEncoder:
@@ -86,7 +86,7 @@ class SentenceEncoder:
         ids: list[list[int]] = encoded["input_ids"]
         return ids
 
-    def encode(self, tokens: Sequence[Tokens], report: Report = lambda _: None) -> Vectors:
+    def encode(self, tokens: Sequence[Tokens], report: Report = lambda _: None) -> Float32:
         """Return unit vectors of token sequences, (len(tokens), D) in float32; `report` is told how many were finished."""
         vectors = np.empty((len(tokens), self.dim), np.float32)
         for rows, features in self.padded_batches(tokens):
@@ -135,7 +135,7 @@ class SentenceEncoder:
             features["token_type_ids"] = torch.zeros_like(features["input_ids"])
         return features
 
-    def transform(self, features: dict[str, Any]) -> Vectors:
+    def transform(self, features: dict[str, Any]) -> Float32:
         """Compute the unit vectors of one call's tensors; (B, D) float32."""
         import torch
         from torch.nn.functional import normalize
@@ -163,7 +163,7 @@ class SentenceEncoder:
         self._tokenizer.save_pretrained(str(folder))
 
 
-def _require_finite(vectors: Vectors) -> None:
+def _require_finite(vectors: Float32) -> None:
     if not np.isfinite(vectors).all():
         row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
         raise ArtifactError(f"the encoder gave numbers that are not finite (row {row:,}). Use --precision float32.")

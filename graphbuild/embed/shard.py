@@ -24,11 +24,9 @@ from graphbuild.store.embeddings import embeddings_table
 from graphbuild.store.files import Receipt, finished, write_parquet
 from graphbuild.store.manifest import Manifest, stage_key
 from graphbuild.store.tables import open_parquet, read_parquet
-from graphbuild.system.cluster import Task, Workers, run_tasks
+from graphbuild.system.cluster import Report, Task, Workers, run_tasks
 from graphbuild.system.progress import progress
 from graphbuild.system.worker_checks import Check, versions
-
-Report = Callable[[int], None]
 
 
 def embed_shard(root: str, index: int, spec: EncoderSpec, prompts: Prompts, key: str, *, report: Report) -> Receipt:

@@ -90,14 +90,14 @@ class EmbedRun:
         done = self._manifest.stages.get("text")
         if done is None or done.config != json.loads(json.dumps(config)) or done.inputs != inputs:
             return False
-        damaged = [name for name, receipt in done.files.items() if damage(self._graph_dir, receipt)]
-        return bool(damaged) and all(name.startswith(f"{schemas.TOKENIZER}/") for name in damaged)
+        damaged = [receipt for receipt in done.files.values() if damage(self._graph_dir, receipt)]
+        return bool(damaged) and all(receipt in done.in_folder(schemas.TOKENIZER) for receipt in damaged)
 
     def _mend_tokenizer(self) -> bool:
         """Write the encoder's tokenizer again, which takes no look at the captions."""
         require_writable(self._graph_dir, "text")
         done, tokenizer = self._manifest.stages["text"], self._write_tokenizer()
-        files = {name: receipt for name, receipt in done.files.items() if not name.startswith(f"{schemas.TOKENIZER}/")}
+        files = {name: receipt for name, receipt in done.files.items() if receipt not in done.in_folder(schemas.TOKENIZER)}
         enter_stage(self._graph_dir, self._manifest, "text", replace(done, files=dict(sorted((files | tokenizer).items()))))
         return True
 

@@ -12,13 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from graphbuild.knn.sketch import encode, fit_correction, second_moments
+from graphbuild.store.arrays import Float16, Int32
 from graphbuild.store.embeddings import embedding_blocks
 from graphbuild.store.graph import Graph
 from graphbuild.store.sketches import Correction
 from graphbuild.system.progress import progress
 
-Int32 = npt.NDArray[np.int32]
-Vectors = npt.NDArray[np.float16]
 _BASIS_TEXTS = 65_536
 """Texts that the sketches' basis is computed from; the knn stage takes all."""
 _FITTED_TEXTS = 2048
@@ -58,9 +57,9 @@ class StoredVectors:
     """The stored embeddings of some texts."""
 
     ids: Int32
-    values: Vectors
+    values: Float16
 
-    def of(self, texts: Int32) -> Vectors:
+    def of(self, texts: Int32) -> Float16:
         """Return one row a text; (B, D)."""
         return self.values[np.searchsorted(self.ids, texts)]
 

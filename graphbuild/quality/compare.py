@@ -19,6 +19,7 @@ from numba import njit
 from graphbuild.errors import ArtifactMismatch
 from graphbuild.quality.view import GraphView
 from graphbuild.store import schemas
+from graphbuild.store.arrays import Ids
 from graphbuild.store.graph import Graph
 from graphbuild.store.hashes import hash_strings
 from graphbuild.system.answers import next_steps, plain, quoted, render, show, table
@@ -30,7 +31,6 @@ _SHOWN_NEIGHBORS = 3
 _LISTED_RANK = 10
 _FEWEST_SHARED = 3
 """Neighbours in both rows from which their order is compared."""
-Ids = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from graphbuild.errors import OptionError
 from graphbuild.knn.sketch import FEWEST_TEXTS, encode, sketch_basis
-from graphbuild.quality.basis import BasisSample, Int32, StoredVectors, Vectors, read_vectors
+from graphbuild.quality.basis import BasisSample, StoredVectors, read_vectors
 from graphbuild.quality.samples import Samples
+from graphbuild.store.arrays import Float16, Float32, Int32
 from graphbuild.store.graph import Graph
 from graphbuild.store.neighbors import Rows
 from graphbuild.store.sketches import UNCORRECTED, Correction
@@ -29,8 +30,7 @@ from graphbuild.targets import softmax
 from graphbuild.targets.chunks import PartitionConfig
 from graphbuild.targets.partition import load_partition
 
-Similarity = npt.NDArray[np.float32]
-Codes = tuple[npt.NDArray[np.int8], npt.NDArray[np.float32], Correction]
+Sketches = tuple[npt.NDArray[np.int8], npt.NDArray[np.float32], Correction]
 
 _NEIGHBORS = (16, 32, 64, 128, 256)
 _SKETCHES = (0, 32, 64, 128)
@@ -107,9 +107,9 @@ class _Batch:
     """One batch and its exact similarities."""
 
     texts: Int32
-    vectors: Vectors
+    vectors: Float16
     rows: Rows
-    dense: Similarity
+    dense: Float32
 
 
 def measure_fidelity(graph_dir: Path, config: FidelityConfig) -> Fidelity:
@@ -223,7 +223,7 @@ def _storage(
                 )
 
 
-def _kl(batch: _Batch, code: Codes | None, k: int, absent: float, taus: tuple[float, ...]) -> list[float]:
+def _kl(batch: _Batch, code: Sketches | None, k: int, absent: float, taus: tuple[float, ...]) -> list[float]:
     """KL(dense || assembled) of one batch at each temperature, from its k nearest stored neighbours and a sketch or a constant."""
     none = np.empty((len(batch.texts), 0), np.int8), np.zeros(len(batch.texts), np.float32), UNCORRECTED
     sketch, scale, correction = code or none
@@ -255,7 +255,7 @@ def _verdict(own_view: float, share: float) -> str:
     return "one-hot" if own_view >= _ONE_HOT else "flat" if share >= _FLAT else "soft"
 
 
-def _off_diagonal_mean(similarity: Similarity) -> float:
+def _off_diagonal_mean(similarity: Float32) -> float:
     count = len(similarity)
     return float((similarity.sum(dtype=np.float64) - np.trace(similarity, dtype=np.float64)) / (count * (count - 1)))
 

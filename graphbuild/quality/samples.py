@@ -8,16 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from graphbuild.store import schemas
+from graphbuild.store.arrays import Int32, Int64
 from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest
 from graphbuild.system.memory import resolve_limit
 from graphbuild.targets.chunks import samples_of
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
 
 
 def has_several_captions(manifest: Manifest) -> bool:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from graphbuild.errors import ArtifactError, ArtifactMismatch
 from graphbuild.quality.recall import Quality, asymmetric_pairs, measure
 from graphbuild.store import schemas
-from graphbuild.store.counts import Counts, count_samples
+from graphbuild.store.arrays import Int32
+from graphbuild.store.counts import count_samples
 from graphbuild.store.embeddings import embedding_blocks, require_aligned, require_unit_length
 from graphbuild.store.files import Receipt, damage, read_receipt, receipt_path
 from graphbuild.store.graph import Graph
@@ -193,7 +194,7 @@ def _check_samples(graph_dir: Path, manifest: Manifest, texts: int) -> int:
     return rows
 
 
-def _check_counts(graph_dir: Path, manifest: Manifest, samples_N: Counts, captions_N: Counts) -> None:
+def _check_counts(graph_dir: Path, manifest: Manifest, samples_N: Int32, captions_N: Int32) -> None:
     """Counts are those of the samples table, counted anew."""
     start = 0
     for receipt in manifest.files("text", schemas.COUNTS):

@@ -18,7 +18,7 @@ from graphbuild.store.neighbors import Rows
 from graphbuild.store.tables import find_text
 from graphbuild.targets.assemble import Matrix, Symmetrize
 from graphbuild.targets.samples import Captions, batch_similarity
-from graphbuild.targets.softmax import Floats, apply_options, two_view_target
+from graphbuild.targets.softmax import Reals, apply_options, two_view_target
 
 
 class GraphView(Frames):
@@ -100,7 +100,7 @@ class GraphView(Frames):
         min_similarity: float | None = None,
         own_weight: float = 0.0,
         **options: Any,
-    ) -> Floats:
+    ) -> Reals:
         """Compute the soft target of a batch with two views of each sample; in NumPy.
 
         >>> import graphbuild

@@ -14,13 +14,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from graphbuild.store import schemas
+from graphbuild.store.arrays import Int32
 from graphbuild.store.files import Receipt, finished, write_parquet
 from graphbuild.store.tables import read_parquet
 
-Counts = NDArray[np.int32]
 
-
-def count_captions(parts: Iterable[NDArray[np.int32]], texts: int) -> Counts:
+def count_captions(parts: Iterable[NDArray[np.int32]], texts: int) -> Int32:
     """Return the number of captions of each of so many texts, (N,), from the text id of every caption, part by part."""
     counts_N = np.zeros(texts, np.int32)
     for text_ids in parts:
@@ -28,7 +27,7 @@ def count_captions(parts: Iterable[NDArray[np.int32]], texts: int) -> Counts:
     return counts_N
 
 
-def count_samples(samples: Iterable[Path], texts: int) -> Counts:
+def count_samples(samples: Iterable[Path], texts: int) -> Int32:
     """Return the number of different samples of each text, (N,), from the shards of the samples table.
 
     Takes some 30 bytes a caption: only worth it where a sample has several captions.
@@ -37,7 +36,7 @@ def count_samples(samples: Iterable[Path], texts: int) -> Counts:
     return distinct_samples(pa.concat_tables(shards), texts) if shards else np.zeros(texts, np.int32)
 
 
-def distinct_samples(captions: pa.Table, texts: int) -> Counts:
+def distinct_samples(captions: pa.Table, texts: int) -> Int32:
     """Return the number of different sample hashes of each text id, (N,), in a table of one row a caption."""
     hashes_C, texts_C = captions[schemas.SAMPLE_HASH].to_numpy(), captions[schemas.TEXT_ID].to_numpy()
     order = np.lexsort((hashes_C, texts_C))
@@ -47,7 +46,7 @@ def distinct_samples(captions: pa.Table, texts: int) -> Counts:
     return np.bincount(texts_C[first_C], minlength=texts).astype(np.int32)
 
 
-def write_counts(graph_dir: Path, rows: Iterable[int], samples_N: Counts, captions_N: Counts, *, key: str) -> list[Receipt]:
+def write_counts(graph_dir: Path, rows: Iterable[int], samples_N: Int32, captions_N: Int32, *, key: str) -> list[Receipt]:
     """Write the shards of counts that are missing, or made before captions were counted; returns the receipts of all.
 
     Args:

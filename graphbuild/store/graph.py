@@ -18,11 +18,12 @@ import pyarrow as pa
 
 from graphbuild.errors import ArtifactError, SourceError
 from graphbuild.store import schemas
+from graphbuild.store.arrays import Ids
 from graphbuild.store.embeddings import load_embeddings
 from graphbuild.store.files import Receipt
 from graphbuild.store.lookup import SampleLookup, SampleTexts
 from graphbuild.store.manifest import Manifest
-from graphbuild.store.neighbors import REMEDY, Ids, Rows, Shard, gather, map_shard, outside, row_addresses
+from graphbuild.store.neighbors import REMEDY, Rows, Shard, gather, map_shard, outside, row_addresses
 from graphbuild.store.one_piece import listed_texts, require_current_inputs, require_one_piece
 from graphbuild.store.sketches import read_correction
 from graphbuild.store.tables import read_parquet, read_texts

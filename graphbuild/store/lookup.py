@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from graphbuild.errors import ArtifactError, ArtifactMismatch
 from graphbuild.store import schemas
+from graphbuild.store.arrays import Ids, Int64
 from graphbuild.store.atomic import scratch_name
 from graphbuild.store.files import Receipt, write_arrow
 from graphbuild.store.hashes import hash_column
@@ -34,19 +35,16 @@ IDS = f"{schemas.LOOKUP}/ids.arrow"
 _READ = (schemas.SAMPLE_ID, schemas.SAMPLE_HASH, schemas.TEXT_ID)
 _REMEDY = "Run `graphbuild embed` again: it rebuilds it."
 
-Ids = NDArray[np.int32]
-Rows = NDArray[np.int64]
-
 
 @dataclass(frozen=True, slots=True)
 class SampleTexts:
     """The texts of S samples, as ranges: sample i has `text_ids[offsets[i]:offsets[i + 1]]`."""
 
-    offsets: Rows
+    offsets: Int64
     """(S + 1,); a sample unknown to the graph has an empty range."""
     text_ids: Ids
     """In the order of the graph's sample rows."""
-    sample_rows: Rows
+    sample_rows: Int64
     """The row of the samples table that each text came from: the position in `Graph.sample_column`."""
 
     @property
@@ -82,7 +80,7 @@ def _inputs(manifest: Manifest) -> dict[str, str]:
     return manifest.column_digests("text", _READ, folder=schemas.SAMPLES)
 
 
-def _read_samples(graph_dir: Path, receipts: Sequence[Receipt], spool: Path) -> tuple[NDArray[np.uint64], Rows, Ids]:
+def _read_samples(graph_dir: Path, receipts: Sequence[Receipt], spool: Path) -> tuple[NDArray[np.uint64], Int64, Ids]:
     """Hashes, ends of ids in the spool (after a leading 0), and texts of all rows."""
     count = sum(receipt.rows for receipt in receipts)
     hashes_N, offsets_N, texts_N = np.empty(count, np.uint64), np.zeros(count + 1, np.int64), np.empty(count, np.int32)
@@ -108,7 +106,7 @@ def _mapped_bytes(path: Path) -> pa.Buffer:
 class _Strings(NamedTuple):
     """Strings of an Arrow array, uncopied: string i is `data[offsets[i]:offsets[i + 1]]`."""
 
-    offsets: Rows
+    offsets: Int64
     data: NDArray[np.uint8]
 
 
@@ -176,7 +174,7 @@ class SampleLookup:
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(same_M)])[np.concatenate([np.zeros(1, np.int64), ends_S])]
         return SampleTexts(offsets, self._texts_N[rows_M[same_M]], rows_M[same_M])
 
-    def texts_of_rows(self, rows_S: Rows) -> SampleTexts:
+    def texts_of_rows(self, rows_S: Int64) -> SampleTexts:
         """Find all texts of the samples that have some rows of the samples table, one row a sample; in the order of `rows_S`.
 
         Where no sample has two rows, the texts are read off; else each sample is found by its id, microseconds each.
@@ -201,7 +199,7 @@ class SampleLookup:
 
 
 @njit(cache=True, nogil=True)
-def _run_lengths(hashes_N: NDArray[np.uint64], low_S: Rows, hashes_S: NDArray[np.uint64]) -> Rows:
+def _run_lengths(hashes_N: NDArray[np.uint64], low_S: Int64, hashes_S: NDArray[np.uint64]) -> Int64:
     """How many of the sorted stored hashes, from place `low_S[i]` on, equal `hashes_S[i]`; (S,)."""
     counts_S = np.zeros(len(hashes_S), np.int64)
     for i in range(len(hashes_S)):
@@ -213,7 +211,7 @@ def _run_lengths(hashes_N: NDArray[np.uint64], low_S: Rows, hashes_S: NDArray[np
 
 
 @njit(cache=True, nogil=True)
-def _same_strings(ours: _Strings, ours_M: Rows, theirs: _Strings, theirs_M: Rows) -> NDArray[np.bool_]:
+def _same_strings(ours: _Strings, ours_M: Int64, theirs: _Strings, theirs_M: Int64) -> NDArray[np.bool_]:
     """Whether string `ours_M[i]` of one array equals string `theirs_M[i]` of another, byte for byte; (M,)."""
     same_M = np.empty(len(ours_M), np.bool_)
     for i in range(len(ours_M)):

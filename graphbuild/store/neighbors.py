@@ -20,13 +20,12 @@ from numba.np.numpy_support import carray
 
 from graphbuild.errors import ArtifactError
 from graphbuild.store import schemas
+from graphbuild.store.arrays import Ids
 from graphbuild.store.files import Receipt
 from graphbuild.store.sketches import UNCORRECTED, Correction
 from graphbuild.store.tables import map_arrow
 
 REMEDY = "Run `graphbuild knn` again: it rebuilds only what is damaged."
-
-Ids = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from graphbuild.store.arrays import Float32
+
 Correction = tuple[float, float, float, float]
 """Coefficients of 1, e, e^2 and e^3."""
 UNCORRECTED: Correction = (0.0, 0.0, 0.0, 0.0)
@@ -20,7 +22,6 @@ UNCORRECTED: Correction = (0.0, 0.0, 0.0, 0.0)
 FACT = "sketch_correction"
 """Its name among the facts of the knn stage."""
 
-Float32 = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
 
 

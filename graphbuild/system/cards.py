@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from graphbuild.errors import OptionError, ResourceError, one_line, redact
 
-Kind = Literal["dataset", "model"]
+RepositoryKind = Literal["dataset", "model"]
 _IDENTIFIER = re.compile(r"[a-z0-9]+([.-][a-z0-9.]+)*")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -21,7 +21,7 @@ class Repository:
 
     name: str
     """`user/name`."""
-    kind: Kind
+    kind: RepositoryKind
     private: bool = False
 
     def require_token(self) -> None:

@@ -15,8 +15,9 @@ from numba import njit
 from threadpoolctl import ThreadpoolController
 
 from graphbuild.errors import OptionError
+from graphbuild.store.arrays import Ids
 from graphbuild.store.graph import Graph
-from graphbuild.store.neighbors import Ids, Rows
+from graphbuild.store.neighbors import Rows
 from graphbuild.store.sketches import residual_lengths
 
 Matrix = npt.NDArray[np.float32]

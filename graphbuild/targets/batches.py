@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from graphbuild.errors import OptionError
+from graphbuild.store.arrays import Int64
 
-Indices = npt.NDArray[np.int64]
 _Words = npt.NDArray[np.uint64]
 
 _ROUNDS = 8
@@ -29,7 +29,7 @@ class Batch:
     epoch: int
     step: int
     """Within the epoch."""
-    indices: Indices
+    indices: Int64
     """(B,) int64."""
 
 
@@ -62,7 +62,7 @@ class RandomBatches:
         """Samples that an epoch leaves out."""
         return self.n_samples % self.batch_size
 
-    def batch(self, epoch: int, step: int) -> Indices:
+    def batch(self, epoch: int, step: int) -> Int64:
         """Return the samples of a step of an epoch, both counted from 0; (B,).
 
         Raises:
@@ -72,15 +72,15 @@ class RandomBatches:
             raise ValueError(f"epoch {epoch} has steps 0 to {self.steps_per_epoch - 1}, not {step}")
         return self._samples_at(epoch, step * self.batch_size, (step + 1) * self.batch_size)
 
-    def rest(self, epoch: int) -> Indices:
+    def rest(self, epoch: int) -> Int64:
         """Return the samples that the batches of an epoch leave out, in its order; (`dropped_per_epoch`,)."""
         return self._samples_at(epoch, self.steps_per_epoch * self.batch_size, self.n_samples)
 
-    def _samples_at(self, epoch: int, start: int, stop: int) -> Indices:
+    def _samples_at(self, epoch: int, start: int, stop: int) -> Int64:
         """Samples of the places from `start` to `stop` - 1 of an epoch's order."""
         return shuffled(np.arange(start, stop, dtype=np.int64), self.n_samples, _key(self.seed, epoch, _SHUFFLE))
 
-    def instead(self, batch: Batch) -> Iterator[Indices]:
+    def instead(self, batch: Batch) -> Iterator[Int64]:
         """Return samples to take where those of a batch cannot be used: those at the same places of the batches after it.
 
         After the last batch of the epoch comes the first one, and once around, the places are moved by one. Which samples
@@ -122,14 +122,14 @@ class NeighborBatches(RandomBatches):
         labels = chunks.astype(np.int64)
         alone = np.flatnonzero(labels < 0)
         labels[alone] = labels.max(initial=0) + 1 + np.arange(len(alone))
-        self._members: Indices = np.argsort(labels, kind="stable")
+        self._members: Int64 = np.argsort(labels, kind="stable")
         sizes = np.unique(labels, return_counts=True)[1].astype(np.int64)
-        self._starts: Indices = np.cumsum(sizes) - sizes
-        self._sizes: Indices = sizes
+        self._starts: Int64 = np.cumsum(sizes) - sizes
+        self._sizes: Int64 = sizes
         # The order of the epoch asked for last: 16 bytes a chunk. Replaced as one, because two threads may ask.
-        self._order: tuple[int, Indices, Indices] = (-1, sizes, sizes)
+        self._order: tuple[int, Int64, Int64] = (-1, sizes, sizes)
 
-    def _samples_at(self, epoch: int, start: int, stop: int) -> Indices:
+    def _samples_at(self, epoch: int, start: int, stop: int) -> Int64:
         """Samples of the places from `start` to `stop` - 1 of an epoch's order, chunk after chunk."""
         if start == stop:
             return np.empty(0, np.int64)
@@ -140,7 +140,7 @@ class NeighborBatches(RandomBatches):
         skipped = start - (int(ends[first]) - int(self._sizes[some[0]]))
         return members[skipped : skipped + stop - start]
 
-    def _chunks_of(self, epoch: int) -> tuple[Indices, Indices]:
+    def _chunks_of(self, epoch: int) -> tuple[Int64, Int64]:
         """The chunks of an epoch in their order, and where each ends in it; (M,) each."""
         known, chunks, ends = self._order
         if known != epoch:
@@ -150,7 +150,7 @@ class NeighborBatches(RandomBatches):
         return chunks, ends
 
 
-def shuffled(places: Indices, count: int, key: int) -> Indices:
+def shuffled(places: Int64, count: int, key: int) -> Int64:
     """Return where a keyed pseudo-random permutation of 0..count-1 takes some places.
 
     A Feistel network on pairs of digits, mixed radix so that its domain is hardly larger than `count`; what falls outside
@@ -182,7 +182,7 @@ def _feistel(values: _Words, width: np.uint64, height: np.uint64, key: int) -> _
     return high * width + low
 
 
-def draw_captions(counts_B: Indices, samples_B: Indices, *, seed: int, epoch: int) -> Indices:
+def draw_captions(counts_B: Int64, samples_B: Int64, *, seed: int, epoch: int) -> Int64:
     """Return which of its captions each sample shows in an epoch: uniform, whatever the batch or the order; (B,).
 
     Args:
@@ -196,7 +196,7 @@ def draw_captions(counts_B: Indices, samples_B: Indices, *, seed: int, epoch: in
 
 
 def draw_texts(
-    offsets: Indices, text_ids: npt.NDArray[np.int32], samples_B: Indices, *, seed: int, epoch: int
+    offsets: Int64, text_ids: npt.NDArray[np.int32], samples_B: Int64, *, seed: int, epoch: int
 ) -> npt.NDArray[np.int32]:
     """Return the text that each sample shows in an epoch; (B,) int32.
 

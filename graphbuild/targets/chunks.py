@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from graphbuild.errors import OptionError, ResourceError
 from graphbuild.store import schemas
+from graphbuild.store.arrays import Int32, Int64
 from graphbuild.system.progress import progress
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from graphbuild.targets.growth import Links
 
 
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
 MOST_CHUNK = 128
 _METHOD = "greedy growth 1"
 """Enters the key of a partition: another method gives other chunks."""

@@ -13,10 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from graphbuild.store.arrays import Ids, Int64
 from graphbuild.store.neighbors import mapped_row
-
-Ids = npt.NDArray[np.int32]
-Offsets = npt.NDArray[np.int64]
 
 MOST_OF_ONE_TEXT = 2
 """Samples of one text in a chunk: more are no news to each other, because their similarity is 1."""
@@ -33,15 +31,15 @@ _MOST_WALKED = 8
 class Links(NamedTuple):
     """Samples, texts and edges; nothing here changes."""
 
-    text_offsets: Offsets
+    text_offsets: Int64
     """Sample i has `texts[text_offsets[i]:text_offsets[i + 1]]`; (S + 1,)."""
     texts: Ids
-    sample_offsets: Offsets
+    sample_offsets: Int64
     """The same the other way: samples of each text; (T + 1,)."""
     samples: Ids
     addresses: npt.NDArray[np.uintp]
     """Where the neighbour rows of each shard begin in memory."""
-    starts: Offsets
+    starts: Int64
     """First text of each shard."""
     k: int
     """Neighbours stored a text."""
@@ -56,15 +54,15 @@ class State(NamedTuple):
 
     chunk_of: Ids
     """Chunk of each sample, -1 if it has none yet; (S,)."""
-    score: Offsets
+    score: Int64
     """Chunk and number of edges from it, in one number, so that an edge costs one look; -1 once assigned; (S,)."""
     used: Ids
     """Last chunk that holds a text, times 4, plus the samples of it there; (T,)."""
-    first_free: Offsets
+    first_free: Int64
     """Place in `samples` before which every sample of a text is assigned; (T,)."""
     seeds: Ids
     """Order in which samples are taken as seeds; (S,)."""
-    next_seed: Offsets
+    next_seed: Int64
     """One number: the place in `seeds` before which every sample is assigned."""
 
 
@@ -109,7 +107,7 @@ def grow(links: Links, state: State, first_chunk: int, last_chunk: int, size: in
 
 
 @njit(nogil=True, cache=True, boundscheck=False)
-def _best(links: Links, state: State, heads: Ids, entries: Ids, counts: Offsets, chunk: int) -> int:
+def _best(links: Links, state: State, heads: Ids, entries: Ids, counts: Int64, chunk: int) -> int:
     """The sample with the most edges from the chunk that may join it, or -1; the latest one first where several have as many."""
     while counts[1] > 0:
         entry = heads[counts[1]]
@@ -175,7 +173,7 @@ def _comes_before(texts: Ids, first: int, place: int) -> bool:
 
 
 @njit(nogil=True, cache=True, boundscheck=False)
-def _reach(links: Links, state: State, heads: Ids, entries: Ids, counts: Offsets, sample: int, chunk: int) -> None:
+def _reach(links: Links, state: State, heads: Ids, entries: Ids, counts: Int64, sample: int, chunk: int) -> None:
     """Count one more edge for every sample that the sample's rows lead to."""
     for place in range(links.text_offsets[sample], links.text_offsets[sample + 1]):
         row = mapped_row(links.addresses, links.starts, links.k, links.texts[place])
@@ -197,7 +195,7 @@ def _reach(links: Links, state: State, heads: Ids, entries: Ids, counts: Offsets
 
 
 @njit(nogil=True, cache=True, boundscheck=False)
-def _enter(score: Offsets, heads: Ids, entries: Ids, counts: Offsets, sample: int, chunk: int) -> None:
+def _enter(score: Int64, heads: Ids, entries: Ids, counts: Int64, sample: int, chunk: int) -> None:
     before = score[sample] & ((1 << _SCORE_BITS) - 1) if score[sample] >> _SCORE_BITS == chunk else 0
     value = min(before + 1, _HIGHEST_SCORE)
     if value == before or counts[0] == len(entries):
@@ -211,7 +209,7 @@ def _enter(score: Offsets, heads: Ids, entries: Ids, counts: Offsets, sample: in
 
 
 @njit(nogil=True, cache=True, boundscheck=False)
-def in_degrees(links: Links, degrees: Offsets, first_text: int, last_text: int) -> None:
+def in_degrees(links: Links, degrees: Int64, first_text: int, last_text: int) -> None:
     """Add to each text the edges that lead to it from a range of texts."""
     for text in range(first_text, last_text):
         row = mapped_row(links.addresses, links.starts, links.k, text)

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from graphbuild.errors import ArtifactError, ArtifactMismatch
 from graphbuild.store import schemas
+from graphbuild.store.arrays import Int32, Int64
 from graphbuild.store.cache import beside_or_cached
 from graphbuild.store.files import RECORDS, Receipt, finished, write_arrow
 from graphbuild.store.locks import exclusive
@@ -27,7 +28,7 @@ from graphbuild.store.stage import writing
 from graphbuild.store.tables import map_arrow
 from graphbuild.system.answers import next_steps
 from graphbuild.system.memory import resolve_limit
-from graphbuild.targets.chunks import Int32, Int64, PartitionConfig, chunk_samples, samples_of
+from graphbuild.targets.chunks import PartitionConfig, chunk_samples, samples_of
 
 if TYPE_CHECKING:
     from graphbuild.store.graph import Graph

@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from graphbuild.targets.growth import LOOK_AHEAD, MOST_OF_ONE_TEXT, Ids, Links
+from graphbuild.store.arrays import Ids
+from graphbuild.targets.growth import LOOK_AHEAD, MOST_OF_ONE_TEXT, Links
 
 
 @njit(nogil=True, cache=True, boundscheck=False)

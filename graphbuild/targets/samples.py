@@ -16,12 +16,12 @@ import pyarrow as pa
 
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store import schemas
+from graphbuild.store.arrays import Int64
 from graphbuild.store.graph import Graph
 from graphbuild.store.lookup import SampleTexts
 from graphbuild.targets.assemble import Matrix, Symmetrize, assemble, resolve_absent
 from graphbuild.targets.batches import draw_captions
 
-Int64 = npt.NDArray[np.int64]
 Captions = Literal["draw", "average"]
 """What a sample with several captions shows: one of them, drawn by (seed, epoch), or the mean similarity of all."""
 _EXAMPLES, _MOST_LOOKED_AT = 3, 100

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from graphbuild.errors import OptionError
 
-Floats = npt.NDArray[np.floating]
+Reals = npt.NDArray[np.floating]
 
 
 def check_tau_s(tau_s: float) -> None:
@@ -26,7 +26,7 @@ def check_tau_s(tau_s: float) -> None:
         raise OptionError(f"tau_s (--tau-s) is a positive temperature, not {tau_s:g}. The paper's is 0.1.")
 
 
-def apply_options(similarity_BB: Floats, *, min_similarity: float | None, own_weight: float, tau_s: float) -> Floats:
+def apply_options(similarity_BB: Reals, *, min_similarity: float | None, own_weight: float, tau_s: float) -> Reals:
     """Apply the options of the target to G: leave pairs out first, then give the own view its share; (B, B).
 
     The target becomes (1 - own_weight) s + own_weight times one-hot on the own view, the mixing of SCE (arXiv 2111.14585,
@@ -39,7 +39,7 @@ def apply_options(similarity_BB: Floats, *, min_similarity: float | None, own_we
         own_weight: Share of the target that is given to the own view, 0 to 1.
         tau_s: Temperature of the target.
     """
-    shaped: Floats = similarity_BB.copy()
+    shaped: Reals = similarity_BB.copy()
     own = similarity_BB.diagonal()
     if min_similarity is not None:
         shaped[similarity_BB < min_similarity] = -np.inf
@@ -53,7 +53,7 @@ def apply_options(similarity_BB: Floats, *, min_similarity: float | None, own_we
     return shaped
 
 
-def target_weights(similarity_BB: Floats, tau_s: float) -> tuple[Floats, Floats]:
+def target_weights(similarity_BB: Reals, tau_s: float) -> tuple[Reals, Reals]:
     """Compute the softmax of the target (docs/definitions.md, Target) without its 2B x 2B matrix.
 
     Returns:
@@ -70,7 +70,7 @@ def target_weights(similarity_BB: Floats, tau_s: float) -> tuple[Floats, Floats]
     return shares / total[:, None], logits - np.log(total)[:, None]
 
 
-def two_view_target(similarity_BB: Floats, tau_s: float) -> Floats:
+def two_view_target(similarity_BB: Reals, tau_s: float) -> Reals:
     """Lay out the soft target of both views: s_i = softmax over j != i of G_ij / tau_s; (2B, 2B), of the dtype of G.
 
     Row-stochastic with a zero diagonal. Each sample's other view has the similarity G_ii, which is 1.
@@ -78,23 +78,23 @@ def two_view_target(similarity_BB: Floats, tau_s: float) -> Floats:
     Raises:
         OptionError: If `tau_s` is not positive.
     """
-    target: Floats = np.tile(target_weights(similarity_BB, tau_s)[0], (2, 2))
+    target: Reals = np.tile(target_weights(similarity_BB, tau_s)[0], (2, 2))
     np.fill_diagonal(target, 0.0)
     return target
 
 
-def entropy(similarity_BB: Floats, tau_s: float) -> float:
+def entropy(similarity_BB: Reals, tau_s: float) -> float:
     """Compute the mean entropy of the target; its exponential is the effective number of positives."""
     weights, logs = target_weights(similarity_BB, tau_s)
     return _mean_over_columns(-weights, np.where(weights > 0, logs, 0.0))
 
 
-def own_view_mass(similarity_BB: Floats, tau_s: float) -> float:
+def own_view_mass(similarity_BB: Reals, tau_s: float) -> float:
     """Compute the mean share of the target that lies on the other view of the same sample."""
     return float(target_weights(similarity_BB, tau_s)[0].diagonal().mean(dtype=np.float64))
 
 
-def kl(reference_BB: Floats, similarity_BB: Floats, tau_s: float) -> float:
+def kl(reference_BB: Reals, similarity_BB: Reals, tau_s: float) -> float:
     """Compute KL(target of the reference || target); infinite where the target leaves out what the reference holds."""
     weights, logs = target_weights(reference_BB, tau_s)
     other = target_weights(similarity_BB, tau_s)[1]
@@ -102,11 +102,11 @@ def kl(reference_BB: Floats, similarity_BB: Floats, tau_s: float) -> float:
     return _mean_over_columns(weights, np.where(held, logs, 0.0) - np.where(held, other, 0.0))
 
 
-def _over_columns(terms_BB: Floats) -> Floats:
+def _over_columns(terms_BB: Reals) -> Reals:
     """Sum over the 2B - 1 columns of a row of the target, from its block; (B,)."""
-    sums: Floats = 2 * terms_BB.sum(axis=1) - terms_BB.diagonal()
+    sums: Reals = 2 * terms_BB.sum(axis=1) - terms_BB.diagonal()
     return sums
 
 
-def _mean_over_columns(weights_BB: Floats, values_BB: Floats) -> float:
+def _mean_over_columns(weights_BB: Reals, values_BB: Reals) -> float:
     return float(_over_columns(weights_BB * values_BB).mean(dtype=np.float64))

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from graphbuild.errors import OptionError
+from graphbuild.store.arrays import Int64
 from graphbuild.store.graph import Graph, Similarity
 from graphbuild.store.manifest import Manifest
 from graphbuild.targets.assemble import Symmetrize
-from graphbuild.targets.samples import Captions, Coverage, Int64, coverage, positions_of, texts_of_batch
+from graphbuild.targets.samples import Captions, Coverage, coverage, positions_of, texts_of_batch
 from graphbuild.torch.assembler import GraphTarget, TargetAssembler, TargetOptions, Teacher
 from graphbuild.torch.blocks import Gather
 from graphbuild.torch.devices import choose_device

@@ -15,9 +15,9 @@ from typing import Literal, get_args
 
 import click
 import numpy as np
-import numpy.typing as npt
 
 from graphbuild.errors import OptionError
+from graphbuild.store.arrays import Float64
 from graphbuild.system.options import FILE
 from graphbuild.system.process import run_cli
 from pipelines.study.data import hold_out
@@ -26,7 +26,6 @@ from train.config import ModelName
 from train.results.compare.differences import ALPHA, Difference, difference, holm_adjusted
 from train.run.metrics import read_lines
 
-Matrix = npt.NDArray[np.float64]
 ArmName = Literal["supcon", "flat", "prompts", "definitions", "permuted", "wordnet"]
 Scores = Mapping[ArmName, Mapping[str, Mapping[int, float]]]
 """By arm and measure, a value for each block's number."""
@@ -104,18 +103,18 @@ def fold_classes(names: Sequence[str], fold: int) -> list[str]:
     return held
 
 
-def flat(similarity_CC: Matrix) -> Matrix:
+def flat(similarity_CC: Float64) -> Float64:
     """Return a graph with one similarity for all other classes, the mean of those given."""
     others = ~np.eye(len(similarity_CC), dtype=bool)
     return np.where(others, similarity_CC[others].mean(), 1.0)
 
 
-def permuted(similarity_CC: Matrix, block: Block) -> Matrix:
+def permuted(similarity_CC: Float64, block: Block) -> Float64:
     """Return the same weights between other classes, by a permutation of the block's own that leaves no class in its place."""
     return shuffle(similarity_CC, (FIRST_SEED, block.number))
 
 
-def arm_similarity(arm: ArmName, block: Block, similarities: Mapping[str, Matrix]) -> Matrix:
+def arm_similarity(arm: ArmName, block: Block, similarities: Mapping[str, Float64]) -> Float64:
     """Return the similarities of an arm's graph; of SupCon, which asks for none, those of definitions.
 
     Args:
@@ -128,14 +127,14 @@ def arm_similarity(arm: ArmName, block: Block, similarities: Mapping[str, Matrix
     return made[arm]() if arm in made else similarities.get(arm, true)
 
 
-def own_class_mass(similarity_CC: Matrix, tau_s: float) -> float:
+def own_class_mass(similarity_CC: Float64, tau_s: float) -> float:
     """Return the target's mass on the own class, the mean over classes, where every class is met equally often."""
     logits = (similarity_CC - 1) / tau_s
     np.fill_diagonal(logits, 0)
     return float((1 / np.exp(logits).sum(axis=1)).mean())
 
 
-def solve_tau_s(similarity_CC: Matrix, mass: float) -> float:
+def solve_tau_s(similarity_CC: Float64, mass: float) -> float:
     """Return the tau_s at which a graph has a mass on the own class, from its similarities alone.
 
     Raises:

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from graphbuild.store.arrays import Float64
 from graphbuild.system.options import FOLDER
 from graphbuild.system.process import run_cli
 from pipelines.study.confirm import (
@@ -25,7 +26,6 @@ from pipelines.study.confirm import (
     SETS,
     ArmName,
     Block,
-    Matrix,
     RunSet,
     arm_similarity,
     blocks,
@@ -176,7 +176,7 @@ def _is_used(name: str, config: ConfirmConfig) -> bool:
     return name == "definitions" or name in config.run_set.arms
 
 
-def _arm(arm: ArmName, graph: str, similarity: Matrix, mass: float) -> Arm:
+def _arm(arm: ArmName, graph: str, similarity: Float64, mass: float) -> Arm:
     if arm == "supcon":
         return Arm(name=arm, group="confirm", objective="supcon", graph=graph, options={"label_column": "name"})
     # The graphs hold every pair, so that none is ever absent.

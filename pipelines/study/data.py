@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphbuild.errors import SourceError
-from graphbuild.store.atomic import atomic_path
+from graphbuild.store.atomic import atomic_path, write_text
 
 if TYPE_CHECKING:
     import polars as pl
@@ -134,7 +134,7 @@ def _write_tiny(shards: list[Path], data: StudyData, choose: Callable[[list[str]
     write_frame(read(shards[0]).group_by("name", maintain_order=True).head(_KNOWN_PER_CLASS), data.known)
     write_frame(read(data.source / TINY / "val.parquet"), data.val)
     write_frame(table.filter(~pl.col("name").is_in(held)).select("name", "wnid", "described"), data.classes)
-    data.held_out.write_text("\n".join(held) + "\n", encoding="utf-8")
+    write_text(data.held_out, "\n".join(held) + "\n")
 
 
 def _write_flickr(path: Path, out: Path) -> None:

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from graphbuild.errors import SourceError
+from graphbuild.store.arrays import Float64
 from pipelines.study.data import CLASSES, StudyData, write_frame
 from pipelines.study.plan import CAPTIONS, SECOND
 
-Matrix = npt.NDArray[np.float64]
 _TEMPLATES = "clip_imagenet_templates.json"
 _DEEPEST = 8.0
 """WordNet distance at which similarity is 0."""
@@ -52,7 +52,7 @@ def build_graph(name: str, data: StudyData, folder: Path, encoder: str) -> Path:
     return _embed(texts, source, data, folder / name, encoder)
 
 
-def class_similarities(name: str, data: StudyData, folder: Path, encoder: str) -> Matrix:
+def class_similarities(name: str, data: StudyData, folder: Path, encoder: str) -> Float64:
     """Return the similarities that a graph of class texts has, or is made of, in the order of the seen classes' table.
 
     Args:
@@ -82,22 +82,22 @@ def is_imported(name: str) -> bool:
     return texts != CAPTIONS and (bool(change) or texts == "wordnet")
 
 
-def similarity_of(vectors_ND: Matrix, *, centred: bool) -> Matrix:
+def similarity_of(vectors_ND: Float64, *, centred: bool) -> Float64:
     """Return cosines of embeddings, as they are, or after their mean was taken from them; (N, N)."""
     moved = vectors_ND - vectors_ND.mean(axis=0) if centred else vectors_ND
     unit = moved / np.linalg.norm(moved, axis=1, keepdims=True)
-    similarity: Matrix = np.clip(unit @ unit.T, -1, 1)
+    similarity: Float64 = np.clip(unit @ unit.T, -1, 1)
     return similarity
 
 
-def shuffle(similarity_NN: Matrix, seed: int | tuple[int, ...] = _SEED) -> Matrix:
+def shuffle(similarity_NN: Float64, seed: int | tuple[int, ...] = _SEED) -> Float64:
     """Return the same weights between other texts: rows and columns permuted alike, no text in its own place."""
     moved = _moved(len(similarity_NN), seed)
-    shuffled: Matrix = similarity_NN[np.ix_(moved, moved)]
+    shuffled: Float64 = similarity_NN[np.ix_(moved, moved)]
     return shuffled
 
 
-def randomise(similarity_NN: Matrix) -> Matrix:
+def randomise(similarity_NN: Float64) -> Float64:
     """Return the same weights, each between a random pair of texts: symmetric, and no text is to two others what it was."""
     rows, columns = np.triu_indices(len(similarity_NN), 1)
     drawn = similarity_NN.copy()
@@ -161,18 +161,18 @@ def _class_names(data: StudyData) -> list[str]:
     return pl.read_parquet(data.classes)["name"].to_list()
 
 
-def _wordnet(data: StudyData) -> Matrix:
+def _wordnet(data: StudyData) -> Float64:
     """1 - distance / 8 among the seen classes, in the order of their table."""
     import polars as pl
 
     with np.load(data.distances, allow_pickle=False) as stored:
         places = {str(wnid): place for place, wnid in enumerate(stored["wnids"])}
         chosen = [places[wnid] for wnid in pl.read_parquet(data.classes)["wnid"]]
-        distances: Matrix = stored["dist"][np.ix_(chosen, chosen)].astype(np.float64)
+        distances: Float64 = stored["dist"][np.ix_(chosen, chosen)].astype(np.float64)
     return np.maximum(1 - distances / _DEEPEST, -1)
 
 
-def _embeddings(graph_dir: Path, data: StudyData) -> Matrix:
+def _embeddings(graph_dir: Path, data: StudyData) -> Float64:
     """Stored vectors of the seen classes, in the order of their table; (N, D)."""
     import polars as pl
 
@@ -182,11 +182,11 @@ def _embeddings(graph_dir: Path, data: StudyData) -> Matrix:
     images = pl.read_parquet(data.seen, columns=["file", "name"]).group_by("name").first()
     files = dict(images.select("name", "file").iter_rows())
     found = graph.sample_texts([files[name] for name in _class_names(data)])
-    vectors: Matrix = graph.embeddings()[found.text_ids].astype(np.float64)
+    vectors: Float64 = graph.embeddings()[found.text_ids].astype(np.float64)
     return vectors
 
 
-def import_similarities(graph_dir: Path, similarity_NN: Matrix, data: StudyData) -> Path:
+def import_similarities(graph_dir: Path, similarity_NN: Float64, data: StudyData) -> Path:
     """Make a complete graph of the seen classes' names, whose samples are the images to train on, and return its directory.
 
     Args:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.study.data import write_frame
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -39,11 +41,12 @@ def prepare_scenes(folder: Path, *, drawn: int = _DRAWN, val: int = _VAL) -> Non
     pictures = {split: pl.read_parquet(folder / f"scenes/images/{split}-*.parquet") for split in ("train", "val")}
     own = own_backgrounds(pictures["train"])
     chosen = choose_correlated(with_rule(pictures["train"], own))
-    chosen.with_columns(pl.col("object").alias(name) for name in COLUMNS[:2]).write_parquet(train_file, row_group_size=4096)
+    write_frame(chosen.with_columns(pl.col("object").alias(name) for name in COLUMNS[:2]), train_file)
     test = with_rule(pictures["val"], own)
-    test.with_columns(
+    test = test.with_columns(
         pl.when("follows").then("object").alias(COLUMNS[0]), pl.when(~pl.col("follows")).then("object").alias(COLUMNS[1])
-    ).write_parquet(val_file, row_group_size=4096)
+    )
+    write_frame(test, val_file)
 
 
 def own_backgrounds(pictures: pl.DataFrame) -> dict[str, str]:

@@ -11,15 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from graphbuild.store.arrays import Int64, UInt8
 from graphbuild.system.pictures import UnreadablePicture, open_picture, to_rgb
-
-UInt8 = npt.NDArray[np.uint8]
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
 
 Encoded = bytes | UInt8 | None
 """An image file's bytes, or pixels (H, W, 3), or None where the source holds nothing."""

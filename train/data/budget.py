@@ -12,9 +12,10 @@ import numpy as np
 import xxhash
 
 from graphbuild.errors import OptionError
+from graphbuild.store.arrays import Bool, Int64
 from graphbuild.system.progress import say
 from train.config import TrainConfig
-from train.data.base import Bool, ImageSource, Int64, encode_labels
+from train.data.base import ImageSource, encode_labels
 from train.data.held_out import default_label_column, held_out_mask
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from graphbuild.errors import OptionError
+from graphbuild.store.arrays import Int32
 from graphbuild.store.graph import Graph
 from graphbuild.targets.batches import NeighborBatches, RandomBatches
 from graphbuild.targets.chunks import PartitionConfig, chunk_samples
 from graphbuild.targets.partition import load_partition
 from train.config import TrainConfig
-from train.data.base import Int32
 from train.data.join import Joined
 from train.data.prepare import TrainingData
 

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from graphbuild.store.arrays import UInt8
 from graphbuild.system.pictures import open_picture, to_rgb, upright_size
 from train.data.augment import seeded
-from train.data.base import Encoded, UInt8
+from train.data.base import Encoded
 from train.data.resampling import centre_boxes, random_boxes
 
 Box = tuple[int, int, int, int]

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from graphbuild.errors import OptionError, SourceError
+from graphbuild.store.arrays import Bool
 from graphbuild.store.graph import Graph
 from graphbuild.store.hashes import hash_strings
 from graphbuild.store.images import recorded
 from graphbuild.system.answers import quoted
 from train.config import TrainConfig
-from train.data.base import Bool, ImageSource
+from train.data.base import ImageSource
 from train.data.sources import CIFAR, recorded_images
 
 _BESIDE = ("val", "validation", "test")

@@ -10,10 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from graphbuild.errors import SourceError, one_line
+from graphbuild.errors import SourceError
 from graphbuild.system.archives import download_failed
 from graphbuild.system.inputs import PICTURES, is_hidden, suffix_of
-from train.data.base import Encoded, Labels, encode_labels
+from train.data.base import Encoded
+from train.data.parquet import LabelColumns, open_parquet
 
 _COLUMNS = ("key", "status")
 _URL = "url"
@@ -30,7 +31,7 @@ def holds_crawled_files(root: Path, sidecars: Sequence[Path]) -> bool:
         return False
 
 
-class CrawledFiles:
+class CrawledFiles(LabelColumns):
     """Pictures that img2dataset downloaded, in the order of its tables."""
 
     def __init__(self, root: Path, sidecars: Sequence[Path], *, id_column: str | None = None) -> None:
@@ -62,6 +63,7 @@ class CrawledFiles:
             self._tables.append(table.filter(pa.array([path is not None for path in found])))
             self._paths += [path for path in found if path is not None]
         self._table = pa.concat_tables(self._tables, promote_options="permissive")
+        self._schema = self._table.schema
         if not self._paths:
             raise SourceError(f"{root}: holds no picture that its tables name. Check --data.")
         self.sample_ids: Sequence[str] = [str(value) for value in self._table[self.id_column].to_pylist()]
@@ -80,31 +82,14 @@ class CrawledFiles:
         rows: list[dict[str, Any]] = self._table.take(pa.array(indices, pa.int64())).to_pylist()
         return rows
 
-    def label_columns(self) -> tuple[str, ...]:
-        """Return the columns of integers, strings or booleans."""
-        tests = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean)
-        return tuple(item.name for item in self._table.schema if any(test(item.type) for test in tests))
-
-    def labels(self, column: str) -> Labels:
-        """Return the codes of a column's values.
-
-        Raises:
-            SourceError: If there is no such column.
-        """
-        if column not in self.label_columns():
-            raise SourceError(f"{self.name}: no label column {column!r}; there are: {', '.join(self.label_columns())}.")
-        return encode_labels(self._table[column].to_pylist())
-
-    def class_ids(self) -> Sequence[str] | None:
-        """Return None: crawled pictures have no classes."""
-        return None
+    def _column(self, name: str) -> list[object]:
+        values: list[object] = self._table[name].to_pylist()
+        return values
 
 
 def _read(path: Path, id_column: str) -> pa.Table:
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path}: not a readable Parquet file ({one_line(str(error))}). Was it copied completely?") from None
+    with open_parquet(path) as opened:
+        table = opened.read()
     for name in (*_COLUMNS, id_column):
         if name not in table.column_names:
             raise SourceError(f"{path}: no column {name!r}; the columns are: {', '.join(table.column_names)}.")

@@ -15,9 +15,10 @@ import numpy as np
 
 from graphbuild.errors import ArtifactMismatch
 from graphbuild.store import schemas
+from graphbuild.store.arrays import Int32, Int64
 from graphbuild.store.graph import Graph
 from graphbuild.store.lookup import SampleTexts
-from train.data.base import ImageSource, Int32, Int64
+from train.data.base import ImageSource
 from train.data.tar import MappedIds
 
 LEAST_KNOWN = 0.95

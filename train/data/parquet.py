@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from graphbuild.errors import SourceError, one_line
+from graphbuild.store.arrays import Int64
 from graphbuild.system.inputs import file_names
-from train.data.base import Encoded, Int64, Labels, encode_labels
+from train.data.base import Encoded, Labels, encode_labels
 
 _LABEL_TYPES = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean, pa.types.is_dictionary)
 
@@ -72,8 +74,8 @@ class ParquetImages(LabelColumns):
         self.name = str(paths[0]) if len(paths) == 1 else f"{paths[0].parent} ({len(paths)} files)"
         self._paths = list(paths)
         # Footers are parsed once: that of a file of many row groups takes longer than reading one of them.
-        self._metadata = [_open(path).metadata for path in paths]
-        self._schema = _open(paths[0]).schema_arrow
+        footers = [_footer(path) for path in paths]
+        self._metadata, self._schema = [metadata for metadata, _ in footers], footers[0][1]
         self.image_column = choose_image_column(self.name, self._schema, image_column)
         self.id_column = id_column
         self._groups, self._starts, self._rows = _index(
@@ -156,27 +158,36 @@ class ParquetImages(LabelColumns):
         """Return the columns of integers, strings or booleans."""
         if self._metas is None:
             # All of them: they are small beside the images, and asked for in any order.
-            tables = [_read_columns(path, list(self.label_columns())) for path in self._paths]
+            tables = [_read_columns(path, self.label_columns()) for path in self._paths]
             self._metas = pa.concat_tables(tables, promote_options="permissive")
         rows: list[dict[str, Any]] = self._metas.take(pa.array(indices, pa.int64())).to_pylist()
         return rows
 
 
-def _open(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path)
-    except FileNotFoundError:
-        raise SourceError(f"{path}: no such file. Check --data.") from None
-    except pa.ArrowInvalid as error:
-        raise SourceError(f"{path}: not a readable Parquet file ({error}). Was it copied completely?") from None
+@contextmanager
+def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file of images, or of what lies beside them.
 
-
-def _read_columns(path: Path, columns: list[str]) -> pa.Table:
+    Raises:
+        SourceError: If it is missing or no Parquet, or cannot be read while it is open.
+    """
     try:
         with pq.ParquetFile(path) as opened:
-            return opened.read([name for name in columns if name in opened.schema_arrow.names])
+            yield opened
+    except FileNotFoundError:
+        raise SourceError(f"{path}: no such file. Check --data.") from None
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path}: cannot be read ({one_line(str(error))}). Was it copied completely?") from None
+        raise SourceError(f"{path}: not a readable Parquet file ({one_line(str(error))}). Was it copied completely?") from None
+
+
+def _footer(path: Path) -> tuple[pq.FileMetaData, pa.Schema]:
+    with open_parquet(path) as opened:
+        return opened.metadata, opened.schema_arrow
+
+
+def _read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
+    with open_parquet(path) as opened:
+        return opened.read([name for name in columns if name in opened.schema_arrow.names])
 
 
 def _image_bytes(metadata: pq.FileMetaData, column: str) -> int:

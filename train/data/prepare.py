@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from graphbuild.errors import OptionError, SourceError
+from graphbuild.store.arrays import Int64
 from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import find_graph_dir
 from graphbuild.store.sketches import UNCORRECTED
@@ -21,7 +22,7 @@ from graphbuild.system.inputs import PARQUET, SHARDS, list_files, suffix_of
 from graphbuild.system.progress import say
 from train.config import TrainConfig
 from train.config.options import CropFrom
-from train.data.base import ImageSource, Int64, Labels, encode_labels
+from train.data.base import ImageSource, Labels, encode_labels
 from train.data.budget import trained_mask
 from train.data.crops import Crops
 from train.data.join import Joined, Known, join_all

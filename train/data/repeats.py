@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from graphbuild.errors import ArtifactError
+from graphbuild.store.arrays import Bool, Int64
 from graphbuild.store.graph import Graph
 from graphbuild.store.hashes import hash_strings
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.repeats import OnDuplicate, numbered, occurrences
-from train.data.base import Bool, ImageSource, Int64
+from train.data.base import ImageSource
 from train.data.subset import Subset
 from train.data.tar import MappedIds
 

@@ -20,6 +20,7 @@ import numpy as np
 import xxhash
 
 from graphbuild.errors import ArtifactError, OptionError, ResourceError
+from graphbuild.store.arrays import Int64
 from graphbuild.store.atomic import atomic_path, write_json
 from graphbuild.store.digests import digest_file
 from graphbuild.store.folders import remove_temporaries
@@ -28,7 +29,7 @@ from graphbuild.system.archives import OWN_FIELD, SAMPLE_ID
 from graphbuild.system.progress import progress
 from graphbuild.targets.chunks import PartitionConfig
 from train.config import TrainConfig
-from train.data.base import Encoded, ImageSource, Int64
+from train.data.base import Encoded, ImageSource
 from train.data.chunks import chunks_of
 from train.data.prepare import OpenData, open_data
 from train.data.sources import open_images

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from graphbuild.errors import OptionError, ResourceError, SourceError
+from graphbuild.store.arrays import Bool, Int32, Int64, UInt8
 from graphbuild.system.pictures import UnreadablePicture
 from graphbuild.system.progress import progress
 from train.config import OnDeviceName
-from train.data.base import Bool, Encoded, ImageSource, Int32, Int64, UInt8, decode, short_side
+from train.data.base import Encoded, ImageSource, decode, short_side
 from train.data.crops import Crops
 
 Decoder = Callable[[Encoded, int], tuple[UInt8, tuple[int, int]]]
-Maker = Callable[[Encoded, int], tuple[UInt8, tuple[int, int]]]
 """Makes what is wanted of an image's bytes and its place in the batch, and says what height and width it stands for."""
 _CHUNK = 256
 _PROBED = 64
@@ -207,7 +207,7 @@ class ImageStore:
     def _decode_whole(self, rows: Int64) -> tuple[UInt8, Int32]:
         return self._decode(rows, (3, self.size, self.size), lambda item, _: self._decoder(item, self.size))
 
-    def _decode(self, rows: Int64, shape: tuple[int, ...], make: Maker) -> tuple[UInt8, Int32]:
+    def _decode(self, rows: Int64, shape: tuple[int, ...], make: Decoder) -> tuple[UInt8, Int32]:
         """Pixels (n, *shape) and original sizes (n, 2); the work is shared by the threads."""
         pixels = np.zeros((len(rows), *shape), dtype=np.uint8)
         sizes = np.ones((len(rows), 2), dtype=np.int32)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from train.data.base import Encoded, ImageSource, Int64, Labels
+from graphbuild.store.arrays import Int64
+from train.data.base import Encoded, ImageSource, Labels
 
 
 class Subset:

@@ -17,8 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from graphbuild.errors import SourceError
+from graphbuild.store.arrays import Int64
 from graphbuild.system.archives import DamagedArchive, parse_record
-from train.data.base import Encoded, Int64, Labels, encode_labels
+from train.data.base import Encoded, Labels, encode_labels
 from train.data.tar_index import open_index
 
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 import xxhash
 
 from graphbuild.errors import ArtifactError
+from graphbuild.store.arrays import Int64
 from graphbuild.store.atomic import remove_stale_temporaries
 from graphbuild.store.cache import beside_or_cached
 from graphbuild.store.digests import digest_json
@@ -30,7 +31,6 @@ from graphbuild.store.locks import exclusive
 from graphbuild.store.verified import require_verified
 from graphbuild.system.inputs import file_names
 from graphbuild.system.progress import progress
-from train.data.base import Int64
 from train.data.tar_scan import ScannedShard, scan_shard
 
 FOLDER = ".xclr-index"

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from graphbuild.errors import ArtifactError, OptionError, SourceError
+from graphbuild.store.arrays import Int64
 from graphbuild.store.hierarchy import Hierarchy, read_hierarchy
 from graphbuild.store.manifest import Manifest
 from graphbuild.system.progress import say
 from train.config import TrainConfig
-from train.data.base import ImageSource, Int64
+from train.data.base import ImageSource
 from train.data.held_out import default_label_column
 from train.evaluate.features import Features
 from train.evaluate.images import Images, RunImages

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from graphbuild.errors import SourceError
+from graphbuild.store.arrays import Int64
 from graphbuild.system.progress import progress
 from train.data.augment import centre_views
-from train.data.base import Int64
 from train.data.prefetch import read_ahead
 from train.data.store import ImageStore
 from train.model.encoders import Encoder

@@ -9,10 +9,11 @@ import numpy.typing as npt
 import xxhash
 
 from graphbuild.errors import ArtifactError, OptionError
+from graphbuild.store.arrays import Bool
 from graphbuild.store.graph import Graph
 from graphbuild.system.progress import say
 from train.config import TrainConfig
-from train.data.base import Bool, Encoded, ImageSource
+from train.data.base import Encoded, ImageSource
 from train.data.budget import trained_mask
 from train.data.held_out import find_validation, held_out_mask
 from train.data.join import join

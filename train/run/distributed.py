@@ -22,8 +22,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from graphbuild.errors import OptionError, ResourceError, UserError
+from graphbuild.store.arrays import Int64
 from graphbuild.torch.gather import Place, gather
-from train.data.base import Int64
 
 Value = TypeVar("Value")
 _PATIENCE = timedelta(minutes=30)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from graphbuild.errors import OptionError
+from graphbuild.store.arrays import Int32, Int64
 from graphbuild.store.graph import Graph
 from graphbuild.targets.batches import draw_texts
 from graphbuild.targets.mixture import Mix
@@ -22,7 +23,6 @@ from graphbuild.torch.blocks import Gather, OneHotTarget, SameClassTarget, Targe
 from graphbuild.torch.mixture import mix_targets
 from graphbuild.torch.soft_targets import SoftTargets
 from train.config import TrainConfig
-from train.data.base import Int32, Int64
 from train.data.join import Joined
 from train.data.prepare import TrainingData
 

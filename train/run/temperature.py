@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from graphbuild.errors import OptionError
+from graphbuild.store.arrays import Int64
 from graphbuild.torch.mixture import MixedTarget
 from graphbuild.torch.softmax import entropy_of, own_view_mass, target_weights
 from train.config import TrainConfig
-from train.data.base import Int64
 from train.data.chunks import make_batches
 from train.data.prepare import TrainingData
 from train.run.targets import Split, SupCon, make_graph_target

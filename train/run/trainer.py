@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from graphbuild.errors import UserError
+from graphbuild.store.arrays import Int64
 from graphbuild.system.allocator import keep_freed_memory
 from graphbuild.targets.batches import Batch
 from graphbuild.torch.losses import LogitScale
 from train.config import TrainConfig
 from train.data.augment import Augmenter
-from train.data.base import Int64
 from train.data.chunks import make_batches
 from train.data.crops import Crops
 from train.data.prepare import TrainingData

@@ -18,16 +18,15 @@ from graphbuild.datasets.base import show_names
 from graphbuild.datasets.formats.columns import is_list
 from graphbuild.datasets.formats.files import File, local_file, open_parquet
 from graphbuild.errors import OptionError, SourceError, one_line
+from graphbuild.store.arrays import Float64
 
 NPY = ".npy"
 SAFETENSORS = ".safetensors"
 _BLOCK_BYTES = 1 << 25
 _MOST_ROWS = 8_192
 
-Vectors = NDArray[np.float64]
 
-
-def unit_vectors(vectors_nD: NDArray[Any], where: str, first_row: int) -> Vectors:
+def unit_vectors(vectors_nD: NDArray[Any], where: str, first_row: int) -> Float64:
     """Scale rows to length 1; (n, D).
 
     Raises:
@@ -42,7 +41,7 @@ def unit_vectors(vectors_nD: NDArray[Any], where: str, first_row: int) -> Vector
         what = "is zero, so it has no direction" if peak_n[row] == 0 else "holds NaN or infinity"
         raise SourceError(f"{where}: the vector of row {first_row + row:,} {what}. Leave the row out, or mend it.")
     wide_nD /= peak_n[:, None]
-    unit_nD: Vectors = wide_nD / np.sqrt(np.einsum("nd,nd->n", wide_nD, wide_nD))[:, None]
+    unit_nD: Float64 = wide_nD / np.sqrt(np.einsum("nd,nd->n", wide_nD, wide_nD))[:, None]
     return unit_nD
 
 
@@ -58,7 +57,7 @@ class VectorFile:
         self.file = file
         self.column, self.rows, self.width = _HEADS.get(file.suffix, _parquet_head)(file, column)
 
-    def blocks(self) -> Iterator[Vectors]:
+    def blocks(self) -> Iterator[Float64]:
         """Yield unit vectors in order, some rows at a time; (n, D).
 
         Raises:
@@ -71,7 +70,7 @@ class VectorFile:
             first_row += len(block_nD)
 
 
-def read_vector(path: Path) -> Vectors:
+def read_vector(path: Path) -> Float64:
     """Return the one vector of a file, of length 1; (D,).
 
     Raises:
@@ -80,12 +79,12 @@ def read_vector(path: Path) -> Vectors:
     """
     file = local_file(path)
     if file.suffix == NPY and (vector := _open_npy(file)).ndim == 1 and len(vector):
-        alone: Vectors = unit_vectors(vector[None], str(file), 0)[0]
+        alone: Float64 = unit_vectors(vector[None], str(file), 0)[0]
         return alone
     vectors = VectorFile(file, None)
     if vectors.rows != 1:
         raise OptionError(f"{path}: holds {vectors.rows:,} vectors. Give a file of one.")
-    first: Vectors = next(vectors.blocks())[0]
+    first: Float64 = next(vectors.blocks())[0]
     return first
 
 

@@ -19,8 +19,8 @@ from scipy.sparse import csr_array
 
 from graphbuild.quality.curate.decisions import Decisions, require_neighbors, write_decisions
 from graphbuild.store import schemas
+from graphbuild.store.arrays import Float32, Ids
 from graphbuild.store.frames import Frames, graph_blocks
-from graphbuild.store.neighbors import Ids
 from graphbuild.store.outputs import require_replaceable
 from graphbuild.system.answers import next_steps, plain, quoted, render, show, table
 from graphbuild.system.progress import progress, stages
@@ -30,8 +30,6 @@ LEVELS = (0.99, 0.98, 0.97, 0.95, 0.93, 0.9)
 REASONS = ("unique", "representative", "near-duplicate")
 _EDGES_A_BLOCK = 1 << 21
 _SHOWN_PAIRS = 3
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,7 +137,7 @@ def find_duplicates(
     )
 
 
-def duplicate_keepers(tables: Frames, threshold: float) -> tuple[Ids, Floats]:
+def duplicate_keepers(tables: Frames, threshold: float) -> tuple[Ids, Float32]:
     """Return the kept text that stands for each near-duplicate (-1 for texts that are kept), and their similarity (NaN); (N,)."""
     similar, _ = _edges_from(tables, threshold, threshold)
     return _keepers(similar, _order(tables), threshold)
@@ -172,15 +170,15 @@ def _order(tables: Frames) -> npt.NDArray[np.int64]:
     return np.lexsort((np.arange(len(counts)), -counts.astype(np.int64)))
 
 
-def _keepers(similar: csr_array, order_N: npt.NDArray[np.int64], threshold: float) -> tuple[Ids, Floats]:
+def _keepers(similar: csr_array, order_N: npt.NDArray[np.int64], threshold: float) -> tuple[Ids, Float32]:
     """Return the kept text that stands for each dropped one (-1 for kept texts), and their similarity (NaN)."""
     return _choose(similar.indptr.astype(np.int64), similar.indices.astype(np.int32), similar.data, order_N, np.float32(threshold))
 
 
 @njit(nogil=True, cache=True)
 def _choose(
-    starts: npt.NDArray[np.int64], ends_E: Ids, values_E: Floats, order_N: npt.NDArray[np.int64], threshold: np.float32
-) -> tuple[Ids, Floats]:
+    starts: npt.NDArray[np.int64], ends_E: Ids, values_E: Float32, order_N: npt.NDArray[np.int64], threshold: np.float32
+) -> tuple[Ids, Float32]:
     count = len(order_N)
     keeper_N = np.full(count, -1, np.int32)
     similarity_N = np.full(count, np.nan, np.float32)
@@ -196,7 +194,7 @@ def _choose(
     return keeper_N, similarity_N
 
 
-def _decide(keeper_N: Ids, similarity_N: Floats) -> Decisions:
+def _decide(keeper_N: Ids, similarity_N: Float32) -> Decisions:
     reason_N = np.zeros(len(keeper_N), np.int8)
     dropped_N = keeper_N >= 0
     reason_N[np.unique(keeper_N[dropped_N])] = REASONS.index("representative")

@@ -20,17 +20,15 @@ import numpy.typing as npt
 
 from graphbuild.errors import OptionError
 from graphbuild.quality.curate.decisions import Decisions, require_neighbors, write_decisions
+from graphbuild.store.arrays import Float32, Ids
 from graphbuild.store.frames import Frames, graph_blocks
 from graphbuild.store.graph import Graph
-from graphbuild.store.neighbors import Ids
 from graphbuild.store.outputs import require_replaceable
 from graphbuild.system.answers import next_steps, quoted
 from graphbuild.system.progress import progress, stages
 
 REASONS = ("chosen", "covered by a chosen text", "not covered")
 _EDGES_A_BLOCK = 1 << 21
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +100,7 @@ def choose_sample(graph_dir: Path, out: Path, *, count: int, seed: int = 0, over
     )
 
 
-def greedy_cover(graph: Graph, count: int) -> tuple[Ids, Floats, Ids]:
+def greedy_cover(graph: Graph, count: int) -> tuple[Ids, Float32, Ids]:
     """Choose texts one after another, each the one that brings all texts nearest to their nearest chosen one.
 
     Returns:
@@ -129,7 +127,7 @@ def greedy_cover(graph: Graph, count: int) -> tuple[Ids, Floats, Ids]:
     return np.array(chosen, np.int32), cover_N, by_N
 
 
-def _reach(graph: Graph, text: int) -> tuple[Ids, Floats]:
+def _reach(graph: Graph, text: int) -> tuple[Ids, Float32]:
     """Return the texts that a text covers, itself first, and how well; negative similarities cover nothing."""
     row = graph.rows([text])
     ids = np.concatenate([np.array([text], np.int32), row.neighbor_ids[0]])
@@ -144,7 +142,7 @@ def _first_gains(graph: Graph) -> npt.NDArray[np.float64]:
     return np.concatenate(gains)
 
 
-def _cover_of(graph: Graph, texts: npt.NDArray[np.int64]) -> Floats:
+def _cover_of(graph: Graph, texts: npt.NDArray[np.int64]) -> Float32:
     cover_N = np.zeros(graph.n_texts, np.float32)
     for text in texts.tolist():
         ids, values = _reach(graph, text)
@@ -152,7 +150,7 @@ def _cover_of(graph: Graph, texts: npt.NDArray[np.int64]) -> Floats:
     return cover_N
 
 
-def _decide(chosen: Ids, cover_N: Floats, by_N: Ids) -> Decisions:
+def _decide(chosen: Ids, cover_N: Float32, by_N: Ids) -> Decisions:
     reason_N = np.where(by_N >= 0, REASONS.index("covered by a chosen text"), REASONS.index("not covered")).astype(np.int8)
     reason_N[chosen] = REASONS.index("chosen")
     keep_N = np.zeros(len(by_N), np.bool_)

@@ -15,9 +15,9 @@ from graphbuild.quality.curate.dedup import duplicate_keepers
 from graphbuild.quality.explore.select import Selection
 from graphbuild.quality.pictures import picture_bytes
 from graphbuild.store import schemas
+from graphbuild.store.arrays import Ids
 from graphbuild.store.frames import Frames, graph_blocks
 from graphbuild.store.graph import Graph
-from graphbuild.store.neighbors import Ids
 from graphbuild.targets.chunks import PartitionConfig
 from graphbuild.targets.partition import load_partition
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from graphbuild.store.neighbors import Ids
+from graphbuild.store.arrays import Ids
 
 _LEVELS = (12, 48, 192)
 """Clusters a level; the first level is shown from afar, the last from near by."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphbuild.errors import OptionError
-from graphbuild.store.neighbors import Ids
+from graphbuild.store.arrays import Ids
 
 Positions = npt.NDArray[np.float32]
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from graphbuild.errors import OptionError
 from graphbuild.knn.engines.choose import make_engine, required_memory
+from graphbuild.store.arrays import Ids
 from graphbuild.store.files import ShardRange
 from graphbuild.store.frames import Frames
-from graphbuild.store.neighbors import Ids
 from graphbuild.system.memory import resolve_limit
 
 MOST_TEXTS = 200_000

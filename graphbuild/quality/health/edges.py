@@ -13,12 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from graphbuild.store.arrays import Float32, Ids
 from graphbuild.store.frames import graph_blocks
 from graphbuild.store.graph import Graph
 from graphbuild.system.progress import progress
-
-Ids = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float32]
 
 THRESHOLDS = (0.98, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
 """Similarities from which an edge joins its two texts into one component."""
@@ -48,7 +46,7 @@ class EdgePass:
 
     stored: EdgeCounts
     shuffled: EdgeCounts
-    nearest_N: Floats
+    nearest_N: Float32
     """Similarity to the nearest neighbour; NaN where none is stored."""
     components: list[dict[str, Any]] = field(default_factory=list)
 
@@ -80,7 +78,7 @@ def _empty(n_texts: int) -> EdgeCounts:
     return EdgeCounts(np.zeros(n_texts, np.int32), np.zeros(n_texts, np.int32), forests)
 
 
-def _add(counts: EdgeCounts, first: int, ids_nK: Ids, values_nK: Floats, share_N: npt.NDArray[np.float64]) -> None:
+def _add(counts: EdgeCounts, first: int, ids_nK: Ids, values_nK: Float32, share_N: npt.NDArray[np.float64]) -> None:
     counts.weight += _count(counts.in_degree_N, counts.near_degree_N, first, ids_nK, NEAR_RANKS, share_N)
     for parents_N, threshold in zip(counts.parents_TN, THRESHOLDS, strict=True):
         _unite(parents_N, first, ids_nK, values_nK, np.float32(threshold))
@@ -127,7 +125,7 @@ def _root(parents_N: Ids, i: int) -> int:
 
 
 @njit(nogil=True, cache=True)
-def _unite(parents_N: Ids, first: int, ids_nK: Ids, values_nK: Floats, threshold: np.float32) -> None:
+def _unite(parents_N: Ids, first: int, ids_nK: Ids, values_nK: Float32, threshold: np.float32) -> None:
     """Join the trees of texts whose edge reaches the threshold; the lower id becomes the root."""
     for i in range(ids_nK.shape[0]):
         for c in range(ids_nK.shape[1]):

@@ -14,17 +14,17 @@ import numpy.typing as npt
 
 from graphbuild.errors import SourceError
 from graphbuild.store import schemas
+from graphbuild.store.arrays import Int32
 
 if TYPE_CHECKING:
     from graphbuild.store.frames import Frames
 
-Codes = npt.NDArray[np.int32]
 LABEL_NAMES = ("label", "class", "class_name", "wnid", "category")
 GROUP_NAMES = ("group", "image_id")
 WNID = "wnid"
 
 
-def majority_labels(view: Frames, column: str) -> tuple[Codes, list[str]]:
+def majority_labels(view: Frames, column: str) -> tuple[Int32, list[str]]:
     """Return each text's most frequent label, as a code, and the names; ties go to the smaller name, -1 where all are null.
 
     Raises:
@@ -42,7 +42,7 @@ def majority_labels(view: Frames, column: str) -> tuple[Codes, list[str]]:
     return out, [str(value) for value in names]
 
 
-def text_groups(view: Frames, column: str) -> tuple[npt.NDArray[np.int64], Codes]:
+def text_groups(view: Frames, column: str) -> tuple[npt.NDArray[np.int64], Int32]:
     """Return the groups that each text's samples belong to, as ranges: text i has `codes[offsets[i]:offsets[i + 1]]`, sorted.
 
     Raises:
@@ -67,14 +67,14 @@ def _column(view: Frames, column: str) -> Any:
     return view.samples.select(sorted({schemas.TEXT_ID, column}))
 
 
-def purity_at(codes_N: Codes, ids_s: npt.NDArray[Any], ends_sK: Codes, ks: Sequence[int]) -> list[float]:
+def purity_at(codes_N: Int32, ids_s: npt.NDArray[Any], ends_sK: Int32, ks: Sequence[int]) -> list[float]:
     """Return the mean share of the first k neighbours that have the text's label, for each k; texts without one are left out."""
     labelled = codes_N[ids_s] >= 0
     same = codes_N[ends_sK[labelled]] == codes_N[ids_s[labelled], None]
     return [float(same[:, :k].mean()) if same.size else 0.0 for k in ks]
 
 
-def purity_within_reach(codes_N: Codes, ids_s: npt.NDArray[Any], ks: Sequence[int]) -> list[float]:
+def purity_within_reach(codes_N: Int32, ids_s: npt.NDArray[Any], ks: Sequence[int]) -> list[float]:
     """Return the purity of the best possible graph, for each k: a class of m texts fills m - 1 of k places at most."""
     sizes = np.bincount(codes_N[codes_N >= 0]) if (codes_N >= 0).any() else np.zeros(1, np.int64)
     labelled = codes_N[ids_s]
@@ -95,7 +95,7 @@ class GroupAgreement:
     texts: int
 
 
-def group_agreement(groups: tuple[npt.NDArray[np.int64], Codes], ids_s: npt.NDArray[Any], ends_sK: Codes) -> GroupAgreement | None:
+def group_agreement(groups: tuple[npt.NDArray[np.int64], Int32], ids_s: npt.NDArray[Any], ends_sK: Int32) -> GroupAgreement | None:
     """Look for each sampled text's group among its neighbours; return None where no sampled text shares one."""
     offsets, codes = groups
     texts = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))

@@ -16,7 +16,7 @@ from graphbuild.store.sketches import corrected, residual_lengths
 from graphbuild.targets.assemble import assemble
 from graphbuild.targets.softmax import entropy, own_view_mass
 
-Ids = npt.NDArray[np.integer[Any]]
+AnyIds = npt.NDArray[np.integer[Any]]
 TAUS = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
 _MOST_EMBEDDING_BYTES = 1 << 30
 _COLUMNS = 32_768
@@ -34,18 +34,18 @@ class PairSimilarity:
         self.source = "embeddings" if self._vectors is not None else "sketch" if graph.sketch_dim else None
         """Where the similarities come from; None where the graph holds neither."""
 
-    def between(self, one_s: Ids, other_c: Ids) -> npt.NDArray[np.float32]:
+    def between(self, one_s: AnyIds, other_c: AnyIds) -> npt.NDArray[np.float32]:
         """Return the similarity of each of some texts to each of others; (s, c)."""
         own_sD, own_s = self._parts(one_s)
         tiles = [self._parts(other_c[i : i + _TILE]) for i in range(0, len(other_c), _TILE)]
         return np.concatenate([self._whole(own_sD @ parts.T, own_s[:, None] * lengths) for parts, lengths in tiles], axis=1)
 
-    def of_pairs(self, one_c: Ids, other_c: Ids) -> npt.NDArray[np.float32]:
+    def of_pairs(self, one_c: AnyIds, other_c: AnyIds) -> npt.NDArray[np.float32]:
         """Return the similarity of each pair of texts; (c,)."""
         (own_cD, own_c), (others_cD, others_c) = self._parts(one_c), self._parts(other_c)
         return self._whole(np.einsum("cd,cd->c", own_cD, others_cD), own_c * others_c)
 
-    def _parts(self, ids: Ids) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def _parts(self, ids: AnyIds) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """What is known of the texts' vectors, and the length of what is not."""
         if self._vectors is not None:
             return np.asarray(self._vectors[ids], np.float32), np.zeros(len(ids), np.float32)

@@ -25,7 +25,7 @@ from graphbuild.quality.explore.select import MOST_TEXTS, Selection, select_text
 from graphbuild.quality.explore.write import FOLDER
 from graphbuild.quality.view import GraphView
 from graphbuild.store import schemas
-from graphbuild.store.neighbors import Ids
+from graphbuild.store.arrays import Ids
 
 _MOST_LAID_OUT = 5_000
 """Texts of a map that is made for the report alone: some ten seconds."""

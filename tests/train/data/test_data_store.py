@@ -11,7 +11,7 @@ from helpers_train import draw, encode, write_images
 from PIL import Image
 
 from graphbuild.errors import OptionError, SourceError
-from train.data.base import Int64
+from graphbuild.store.arrays import Int64
 from train.data.prefetch import read_ahead
 from train.data.sources import open_images
 from train.data.store import CorruptImages, ImageStore, choose_load_size

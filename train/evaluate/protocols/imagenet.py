@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from graphbuild.errors import SourceError
+from graphbuild.store.arrays import Int64
 from graphbuild.system.pictures import UnreadablePicture, open_picture, to_rgb
-from train.data.base import Encoded, ImageSource, Int64
+from train.data.base import Encoded, ImageSource
 from train.data.subset import Subset
 from train.evaluate.images import Images
 from train.evaluate.protocols.task import Task

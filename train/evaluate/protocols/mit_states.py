@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from graphbuild.errors import SourceError
-from train.data.base import Bool, encode_labels
+from graphbuild.store.arrays import Bool
+from train.data.base import encode_labels
 from train.data.imagefolder import FolderImages
 from train.data.subset import Subset
 from train.evaluate.images import Images

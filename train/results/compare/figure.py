@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from graphbuild.errors import OptionError
+from graphbuild.store.atomic import atomic_path
 from graphbuild.store.outputs import MARK
 from train.evaluate.intervals import mean_interval
 from train.results.compare.arms import Arm
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 _POINTS = {"linear_n1": 1.0, "linear_n5": 5.0, "linear_n20": 20.0}
@@ -61,11 +66,16 @@ def write_figure(arms: Sequence[Arm], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", linewidth=0.4, alpha=0.5)
     axes.legend(frameon=False, fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=200, metadata=metadata_of(path))
+    save_figure(figure, path)
 
 
-def metadata_of(path: Path) -> dict[str, str | None]:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure whole or not at all, in the form that its name says."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.removeprefix("."), dpi=200, metadata=_metadata_of(path))
+
+
+def _metadata_of(path: Path) -> dict[str, str | None]:
     """Return what a figure's file says of itself: that this program wrote it, and not when."""
     if path.suffix == ".png":
         return {"Software": MARK}

@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from graphbuild.errors import OptionError
+from graphbuild.store.arrays import Float32
 from train.data.prepare import open_data
-from train.results.compare.figure import metadata_of, require_figure_name
+from train.results.compare.figure import require_figure_name, save_figure
 from train.results.report.figures import off_diagonal_range
 from train.results.report.pictures import measure_similarities
 from train.results.report.runs import read_runs
-from train.results.report.similarity import Matrix, agreement
+from train.results.report.similarity import agreement
 from train.run.loop import settle
 
 _PANEL_INCHES = 2.1
@@ -43,7 +44,7 @@ def write_matrices(runs: Sequence[Path], names: Sequence[str], out: Path, *, col
     draw(panels, out)
 
 
-def draw(panels: dict[str, Matrix], out: Path) -> None:
+def draw(panels: dict[str, Float32], out: Path) -> None:
     """Draw one row of matrices, each on its own scale: the 1st to the 99th percentile of what is off the diagonal."""
     # Loaded here: a second of import that only figures need.
     from matplotlib.figure import Figure
@@ -55,5 +56,4 @@ def draw(panels: dict[str, Matrix], out: Path) -> None:
         axes.set_title(title, fontsize="small")
         axes.set_xticks([])
         axes.set_yticks([])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=200, metadata=metadata_of(out))
+    save_figure(figure, out)

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from graphbuild.store.arrays import Int64
 from graphbuild.store.graph import Graph
-from train.data.base import ImageSource, Int64
+from train.data.base import ImageSource
 from train.data.prepare import OpenData, absolute
 from train.data.sources import open_images, recorded_images
 from train.data.store import ImageStore

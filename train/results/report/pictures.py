@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from graphbuild.store.arrays import Float32, Int64
 from graphbuild.store.graph import Graph
 from graphbuild.targets.assemble import assemble
-from train.data.base import ImageSource, Int64
+from train.data.base import ImageSource
 from train.data.prepare import OpenData
 from train.data.store import CorruptImages, ImageStore
 from train.evaluate.features import extract_features
@@ -21,15 +22,7 @@ from train.model.encoders import Encoder
 from train.results.report.figures import matrix_image, off_diagonal_range
 from train.results.report.page import MatrixFigure
 from train.results.report.runs import RunRecord
-from train.results.report.similarity import (
-    Features,
-    Matrix,
-    agreement,
-    choose_items,
-    cosine_matrix,
-    mean_features,
-    seriate,
-)
+from train.results.report.similarity import agreement, choose_items, cosine_matrix, mean_features, seriate
 from train.run.checkpoint import load_encoder
 from train.run.trainer import build_model
 
@@ -44,8 +37,8 @@ _LISTED_NAMES = 40
 class Similarities:
     """Text and learned similarities of N texts, in one order."""
 
-    texts_NN: Matrix
-    learned: dict[str, Matrix]
+    texts_NN: Float32
+    learned: dict[str, Float32]
     """By encoder; (N, N) each."""
     items: list[Int64]
     """The pictures of each text."""
@@ -106,16 +99,16 @@ def measure_similarities(runs: Sequence[RunRecord], opened: OpenData, columns: S
     return Similarities(texts_NN, _learned_matrices(runs, opened, pool, items), items, first if by_label else None, names)
 
 
-def text_similarity(graph: Graph, ids: Int64, runs: Sequence[RunRecord]) -> Matrix:
+def text_similarity(graph: Graph, ids: Int64, runs: Sequence[RunRecord]) -> Float32:
     """Return what the target is made of: stored similarities, the sketch's estimate elsewhere; 1 between samples of one text."""
     absent = next((run.config.absent for run in runs if run.config.absent is not None), None)
     if absent is None and not graph.sketch_dim:
         absent = 0.0
-    similarity: Matrix = assemble(graph.rows(ids), ids, absent=absent).similarity_BB
+    similarity: Float32 = assemble(graph.rows(ids), ids, absent=absent).similarity_BB
     return similarity
 
 
-def _learned_matrices(runs: Sequence[RunRecord], opened: OpenData, pool: Int64, items: list[Int64]) -> dict[str, Matrix]:
+def _learned_matrices(runs: Sequence[RunRecord], opened: OpenData, pool: Int64, items: list[Int64]) -> dict[str, Float32]:
     assert opened.joined is not None
     chosen = np.concatenate(items)
     store = open_store(opened.source, opened.joined.indices[pool[chosen]], runs[0])
@@ -138,10 +131,10 @@ def encoders_of(runs: Sequence[RunRecord], *, untrained: bool = True) -> dict[st
     return first | {run.name: load_encoder(run.path) for run in runs}
 
 
-def features_of(encoder: Encoder, store: ImageStore, run: RunRecord) -> Features:
+def features_of(encoder: Encoder, store: ImageStore, run: RunRecord) -> Float32:
     """Return one row of features an image that can be read."""
     found = extract_features([encoder], store, device=torch.device(run.config.device), label="features for the report")
-    features: Features = found.by_encoder[0].numpy()
+    features: Float32 = found.by_encoder[0].numpy()
     return features
 
 
@@ -151,7 +144,7 @@ def open_store(source: ImageSource, indices: Int64, run: RunRecord) -> ImageStor
     return ImageStore(source, size=run.config.load_size or run.config.image_size, corrupt=corrupt, indices=indices)
 
 
-def _figure(title: str, matrix: Matrix, correlation: float | None) -> MatrixFigure:
+def _figure(title: str, matrix: Float32, correlation: float | None) -> MatrixFigure:
     low, high = off_diagonal_range(matrix)
     caption = f"{low:.2f} (dark) to {high:.2f}"
     if correlation is not None:

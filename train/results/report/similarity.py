@@ -6,14 +6,11 @@ Shape letters: S pictures at hand, N texts or pictures compared, F feature width
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Features = npt.NDArray[np.float32]
-Matrix = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.int64]
+from graphbuild.store.arrays import Float32, Int64
 
 
-def choose_items(text_ids_S: Indices, label_codes_S: Indices | None, *, most: int, pictures: int, seed: int = 0) -> list[Indices]:
+def choose_items(text_ids_S: Int64, label_codes_S: Int64 | None, *, most: int, pictures: int, seed: int = 0) -> list[Int64]:
     """Choose texts to compare, as evenly over the labels as can be, and some pictures of each.
 
     Args:
@@ -43,29 +40,29 @@ def choose_items(text_ids_S: Indices, label_codes_S: Indices | None, *, most: in
     return [np.array(members[text][:pictures]) for _, text in sorted(chosen[:most])]
 
 
-def mean_features(features_SF: Features, items: list[Indices]) -> Features:
+def mean_features(features_SF: Float32, items: list[Int64]) -> Float32:
     """Return the mean feature vector of each item's pictures; (N, F)."""
     return np.stack([features_SF[item].mean(axis=0) for item in items]).astype(np.float32)
 
 
-def cosine_matrix(features_NF: Features) -> Matrix:
+def cosine_matrix(features_NF: Float32) -> Float32:
     """Return cosine similarities after the mean vector is taken off; (N, N).
 
-    Features behind a ReLU are all positive, so that without this every cosine would be near 1.
+    Float32 behind a ReLU are all positive, so that without this every cosine would be near 1.
     """
     unit = normalize(features_NF - features_NF.mean(axis=0))
-    similarity: Matrix = unit @ unit.T
+    similarity: Float32 = unit @ unit.T
     return similarity
 
 
-def normalize(features_NF: Features) -> Features:
+def normalize(features_NF: Float32) -> Float32:
     """Return rows of unit length; a row of zeros stays."""
     length = np.linalg.norm(features_NF, axis=1, keepdims=True)
-    unit: Features = features_NF / np.maximum(length, 1e-12)
+    unit: Float32 = features_NF / np.maximum(length, 1e-12)
     return unit
 
 
-def seriate(similarity_NN: Matrix) -> Indices:
+def seriate(similarity_NN: Float32) -> Int64:
     """Return an order in which similar rows are neighbours: by the Fiedler vector of the similarities, shifted to be positive."""
     weights = similarity_NN.astype(np.float64) - similarity_NN.min()
     np.fill_diagonal(weights, 0.0)
@@ -77,7 +74,7 @@ def seriate(similarity_NN: Matrix) -> Indices:
     return np.argsort(vector if vector[0] <= 0 else -vector, kind="stable")
 
 
-def agreement(one_NN: Matrix, other_NN: Matrix) -> float:
+def agreement(one_NN: Float32, other_NN: Float32) -> float:
     """Return Pearson's correlation of two similarity matrices over their pairs, without the diagonal; NaN where one is constant."""
     pairs = np.triu_indices(len(one_NN), 1)
     x, y = one_NN[pairs].astype(np.float64), other_NN[pairs].astype(np.float64)
@@ -86,14 +83,14 @@ def agreement(one_NN: Matrix, other_NN: Matrix) -> float:
     return float(np.corrcoef(x, y)[0, 1])
 
 
-def cosines(features_SF: Features, queries_Q: Indices) -> Matrix:
+def cosines(features_SF: Float32, queries_Q: Int64) -> Float32:
     """Return the cosine of each query with every picture; (Q, S)."""
     unit = normalize(features_SF)
-    found: Matrix = unit[queries_Q] @ unit.T
+    found: Float32 = unit[queries_Q] @ unit.T
     return found
 
 
-def nearest(similarity_QS: Matrix, queries_Q: Indices, *, count: int) -> Indices:
+def nearest(similarity_QS: Float32, queries_Q: Int64, *, count: int) -> Int64:
     """Return the most similar pictures of each query, the query itself left out; (Q, M), ties to the lower index."""
     others_QS = similarity_QS.copy()
     others_QS[np.arange(len(queries_Q)), queries_Q] = -np.inf

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from graphbuild.errors import OptionError
+from graphbuild.store.arrays import Int64
 from graphbuild.torch.gather import gather
 from graphbuild.torch.losses import tile_size
 from train.config import TrainConfig
-from train.data.base import Int64
 from train.data.prepare import TrainingData
 from train.model.encoders import Encoder
 from train.run.distributed import Ranks

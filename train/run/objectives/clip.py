@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from graphbuild.store.arrays import Int64
 from graphbuild.torch.gather import gather_rows
 from graphbuild.torch.losses import LogitScale, clip_loss
 from train.config import TrainConfig
-from train.data.base import Int64
 from train.data.prepare import TrainingData
 from train.model.encoders import Encoder
 from train.model.text_tower import TextTower, open_tokens

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from graphbuild.store.arrays import Int64
 from graphbuild.torch.blocks import Target
 from graphbuild.torch.losses import LogitScale
 from graphbuild.torch.modules import two_view_loss
 from graphbuild.torch.repulsion import ByGraph, Decoupled, Hard, Mixed, Repulsion, draw_mixtures
 from train.config import TrainConfig
-from train.data.base import Int64
 from train.data.prepare import TrainingData
 from train.model.encoders import Encoder
 from train.run.distributed import Ranks

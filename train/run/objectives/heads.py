@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphbuild.store.arrays import Int64
 from train.config import TrainConfig
-from train.data.base import Int64
 from train.data.prepare import TrainingData
 from train.model.encoders import Encoder, head_of
 from train.run.distributed import Ranks

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from graphbuild.store.arrays import Int64
 from graphbuild.torch.blocks import Target
 from graphbuild.torch.without_negatives import Terms, draw_directions, lejepa_loss
-from train.data.base import Int64
 from train.run.objectives.base import register, seed_of_batch
 from train.run.objectives.pulled import Pulled
 

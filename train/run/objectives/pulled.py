@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from graphbuild.store.arrays import Int64
 from graphbuild.torch.blocks import Target
 from graphbuild.torch.gather import gather_views
 from graphbuild.torch.without_negatives import Terms
 from train.config import TrainConfig
-from train.data.base import Int64
 from train.data.prepare import TrainingData
 from train.model.encoders import Encoder
 from train.run.distributed import Ranks
