@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from graphbuild.embed.encoder_files import EncoderSpec, find_encoder, loading, require_recorded_files
+from graphbuild.embed.encoder_files import EncoderSpec, find_encoder, require_recorded_files
+from graphbuild.embed.libraries import loading
 from graphbuild.errors import ArtifactError, OptionError
 from graphbuild.system.allocator import keep_freed_memory
 

@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphbuild.embed.encoder_files import quiet_libraries
 from graphbuild.embed.image_nets import LoadedNet, load_open_clip, load_own, load_timm
+from graphbuild.embed.libraries import quiet_libraries
 from graphbuild.errors import ArtifactMismatch, OptionError, UserError, one_line
 
 if TYPE_CHECKING:

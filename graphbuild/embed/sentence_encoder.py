@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.embed.backends import BackendTransformer
-from graphbuild.embed.encoder_files import EncoderSpec, loading
+from graphbuild.embed.encoder_files import EncoderSpec
+from graphbuild.embed.libraries import loading
 from graphbuild.embed.text.table import Tokens
 from graphbuild.errors import ArtifactError, OptionError
 from graphbuild.store.arrays import Float32

@@ -84,7 +84,7 @@ def write_report(
         curves=curves(records),
         places=places,
     )
-    _write(out, render_page(page))
+    write_text(out, render_page(page))
     return ReportResult(out=out, runs=tuple(record.name for record in records), bytes=out.stat().st_size)
 
 
@@ -148,7 +148,3 @@ def _describe_graph(graph_dir: str) -> str:
         f"{short_path(str(graph.path))}: {graph.n_texts:,} texts, {stored}, sketch of {graph.sketch_dim} bytes; "
         f"{encoder.get('name')}, {encoder.get('dim')} wide, {encoder.get('precision')}"
     )
-
-
-def _write(out: Path, html: str) -> None:
-    write_text(out, html)
