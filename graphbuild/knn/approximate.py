@@ -70,7 +70,7 @@ class Recall:
 
 
 def wilson_interval(share: float, trials: float) -> tuple[float, float]:
-    """95 % score interval of a binomial share (Wilson 1927, Journal of the American Statistical Association 22:209)."""
+    """Return 95 % score interval of a binomial share (Wilson 1927, Journal of the American Statistical Association 22:209)."""
     z2 = _NORMAL_95**2
     middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = _NORMAL_95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
@@ -78,7 +78,7 @@ def wilson_interval(share: float, trials: float) -> tuple[float, float]:
 
 
 def recall_interval(shares_s: NDArray[np.float64]) -> tuple[float, float]:
-    """Wilson's interval of a mean of shares of rows.
+    """Return Wilson's interval of a mean of shares of rows.
 
     The neighbours of one row are found or missed together, so they do not count as so many trials: the number of trials is
     p(1-p) over the variance of the mean, as in cluster samples (Kish 1965, Survey Sampling, section 8.2).
@@ -117,7 +117,7 @@ class IvfEngine:
         self.recall = self._choose(recall, min(sample, len(vectors_ND)))
 
     def pairs(self, ranges: Sequence[ShardRange]) -> int:
-        """Pairs of texts that a search scores, about: probed lists are taken to be of average length."""
+        """Return the number of pairs of texts that a search scores, about: probed lists are taken to be of average length."""
         return sum(map(len, ranges)) * self._row_pairs()
 
     def work(self, ranges: Sequence[ShardRange]) -> int:
@@ -125,7 +125,7 @@ class IvfEngine:
         return self.pairs(ranges)
 
     def search(self, ranges: Sequence[ShardRange], advance: Advance = ignore_progress) -> Iterator[Neighbors]:
-        """Neighbours of each range of texts, in turn."""
+        """Yield the neighbours of each range of texts, in turn."""
         for one in ranges:
             found = Neighbors(np.empty((len(one), self._k), np.int32), np.empty((len(one), self._k), np.float16), 0)
             recomputed = 0

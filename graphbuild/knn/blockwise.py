@@ -31,13 +31,13 @@ class Similarity(Protocol):
     """No pair is less similar."""
 
     def tile(self, rows: Rows, columns: Rows) -> Tile:
-        """Similarities of some texts with some others; (r, c), an array of its own."""
+        """Return similarities of some texts with some others; (r, c), an array of its own."""
 
 
 def nearest(
     similarity: Similarity, texts_n: NDArray[np.integer], count: int, k: int, advance: Advance = ignore_progress
 ) -> tuple[Neighbors, NDArray[np.float64]]:
-    """The k most similar of `count` texts to each of some texts, and the similarity of the last of them, (n,), unrounded."""
+    """Find the k most similar of `count` texts to each of some texts, and the similarity of the last of them, (n,), unrounded."""
     ids_nK, kept_nK = np.empty((len(texts_n), k), np.int32), np.empty((len(texts_n), k), np.float64)
     starts = range(0, len(texts_n), _ROWS)
 
@@ -55,7 +55,7 @@ def nearest(
 
 
 def as_stored(ids_nK: NDArray[np.int32], similarities_nK: Tile) -> Neighbors:
-    """Neighbours in the order in which they are stored: by the similarity in float16, then by id."""
+    """Return neighbours in the order in which they are stored: by the similarity in float16, then by id."""
     rounded_nK = similarities_nK.astype(np.float16)
     order_nK = np.lexsort((ids_nK, -rounded_nK.astype(np.float32)))
     return Neighbors(np.take_along_axis(ids_nK, order_nK, 1), np.take_along_axis(rounded_nK, order_nK, 1), 0)
@@ -134,11 +134,11 @@ class Landmarks:
         self._ids_M = np.sort(np.random.default_rng(0).permutation(count)[:_LANDMARKS])
 
     def own(self) -> Tile:
-        """Similarities of the landmarks among themselves; (M, M)."""
+        """Return similarities of the landmarks among themselves; (M, M)."""
         return self._similarity.tile(self._ids_M, self._ids_M)
 
     def features(self, ids_n: NDArray[np.integer]) -> NDArray[np.float16]:
-        """Similarities of some texts with the landmarks; (n, M)."""
+        """Return similarities of some texts with the landmarks; (n, M)."""
         features_nM = np.empty((len(ids_n), len(self._ids_M)), np.float16)
         for start in range(0, len(ids_n), _COLUMNS):
             rows = slice(start, start + _COLUMNS)

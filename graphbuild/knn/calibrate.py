@@ -42,7 +42,7 @@ class Rates:
     """How the tile engine is to shorten the vectors."""
 
     def seconds(self, pairs: int, rows: int) -> float:
-        """Expected time of a search that scores so many pairs for so many texts."""
+        """Return the expected time of a search that scores so many pairs for so many texts."""
         return pairs / self.pairs_per_second + rows * self.row_seconds
 
 

@@ -60,7 +60,7 @@ class KnnResult:
     already_done: bool
 
     def summary(self) -> str:
-        """One or two lines for people."""
+        """Return one or two lines for people."""
         width = f"{self.k:,} neighbours a text" + (" (complete)" if self.complete else "")
         head = f"{self.graph_dir}: {self.texts:,} texts, {width}, sketch of {self.sketch_dim} bytes, {self.shards} shard(s)"
         after = next_steps("graphbuild verify", "graphbuild report", "train run", graph_dir=self.graph_dir)

@@ -40,7 +40,7 @@ class Layout:
         return 2 * self.texts * self.dim
 
     def output_bytes(self, texts: int) -> int:
-        """Neighbour files of so many texts."""
+        """Return the bytes of the neighbour files of so many texts."""
         return texts * (4 + 6 * self.k + (self.sketch_dim + 4 if self.sketch_dim else 0))
 
 

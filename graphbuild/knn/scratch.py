@@ -19,7 +19,7 @@ from graphbuild.store.embeddings import embedding_blocks, load_embeddings
 
 @contextmanager
 def all_vectors(graph_dir: Path, shape: tuple[int, int], *, mapped: bool) -> Iterator[tuple[NDArray[np.float16], Path | None]]:
-    """All embeddings, and the scratch file where they are mapped.
+    """Open all embeddings, and the scratch file where they are mapped.
 
     Args:
         graph_dir: A graph whose embed stage is done.

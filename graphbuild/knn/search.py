@@ -93,7 +93,7 @@ class Search:
         return len(self._missing)
 
     def run(self) -> list[Receipt]:
-        """Receipts of all shards, those that were done before included.
+        """Return the receipts of all shards, those that were done before included.
 
         Raises:
             ArtifactError: If an embedding is damaged, zero, or not finite.
@@ -260,7 +260,7 @@ class Search:
 
 @contextmanager
 def pair_progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Progress in millions of pairs; what is left over by rounding is carried on."""
+    """Show progress in millions of pairs; what is left over by rounding is carried on."""
     with progress("neighbours", -(-total // _MILLION), unit="M pairs") as meter:
         done = shown = 0
 

@@ -64,7 +64,7 @@ def sketch_basis(moments_DD: NDArray[np.float64], sketch_dim: int) -> NDArray[np
 
 
 def landmark_basis(own_MM: NDArray[np.float64], sketch_dim: int) -> NDArray[np.float64]:
-    """Basis of a sketch whose vectors are similarities with M landmarks, from those of the landmarks; shape (M, R).
+    """Return the basis of a sketch whose vectors are similarities with M landmarks, from those of the landmarks; shape (M, R).
 
     Eigenvalues below 0.01, which would add less than that to any similarity, and negative ones are left out.
     """
@@ -76,14 +76,14 @@ def landmark_basis(own_MM: NDArray[np.float64], sketch_dim: int) -> NDArray[np.f
 
 
 def encode_within(vectors_nM: NDArray[np.float16], basis_MR: NDArray[np.float64]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """As `encode`; codes that would be longer than a unit vector, as approximate features may be, are made as long."""
+    """Encode as `encode` does; codes that would be longer than a unit vector, as approximate features may be, are made as long."""
     codes_nR, scales_n = encode(vectors_nM, basis_MR)
     lengths_n = np.sqrt(np.square(codes_nR.astype(np.float32)).sum(axis=1)) * scales_n
     return codes_nR, (scales_n / np.maximum(lengths_n, 1)).astype(np.float32)
 
 
 def encode(vectors_nD: NDArray[np.float16], basis_DR: NDArray[np.float64]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Codes and scales of some texts.
+    """Return codes and scales of some texts.
 
     Returns:
         Codes (n, R) in -127..127, and scales (n,): code times scale approximates the coordinate.

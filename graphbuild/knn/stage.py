@@ -55,7 +55,7 @@ class Request:
 
     @classmethod
     def read(cls, graph_dir: Path, manifest: Manifest, config: KnnConfig) -> Request:
-        """What `config` asks for, with the digests of what is read."""
+        """Read what `config` asks for, with the digests of what is read."""
         count = sum(receipt.rows for receipt in manifest.require("embed", graph_dir).files.values())
         layout = Layout(
             texts=count,
@@ -97,7 +97,7 @@ class Request:
         return {FACT: list(fit_correction(vectors_nD, np.concatenate(codes), np.concatenate(scales), np.concatenate(last)))}
 
     def plan(self) -> MemoryPlan:
-        """How memory is divided, and on which device.
+        """Plan how memory is divided, and on which device.
 
         Raises:
             OptionError: If the memory limit cannot be read, or there is no such device.
@@ -108,7 +108,7 @@ class Request:
         return plan_memory(self.layout, resolve_limit(self.config.memory_limit), workers=processes, device=device)
 
     def search(self, part: Part | None = None) -> Search:
-        """The work that is left; with a part, that of its shards."""
+        """Return the work that is left; with a part, that of its shards."""
         memory = self.plan()
         return Search(
             self.graph_dir,
@@ -185,7 +185,7 @@ def estimate_knn(graph_dir: Path, config: KnnConfig) -> Estimate:
 
 
 def stored_k(asked: int | str, count: int) -> int:
-    """Neighbours that are stored for each of `count` texts: never more than the other texts there are."""
+    """Return the number of neighbours that are stored for each of `count` texts: never more than the other texts there are."""
     if asked == "auto":
         asked = count - 1 if count <= _AUTO_COMPLETE else _AUTO_K
     return count - 1 if asked == "all" else min(int(asked), count - 1)

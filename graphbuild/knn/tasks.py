@@ -51,7 +51,7 @@ class Job:
 
 
 def blocks(missing: Sequence[ShardRange], device: str) -> list[tuple[ShardRange, ...]]:
-    """The shards of each task: one on a CPU; some on a GPU, which scores the pairs within a task once for both of their texts."""
+    """Return the shards of each task: one on a CPU; some on a GPU, which scores pairs within a task once for both texts."""
     size = 1 if device == "cpu" else min(_MOST_SHARDS, -(-len(missing) // _LEAST_TASKS))
     return [tuple(missing[first : first + size]) for first in range(0, len(missing), max(1, size))]
 

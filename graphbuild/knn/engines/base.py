@@ -56,10 +56,10 @@ class Engine(Protocol):
         """Number format of the scoring pass."""
 
     def pairs(self, ranges: Sequence[ShardRange]) -> int:
-        """Pairs of texts that a search scores."""
+        """Return the number of pairs of texts that a search scores."""
 
     def work(self, ranges: Sequence[ShardRange]) -> int:
         """Return all that a search tells `advance`: pairs scored, and re-ranking as the pairs that could be scored meanwhile."""
 
     def search(self, ranges: Sequence[ShardRange], advance: Advance = ignore_progress) -> Iterator[Neighbors]:
-        """Neighbours of each range of texts, in turn."""
+        """Yield the neighbours of each range of texts, in turn."""

@@ -36,15 +36,15 @@ class Coding:
     """R; None keeps all coordinates as they are."""
 
     def width(self, dim: int) -> int:
-        """The width P of the codes."""
+        """Return the width P of the codes."""
         return dim if self.basis_DP is None else self.basis_DP.shape[1]
 
     def name(self, dim: int) -> str:
-        """The name that the receipt records."""
+        """Return the name that the receipt records."""
         return self.format if self.basis_DP is None else f"{self.format}, {self.width(dim)} of {dim} coordinates"
 
     def new_scores(self, rows: int, columns: int) -> torch.Tensor:
-        """Memory for a tile of scores."""
+        """Return memory for a tile of scores."""
         return torch.empty(rows, columns, dtype=torch.int32 if self.format == "int8" else torch.float32)
 
     def encode(self, vectors_nD: NDArray[np.float16]) -> tuple[torch.Tensor, Codes]:
@@ -83,7 +83,7 @@ class Coding:
 
 
 def multiply(rows_RP: torch.Tensor, columns_CP: torch.Tensor, out_RC: torch.Tensor) -> None:
-    """Inner products of codes: exact in int32 for int8."""
+    """Compute the inner products of codes: exact in int32 for int8."""
     if rows_RP.dtype == torch.int8:
         torch._int_mm(rows_RP, columns_CP.T, out=out_RC)
     else:
@@ -91,7 +91,7 @@ def multiply(rows_RP: torch.Tensor, columns_CP: torch.Tensor, out_RC: torch.Tens
 
 
 def accumulation(width: int) -> float:
-    """Most that a sum of so many float32 products can be wrong (Higham, Accuracy and Stability, section 3.1).
+    """Return the most that a sum of so many float32 products can be wrong (Higham, Accuracy and Stability, section 3.1).
 
     D u / (1 - D u) |x| |y| with u = 2^-24, twice over for hardware that adds products in pairs before rounding.
     """

@@ -25,7 +25,7 @@ def open_device(name: str) -> torch.device:
 
 
 def resolve_device(name: str) -> str:
-    """`auto` is a GPU where there is one.
+    """Return the device of an option; `auto` is a GPU where there is one.
 
     Raises:
         ResourceError: If a GPU is asked for, and there is none.
@@ -36,7 +36,7 @@ def resolve_device(name: str) -> str:
 
 
 def device_memory(device: torch.device, memory_limit: int) -> int:
-    """Bytes to work with on a device; on the CPU, the limit."""
+    """Return the bytes to work with on a device; on the CPU, the limit."""
     if device.type == "cuda":
         # What an earlier search gave back is the allocator's, and to be had again.
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -133,7 +133,7 @@ class GroupSearch:
             pool.run(starts, lambda _thread, start: selection.raise_limits(self._state, start, start + BLOCK, rank))
 
     def finish(self, pool: Threads, piece: ShardRange, advance: Advance) -> tuple[Neighbors, NDArray[np.bool_]]:
-        """Exact neighbours of one piece of the group, and which of its rows are not settled."""
+        """Return the exact neighbours of one piece of the group, and which of its rows are not settled."""
         ids_S = self._blocks.ids_S
         rows_n = np.flatnonzero((ids_S >= piece.start) & (ids_S < piece.stop))
         ids_nK = np.empty((len(piece), self._k), np.int32)
@@ -148,7 +148,7 @@ class GroupSearch:
         return Neighbors(ids_nK, bits_nK.view(np.float16), 0), failed_n
 
     def finish_new(self, pool: Threads, stored: Neighbors) -> tuple[Neighbors, NDArray[np.bool_]]:
-        """Exact neighbours of the group's rows among those they had and the candidates; and which rows are not settled."""
+        """Return the exact neighbours of the group's rows among theirs and the candidates, and which rows are not settled."""
         count = len(stored.ids_nK)
         ids_nK, bits_nK = np.empty((count, self._k), np.int32), np.empty((count, self._k), np.int16)
         failed_n = np.empty(count, np.bool_)
@@ -230,7 +230,7 @@ def _tiles_of(block: int, size: int) -> range:
 
 
 def chunks(piece: ShardRange) -> int:
-    """Tasks that a piece is re-ranked in."""
+    """Return the tasks that a piece is re-ranked in."""
     return -(-len(piece) // _CHUNK)
 
 

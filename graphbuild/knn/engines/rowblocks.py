@@ -65,7 +65,7 @@ class RowBlockEngine:
         return fixed + per_row * min(_SMALLEST_BLOCK, count)
 
     def pairs(self, ranges: Sequence[ShardRange]) -> int:
-        """Pairs of texts that a search scores: each row against all."""
+        """Return the number of pairs of texts that a search scores: each row against all."""
         return sum(map(len, ranges)) * len(self._vectors_ND)
 
     def work(self, ranges: Sequence[ShardRange]) -> int:
@@ -73,12 +73,12 @@ class RowBlockEngine:
         return self.pairs(ranges)
 
     def search(self, ranges: Sequence[ShardRange], advance: Advance = ignore_progress) -> Iterator[Neighbors]:
-        """Neighbours of each range of texts, in turn."""
+        """Yield the neighbours of each range of texts, in turn."""
         for one in ranges:
             yield self.search_rows(np.arange(one.start, one.stop), advance)
 
     def search_rows(self, rows_n: NDArray[np.int64], advance: Advance = ignore_progress) -> Neighbors:
-        """Neighbours of some texts, in the order given."""
+        """Return the neighbours of some texts, in the order given."""
         ids_nK = np.empty((len(rows_n), self._k), np.int32)
         bits_nK = np.empty((len(rows_n), self._k), np.int16)
         recomputed = 0

@@ -37,7 +37,7 @@ FLOAT32 = Format("float32", torch.float32, torch.int32, 24, 16, torch.bfloat16)
 
 
 def score_error(values: NDArray[np.float64], form: Format, *, dim: int, longest: float, cast: float) -> NDArray[np.float64]:
-    """Most that a score can differ from the exact similarity.
+    """Return the most that a score can differ from the exact similarity.
 
     |x| e + e (|x| + e) for casting both sides, half a unit in the last place of the score, and D u / (1 - D u) |x| |y| with
     u = 2^-24 for the accumulation in float32 (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), taken
@@ -69,7 +69,7 @@ class Bounds:
 
 
 def make_bounds(form: Format, *, dim: int, longest: float, cast: float) -> Bounds:
-    """Tables of `score_error` for one set of vectors."""
+    """Make tables of `score_error` for one set of vectors."""
     codes = torch.arange(_CODES, dtype=torch.int16)
     # Infinity and what follows it are no scores of unit vectors.
     values = np.minimum(np.nan_to_num(codes.view(form.table).double().numpy(), nan=4.0), 4.0)

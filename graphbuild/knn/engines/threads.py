@@ -61,7 +61,7 @@ class Threads:
 
 @contextmanager
 def threads(count: int | None = None) -> Iterator[Threads]:
-    """Threads for a block of code: as many as torch would use, unless told otherwise."""
+    """Give a block of code its threads: as many as torch would use, unless told otherwise."""
     before = torch.get_num_threads()
     pool = Threads(count or before)
     try:

@@ -86,7 +86,7 @@ class TileEngine:
         return self.coding.name(self._vectors_ND.shape[1])
 
     def pairs(self, ranges: Sequence[ShardRange]) -> int:
-        """Pairs of texts that a search scores, in whole tiles."""
+        """Return the number of pairs of texts that a search scores, in whole tiles."""
         return self.groups.pairs(ranges)
 
     def work(self, ranges: Sequence[ShardRange]) -> int:
@@ -94,7 +94,7 @@ class TileEngine:
         return self.groups.work(ranges)
 
     def search(self, ranges: Sequence[ShardRange], advance: Advance = ignore_progress) -> Iterator[Neighbors]:
-        """Neighbours of each range of texts, in turn; as many texts as fit the memory limit are scored together."""
+        """Yield the neighbours of each range of texts, in turn; as many texts as fit the memory limit are scored together."""
         parts: list[Neighbors] = []
         with threads() as pool:
             for group in self.groups.split(ranges):
@@ -109,7 +109,7 @@ class TileEngine:
                 del search
 
     def extend(self, one: ShardRange, stored: Neighbors, first_new: int, advance: Advance = ignore_progress) -> Neighbors:
-        """Neighbours of a range of texts, from those among the texts before `first_new`, where the range lies.
+        """Return the neighbours of a range of texts, from those among the texts before `first_new`, where the range lies.
 
         Args:
             one: The range.

@@ -81,7 +81,7 @@ def choose_coding(vectors_ND: NDArray[np.float16], k: int, *, count: int | None 
 
 @cache
 def fastest_format(dim: int) -> str:
-    """`int8` where its products are right and faster than those of float32 on this machine, else `float32`."""
+    """Return `int8` where its products are right and faster than those of float32 on this machine, else `float32`."""
     rng = np.random.default_rng(0)
     codes_BP = torch.from_numpy(rng.integers(-127, 128, (BLOCK, dim), dtype=np.int8))
     with threads(1) as pool:

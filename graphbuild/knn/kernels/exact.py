@@ -44,13 +44,13 @@ def _prefetch_typing(_context: Any, matrix: Any, row: Any, column: Any) -> Any:
     return types.void(matrix, types.intp, types.intp), generate
 
 
-# Calls of an intrinsic leave out the typing context; Any, for its type does not say so.
+# Calls of an intrinsic leave out the typing context; Any, because its type does not say so.
 prefetch: Any = intrinsic(_prefetch_typing)
 
 
 @njit(cache=True, nogil=True)
 def half_bits(value: float) -> np.int64:
-    """The float16 nearest to a float64 (ties to even), as its bits; |value| below 65,504."""
+    """Return the float16 nearest to a float64 (ties to even), as its bits; |value| below 65,504."""
     bits = np.float64(value).view(np.int64)
     sign = np.int64(0x8000) if bits < 0 else np.int64(0)
     magnitude = bits & np.int64(0x7FFFFFFFFFFFFFFF)
@@ -69,13 +69,13 @@ def _shifted(bits: np.int16) -> float:
 
 @njit(cache=True, nogil=True)
 def widened(bits: np.int16) -> float:
-    """A float16 from its bits."""
+    """Return a float16 from its bits."""
     return _shifted(bits) * 2.0**112
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
 def similarity(bits_ND: NDArray[np.int16], one: int, other: int) -> float:
-    """Exact similarity of two texts."""
+    """Return the exact similarity of two texts."""
     total = 0.0
     for d in range(bits_ND.shape[1]):
         total += _shifted(bits_ND[one, d]) * _UNSHIFT * _shifted(bits_ND[other, d])
@@ -93,7 +93,7 @@ def _dot(a_D: NDArray[np.float64], bits_D: NDArray[np.int16]) -> float:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def similarities_to(bits_ND: NDArray[np.int16], row: int, ids_M: NDArray[np.int32], count: int, out_M: NDArray[np.float64]) -> None:
-    """Exact similarity of text `row` to the first `count` of `ids_M`."""
+    """Compute the exact similarity of text `row` to the first `count` of `ids_M`."""
     D = bits_ND.shape[1]
     own_D = np.empty(D, np.float64)
     for d in range(D):
@@ -160,7 +160,7 @@ def finish_rows(
     out_bits_nK: NDArray[np.int16],
     kth_n: NDArray[np.float64],
 ) -> None:
-    """The K best of each row's M candidates, exactly; the row itself, wherever it is among them, is left out.
+    """Find the K best of each row's M candidates, exactly; the row itself, wherever it is among them, is left out.
 
     Args:
         bits_ND: All vectors, float16 seen as int16; C order.
@@ -192,7 +192,7 @@ def brute_rows(
     out_ids_nK: NDArray[np.int32],
     out_bits_nK: NDArray[np.int16],
 ) -> None:
-    """Each row against all N texts in float64: for the rows that a certificate did not settle."""
+    """Search each row against all N texts in float64: for the rows that a certificate did not settle."""
     N = bits_ND.shape[0]
     K = out_ids_nK.shape[1]
     for i in range(rows_n.shape[0]):

@@ -3,7 +3,7 @@
 Shape letters: R rows and C columns of a tile, t rows of a block, M texts of a sample, W candidates a row has room for.
 
 A score is a hit of its row, of its column, or of both. Hits are entered by atomics in no order; the neighbours do not depend on
-it, for limits depend on sets and the final order is total. Triton is not installed everywhere: import this only where it is.
+it, because limits depend on sets and the final order is total. Triton is not installed everywhere: import this only where it is.
 """
 
 import triton
@@ -69,7 +69,7 @@ def filter_tile(
 
 @triton.jit
 def nth_largest(codes, rank):
-    """The rank-th largest of non-negative 15-bit codes, by bisection; 0 if there are fewer."""
+    """Return the rank-th largest of non-negative 15-bit codes, by bisection; 0 if there are fewer."""
     found = 0
     for step in range(15):
         trial = found + (16384 >> step)
@@ -80,7 +80,7 @@ def nth_largest(codes, rank):
 
 @triton.jit(do_not_specialize=["rank"])
 def seed_limits(codes_tM, limits_t, M, stride, rank, SIZE: tl.constexpr):
-    """First limits: a step below the rank-th largest score of a random sample."""
+    """Set first limits: a step below the rank-th largest score of a random sample."""
     row = tl.program_id(0)
     place = tl.arange(0, SIZE)
     codes = tl.load(codes_tM + row.to(tl.int64) * stride + place, mask=place < M, other=-1).to(tl.int32)

@@ -132,7 +132,7 @@ def _lowest_bit_typing(_context: Any, mask: Any) -> Any:
     return types.uint32(types.uint32), generate
 
 
-# Calls of an intrinsic leave out the typing context; Any, for its type does not say so.
+# Calls of an intrinsic leave out the typing context; Any, because its type does not say so.
 inner_lines: Any = intrinsic(_inner_typing)
 hits: Any = intrinsic(_hits_typing)
 lowest_bit: Any = intrinsic(_lowest_bit_typing)

@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def exact_products(vectors_ND, own_t, counts_t, ids_tW, exact_tW, D, W, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
-    """Inner products in float64, whose sums of products of float16 are exact in any order."""
+    """Compute inner products in float64, whose sums of products of float16 are exact in any order."""
     row = tl.program_id(0)
     count = tl.minimum(tl.load(counts_t + row), W)
     position = tl.load(own_t + row).to(tl.int64)
@@ -32,7 +32,7 @@ def exact_products(vectors_ND, own_t, counts_t, ids_tW, exact_tW, D, W, BLOCK: t
 
 @triton.jit
 def half_code(value):
-    """The float16 nearest to a float64, ties to even, as its bits without the sign; |value| below 65,504."""
+    """Return the float16 nearest to a float64, ties to even, as its bits without the sign; |value| below 65,504."""
     bits = tl.abs(value).to(tl.int64, bitcast=True)
     normal = ((bits + 0x1FFFFFFFFFF + ((bits >> 42) & 1)) >> 42) - ((1023 - 15) << 10)
     # Below 2^-14 steps are 2^-24: adding 2^28 leaves the multiples of 2^-24, rounded to even.
@@ -44,7 +44,7 @@ def half_code(value):
 def best_rows(
     exact_tW, keys_tW, counts_t, ids_tW, own_t, texts_N, texts_tK, bits_tK, kth_t, W, K, SIZE: tl.constexpr, BEST: tl.constexpr
 ):
-    """The K best of each row by (exact similarity, lower text id), ordered by (float16 similarity, lower text id).
+    """Find the K best of each row by (exact similarity, lower text id), ordered by (float16 similarity, lower text id).
 
     `keys_tW` is the memory of `exact_tW` seen as int64: keys take the place of similarities that were read. The K-th similarity
     is minus infinity where there are fewer; the row's results then mean nothing.

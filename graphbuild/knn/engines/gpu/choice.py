@@ -91,7 +91,7 @@ class Choice:
 
 
 def timed(work: Callable[[], None], device: torch.device) -> float:
-    """Seconds that the device takes for some work."""
+    """Measure the seconds that the device takes for some work."""
     if device.type != "cuda":
         started = time.perf_counter()
         work()

@@ -91,7 +91,7 @@ class DeviceEngine:
         self._choice: Choice | None = None
 
     def pairs(self, ranges: Sequence[ShardRange]) -> int:
-        """Pairs of a row and a text that a search covers; one that is scored once for both sides counts twice."""
+        """Count the pairs of a row and a text that a search covers; one that is scored once for both sides counts twice."""
         return sum(map(len, ranges)) * len(self._vectors_ND)
 
     def work(self, ranges: Sequence[ShardRange]) -> int:
@@ -99,7 +99,7 @@ class DeviceEngine:
         return self.pairs(ranges)
 
     def search(self, ranges: Sequence[ShardRange], advance: Advance = ignore_progress) -> Iterator[Neighbors]:
-        """Neighbours of each range of texts, in turn; the search goes on while they are looked at."""
+        """Yield the neighbours of each range of texts, in turn; the search goes on while they are looked at."""
         yield from ahead(self._search(ranges, advance))
 
     def _search(self, ranges: Sequence[ShardRange], advance: Advance) -> Iterator[Neighbors]:

@@ -35,17 +35,17 @@ def rank_for(mean: float) -> int:
 
 
 def first_sample(count: int) -> int:
-    """Texts from which first limits are taken, of N: the first of the random order."""
+    """Return the number of texts from which first limits are taken, of N: the first of the random order."""
     return min(_SAMPLE, count // _SAMPLE_SHARE) // _ALIGNED * _ALIGNED
 
 
 def checkpoints(count: int) -> list[int]:
-    """Positions, of N, before which all texts are a random sample; limits are raised there."""
+    """Return positions, of N, before which all texts are a random sample; limits are raised there."""
     return [min(count, math.ceil(share * count / _ALIGNED) * _ALIGNED) for share in _CHECKPOINTS]
 
 
 def room(k: int, *, deviations: float) -> int:
-    """Candidates that a row needs room for: those above a limit of the last checkpoint, and so many standard deviations more."""
+    """Return how many candidates a row needs room for: those above a limit of the last checkpoint, and some deviations more."""
     rank = rank_for((k + 1) * _CHECKPOINTS[-1])
     listed = (rank + deviations * math.sqrt(rank)) / _CHECKPOINTS[-1]
     return -(-math.ceil(listed) // 64) * 64

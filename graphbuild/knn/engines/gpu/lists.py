@@ -33,7 +33,7 @@ class Lists:
 
     @classmethod
     def empty(cls, rows: int, width: int, device: torch.device) -> Lists:
-        """Lists of no candidates, and limits of 0; padded, for kernels look at limits in whole words."""
+        """Return lists of no candidates, and limits of 0; padded, because kernels look at limits in whole words."""
         made = padded(rows)
         return cls(
             torch.zeros(made, dtype=torch.int16, device=device),
@@ -45,7 +45,7 @@ class Lists:
 
     @staticmethod
     def row_bytes(width: int) -> int:
-        """Bytes that a row takes."""
+        """Return the bytes that a row takes."""
         return 6 * width + 7
 
 
@@ -77,7 +77,7 @@ class Steps(Protocol):
     name: str
 
     def first_limits(self, scores_tM: Tensor, rank: int) -> Tensor:
-        """Codes one step below the `rank`-th largest of each row's scores, at least 0; (t,)."""
+        """Return the codes one step below the `rank`-th largest of each row's scores, at least 0; (t,)."""
 
     def enter(self, scores_tC: Tensor, lists: Lists, top: int, positions_t: Tensor, columns: Columns) -> None:
         """Enter each score of a tile that exceeds its row's limit, and each that exceeds its column's where these list, too.

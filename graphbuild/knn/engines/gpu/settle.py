@@ -19,7 +19,7 @@ _LEAST_BLOCK = 256
 
 
 def settle(vectors: Vectors, positions_n: NDArray[np.int32], k: int, room: int) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
-    """Exact neighbours of some rows.
+    """Return the exact neighbours of some rows.
 
     Args:
         vectors: All.

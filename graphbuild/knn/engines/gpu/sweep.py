@@ -84,7 +84,7 @@ class Sweep:
         """Rows of the group before which all columns are of the sample, and the rank that limits then have."""
 
     def panels(self, choose: Choose, advance: Advance) -> Iterator[Panel]:
-        """The group's rows, a panel at a time, in order; those before the first high panel alone where `choose` finds no way."""
+        """Yield the group's rows, a panel at a time, in order; those before the first high panel alone if `choose` finds no way."""
         self._first_limits()
         way, tried = Way(self._buffers, self._steps, columns=self._tile), None
         self._meet_sample(way, advance)
@@ -158,11 +158,11 @@ class Sweep:
 
 
 def spans(start: int, stop: int, size: int, cuts: Iterable[int] = ()) -> list[tuple[int, int]]:
-    """Ranges of at most `size` that together go from `start` to `stop`, and reach over no cut."""
+    """Return ranges of at most `size` that together go from `start` to `stop`, and reach over no cut."""
     edges = sorted({start, stop, *(cut for cut in cuts if start < cut < stop)})
     return [(at, min(at + size, right)) for left, right in pairwise(edges) for at in range(left, right, size)]
 
 
 def pairs_of(rows: Rows, columns: Columns) -> int:
-    """Pairs of texts of a tile, each counted for every side that it serves."""
+    """Count the pairs of texts of a tile, each for every side that it serves."""
     return len(rows) * len(columns.positions_C) * (1 if columns.at is None else 2)

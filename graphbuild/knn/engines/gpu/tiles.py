@@ -78,7 +78,7 @@ class Buffers:
         return self._flat[0].numel()
 
     def product(self, rows_tD: Tensor, columns_CD: Tensor, which: int = 0) -> Tensor:
-        """Scores of all rows with all columns, (t, C) float16, in one of the buffers."""
+        """Return the scores of all rows with all columns, (t, C) float16, in one of the buffers."""
         out_tC = self._flat[which][: len(rows_tD) * len(columns_CD)].view(len(rows_tD), len(columns_CD))
         if self.wide:
             return out_tC.copy_(rows_tD.float() @ columns_CD.float().T)
@@ -119,6 +119,6 @@ class Way:
         rows.places_t.device.record_stream(self._side)
 
     def join(self) -> None:
-        """What follows on the current stream finds all hits entered."""
+        """Let what follows on the current stream find all hits entered."""
         if self._side is not None:
             torch.cuda.current_stream().wait_stream(self._side)

@@ -24,7 +24,7 @@ _MARGIN = 32
 
 
 def kept(k: int, count: int) -> int:
-    """Candidates kept for each row, M."""
+    """Return the number of candidates kept for each row, M."""
     return min(k + 1 + _MARGIN, count)
 
 

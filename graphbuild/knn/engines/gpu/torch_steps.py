@@ -112,7 +112,7 @@ class TorchSteps:
 
 
 def exact_similarities(vectors: Vectors, own_t: Tensor, positions_tW: Tensor) -> Tensor:
-    """Inner products in float64, whose sums of products of float16 are exact in any order (see `kernels.exact`)."""
+    """Return inner products in float64, whose sums of products of float16 are exact in any order (see `kernels.exact`)."""
     own_tD1 = vectors.gather(own_t).double()[:, :, None]
     return torch.bmm(vectors.gather(positions_tW).double(), own_tD1)[:, :, 0]
 
@@ -133,7 +133,7 @@ def select(texts_tW: Tensor, exact_tW: Tensor, k: int) -> Best:
 
 
 def in_order(texts_tK: Tensor, exact_tK: Tensor) -> tuple[Tensor, Tensor]:
-    """Neighbours by their float16 similarity, then by id: int32 and float16, (t, K) each."""
+    """Sort neighbours by their float16 similarity, then by id: int32 and float16, (t, K) each."""
     bits = half_bits(exact_tK.clamp(min=-2))
     magnitude = bits & 0x7FFF
     ordered = torch.where(bits < 0x8000, -magnitude, magnitude)

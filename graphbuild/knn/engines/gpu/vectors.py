@@ -38,7 +38,7 @@ class Places:
 
     @classmethod
     def of(cls, positions: NDArray[np.int32], device: torch.device) -> Places:
-        """Positions of the host, brought to a device."""
+        """Bring positions of the host to a device."""
         return cls(positions, torch.from_numpy(positions).to(device))
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ class Vectors:
         return self._order[places_n.host]
 
     def block(self, places_T: Places) -> Tensor:
-        """Vectors at ascending positions, padded; (padded T, D) float16."""
+        """Return the vectors at ascending positions, padded; (padded T, D) float16."""
         size = len(places_T)
         first, last = int(places_T.host[0]), int(places_T.host[-1]) + 1
         # What follows the last vector are zeros; what follows another is not.
@@ -88,7 +88,7 @@ class Vectors:
         return out_TD
 
     def gather(self, positions: Tensor) -> Tensor:
-        """Vectors at any positions; one more dimension, D, as stored."""
+        """Return the vectors at any positions; one more dimension, D, as stored."""
         if self.held_ND is not None:
             return self.held_ND[positions.long()]
         texts = self._order[positions.cpu().numpy()]
