@@ -70,7 +70,10 @@ class Recall:
 
 
 def wilson_interval(share: float, trials: float) -> tuple[float, float]:
-    """Return 95 % score interval of a binomial share (Wilson 1927, Journal of the American Statistical Association 22:209)."""
+    """Return the 95 % score interval of a binomial share (Wilson 1927, Journal of the American Statistical Association 22:209).
+
+    `scipy.stats.binomtest` takes whole numbers of trials; those of a cluster sample are not.
+    """
     z2 = _NORMAL_95**2
     middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = _NORMAL_95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))

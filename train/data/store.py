@@ -132,7 +132,7 @@ class ImageStore:
         return [self.source.sample_ids[self._indices[row]] for row in rows]
 
     def batch(self, rows: Int64, instead: Iterable[Int64] | None = None, crops: Crops | None = None) -> ImageBatch:
-        """Return some images.
+        """Return the pixels of some images.
 
         Args:
             rows: Which; (n,).

@@ -26,14 +26,12 @@ class Format:
     """Signed integers of the same width, which order as the non-negative floats do."""
     significand: int
     """Bits of precision, the implicit one included."""
-    shift: int
-    """Bits by which a score exceeds 16; tables see the upper 16."""
     table: torch.dtype
     """The 16-bit format that the upper 16 bits are."""
 
 
-FLOAT16 = Format("float16", torch.float16, torch.int16, 11, 0, torch.float16)
-FLOAT32 = Format("float32", torch.float32, torch.int32, 24, 16, torch.bfloat16)
+FLOAT16 = Format("float16", torch.float16, torch.int16, 11, torch.float16)
+FLOAT32 = Format("float32", torch.float32, torch.int32, 24, torch.bfloat16)
 
 
 def score_error(values: NDArray[np.float64], form: Format, *, dim: int, longest: float, cast: float) -> NDArray[np.float64]:
