@@ -264,5 +264,5 @@ class EmbedRun:
             return build_lookup(self._graph_dir, self._manifest)
 
     def index(self) -> bool:
-        """Return the FAISS index of all vectors."""
+        """Write the FAISS index of all vectors; returns whether anything was to do."""
         return build_index(self._graph_dir, self._manifest, overwrite=True)
