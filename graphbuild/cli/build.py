@@ -15,6 +15,7 @@ from graphbuild.cli.options import (
     part_option,
     scheduler_option,
     shard_size_option,
+    shard_workers_option,
     sketch_dim_option,
     workers_option,
 )
@@ -207,13 +208,7 @@ def knn(graph_dir: Path | None, part: str | None, as_json: bool, dry_run: bool, 
     help="A Sentence Transformers cross-encoder of one output: a name, or a folder.",
 )
 @click.option("--top", type=click.IntRange(min=1), default=32, show_default=True, help="Nearest neighbours a text to rescore.")
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Dask worker processes on this machine, a shard each; 0 works in this process.",
-)
+@shard_workers_option
 @scheduler_option
 @click.option("--dry-run", is_flag=True, help="Only say what it would take: pairs, and time by scoring a few.")
 @overwrite_option

@@ -13,11 +13,15 @@ from graphbuild.cli.options import (
     json_option,
     k_option,
     overwrite_option,
+    part_option,
     replace_option,
+    scheduler_option,
     shard_size_option,
+    shard_workers_option,
     sketch_dim_option,
 )
 from graphbuild.store.manifest import find_graph_dir
+from graphbuild.store.parts import Part
 from graphbuild.store.reading import reading_options
 from graphbuild.system.answers import answer
 from graphbuild.system.options import FILE, FOLDER
@@ -122,18 +126,35 @@ def subset(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) -> 
 @sketch_dim_option
 @shard_size_option
 @click.option("--graph-dir", type=FOLDER, required=True, help="Where the graph goes.")
+@shard_workers_option
+@scheduler_option
+@part_option
+@click.option("--dry-run", is_flag=True, help="Only say what it would take: texts, pairs, time by computing a few, and disk.")
 @overwrite_option
 @json_option
-def relate(graph_dir: Path, weights: str | None, keep_columns: str | None, as_json: bool, **options: Any) -> None:
+def relate(
+    graph_dir: Path,
+    weights: str | None,
+    keep_columns: str | None,
+    part: str | None,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Make a graph of metadata: categories, tags, numbers, angles, dates, places, titles.
 
     Neighbours are exact, and are there at once. Samples that are equal in all columns are one text.
     """
     from graphbuild.exchange.relate.config import RelateConfig
-    from graphbuild.exchange.relate.stage import relate_columns
+    from graphbuild.exchange.relate.estimate import estimate_relate
+    from graphbuild.exchange.relate.stage import relate_columns, relate_part
 
     keep = tuple(keep_columns.split(",")) if keep_columns else ()
-    answer(relate_columns(graph_dir, RelateConfig(weights=_numbers(weights), keep_columns=keep, **options)), as_json)
+    config = RelateConfig(weights=_numbers(weights), keep_columns=keep, **options)
+    if part is not None and not dry_run:
+        answer(relate_part(graph_dir, config, Part.parse(part)), as_json)
+        return
+    answer((estimate_relate if dry_run else relate_columns)(graph_dir, config), as_json)
 
 
 def _numbers(weights: str | None) -> tuple[float, ...]:
@@ -188,6 +209,7 @@ def publish(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) ->
 
     The graph is verified and measured first: recall, certificate and health stand in the card.
     """
+    from graphbuild.exchange.known import known_similarity
     from graphbuild.exchange.publish import Measured, PublishConfig, publish_graph, require_publishable
     from graphbuild.quality.health.measure import check_health
     from graphbuild.quality.verify import verify_graph
@@ -195,7 +217,7 @@ def publish(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) ->
 
     directory, config = find_graph_dir(graph_dir), PublishConfig(**options)
     require_publishable(directory, out, config)
-    quality, health = verify_graph(directory).quality, check_health(Frames(directory))
+    quality, health = verify_graph(directory, known=known_similarity).quality, check_health(Frames(directory))
     measured = Measured(
         recall=quality.recall if quality else None,
         recall_rows=quality.rows if quality else None,

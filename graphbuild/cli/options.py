@@ -26,6 +26,13 @@ workers_option = click.option(
     default=None,
     help="Dask worker processes on this machine; 0 works in this process (default: what is fastest, by a short calibration).",
 )
+shard_workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Dask worker processes on this machine, a shard each; 0 works in this process.",
+)
 part_option = click.option(
     "--part",
     default=None,

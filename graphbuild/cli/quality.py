@@ -110,9 +110,11 @@ def neighbors(
 @json_option
 def verify(graph_dir: Path | None, exact_sample: int, seed: int, as_json: bool) -> None:
     """Check digests, invariants and recall; exit 1 and name the file if something is wrong."""
+    from graphbuild.exchange.known import known_similarity
     from graphbuild.quality.verify import verify_graph
 
-    answer(verify_graph(find_graph_dir(graph_dir), exact_sample=exact_sample, seed=seed), as_json)
+    directory = find_graph_dir(graph_dir)
+    answer(verify_graph(directory, exact_sample=exact_sample, seed=seed, known=known_similarity), as_json)
 
 
 @click.command()

@@ -5,10 +5,7 @@ The first part that comes makes the texts, and the others wait for it.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-
-import click
 
 from graphbuild.datasets.formats.vectors import NAME as VECTORS
 from graphbuild.embed.build import open_run
@@ -16,13 +13,8 @@ from graphbuild.embed.config import EmbedConfig
 from graphbuild.embed.images import IMAGES
 from graphbuild.embed.stages import EmbedRun
 from graphbuild.errors import OptionError
-from graphbuild.store.locks import LockedError
 from graphbuild.store.manifest import Manifest
-from graphbuild.store.parts import Part, PartResult, working_at
-from graphbuild.store.stage import writing
-
-_SECONDS = 2.0
-"""Between looks at whether the texts are there."""
+from graphbuild.store.parts import Part, PartResult, in_common, working_at
 
 
 def build_embeddings_part(graph_dir: Path, config: EmbedConfig, part: Part) -> PartResult:
@@ -46,18 +38,14 @@ def build_embeddings_part(graph_dir: Path, config: EmbedConfig, part: Part) -> P
 
 def _with_texts(graph_dir: Path, config: EmbedConfig) -> EmbedRun:
     """A run whose texts are there: made here, or by the process that is at it."""
-    said = False
-    while True:
-        run = open_run(graph_dir, Manifest.load_or_new(graph_dir), config)
-        if run.has_text():
-            return run
-        try:
-            with writing(graph_dir) as manifest:
-                own = open_run(graph_dir, manifest, config)
-                own.text()
-                own.lookup()
-        except LockedError as error:
-            if not said:
-                click.echo(f"waiting for the texts: {error}", err=True)
-            said = True
-            time.sleep(_SECONDS)
+
+    def look(manifest: Manifest) -> EmbedRun | None:
+        run = open_run(graph_dir, manifest, config)
+        return run if run.has_text() else None
+
+    def make(manifest: Manifest) -> None:
+        run = open_run(graph_dir, manifest, config)
+        run.text()
+        run.lookup()
+
+    return in_common(graph_dir, "the texts", look, make)

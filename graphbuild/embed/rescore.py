@@ -25,7 +25,7 @@ from graphbuild.store.files import ShardRange, finished
 from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest, up_to_date
 from graphbuild.store.stage import Made, run_stage, writing
-from graphbuild.system.answers import next_steps
+from graphbuild.system.answers import next_steps, spell_seconds
 from graphbuild.system.cluster import Workers, run_tasks
 from graphbuild.system.progress import progress, say
 
@@ -69,7 +69,7 @@ class RescoreEstimate:
         about = "" if self.exact else "about "
         return (
             f"estimate: {about}{self.pairs:,} pairs, each in both orders, at {self.pairs_per_second:,.1f} pairs/s on {self.device} "
-            f"(measured on {_PROBE_PAIRS}): about {_spell(self.seconds)}; disk {self.bytes / 1e6:,.1f} MB"
+            f"(measured on {_PROBE_PAIRS}): about {spell_seconds(self.seconds)}; disk {self.bytes / 1e6:,.1f} MB"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class RescoreResult:
         """Return two lines for people."""
         done = "already done, nothing to do; " if self.already_done else ""
         head = f"{self.graph_dir}: {done}{self.pairs:,} pairs rescored, the {self.top:,} nearest of {self.texts:,} texts; "
-        head += f"{self.changed_nearest:.1%} of the texts have another nearest one; {_spell(self.seconds)}"
+        head += f"{self.changed_nearest:.1%} of the texts have another nearest one; {spell_seconds(self.seconds)}"
         return f"{head}\n{next_steps('train run --similarity rescored --absent 0', graph_dir=self.graph_dir)}"
 
     def to_json(self) -> dict[str, Any]:
@@ -224,7 +224,3 @@ def _measure(spec: EncoderSpec, graph: Graph, texts_b: NDArray[np.int64]) -> tup
     started = monotonic()
     scorer.similarities(pairs)
     return len(pairs) / max(monotonic() - started, 1e-9), scorer.device
-
-
-def _spell(seconds: float) -> str:
-    return f"{seconds:,.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} min" if seconds < 7_200 else f"{seconds / 3600:,.1f} h"

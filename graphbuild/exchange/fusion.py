@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from graphbuild.embed.graph_encoder import FUSED
 from graphbuild.embed.index import build_index
 from graphbuild.errors import SourceError
-from graphbuild.exchange.rescored import Rescoring, Rule
-from graphbuild.exchange.searched import search_similarity
+from graphbuild.exchange.rescored import Rescoring, Rule, input_digests
+from graphbuild.exchange.searched import SearchRequest
 from graphbuild.store import schemas
 from graphbuild.store.counts import count_captions, write_counts
 from graphbuild.store.digests import digest_json
@@ -64,7 +64,7 @@ class Fusion:
     ) -> None:
         self._graphs, self._origins, self._weights = graphs, origins, weights
         self._out, self._manifest, self._asked, self._overwrite = out, manifest, config, config.overwrite
-        self._inputs = self._digests("text", "embed")
+        self._inputs = input_digests(self._origins, "text", "embed")
         self._config = {"method": FUSED, "weights": list(weights)}
         if config.rule != "mean":
             self._config["rule"] = config.rule
@@ -99,20 +99,6 @@ class Fusion:
         for shard in self._origins[0].ranges("text", schemas.SAMPLES):
             yield shard, read_parquet(self._graphs[0] / schemas.part_name(schemas.SAMPLES, shard.index))
 
-    def _digests(self, *stages: str) -> dict[str, str]:
-        """Digest of what some stages of each graph hold."""
-        return {
-            f"graph {number}": digest_json(
-                {
-                    receipt.path: receipt.digest
-                    for stage in stages
-                    if stage in origin.stages
-                    for receipt in origin.stages[stage].files.values()
-                }
-            )
-            for number, origin in enumerate(self._origins)
-        }
-
     def run(self, *, by_vectors: bool) -> bool:
         """Do what is missing; returns whether anything was."""
         made = [self._embed, self._index] if by_vectors else [self._search]
@@ -120,16 +106,16 @@ class Fusion:
 
     def _search(self) -> bool:
         least = min(origin.stages["knn"].config["k"] for origin in self._origins)
-        return search_similarity(
+        request = SearchRequest.read(
             self._out,
             self._manifest,
             {**self._config, "rule": self._asked.rule},
-            self._digests("text", "embed", "knn"),
-            lambda k: Rescoring(self._graphs, self._texts_NG, self._asked.rule, self._weights, k),
+            input_digests(self._origins, "text", "embed", "knn"),
+            lambda k, _key: Rescoring(self._graphs, self._texts_NG, self._asked.rule, self._weights, k),
             k=least if self._asked.k is None else self._asked.k,
             sketch_dim=schemas.DEFAULT_SKETCH_DIM,
-            overwrite=self._overwrite,
         )
+        return request.run(overwrite=self._overwrite)
 
     def _index(self) -> bool:
         return build_index(self._out, self._manifest, overwrite=True)

@@ -18,14 +18,16 @@ from numpy.typing import NDArray
 
 from graphbuild.errors import SourceError
 from graphbuild.exchange.relate.kernels import Inner
+from graphbuild.exchange.relate.related import related
 from graphbuild.exchange.relate.stage import METHOD as RELATE
-from graphbuild.exchange.relate.stage import related
 from graphbuild.knn.blockwise import Rows, Similarity, Tile, as_stored, nearest
 from graphbuild.knn.engines.base import Advance, Neighbors
 from graphbuild.store import schemas
+from graphbuild.store.digests import digest_json
 from graphbuild.store.embeddings import load_embeddings
 from graphbuild.store.files import ShardRange
 from graphbuild.store.graph import Graph
+from graphbuild.store.manifest import Manifest
 
 Rule: TypeAlias = Literal["mean", "max", "product"]
 _SEARCHED_PAIRS = 10**10
@@ -150,7 +152,7 @@ class Rescoring:
         """
         self._count = len(texts_NG)
         opened = [Graph.open(path) for path in graphs]
-        held = [_similarity_of(graph) for graph in opened]
+        held = [similarity_of(graph) for graph in opened]
         columns = [np.ascontiguousarray(texts_NG[:, number]) for number in range(len(graphs))]
         room = max(_ROOM * k, _LEAST_ROOM) + 1
         self._lists = [_Lists(graph, one, texts_N, room) for graph, one, texts_N in zip(opened, held, columns, strict=True)]
@@ -200,8 +202,23 @@ class Rescoring:
         return np.union1d(union, others[: k - len(union)]).astype(np.int32)
 
 
-def _similarity_of(graph: Graph) -> Similarity:
-    """What tells the similarity of any two texts of a graph.
+def input_digests(origins: Sequence[Manifest], *stages: str) -> dict[str, str]:
+    """Return the digest of what some stages of each graph hold, as a fused one records it."""
+    return {
+        f"graph {number}": digest_json(
+            {
+                receipt.path: receipt.digest
+                for stage in stages
+                if stage in origin.stages
+                for receipt in origin.stages[stage].files.values()
+            }
+        )
+        for number, origin in enumerate(origins)
+    }
+
+
+def similarity_of(graph: Graph) -> Similarity:
+    """Return what tells the similarity of any two texts of a graph.
 
     Raises:
         SourceError: If nothing can: it was fused from others in this way.

@@ -14,6 +14,7 @@ from graphbuild.errors import ResourceError
 from graphbuild.knn.approximate import IvfEstimate
 from graphbuild.knn.calibrate import Rates
 from graphbuild.knn.engines.choose import required_memory
+from graphbuild.system.answers import spell_seconds
 
 _DECODED_ROWS = 8192
 """Rows that are decoded, checked, and projected onto the sketch at a time."""
@@ -136,7 +137,7 @@ class Estimate:
         return (
             f"estimate: {self.texts:,} texts, k {self.k:,}, {self.missing_shards} of {self.shards} shard(s) to do; "
             f"{self.pairs / 1e9:,.2f} G pairs at {self.pairs_per_second / 1e9:.2f} G/s ({self.precision}): "
-            f"about {_duration(self.seconds)}; "
+            f"about {spell_seconds(self.seconds)}; "
             f"memory up to {_gigabytes(self.memory_limit)}, embeddings ({_gigabytes(self.vector_bytes)}) {where}; "
             f"disk {_gigabytes(self.output_bytes)}{scratch}, {_gigabytes(self.disk_free)} free"
         )
@@ -163,12 +164,6 @@ class Missing:
 
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:,.2f} GB" if size >= 10**7 else f"{size / 1e6:,.2f} MB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:,.0f} s" if seconds >= 1 else "a second"
-    return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 def make_estimate(

@@ -1,18 +1,19 @@
-"""What the stored neighbours are worth: some rows against a float64 brute force over all stored embeddings.
+"""What the stored neighbours are worth: some rows against a float64 brute force over all texts, by vectors or another similarity.
 
 Shape letters: N texts, s rows of the sample, b texts of a block, K neighbours stored, D vector width, R sketch width.
-Independent of the search: it shares no code with `graphbuild.knn`.
+Independent of the search: it shares no code with `graphbuild.knn`, but for the tiles of a similarity that is no inner product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from graphbuild.knn.blockwise import Similarity
 from graphbuild.store import schemas
 from graphbuild.store.embeddings import embedding_blocks
 from graphbuild.store.graph import Graph
@@ -20,6 +21,7 @@ from graphbuild.store.sketches import estimate
 from graphbuild.system.progress import progress
 
 _GROUP = 1024
+_BLOCK = 8192
 _QUANTILES = {"50%": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
 
 
@@ -48,17 +50,17 @@ class _Group:
     kth_s: NDArray[np.float64]
     stored_sK: NDArray[np.float64]
     """Exact similarity of each stored neighbour."""
-    queries_sD: NDArray[np.float64]
+    pairs_ss: NDArray[np.float64]
 
 
-def measure(graph_dir: Path, graph: Graph, *, rows: int, seed: int) -> Quality:
+def measure(graph: Graph, *, rows: int, seed: int, similarity: Similarity | None = None) -> Quality:
     """Compare a random sample of rows with a brute force.
 
     Args:
-        graph_dir: Files must have been checked; they are not checked again.
-        graph: The same graph, open.
+        graph: Its files must have been checked; they are not checked again.
         rows: How many texts to sample; all if there are no more.
         seed: Of the sample.
+        similarity: By which neighbours were found; None: the inner product of the embeddings.
     """
     rng = np.random.default_rng(seed)
     sample = np.sort(rng.choice(graph.n_texts, min(rows, graph.n_texts), replace=False))
@@ -67,7 +69,7 @@ def measure(graph_dir: Path, graph: Graph, *, rows: int, seed: int) -> Quality:
         for first in range(0, len(sample), _GROUP):
             ids_s = sample[first : first + _GROUP]
             stored = graph.rows(ids_s)
-            group = _brute_force(graph_dir, ids_s, stored.neighbor_ids, meter.advance)
+            group = _brute_force(graph, ids_s, stored.neighbor_ids, similarity, meter.advance)
             recalls.append((group.stored_sK >= group.kth_s[:, None] - schemas.EXCHANGEABLE).mean(axis=1))
             ulp_sK = np.spacing(np.abs(group.stored_sK).astype(np.float16)).astype(np.float64)
             inexact.append((np.abs(stored.similarities - group.stored_sK) > ulp_sK).sum(axis=1))
@@ -87,36 +89,42 @@ def measure(graph_dir: Path, graph: Graph, *, rows: int, seed: int) -> Quality:
     )
 
 
-def asymmetric_pairs(graph: Graph, text_ids: NDArray[np.integer]) -> list[tuple[int, int]]:
-    """Return pairs (text, neighbour) that both rows store, with different similarities; only rows of `text_ids` are looked at."""
-    found = []
-    for text_id in text_ids:
-        own = graph.rows([text_id])
-        others = graph.rows(own.neighbor_ids[0])
-        back, place = np.nonzero(others.neighbor_ids == text_id)
-        differs = others.similarities[back, place] != own.similarities[0, back]
-        found += [(int(text_id), int(own.neighbor_ids[0, q])) for q in back[differs]]
-    return found
-
-
 def _brute_force(
-    graph_dir: Path, ids_s: NDArray[np.integer], neighbors_sK: NDArray[np.int32], advance: Callable[[int], None]
+    graph: Graph,
+    ids_s: NDArray[np.integer],
+    neighbors_sK: NDArray[np.int32],
+    similarity: Similarity | None,
+    advance: Callable[[int], None],
 ) -> _Group:
-    parts = [block.vectors_nD[np.isin(block.ids_n, ids_s)] for block in embedding_blocks(graph_dir, check=False)]
-    queries_sD = np.concatenate(parts).astype(np.float64)
     count, k = neighbors_sK.shape
     best_sK = np.full((count, k), -np.inf)
     stored_sK = np.full((count, k), np.nan)
-    for block in embedding_blocks(graph_dir, check=False):
-        first, vectors_bD = block.start, block.vectors_nD
-        scores_sb = queries_sD @ vectors_bD.astype(np.float64).T
-        row, place = np.nonzero((neighbors_sK >= first) & (neighbors_sK < first + len(vectors_bD)))
+    pairs_ss = np.empty((count, count))
+    blocks = _by_vectors(graph.path, ids_s) if similarity is None else _by_similarity(similarity, ids_s, graph.n_texts)
+    for first, scores_sb in blocks:
+        width = scores_sb.shape[1]
+        row, place = np.nonzero((neighbors_sK >= first) & (neighbors_sK < first + width))
         stored_sK[row, place] = scores_sb[row, neighbors_sK[row, place] - first]
-        own = np.flatnonzero((ids_s >= first) & (ids_s < first + len(vectors_bD)))
+        own = np.flatnonzero((ids_s >= first) & (ids_s < first + width))
+        pairs_ss[:, own] = scores_sb[:, ids_s[own] - first]
         scores_sb[own, ids_s[own] - first] = -np.inf
-        best_sK = np.partition(np.concatenate([best_sK, scores_sb], axis=1), len(vectors_bD), axis=1)[:, len(vectors_bD) :]
-        advance(count * len(vectors_bD))
-    return _Group(best_sK.min(axis=1), stored_sK, queries_sD)
+        best_sK = np.partition(np.concatenate([best_sK, scores_sb], axis=1), width, axis=1)[:, width:]
+        advance(count * width)
+    return _Group(best_sK.min(axis=1), stored_sK, pairs_ss)
+
+
+def _by_vectors(graph_dir: Path, ids_s: NDArray[np.integer]) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """The first of consecutive texts, and similarities with them, (s, b), until all were met."""
+    parts = [block.vectors_nD[np.isin(block.ids_n, ids_s)] for block in embedding_blocks(graph_dir, check=False)]
+    queries_sD = np.concatenate(parts).astype(np.float64)
+    for block in embedding_blocks(graph_dir, check=False):
+        yield block.start, queries_sD @ block.vectors_nD.astype(np.float64).T
+
+
+def _by_similarity(similarity: Similarity, ids_s: NDArray[np.integer], count: int) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """The same of another similarity."""
+    for first in range(0, count, _BLOCK):
+        yield first, similarity.tile(ids_s, slice(first, min(first + _BLOCK, count)))
 
 
 def _sketch_errors(
@@ -124,7 +132,7 @@ def _sketch_errors(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     own = graph.rows(ids_s)
     sketches = own.sketch, own.sketch_scale
-    pairs_ss = np.abs(estimate(*sketches, *sketches, graph.correction) - group.queries_sD @ group.queries_sD.T)
+    pairs_ss = np.abs(estimate(*sketches, *sketches, graph.correction) - group.pairs_ss)
     edges_sK = np.empty(neighbors_sK.shape, np.float32)
     for i, neighbors_K in enumerate(neighbors_sK):
         others = graph.rows(neighbors_K)

@@ -6,7 +6,7 @@ damaged file says nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,27 +14,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphbuild.errors import ArtifactError, ArtifactMismatch
-from graphbuild.quality.recall import Quality, asymmetric_pairs, measure
+from graphbuild.embed.graph_encoder import FUSED
+from graphbuild.errors import ArtifactError, ArtifactMismatch, SourceError
+from graphbuild.knn.blockwise import Similarity
+from graphbuild.quality.recall import Quality, measure
+from graphbuild.quality.rescored import RESCORE_REMEDY, check_rescored, require_symmetric
 from graphbuild.store import schemas
 from graphbuild.store.arrays import Int32
 from graphbuild.store.counts import count_samples
 from graphbuild.store.embeddings import embedding_blocks, require_aligned, require_unit_length
 from graphbuild.store.files import Receipt, damage, read_receipt, receipt_path
 from graphbuild.store.graph import Graph
-from graphbuild.store.manifest import Manifest
+from graphbuild.store.manifest import Manifest, Stage
 from graphbuild.store.neighbors import Rows
 from graphbuild.store.tables import read_parquet
 from graphbuild.system.answers import next_steps
 from graphbuild.system.progress import progress, stages
 
 _LEAST_SAMPLE = 1000
-_SYMMETRY_SAMPLE = 200
 _ROW_BLOCK = 8192
 _NAMED = 3
 _EMBED_REMEDY = "Run `graphbuild embed` again with the same options: it rebuilds what is damaged."
 _PARTITION_REMEDY = "Run `graphbuild partition` again with the same options: it rebuilds what is damaged."
-_RESCORE_REMEDY = "Run `graphbuild rescore` again with the same options: it rebuilds what is damaged."
 _KNN_REMEDY = "Run `graphbuild knn` again with the same options: it rebuilds what is damaged."
 
 
@@ -54,6 +55,8 @@ class VerifyResult:
     recomputed_rows: int | None
     quality: Quality | None
     """None where there are no neighbours to measure."""
+    unmeasured: str | None = None
+    """Why neighbours could not be compared with a brute force, where there are some."""
 
     def summary(self) -> str:
         """Return a few lines for people."""
@@ -67,6 +70,7 @@ class VerifyResult:
             width = "all other texts" if self.complete else f"{self.k:,} a text"
             lines.append(f"neighbours ({width}, {self.method}): order, range, self and symmetry are right")
             lines += self._quality_lines(self.quality) if self.quality else []
+            lines += [f"recall: not measured, for {self.unmeasured}"] if self.unmeasured else []
         commands = ("graphbuild knn",) if self.k is None else ("graphbuild report", "train run")
         return "\n".join([*lines, next_steps(*commands, graph_dir=self.graph_dir)])
 
@@ -84,13 +88,20 @@ class VerifyResult:
         return {**asdict(self), "graph_dir": str(self.graph_dir)}
 
 
-def verify_graph(graph_dir: Path, *, exact_sample: int = _LEAST_SAMPLE, seed: int = 0) -> VerifyResult:
+Known = Callable[[Graph], Similarity | None]
+"""Tells the similarity of any texts of a graph without vectors; None where only its edges say."""
+
+
+def verify_graph(
+    graph_dir: Path, *, exact_sample: int = _LEAST_SAMPLE, seed: int = 0, known: Known = lambda _graph: None
+) -> VerifyResult:
     """Check everything that a graph directory promises.
 
     Args:
         graph_dir: With or without the knn stage.
         exact_sample: Rows compared with a float64 brute force; at least 1,000, or all if there are fewer.
         seed: Of the sample.
+        known: What a graph without vectors is compared by; a SourceError of it is told, and no fault of the graph.
 
     Raises:
         ArtifactError: If a file is missing or damaged, or breaks an invariant; the message names it.
@@ -107,7 +118,13 @@ def verify_graph(graph_dir: Path, *, exact_sample: int = _LEAST_SAMPLE, seed: in
         with progress("texts and samples", None):
             texts = _check_text_ids(graph_dir, manifest) if manifest.without_vectors else _check_texts(graph_dir, manifest)
             samples = _check_samples(graph_dir, manifest, texts)
-        quality = _check_neighbors(graph_dir, manifest, max(exact_sample, _LEAST_SAMPLE), seed) if knn else None
+        quality, unmeasured = None, None
+        if knn:
+            graph = Graph.open(graph_dir)
+            _check_neighbors(graph, manifest, seed)
+            quality, unmeasured = _measure(graph, manifest, max(exact_sample, _LEAST_SAMPLE), seed, known)
+            if "rescore" in manifest.stages:
+                check_rescored(graph, manifest, seed)
     return VerifyResult(
         graph_dir=graph_dir,
         files=len(receipts),
@@ -119,6 +136,7 @@ def verify_graph(graph_dir: Path, *, exact_sample: int = _LEAST_SAMPLE, seed: in
         method=knn.config["method"] if knn else None,
         recomputed_rows=knn.facts.get("recomputed_rows") if knn else None,
         quality=quality,
+        unmeasured=unmeasured,
     )
 
 
@@ -142,7 +160,7 @@ def _check_digests(graph_dir: Path, receipts: list[Receipt]) -> None:
         more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
         remedies = {
             f"{schemas.KNN}/": _KNN_REMEDY,
-            f"{schemas.RESCORED}/": _RESCORE_REMEDY,
+            f"{schemas.RESCORED}/": RESCORE_REMEDY,
             f"{schemas.PARTITION}/": _PARTITION_REMEDY,
         }
         remedy = next((text for folder, text in remedies.items() if all(path.startswith(folder) for path in found)), _EMBED_REMEDY)
@@ -218,35 +236,47 @@ def _check_counts(graph_dir: Path, manifest: Manifest, samples_N: Int32, caption
         raise ArtifactMismatch(f"{graph_dir}: sample counts of {start:,} texts, but there are {len(captions_N):,}. {_EMBED_REMEDY}")
 
 
-def _check_neighbors(graph_dir: Path, manifest: Manifest, rows: int, seed: int) -> Quality | None:
-    graph = Graph.open(graph_dir)
+def _check_neighbors(graph: Graph, manifest: Manifest, seed: int) -> None:
+    graph_dir = graph.path
     with progress("rows", graph.n_texts, unit="texts") as meter:
         for path, first, block in _row_blocks(graph_dir, manifest, graph):
             _check_rows(path, first, block)
             meter.advance(len(block.sketch_scale))
+    require_symmetric(graph, graph_dir / schemas.KNN, seed, _KNN_REMEDY)
+
+
+def _measure(graph: Graph, manifest: Manifest, rows: int, seed: int, known: Known) -> tuple[Quality | None, str | None]:
+    """What the neighbours are worth, or why that cannot be told; neither where there are none."""
+    graph_dir = graph.path
     if graph.k == 0:
-        return None
-    sample = np.random.default_rng(seed).permutation(graph.n_texts)[:_SYMMETRY_SAMPLE]
-    if unequal := asymmetric_pairs(graph, sample):
-        one, other = unequal[0]
-        raise ArtifactError(
-            f"{graph_dir / schemas.KNN}: texts {one} and {other} store different similarities of each other. {_KNN_REMEDY}"
-        )
+        return None, None
+    similarity = None
     if "embed" not in manifest.stages:
-        # Edges that were imported or computed from columns are not the nearest of any vectors that are stored.
-        return None
-    quality = measure(graph_dir, graph, rows=rows, seed=seed)
+        try:
+            similarity = known(graph)
+        except SourceError as error:
+            return None, str(error)
+        if similarity is None:
+            # Edges that were imported are the nearest of nothing that is stored.
+            return None, None
+    quality = measure(graph, rows=rows, seed=seed, similarity=similarity)
     if quality.inexact:
         raise ArtifactError(
             f"{_file_of(graph_dir, manifest, quality.worst_inexact_row)}: {quality.inexact:,} similarities of {quality.rows:,} "
             f"sampled rows are over one float16 step off (text_id {quality.worst_inexact_row} among them). {_KNN_REMEDY}"
         )
-    if quality.recall < 1 and manifest.stages["knn"].config["method"] == "exact":
+    if quality.recall < 1 and _promises_exact(manifest.stages["knn"], graph.n_texts):
         raise ArtifactError(
             f"{_file_of(graph_dir, manifest, quality.worst_row)}: the neighbours of text_id {quality.worst_row} are not "
             f"the nearest (recall {quality.recall:.6f} on {quality.rows:,} rows, and exact means 1). {_KNN_REMEDY}"
         )
-    return quality
+    return quality, None
+
+
+def _promises_exact(knn: Stage, texts: int) -> bool:
+    if knn.config["method"] == FUSED:
+        return bool(knn.facts["certified_rows"] + knn.facts["recomputed_rows"] >= texts)
+    return bool(knn.config["method"] != "ivf")
 
 
 def _row_blocks(graph_dir: Path, manifest: Manifest, graph: Graph) -> Iterator[tuple[Path, int, Rows]]:

@@ -5,21 +5,27 @@ enters the stage. Parts write shards and receipts alone, so they need no writer'
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import click
 
 from graphbuild.errors import OptionError
 from graphbuild.store.cache import writable
 from graphbuild.store.files import RECORDS
-from graphbuild.store.locks import attempt, exclusive
-from graphbuild.store.stage import writer_lock
+from graphbuild.store.locks import LockedError, attempt, exclusive
+from graphbuild.store.manifest import Manifest
+from graphbuild.store.stage import writer_lock, writing
 
 _FOLDER = "parts"
 _LOOKS, _SECONDS = 5, 0.05
 """How often, and after how long again, a part looks whether somebody writes."""
+_WAIT_SECONDS = 2.0
+"""Between looks at whether what parts have in common is there."""
+_Ready = TypeVar("_Ready")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,28 @@ def _require_no_writer(graph_dir: Path) -> None:
         time.sleep(_SECONDS)
     with exclusive(lock, where=graph_dir, advice="Wait until it has ended: parts run beside nothing but parts."):
         pass
+
+
+def in_common(graph_dir: Path, what: str, look: Callable[[Manifest], _Ready | None], make: Callable[[Manifest], object]) -> _Ready:
+    """Return what all parts of a stage need: the first one that comes makes it, and the others wait.
+
+    Args:
+        graph_dir: The graph.
+        what: What it is, for the message to those that wait.
+        look: Returns it, or None where it is not there.
+        make: Makes it, as the graph's only writer.
+    """
+    said = False
+    while (found := look(Manifest.load_or_new(graph_dir))) is None:
+        try:
+            with writing(graph_dir) as manifest:
+                make(manifest)
+        except LockedError as error:
+            if not said:
+                click.echo(f"waiting for {what}: {error}", err=True)
+            said = True
+            time.sleep(_WAIT_SECONDS)
+    return found
 
 
 def require_no_parts(graph_dir: Path, stage: str) -> None:

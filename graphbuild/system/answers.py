@@ -135,3 +135,10 @@ def print_bytes(data: bytes, form: Form) -> None:
     if shown or form != "csv":
         data = visible(data.decode()).encode()
     sys.stdout.buffer.write(data.rstrip(b"\n") + b"\n")
+
+
+def spell_seconds(seconds: float) -> str:
+    """Return a duration for people: seconds, minutes, or hours."""
+    if seconds < 120:
+        return f"{seconds:,.0f} s" if seconds >= 1 else "a second"
+    return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

@@ -133,17 +133,32 @@ def execute(config: TrialsConfig) -> None:
         protocols=("knn", "linear", "few-shot"),
         records=config.records.parent,
     )
-    trials = Trials(studied, data)
-    for planned in planned_runs(config):
-        with claim(trials.run_dir(planned)) as mine:
-            record = recorded(config.records, "seed").get((planned.arm.name, planned.seed))
-            options = {**trials.requested(planned), **trials.named(planned), "beside": TRIALS[planned.arm.name].beside}
+    make_recorded(Trials(studied, data), planned_runs(config), config.records, TRIALS)
+
+
+def make_recorded(study: Study, runs: Sequence[Planned], records: Path, trials: Mapping[str, Trial]) -> None:
+    """Make each run that has no record, and add one.
+
+    Args:
+        study: Makes them; their graphs are there.
+        runs: In this order.
+        records: The file.
+        trials: What is known of their arms, by name.
+
+    Raises:
+        ArtifactMismatch: If a record is of a run that was made otherwise.
+        UserError: If a run cannot be made; those before it stand.
+    """
+    for planned in runs:
+        with claim(study.run_dir(planned)) as mine:
+            record = recorded(records, "seed").get((planned.arm.name, planned.seed))
+            options = {**study.requested(planned), **study.named(planned), "beside": trials[planned.arm.name].beside}
             if record is not None:
-                require_same(config.records, f"{planned.arm.name}, seed {planned.seed}", record, options)
+                require_same(records, f"{planned.arm.name}, seed {planned.seed}", record, options)
             elif mine:
                 click.echo(f"{planned.name}")
-                trials.make_run(planned)
-                append_record(config.records, _record(planned, trials.run_dir(planned), options))
+                study.make_run(planned)
+                append_record(records, _record(planned, study.run_dir(planned), options))
 
 
 def planned_runs(config: TrialsConfig) -> list[Planned]:
@@ -151,12 +166,12 @@ def planned_runs(config: TrialsConfig) -> list[Planned]:
     return [Planned(TRIALS[name].arm, seed) for seed in range(config.seeds) for name in config.names]
 
 
-def table(path: Path) -> str:
+def table(path: Path, trials: Mapping[str, Trial] = TRIALS) -> str:
     """Return what is recorded, in percent: means over seeds with 95 % intervals, and differences from the twin, paired by seed."""
     found = recorded(path, "seed")
     heads = [cell for name in MEASURES.values() for cell in (name, "over twin")]
     lines = [f"| arm | seeds | twin | {' | '.join(heads)} |", f"|---|---:|---|{'---:|' * len(heads)}"]
-    for name, trial in TRIALS.items():
+    for name, trial in trials.items():
         own = {seed: line["scores"] for (arm, seed), line in found.items() if arm == name}
         other = {seed: line["scores"] for (arm, seed), line in found.items() if arm == trial.twin}
         shared = sorted(own.keys() & other.keys())

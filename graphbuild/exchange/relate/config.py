@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from graphbuild.store import schemas
-from graphbuild.system.answers import next_steps
+from graphbuild.system.answers import next_steps, spell_seconds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +32,10 @@ class RelateConfig:
     """As of `KnnConfig`."""
     shard_size: int = schemas.SHARD_SIZE
     """Texts a shard."""
+    workers: int = 0
+    """Worker processes on this machine; 0 works in this process."""
+    scheduler: str | None = None
+    """Address of a running Dask scheduler."""
     overwrite: bool = False
     """Replace a graph of other columns or kernels."""
 
@@ -58,6 +62,48 @@ class RelateResult:
     def to_json(self) -> dict[str, Any]:
         """Return the same for scripts."""
         return {**asdict(self), "graph_dir": str(self.graph_dir)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RelateEstimate:
+    """What a run is expected to take."""
+
+    samples: int
+    texts: int
+    """Samples that are equal in all kernel columns are one."""
+    k: int
+    pairs: int
+    """That are still to be computed."""
+    pairs_per_second: float
+    """Measured now, in this process, on all cores."""
+    embedded: int
+    """Different texts of text columns."""
+    embed_seconds: float
+    """For these, by embedding a few."""
+    seconds: float
+    """In all, embedding included."""
+    memory: int
+    """Bytes beside the columns: neighbours of one shard, and vectors of texts."""
+    bytes: int
+    """Of the neighbour files that are written."""
+    missing_shards: int
+    shards: int
+
+    def summary(self) -> str:
+        """Return a line or two for people."""
+        head = f"{self.samples:,} samples, {self.texts:,} texts, k {self.k:,}"
+        if not self.missing_shards:
+            return f"estimate: {head}: nothing is missing"
+        embedding = f"; {self.embedded:,} texts to embed: about {spell_seconds(self.embed_seconds)}" if self.embedded else ""
+        return (
+            f"estimate: {head}, {self.missing_shards:,} of {self.shards:,} shard(s) to do; {self.pairs / 1e9:,.2f} G pairs at "
+            f"{self.pairs_per_second / 1e6:,.0f} M/s{embedding}; about {spell_seconds(self.seconds)} in all; memory "
+            f"{self.memory / 1e9:,.2f} GB beside the columns; disk {self.bytes / 1e9:,.2f} GB"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same for scripts."""
+        return asdict(self)
 
 
 def describe_absent(facts: dict[str, Any]) -> list[str]:

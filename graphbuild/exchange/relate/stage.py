@@ -6,8 +6,9 @@ similarity later, reads the graph alone. Shape letters: S samples, N texts, K ne
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import asdict, replace
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,24 @@ from numpy.typing import NDArray
 
 from graphbuild.embed.encoder import choose_precision
 from graphbuild.embed.encoder_files import find_encoder
-from graphbuild.embed.shard import embed_texts
-from graphbuild.embed.text.table import Prompts
 from graphbuild.errors import OptionError, SourceError, redact
 from graphbuild.exchange.relate.config import RelateConfig, RelateResult
-from graphbuild.exchange.relate.kernels import Mean, Product, make_kernel
+from graphbuild.exchange.relate.related import scan
 from graphbuild.exchange.relate.source import Block, MetadataSource
 from graphbuild.exchange.relate.spec import KernelSpec, parse_kernels
 from graphbuild.exchange.relate.values import shown, values_of
-from graphbuild.exchange.searched import Scan, search_similarity
-from graphbuild.knn.blockwise import Similarity
+from graphbuild.exchange.searched import SearchRequest
 from graphbuild.store import schemas
 from graphbuild.store.counts import count_captions, write_counts
 from graphbuild.store.digests import digest_file
 from graphbuild.store.files import Receipt, ensure_parquet, shard_ranges
 from graphbuild.store.hashes import hash_strings
 from graphbuild.store.lookup import build_lookup
-from graphbuild.store.manifest import Manifest
+from graphbuild.store.manifest import Manifest, up_to_date
+from graphbuild.store.parts import Part, PartResult, in_common, require_no_parts, working_at
 from graphbuild.store.stage import Made, run_stage, writing
-from graphbuild.store.tables import ensure_shards, read_parquet
+from graphbuild.store.tables import ensure_shards
+from graphbuild.system.cluster import Workers
 from graphbuild.system.progress import progress
 from graphbuild.targets.mixture import share_weights
 
@@ -51,53 +51,125 @@ def relate_columns(graph_dir: Path, config: RelateConfig) -> RelateResult:
         OptionError: If a kernel or weight is wrong, or the directory holds another graph.
         SourceError: If a file or column is missing or of the wrong type, a value is missing or out of range, or an id comes twice.
     """
-    specs = parse_kernels(config.kernels)
-    if config.weights and config.rule != "mean":
-        raise OptionError(f"--weights are of the mean; --rule {config.rule} has none. Leave them out.")
-    weights = share_weights(config.weights, len(specs), of="kernel")
-    columns = tuple(dict.fromkeys((*(name for spec in specs for name in spec.columns), *config.keep_columns)))
-    if clash := _RESERVED.intersection(columns):
-        raise OptionError(f"column {sorted(clash)[0]!r}: samples have a column of this name already. Rename it in the source.")
-    text = [name for spec in specs if spec.kind in ("category", "taxonomy", "tags", "text") for name in spec.columns]
-    source = MetadataSource(config.sources, columns, text, config.id_column, graph_dir)
-    with writing(graph_dir) as manifest:
-        if manifest.stages and manifest.dataset.get("name") != METHOD:
-            raise OptionError(f"{graph_dir}: holds a graph that was not made by relate. Choose another --graph-dir.")
-        return _Relation(graph_dir, manifest, config, specs, weights, source).run()
+    requested = Requested.read(graph_dir, config)
+    with writing(graph_dir, check=lambda: require_no_parts(graph_dir, METHOD)) as manifest:
+        return Relation(graph_dir, manifest, requested).run()
 
 
-class _Relation:
+def relate_part(graph_dir: Path, config: RelateConfig, part: Part) -> PartResult:
+    """Find the neighbours of a part's texts; the first part that comes writes texts, samples and what shards have in common.
+
+    Raises:
+        LockedError: If another process is at this part.
+        UserError: As `relate_columns`.
+    """
+    if config.overwrite or config.workers or config.scheduler is not None:
+        raise OptionError("--part does what is missing in one process. Leave out --overwrite, --workers and --scheduler.")
+    requested = Requested.read(graph_dir, config)
+
+    def look(manifest: Manifest) -> Relation | None:
+        relation = Relation(graph_dir, manifest, requested)
+        return relation if relation.is_prepared() else None
+
+    relation = in_common(graph_dir, "the texts", look, lambda manifest: Relation(graph_dir, manifest, requested).prepare())
+    with working_at(graph_dir, METHOD, part):
+        written, still_open = relation.search().run_part(part)
+    return PartResult(graph_dir=graph_dir, stage=METHOD, part=str(part), written=written, open=still_open)
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """What is requested, read and checked."""
+
+    config: RelateConfig
+    specs: tuple[KernelSpec, ...]
+    weights: tuple[float, ...]
+    source: MetadataSource
+
+    @classmethod
+    def read(cls, graph_dir: Path, config: RelateConfig) -> Requested:
+        """Read and check kernels, weights and the heads of all files.
+
+        Raises:
+            UserError: As `relate_columns`.
+        """
+        specs = parse_kernels(config.kernels)
+        if config.weights and config.rule != "mean":
+            raise OptionError(f"--weights are of the mean; --rule {config.rule} has none. Leave them out.")
+        weights = share_weights(config.weights, len(specs), of="kernel")
+        columns = tuple(dict.fromkeys((*(name for spec in specs for name in spec.columns), *config.keep_columns)))
+        if clash := _RESERVED.intersection(columns):
+            raise OptionError(f"column {sorted(clash)[0]!r}: samples have a column of this name already. Rename it in the source.")
+        text = [name for spec in specs if spec.kind in ("category", "taxonomy", "tags", "text") for name in spec.columns]
+        return cls(config, specs, weights, MetadataSource(config.sources, columns, text, config.id_column, graph_dir))
+
+    def numbered(self, texts: Texts) -> Iterator[tuple[Block, NDArray[np.int32]]]:
+        """Yield blocks of rows, and the text of each row, which is entered.
+
+        Raises:
+            SourceError: If a value is missing or out of range, an id comes twice, or there is no row.
+        """
+        ids = _Ids()
+        with progress("reading columns", None, unit="rows") as meter:
+            for block in self.source.blocks():
+                ids.add(block)
+                rows = [values_of(block.table, spec, block.where, block.first_row) for spec in self.specs]
+                yield block, texts.number(list(zip(*rows, strict=True)))
+                meter.advance(len(block.ids))
+        if not texts.values:
+            raise SourceError(f"{', '.join(self.config.sources)}: no rows. Name files that hold some with --source.")
+
+
+class Relation:
     """One graph of metadata, and its stages."""
 
-    def __init__(
-        self,
-        graph_dir: Path,
-        manifest: Manifest,
-        config: RelateConfig,
-        specs: tuple[KernelSpec, ...],
-        weights: tuple[float, ...],
-        source: MetadataSource,
-    ) -> None:
-        self._graph_dir, self._manifest, self._config = graph_dir, manifest, config
-        self._specs, self._weights, self._source = specs, weights, source
+    def __init__(self, graph_dir: Path, manifest: Manifest, requested: Requested) -> None:
+        """Take a graph of metadata, or a folder without one.
 
-    def run(self) -> RelateResult:
-        """Do what is missing."""
-        read = [[list(spec.columns), spec.kind] for spec in self._specs]
-        text = {
+        Raises:
+            OptionError: If it holds another graph.
+        """
+        if manifest.stages and manifest.dataset.get("name") != METHOD:
+            raise OptionError(f"{graph_dir}: holds a graph that was not made by relate. Choose another --graph-dir.")
+        self._graph_dir, self._manifest, self._requested, self._config = graph_dir, manifest, requested, requested.config
+        self._specs, self._weights, self._source = requested.specs, requested.weights, requested.source
+        self._text_config = {
             "method": METHOD,
-            "columns": read,
+            "columns": [[list(spec.columns), spec.kind] for spec in self._specs],
             "id_column": self._config.id_column,
             "keep_columns": list(self._config.keep_columns),
             "shard_size": self._config.shard_size,
         }
-        inputs = {file.name: file.digest for file in self._source.files}
-        overwrite = self._config.overwrite
-        built = [
-            run_stage(self._graph_dir, self._manifest, "text", text, inputs, self._write_texts, overwrite=overwrite),
-            build_lookup(self._graph_dir, self._manifest),
-            self._search(),
-        ]
+        self._text_inputs = {file.name: file.digest for file in self._source.files}
+
+    def has_texts(self) -> bool:
+        """Return whether the text stage is done with these options; others are an error, unless it is to be replaced."""
+        config, inputs, overwrite = self._text_config, self._text_inputs, self._config.overwrite
+        return up_to_date(self._manifest, self._graph_dir, "text", config, inputs, overwrite=overwrite)
+
+    def is_prepared(self) -> bool:
+        """Return whether parts can begin, or nothing is left to do."""
+        if not self.has_texts():
+            return False
+        search = self.search()
+        return search.is_done() or search.is_prepared()
+
+    def prepare(self) -> None:
+        """Make what parts begin with."""
+        self._texts()
+        search = self.search()
+        if not search.is_done():
+            search.prepare()
+
+    def _texts(self) -> bool:
+        config, inputs, overwrite = self._text_config, self._text_inputs, self._config.overwrite
+        built = run_stage(self._graph_dir, self._manifest, "text", config, inputs, self._write_texts, overwrite=overwrite)
+        return build_lookup(self._graph_dir, self._manifest) or built
+
+    def run(self) -> RelateResult:
+        """Do what is missing."""
+        workers = Workers(count=self._config.workers, scheduler=self._config.scheduler)
+        built = [self._texts(), self.search().run(overwrite=self._config.overwrite, workers=workers)]
         stage = self._manifest.stages["knn"]
         return RelateResult(
             graph_dir=self._graph_dir,
@@ -109,25 +181,18 @@ class _Relation:
         )
 
     def _write_texts(self, key: str) -> Made:
-        texts, parts, ids = _Texts(), [], _Ids()
-        with progress("reading columns", None, unit="rows") as meter:
-            for block in self._source.blocks():
-                ids.add(block)
-                rows = [values_of(block.table, spec, block.where, block.first_row) for spec in self._specs]
-                numbers = texts.number(list(zip(*rows, strict=True)))
-                fixed = [pa.array(block.ids, pa.string()), pa.array(hash_strings(block.ids)), pa.array(numbers)]
-                schema = pa.schema([*schemas.SAMPLES_SCHEMA, *block.table.schema])
-                parts.append(pa.table([*fixed, *block.table.columns], schema=schema))
-                meter.advance(len(block.ids))
-        if not texts.values:
-            raise SourceError(f"{', '.join(self._config.sources)}: no rows. Name files that hold some with --source.")
+        texts, parts = Texts(), []
+        for block, numbers in self._requested.numbered(texts):
+            fixed = [pa.array(block.ids, pa.string()), pa.array(hash_strings(block.ids)), pa.array(numbers)]
+            schema = pa.schema([*schemas.SAMPLES_SCHEMA, *block.table.schema])
+            parts.append(pa.table([*fixed, *block.table.columns], schema=schema))
         samples = pa.concat_tables(parts)
         self._manifest.dataset, self._manifest.encoder = self._describe(), {}
         self._manifest.shard_size = self._config.shard_size
         self._manifest.counts = {"samples": samples.num_rows, "texts": len(texts.values)}
         return Made(self._write_tables(texts, samples, key))
 
-    def _write_tables(self, texts: _Texts, samples: pa.Table, key: str) -> list[Receipt]:
+    def _write_tables(self, texts: Texts, samples: pa.Table, key: str) -> list[Receipt]:
         size = self._config.shard_size
         receipts = ensure_shards(self._graph_dir, schemas.SAMPLES, samples, size, key=key)
         shards = shard_ranges(len(texts.values), size)
@@ -156,9 +221,9 @@ class _Relation:
             "images": self._source.images.record() if self._source.images else None,
         }
 
-    def _search(self) -> bool:
-        # Which numbers an encoder computes in decides its vectors, too.
-        specs = [replace(spec, precision=_precision(spec.detail)) if spec.kind == "text" else spec for spec in self._specs]
+    def search(self) -> SearchRequest:
+        """Make the search for neighbours; texts are there."""
+        specs = settled(self._specs)
         config = {
             "method": METHOD,
             "kernels": [asdict(spec) for spec in specs],
@@ -172,19 +237,14 @@ class _Relation:
                 inputs[f"taxonomy of kernel {place + 1}"] = _digest(Path(spec.detail))
             if spec.kind == "text":
                 inputs[f"encoder of kernel {place + 1}"] = find_encoder(spec.detail).sha256
-        return search_similarity(
-            self._graph_dir,
-            self._manifest,
-            config,
-            inputs,
-            lambda _k: Scan(related(self._graph_dir, self._manifest, config), self._manifest.counts["texts"]),
-            k=self._config.k,
-            sketch_dim=self._config.sketch_dim,
-            overwrite=self._config.overwrite,
-        )
+        # Workers may stand in another folder.
+        taken = [asdict(replace(spec, detail=_absolute(spec))) for spec in specs]
+        finder = partial(scan, str(self._graph_dir.absolute()), {**config, "kernels": taken})
+        k, sketch_dim = self._config.k, self._config.sketch_dim
+        return SearchRequest.read(self._graph_dir, self._manifest, config, inputs, finder, k=k, sketch_dim=sketch_dim)
 
 
-class _Texts:
+class Texts:
     """Distinct rows of values, by first appearance."""
 
     def __init__(self) -> None:
@@ -192,7 +252,7 @@ class _Texts:
         self.values: list[tuple[Any, ...]] = []
 
     def number(self, rows: list[tuple[Any, ...]]) -> NDArray[np.int32]:
-        """Text ids of some rows; what is new gets the next ones."""
+        """Return text ids of some rows; what is new gets the next ones."""
         places = np.empty(len(rows), np.int32)
         for at, row in enumerate(rows):
             places[at] = self._places.setdefault(row, len(self.values))
@@ -222,35 +282,13 @@ class _Ids:
                 )
 
 
-def related(graph_dir: Path, manifest: Manifest, config: dict[str, Any]) -> Similarity:
-    """Return the similarity by which a graph of metadata was made, from its stored columns.
-
-    Args:
-        graph_dir: A graph whose text stage is done.
-        manifest: Its manifest.
-        config: Of its knn stage.
-
-    Raises:
-        ArtifactError: If a shard of samples cannot be read.
-        SourceError: If a taxonomy or encoder is not there any more.
-    """
-    specs = [KernelSpec(**{**held, "columns": tuple(held["columns"])}) for held in config["kernels"]]
-    columns = list(dict.fromkeys(name for spec in specs for name in spec.columns))
-    shards = manifest.files("text", schemas.SAMPLES)
-    samples = pa.concat_tables([read_parquet(graph_dir / one.path, [schemas.TEXT_ID, *columns]) for one in shards])
-    texts_S = samples[schemas.TEXT_ID].to_numpy()
-    _, first_N = np.unique(texts_S, return_index=True)
-    rows = samples.select(columns).take(pa.array(first_N))
-    counts_N = np.bincount(texts_S).astype(np.int64)
-    parts = [make_kernel(spec, values_of(rows, spec, str(graph_dir)), counts_N, _embed) for spec in specs]
-    if len(parts) == 1:
-        return parts[0]
-    return Product(parts) if config["rule"] == "product" else Mean(parts, config["weights"])
+def settled(specs: Sequence[KernelSpec]) -> list[KernelSpec]:
+    """Return kernels with the precision of their encoders: which numbers one computes in decides its vectors, too."""
+    return [replace(spec, precision=_precision(spec.detail)) if spec.kind == "text" else spec for spec in specs]
 
 
-def _embed(encoder: str, precision: str, texts: list[str]) -> NDArray[np.float16]:
-    with progress("embedding", len(texts), unit="texts") as meter:
-        return embed_texts(find_encoder(encoder).with_precision(precision), Prompts(), texts, meter.advance)
+def _absolute(spec: KernelSpec) -> str:
+    return str(Path(spec.detail).absolute()) if spec.kind == "taxonomy" else spec.detail
 
 
 def _precision(encoder: str) -> str:

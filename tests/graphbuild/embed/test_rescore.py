@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 from click.testing import CliRunner
@@ -25,6 +28,8 @@ from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.quality.status import graph_status
 from graphbuild.quality.verify import verify_graph
+from graphbuild.store import schemas
+from graphbuild.store.files import write_arrow
 from graphbuild.store.frames import Frames
 from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest
@@ -326,3 +331,41 @@ def test_a_run_trains_on_rescored_similarities(model: Path, tmp_path: Path) -> N
         tiny_config(data=str(data), graph_dir=str(graph), similarity="rescored", teacher="embeddings")
     with pytest.raises(OptionError, match="--similarity rescored is of a graph's target"):
         tiny_config(data=str(data), objective="simclr", similarity="rescored")
+
+
+def _rewrite(graph_dir: Path, column: str, change: Callable[[NDArray[np.generic]], None]) -> None:
+    """Write the first rescored shard anew, with receipt and manifest as if it had been made so."""
+    manifest = Manifest.load(graph_dir)
+    receipt = manifest.files("rescore", schemas.RESCORED)[0]
+    batch = pa.ipc.open_file(graph_dir / receipt.path).get_batch(0)
+    place = batch.schema.get_field_index(column)
+    values = batch.column(place).flatten().to_numpy().reshape(batch.num_rows, -1).copy()
+    change(values)
+    columns = batch.columns
+    columns[place] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=batch.schema.field(place).type)
+    changed = pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+    manifest.stages["rescore"].files[receipt.path] = write_arrow(graph_dir, receipt.path, changed, key=receipt.key)
+    manifest.save(graph_dir)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        (schemas.NEIGHBOR_IDS, N - 1, "holds other texts than its nearest stored neighbours"),
+        (schemas.STORED_SIMILARITIES, 0.125, "does not hold the stored similarities of its neighbours"),
+        (schemas.SIMILARITIES, 1.5, "holds a similarity that is not from 0 to 1"),
+        (schemas.SIMILARITIES, 0.0, "is not ordered by similarity, then id"),
+    ],
+)
+def test_rescored_row_that_is_not_of_the_graph_is_named(
+    graph_dir: Path, tmp_path: Path, column: str, value: float, words: str
+) -> None:
+    shutil.copytree(graph_dir, tmp_path / "g")
+    verify_graph(tmp_path / "g")
+
+    def change(values: NDArray[np.generic]) -> None:
+        values[4, 0] = value
+
+    _rewrite(tmp_path / "g", column, change)
+    with pytest.raises(ArtifactError, match=rf"rescored/part-00000\.arrow: the row of text_id 4 {words}"):
+        verify_graph(tmp_path / "g")
