@@ -26,13 +26,14 @@ from graphbuild.exchange.fused import fuse_graphs
 from graphbuild.exchange.fusion import FuseConfig
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
+from graphbuild.store.arrays import Float64
 from graphbuild.store.embeddings import load_embeddings
 from graphbuild.store.frames import Frames
 from graphbuild.system.options import FILE, FOLDER
 from graphbuild.system.process import run_cli
 from pipelines.study.data import StudyData, prepare_data, write_frame
 from pipelines.study.execute import Study, StudyConfig
-from pipelines.study.graphs import Matrix, build_graph, class_similarities, import_similarities, shuffle
+from pipelines.study.graphs import build_graph, class_similarities, import_similarities, shuffle
 from pipelines.study.objectives import BUDGET, Trial, make_recorded, table
 from pipelines.study.plan import CAPTIONS, CONTROL, PROMPTS, Arm, Planned
 
@@ -136,13 +137,13 @@ class Kinds:
             build_graph(name, self._data, self._folder, self._config.encoder)
         return path
 
-    def _with_wordnet(self) -> Matrix:
+    def _with_wordnet(self) -> Float64:
         """Mean of the prompts' similarities and WordNet's path similarities of the seen classes; (C, C)."""
         prompts_CC = class_similarities(PROMPTS, self._data, self._folder, self._config.encoder)
         with np.load(self._data.distances, allow_pickle=False) as stored:
             places = {str(wnid): place for place, wnid in enumerate(stored["wnids"])}
             chosen = [places[wnid] for wnid in pl.read_parquet(self._data.classes)["wnid"]]
-            paths_CC: Matrix = 1 / (1 + stored["dist"][np.ix_(chosen, chosen)].astype(np.float64))
+            paths_CC: Float64 = 1 / (1 + stored["dist"][np.ix_(chosen, chosen)].astype(np.float64))
         return (prompts_CC + paths_CC) / 2
 
     def _pictures(self, path: Path, source: Path, run: Path | None) -> None:
