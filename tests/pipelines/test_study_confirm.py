@@ -10,13 +10,13 @@ import pytest
 from click.testing import CliRunner
 
 from graphbuild.errors import OptionError
+from graphbuild.store.arrays import Float64
 from pipelines.study.confirm import (
     MEASURES,
     PRIMARY,
     SECONDARY_MEASURES,
     SETS,
     ArmName,
-    Matrix,
     blocks,
     confirm,
     describe_scores,
@@ -33,10 +33,10 @@ from pipelines.study.data import hold_out
 NAMES = [f"class {number}" for number in range(200)]
 
 
-def similarities(count: int, seed: int = 0) -> Matrix:
+def similarities(count: int, seed: int = 0) -> Float64:
     vectors = np.random.default_rng(seed).normal(size=(count, 16)) + 0.5
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    product: Matrix = unit @ unit.T
+    product: Float64 = unit @ unit.T
     return product
 
 

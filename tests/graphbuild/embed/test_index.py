@@ -24,7 +24,7 @@ def test_full_disk_is_an_error_of_the_system_and_leaves_no_index(tmp_path: Path,
 
     embedded = tmp_path / "g"
     manifest = write_graph(embedded, clustered_vectors(300, 16))
-    monkeypatch.setattr("graphbuild.store.atomic.atomic_path", on_a_full_disk)
+    monkeypatch.setattr("graphbuild.store.files.atomic_path", on_a_full_disk)
     with pytest.raises(OSError, match="No space left on device"):
         build_index(embedded, manifest, overwrite=True)
     assert not (embedded / "index.faiss").exists()

@@ -18,7 +18,7 @@ from helpers_train import tiny_config, write_images, write_tiny_graph
 
 from train.config import TrainConfig
 from train.data.prepare import prepare
-from train.run import loop
+from train.run import session
 from train.run.checkpoint import Position, checkpoints, load_encoder, newest_checkpoint, save_checkpoint
 from train.run.folder import Interrupted
 from train.run.loop import settle, train
@@ -56,14 +56,14 @@ def assert_equal_runs(one: Path, other: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from train.run import loop
+from train.run import session
 from train.cli import main
-write = loop.append_line
+write = session.append_line
 def write_and_die(path, values):
     write(path, values)
     if values.get("step") == 8:
         os.kill(os.getpid(), signal.SIGKILL)
-loop.append_line = write_and_die
+session.append_line = write_and_die
 main()
 """
 """`train run`, which dies at step 8, after its metrics were written."""
@@ -82,8 +82,8 @@ def test_checkpoints_are_written_by_the_clock_beside_those_by_steps(
         written.append(position.step)
         save_checkpoint(path, position, *rest)
 
-    monkeypatch.setattr("train.run.loop.time", SimpleNamespace(monotonic=tick))
-    monkeypatch.setattr("train.run.loop.save_checkpoint", note)
+    monkeypatch.setattr("train.run.session.time", SimpleNamespace(monotonic=tick))
+    monkeypatch.setattr("train.run.session.save_checkpoint", note)
     train(replace(config, checkpoint_every=1000, checkpoint_minutes=2.0), tmp_path / "run")
     assert len(written) > 2
     assert written == sorted(set(written))
@@ -112,14 +112,14 @@ def test_signal_writes_a_checkpoint_and_says_how_to_go_on(
     config: TrainConfig, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
     run_dir = tmp_path / "run"
-    write = loop.append_line
+    write = session.append_line
 
     def write_and_signal(path: Path, values: dict[str, Any]) -> None:
         write(path, values)
         if path.name == "metrics.jsonl" and values["step"] == 4:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(loop, "append_line", write_and_signal)
+    monkeypatch.setattr(session, "append_line", write_and_signal)
     with pytest.raises(Interrupted, match=r"a checkpoint was written\. Go on with: train run --config .* --run-dir") as caught:
         train(config, run_dir)
     assert caught.value.exit_code == code

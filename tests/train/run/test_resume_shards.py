@@ -26,14 +26,14 @@ from train.run.metrics import read_lines, read_metrics
 
 KILLED = """
 import os, signal
-from train.run import loop
+from train.run import session
 from train.cli import main
-write = loop.append_line
+write = session.append_line
 def write_and_die(path, values):
     write(path, values)
     if values.get("step") == int(os.environ["DIE_AT"]):
         os.kill(os.getpid(), signal.SIGKILL)
-loop.append_line = write_and_die
+session.append_line = write_and_die
 main()
 """
 TIMED = ("images_per_s", "data_wait_share", "augment_share", "target_share")

@@ -11,7 +11,7 @@ from helpers_train import tiny_config, write_images, write_tiny_graph
 from torch.nn import functional
 
 from train.config import TrainConfig
-from train.run import loop
+from train.run import session
 from train.run.loop import train
 from train.run.metrics import read_lines, read_metrics
 from train.run.watch import sphere_figures
@@ -61,7 +61,7 @@ def test_tensorboard_shows_the_lines_of_the_metrics(config: TrainConfig, tmp_pat
 def test_collapse_is_warned_of_once(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(loop, "COLLAPSED", 10.0)
+    monkeypatch.setattr(session, "COLLAPSED", 10.0)
     train(config, tmp_path / "run")
     assert capfd.readouterr().err.count("warning: step 2: the embeddings are nearly the same for all images") == 1
     assert [line["step"] for line in read_lines(tmp_path / "run" / "events.jsonl") if line["event"] == "collapse"] == [2]
