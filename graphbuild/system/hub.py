@@ -69,6 +69,12 @@ def find_split(source: str) -> Split:
     return Split(found.files, found.streams, found.place, revision)
 
 
+def is_saved(source: str) -> bool:
+    """Return whether a source, `FOLDER[:SPLIT]`, is a folder that `save_to_disk` wrote."""
+    folder = Path(divide(source)[0])
+    return (folder / _STATE).is_file() or (folder / _SPLITS).is_file()
+
+
 def divide(source: str) -> tuple[str, str | None]:
     """Return folder or name, and the split; None where none is named."""
     if Path(source).exists() or ":" not in source:

@@ -10,10 +10,10 @@ import pyarrow as pa
 from graphbuild.datasets.base import OpenSource, SourceInfo, SourceOptions, refuse_headerless
 from graphbuild.datasets.formats.files import File
 from graphbuild.datasets.formats.parquet import open_tables
-from graphbuild.datasets.formats.parquet_files import Header, class_names_of, picture_columns, read_header
+from graphbuild.datasets.formats.parquet_files import picture_columns, read_header, read_stream_header
 from graphbuild.errors import OptionError
 from graphbuild.store.images import Images
-from graphbuild.system.hub import Split, find_split, map_stream
+from graphbuild.system.hub import Split, find_split
 from graphbuild.system.inputs import file_names
 
 NAME = "hf"
@@ -51,16 +51,11 @@ class HubSource:
         split = find_split(options.sources[0])
         names = file_names([str(path) for path in split.files])
         files = [File(path, name) for path, name in zip(split.files, names, strict=True)]
-        headers = {file: _stream_header(file) if split.streams else read_header(file) for file in files}
+        headers = {file: read_stream_header(file) if split.streams else read_header(file) for file in files}
         facts = {"revision": split.revision} if split.revision else {}
         opened = open_tables(headers, options)
         opened.facts.update(facts)
         return replace(opened, images=_images(headers[files[0]].schema, split, options))
-
-
-def _stream_header(file: File) -> Header:
-    table = map_stream(Path(str(file.place)))
-    return Header(table.schema.remove_metadata(), table.num_rows, None, class_names=class_names_of(table.schema))
 
 
 def _images(schema: pa.Schema, split: Split, options: SourceOptions) -> Images | None:

@@ -62,6 +62,16 @@ def read_header(file: File) -> Header:
         return Header(schema.remove_metadata(), opened.metadata.num_rows, opened.metadata, partition, class_names_of(schema))
 
 
+def read_stream_header(file: File) -> Header:
+    """Return what an Arrow stream says about itself, as `datasets` saves them.
+
+    Raises:
+        SourceError: If it is none, or cut short.
+    """
+    table = map_stream(Path(str(file.place)))
+    return Header(table.schema.remove_metadata(), table.num_rows, None, class_names=class_names_of(table.schema))
+
+
 def class_names_of(schema: pa.Schema) -> dict[str, list[str]]:
     """Return the names of the labels in each column that is a `ClassLabel` of a Hugging Face data set."""
     try:

@@ -1,4 +1,4 @@
-"""Vectors in files: Parquet columns, `.npy` matrices and safetensors, read block by block.
+"""Vectors in files: columns of Parquet files and Arrow streams, `.npy` matrices and safetensors, read block by block.
 
 Shape letters: n rows of a block, D vector width. Nothing is unpickled. Vectors come out normalised, in float64.
 """
@@ -19,9 +19,12 @@ from graphbuild.datasets.formats.columns import is_list
 from graphbuild.datasets.formats.files import File, local_file, open_parquet
 from graphbuild.errors import OptionError, SourceError, one_line
 from graphbuild.store.arrays import Float64
+from graphbuild.system.hub import map_stream
 
 NPY = ".npy"
 SAFETENSORS = ".safetensors"
+ARROW = ".arrow"
+"""Streams, as Hugging Face's `datasets` saves them."""
 _BLOCK_BYTES = 1 << 25
 _MOST_ROWS = 8_192
 
@@ -90,7 +93,7 @@ def read_vector(path: Path) -> Float64:
 
 def _local(file: File) -> Path:
     if not isinstance(file.place, Path):
-        raise SourceError(f"{file}: {NPY} and {SAFETENSORS} files are mapped, so they must lie on this machine. Copy it here.")
+        raise SourceError(f"{file}: {NPY}, {SAFETENSORS} and {ARROW} files are mapped. Copy it to this machine.")
     return file.place
 
 
@@ -163,19 +166,37 @@ def _holds_vectors(kind: pa.DataType) -> bool:
     return is_list(kind) and bool(pa.types.is_floating(kind.value_type))
 
 
+def _choose_column(file: File, schema: pa.Schema, column: str | None) -> str:
+    usable = [field.name for field in schema if _holds_vectors(field.type)]
+    if column is None and len(usable) != 1:
+        raise SourceError(f"{file}: choose a column with --vector-column; those of vectors are: {show_names(usable) or 'none'}.")
+    name: str = usable[0] if column is None else column
+    if name not in schema.names:
+        raise SourceError(f"{file}: no column {name!r}; the columns are: {show_names(schema.names)}.")
+    if name not in usable:
+        raise SourceError(f"{file}: column {name!r} holds {schema.field(name).type}, not lists of floating-point numbers.")
+    return name
+
+
+def _stream_head(file: File, column: str | None) -> tuple[str, int, int]:
+    table = map_stream(_local(file))
+    name = _choose_column(file, table.schema, column)
+    if not table.num_rows:
+        return name, 0, 0
+    first = table.select([name]).slice(0, 1).to_batches()[0]
+    return name, table.num_rows, _matrix(first.column(0), str(file), name, None, 0).shape[1]
+
+
+def _stream_blocks(file: File, column: str, width: int, rows: int) -> Iterator[NDArray[Any]]:
+    first_row = 0
+    for batch in map_stream(_local(file)).select([column]).to_batches(max_chunksize=rows):
+        yield _matrix(batch.column(0), str(file), column, width, first_row)
+        first_row += batch.num_rows
+
+
 def _parquet_head(file: File, column: str | None) -> tuple[str, int, int]:
     with open_parquet(file) as opened:
-        schema = opened.schema_arrow
-        usable = [field.name for field in schema if _holds_vectors(field.type)]
-        if column is None and len(usable) != 1:
-            raise SourceError(
-                f"{file}: choose a column with --vector-column; those of vectors are: {show_names(usable) or 'none'}."
-            )
-        name = usable[0] if column is None else column
-        if name not in schema.names:
-            raise SourceError(f"{file}: no column {name!r}; the columns are: {show_names(schema.names)}.")
-        if name not in usable:
-            raise SourceError(f"{file}: column {name!r} holds {schema.field(name).type}, not lists of floating-point numbers.")
+        name = _choose_column(file, opened.schema_arrow, column)
         rows = opened.metadata.num_rows
         if not rows:
             return name, 0, 0
@@ -217,5 +238,5 @@ def _matrix(array: pa.Array, where: str, column: str, width: int | None, first_r
     return matrix
 
 
-_HEADS = {NPY: _npy_head, SAFETENSORS: _tensors_head}
-_BLOCKS = {NPY: _npy_blocks, SAFETENSORS: _tensors_blocks}
+_HEADS = {NPY: _npy_head, SAFETENSORS: _tensors_head, ARROW: _stream_head}
+_BLOCKS = {NPY: _npy_blocks, SAFETENSORS: _tensors_blocks, ARROW: _stream_blocks}

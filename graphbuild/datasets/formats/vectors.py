@@ -1,7 +1,8 @@
 """Vectors that somebody has made already: of images, of captions, of anything; with their ids beside them.
 
-Parquet files hold ids and vectors together. A `.npy` or safetensors file has its ids, if at all, in a Parquet file of the same
-name or, as clip-retrieval and embedding-reader lay them out, `metadata/metadata_7.parquet` beside `img_emb/img_emb_7.npy`.
+Parquet files, and data sets that Hugging Face's `datasets` saved, hold ids and vectors together. A `.npy` or safetensors file has its
+ids, if at all, in a Parquet file of the same name or, as clip-retrieval and embedding-reader lay them out,
+`metadata/metadata_7.parquet` beside `img_emb/img_emb_7.npy`.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from graphbuild.datasets.base import (
 )
 from graphbuild.datasets.formats.columns import captions_of, holds_captions, ids_of, kept_of, unify
 from graphbuild.datasets.formats.files import File, describe_files, find_files, path_of
-from graphbuild.datasets.formats.parquet_files import Header, read_header, read_tables
-from graphbuild.datasets.formats.vector_files import NPY, SAFETENSORS, VectorFile
+from graphbuild.datasets.formats.parquet_files import Header, read_header, read_stream_header, read_tables
+from graphbuild.datasets.formats.vector_files import ARROW, NPY, SAFETENSORS, VectorFile
 from graphbuild.errors import SourceError
+from graphbuild.system.hub import find_split, is_saved
 from graphbuild.system.inputs import PARQUET, file_names
 
 NAME = "vectors"
@@ -34,6 +36,8 @@ _IMAGE_VECTORS = "img_emb"
 _METADATA = "metadata"
 _NUMBER = re.compile(r"\d+$")
 _ROWS = 8_192
+_TABLES = (*PARQUET, ARROW)
+"""Files that hold ids beside vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class VectorSource:
     info = SourceInfo(
         name=NAME,
         what="Vectors that were made elsewhere: Parquet columns of lists or tensors, .npy files (img_emb/*.npy beside "
-        "metadata/*.parquet, as clip-retrieval writes them) or safetensors. No encoder is run.",
+        "metadata/*.parquet, as clip-retrieval writes them), safetensors, or folders of save_to_disk. No encoder is run.",
         size="any; read in blocks",
         licence="that of your data",
         origin="--source: files, folders or globs",
@@ -87,15 +91,15 @@ def find_vectors(options: SourceOptions) -> list[VectorPart]:
     Raises:
         SourceError: As `VectorSource.open`.
     """
-    sources = tuple(_vectors_in(source) for source in options.sources)
-    found = find_files(sources, dataset=NAME, suffixes=(*PARQUET, NPY, SAFETENSORS)).files
-    beside = {path_of(file.place): path for file in found if file.suffix not in PARQUET and (path := _beside(file)) is not None}
+    sources = tuple(path for source in options.sources for path in _vectors_in(source))
+    found = find_files(sources, dataset=NAME, suffixes=(*_TABLES, NPY, SAFETENSORS)).files
+    beside = {path_of(file.place): path for file in found if file.suffix not in _TABLES and (path := _beside(file)) is not None}
     # Named together, so that no two of them, in different folders, have one name.
     places = {path: File(Path(path), path) for path in beside.values()} | {path_of(file.place): file for file in found}
     named = {path: File(places[path].place, name) for path, name in zip(places, file_names(list(places)), strict=True)}
     taken = {Path(path).resolve() for path in beside.values()}
     parts = [
-        _describe(file, file if file.suffix in PARQUET else named.get(beside.get(path, "")), options)
+        _describe(file, file if file.suffix in _TABLES else named.get(beside.get(path, "")), options)
         for path, file in named.items()
         if not (isinstance(file.place, Path) and file.place.resolve() in taken)
     ]
@@ -112,10 +116,12 @@ def find_vectors(options: SourceOptions) -> list[VectorPart]:
     return filled
 
 
-def _vectors_in(source: str) -> str:
-    """clip-retrieval's folder holds vectors of images, those of texts, and metadata: the images are taken."""
+def _vectors_in(source: str) -> list[str]:
+    """The images of clip-retrieval's folder, which holds vectors of texts, too; the files of a split that was saved."""
+    if is_saved(source):
+        return [str(path) for path in find_split(source).files]
     inner = Path(source) / _IMAGE_VECTORS
-    return str(inner) if inner.is_dir() else source
+    return [str(inner) if inner.is_dir() else source]
 
 
 def _beside(file: File) -> str | None:
@@ -138,7 +144,7 @@ def _describe(file: File, described_by: File | None, options: SourceOptions) -> 
                 f"{file}: no Parquet file beside it has a column {wanted[0]!r}. Leave the option out, or add the file."
             )
         return VectorPart(vectors, None, None)
-    header = read_header(described_by)
+    header = read_stream_header(described_by) if described_by.suffix == ARROW else read_header(described_by)
     require_columns(str(described_by), header.schema.names, wanted)
     if (rows := header.rows) != vectors.rows:
         raise SourceError(

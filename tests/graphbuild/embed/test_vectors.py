@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -250,3 +252,25 @@ def test_column_that_is_missing_or_holds_no_vectors_is_an_error(tmp_path: Path) 
         _embed(tmp_path / "g", source, vector_column="vec")
     with pytest.raises(SourceError, match="holds string, not lists"):
         _embed(tmp_path / "g", source, vector_column="key")
+
+
+def test_data_sets_that_were_saved_to_disk_give_their_vectors_and_ids(tmp_path: Path) -> None:
+    vectors = _vectors()
+    columns = {"key": [f"item-{i}" for i in range(40)], "emb": vectors.tolist(), "caption": [f"picture {i}" for i in range(40)]}
+    kinds = datasets.Features(
+        {"key": datasets.Value("string"), "emb": datasets.List(datasets.Value("float32")), "caption": datasets.Value("string")}
+    )
+    made = datasets.Dataset.from_dict(columns, features=kinds)
+    made.save_to_disk(tmp_path / "alone", num_shards=2)
+    datasets.DatasetDict({"train": made, "test": made.select(range(3)).flatten_indices()}).save_to_disk(tmp_path / "split")
+    for name, source in (("one", tmp_path / "alone"), ("two", f"{tmp_path / 'split'}:train")):
+        _embed(tmp_path / name, Path(source), id_column="key", caption_column="caption", shard_size=16)
+        assert np.array_equal(load_embeddings(tmp_path / name), _unit(vectors))
+        parts = sorted((tmp_path / name).glob("samples/part-*.parquet"))
+        assert pa.concat_tables(map(pq.read_table, parts))["sample_id"].to_pylist() == columns["key"]
+    with pytest.raises(SourceError, match=r"train, test|test, train"):
+        _embed(tmp_path / "g", tmp_path / "split")
+    broken = made.to_dict() | {"emb": [[1.0, math.nan]] * 40}
+    datasets.Dataset.from_dict(broken).save_to_disk(tmp_path / "bad")
+    with pytest.raises(SourceError, match=r"data-00000-of-00001\.arrow: the vector of row 0 holds NaN or infinity"):
+        _embed(tmp_path / "h", tmp_path / "bad", id_column="key")
