@@ -1,7 +1,7 @@
 """Vectors that somebody has made already: of images, of captions, of anything; with their ids beside them.
 
-Parquet files, and data sets that Hugging Face's `datasets` saved, hold ids and vectors together. A `.npy` or safetensors file has its
-ids, if at all, in a Parquet file of the same name or, as clip-retrieval and embedding-reader lay them out,
+Parquet files, and data sets that Hugging Face's `datasets` saved, hold ids and vectors together. A `.npy` or safetensors file has
+its ids, if at all, in a Parquet file of the same name or, as clip-retrieval and embedding-reader lay them out,
 `metadata/metadata_7.parquet` beside `img_emb/img_emb_7.npy`.
 """
 
