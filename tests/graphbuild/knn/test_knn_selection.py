@@ -39,20 +39,25 @@ def test_what_a_row_turned_away_is_at_most_as_similar_as_its_limit_and_no_row_ov
         assert np.delete(every, held).max() <= state.limits_S[row] + error
 
 
-@pytest.mark.parametrize("rank", [1, 5, 12])
-def test_limits_are_raised_to_the_ranked_candidate_and_only_what_lies_below_is_dropped(rank: int) -> None:
+@pytest.mark.parametrize("rank", [1, 5, 70])
+# Apart, and with many equal ones.
+@pytest.mark.parametrize("digits", [7, 1])
+def test_raised_limits_let_the_ranked_candidate_and_few_more_stay_and_drop_only_what_lies_below(rank: int, digits: int) -> None:
     rng = np.random.default_rng(0)
-    counts = rng.integers(0, WIDTH + 1, 40)
-    scores = rng.random((40, WIDTH)).astype(np.float32)
-    state = selection.new_state(np.full(40, 0.2, np.float32), WIDTH, K, 0.0)
-    state.ids_SW[:], state.scores_SW[:], state.counts_S[:] = np.arange(WIDTH), scores, counts
+    counts = rng.integers(0, 101, 40)
+    scores = rng.random((40, 100)).round(digits).astype(np.float32)
+    state = selection.new_state(np.full(40, -0.1, np.float32), 100, K, 1e-6)
+    state.ids_SW[:], state.scores_SW[:], state.counts_S[:] = np.arange(100), scores, counts
     selection.raise_limits(state, 10, 40, rank)
     for row, count in enumerate(counts):
-        best = np.sort(scores[row, :count])[::-1]
-        unchanged = row < 10 or count < rank
-        limit = np.float32(0.2) if unchanged else max(np.float32(0.2), best[rank - 1])
-        assert state.limits_S[row] == limit
-        kept = np.arange(count) if limit == np.float32(0.2) else np.flatnonzero(scores[row, :count] > limit)
+        if row < 10 or count < rank:
+            assert state.limits_S[row] == np.float32(-0.1)
+            assert state.counts_S[row] == count
+            continue
+        ranked = np.sort(scores[row, :count])[-rank]
+        assert state.limits_S[row] < ranked
+        assert state.counts_S[row] <= max(rank + rank // selection._SPARE, (scores[row, :count] >= ranked).sum())
+        kept = np.flatnonzero(scores[row, :count] > state.limits_S[row])
         np.testing.assert_array_equal(state.ids_SW[row, : state.counts_S[row]], kept)
         np.testing.assert_array_equal(state.scores_SW[row, : state.counts_S[row]], scores[row, kept])
 
