@@ -11,6 +11,7 @@ e e' <= (e^2 + e'^2) / 2 splits it into a share of each of the two texts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ _CHUNK = 1024
 FORMATS = ("int8", "float32")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Coding:
     """A number format of codes, and how many leading coordinates they keep."""
 
@@ -34,6 +35,11 @@ class Coding:
     """`int8`, with one scale a text, or `float32`."""
     basis_DP: NDArray[np.float64] | None = None
     """R; None keeps all coordinates as they are."""
+
+    @cached_property
+    def _lost(self) -> float:
+        """What the basis itself adds to the error, at most."""
+        return 0.0 if self.basis_DP is None else _defect(self.basis_DP)
 
     def width(self, dim: int) -> int:
         """Return the width P of the codes."""
@@ -49,20 +55,25 @@ class Coding:
 
     def encode(self, vectors_nD: NDArray[np.float16]) -> tuple[torch.Tensor, Codes]:
         """Return the codes of some texts, (n, P), and what scoring takes beside them; text ids are left at -1."""
+        codes_nP, facts = self.empty(vectors_nD)
+        for start in range(0, len(vectors_nD), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            self.fill(codes_nP[rows], some(facts, rows))
+        return codes_nP, facts
+
+    def empty(self, vectors_nD: NDArray[np.float16]) -> tuple[torch.Tensor, Codes]:
+        """Return memory for what `encode` does, to `fill` a part at a time."""
         count, dim = vectors_nD.shape
         codes_nP = torch.empty(count, self.width(dim), dtype=torch.int8 if self.format == "int8" else torch.float32)
         scales_n, rests_n, errors_n = np.empty((3, count), np.float32)
-        facts = Codes(np.full(count, -1, np.int32), scales_n, rests_n, errors_n, vectors_nD.view(np.int16))
-        lost = 0.0 if self.basis_DP is None else _defect(self.basis_DP)
-        for start in range(0, count, _CHUNK):
-            rows = slice(start, start + _CHUNK)
-            self._encode(vectors_nD[rows], codes_nP[rows], some(facts, rows), lost)
-        return codes_nP, facts
+        return codes_nP, Codes(np.full(count, -1, np.int32), scales_n, rests_n, errors_n, vectors_nD.view(np.int16))
 
-    def _encode(self, vectors_nD: NDArray[np.float16], codes_nP: torch.Tensor, facts: Codes, lost: float) -> None:
-        x_nD = torch.from_numpy(vectors_nD).double()
+    def fill(self, codes_nP: torch.Tensor, facts: Codes) -> None:
+        """Code some texts, whose vectors are among what scoring takes."""
+        x_nD = torch.from_numpy(facts.bits.view(np.float16)).double()
         y_nP = x_nD
         facts.rests[:] = 0
+        lost = self._lost
         if self.basis_DP is not None:
             y_nP = x_nD @ torch.from_numpy(self.basis_DP)
             squares_n = (x_nD.square().sum(1) - y_nP.square().sum(1)).clamp_(min=0) + 1e-12

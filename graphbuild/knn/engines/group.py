@@ -63,11 +63,20 @@ class GroupSearch:
     """The search for the neighbours of one group of texts, among all texts."""
 
     def __init__(
-        self, vectors_ND: NDArray[np.float16], group: list[ShardRange], k: int, width: int, coding: Coding, *, shuffle: bool = True
+        self,
+        pool: Threads,
+        vectors_ND: NDArray[np.float16],
+        group: list[ShardRange],
+        k: int,
+        width: int,
+        coding: Coding,
+        *,
+        shuffle: bool = True,
     ) -> None:
         """Code the texts of a group.
 
         Args:
+            pool: Does the work.
             vectors_ND: All vectors.
             group: The texts.
             k: Neighbours a text.
@@ -79,7 +88,7 @@ class GroupSearch:
         self._vectors_ND, self._group, self._k, self._coding = vectors_ND, group, k, coding
         self._bits_ND = vectors_ND.view(np.int16)
         ids = np.concatenate([np.arange(piece.start, piece.stop) for piece in group])
-        self._blocks = self._code(_shuffled(ids) if shuffle else ids)
+        self._blocks = self._code(pool, _shuffled(ids) if shuffle else ids)
         self._met = 0
         """Texts that every row has met."""
         self._sampled = shuffle and len(ids) == len(vectors_ND)
@@ -115,7 +124,7 @@ class GroupSearch:
     def _score_against(self, pool: Threads, scratch: list[torch.Tensor], ids: NDArray[np.int64], advance: Advance) -> None:
         """Score texts that are none of the group's, a stripe at a time; they serve the rows only."""
         for start in range(0, len(ids), STRIPE * BLOCK):
-            others = self._code(ids[start : start + STRIPE * BLOCK])
+            others = self._code(pool, ids[start : start + STRIPE * BLOCK])
             tasks = ((row, column) for column in range(others.count) for row in range(self._blocks.count))
 
             def work(thread: int, pair: tuple[int, int], others: _Blocks = others) -> None:
@@ -165,13 +174,19 @@ class GroupSearch:
         limits, counts, ids, scores, k, error = self._state
         return selection.State(limits[rows], counts[rows], ids[rows], scores[rows], k, error)
 
-    def _code(self, ids: NDArray[np.int64]) -> _Blocks:
+    def _code(self, pool: Threads, ids: NDArray[np.int64]) -> _Blocks:
         filled = -(-len(ids) // BLOCK) * BLOCK
-        vectors_SD = np.zeros((filled, self._vectors_ND.shape[1]), np.float16)
-        self._vectors_ND.take(ids, axis=0, out=vectors_SD[: len(ids)], mode="clip")
-        codes_SP, facts = self._coding.encode(vectors_SD)
-        facts.errors[len(ids) :] = -np.inf
+        codes_SP, facts = self._coding.empty(np.zeros((filled, self._vectors_ND.shape[1]), np.float16))
         facts.ids[: len(ids)] = ids
+
+        def work(_thread: int, start: int) -> None:
+            part = selection.some(facts, slice(start, start + BLOCK))
+            own = ids[start : start + BLOCK]
+            self._vectors_ND.take(own, axis=0, out=part.bits[: len(own)].view(np.float16), mode="clip")
+            self._coding.fill(codes_SP[start : start + BLOCK], part)
+
+        pool.run(range(0, filled, BLOCK), work)
+        facts.errors[len(ids) :] = -np.inf
         rows, columns = (
             [(codes_SP[at : at + size], selection.some(facts, slice(at, at + size))) for at in range(0, filled, size)]
             for size in (TILE_ROWS, TILE_COLUMNS)

@@ -90,7 +90,7 @@ class RowBlockEngine:
         return Neighbors(ids_nK, bits_nK.view(np.float16), recomputed)
 
     def _search_block(self, pool: Threads, rows_n: NDArray[np.int64], ids_nK: NDArray[np.int32], bits_nK: NDArray[np.int16]) -> int:
-        candidates_nM, dropped_n = self._candidates(rows_n)
+        candidates_nM, dropped_n = self._candidates(pool, rows_n)
         kth_n = np.empty(len(rows_n))
 
         def finish(_thread: int, part: slice) -> None:
@@ -109,20 +109,34 @@ class RowBlockEngine:
         pool.run(failed.tolist(), again)
         return len(failed)
 
-    def _candidates(self, rows_n: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    def _candidates(self, pool: Threads, rows_n: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """The M best texts of each row by float32 score, and the best score that any other has at most."""
-        rows_nD = torch.from_numpy(self._vectors_ND[rows_n].astype(np.float32))
+        rows_nD = torch.from_numpy(self._vectors_ND[rows_n]).float()
         count = len(self._vectors_ND)
+        # Wider the fewer rows there are: a few that are searched again are done in one tile.
+        width = min(count, _TILE * max(1, self._block // len(rows_n)))
         best_nM = torch.empty((len(rows_n), 0))
         ids_nM = torch.empty((len(rows_n), 0), dtype=torch.int32)
-        for left in range(0, count, _TILE):
-            right = min(left + _TILE, count)
-            scores_nT = rows_nD @ torch.from_numpy(self._vectors_ND[left:right].astype(np.float32)).T
-            joined = torch.cat([best_nM, scores_nT], dim=1)
+        for left in range(0, count, width):
+            right = min(left + width, count)
+            joined = torch.empty(len(rows_n), best_nM.shape[1] + right - left)
+            joined[:, : best_nM.shape[1]] = best_nM
+            self._score(pool, rows_nD, left, joined[:, best_nM.shape[1] :])
             best_nM, places_nM = joined.topk(min(self._kept, joined.shape[1]), dim=1, sorted=False)
             columns = torch.arange(left, right, dtype=torch.int32).expand(len(rows_n), -1)
             ids_nM = torch.cat([ids_nM, columns], dim=1).gather(1, places_nM)
         return ids_nM.numpy(), best_nM.amin(dim=1).double().numpy()
+
+    def _score(self, pool: Threads, rows_nD: torch.Tensor, left: int, scores_nT: torch.Tensor) -> None:
+        """Score rows against texts from `left` on, in float32."""
+        step = _TILE // pool.count
+
+        def work(_thread: int, start: int) -> None:
+            stop = min(start + step, scores_nT.shape[1])
+            columns_tD = torch.from_numpy(self._vectors_ND[left + start : left + stop]).float()
+            scores_nT[:, start:stop] = rows_nD @ columns_tD.T
+
+        pool.run(range(0, scores_nT.shape[1], step), work)
 
 
 def _footprint(count: int, dim: int, k: int) -> tuple[int, int]:

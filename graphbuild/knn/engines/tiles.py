@@ -98,7 +98,7 @@ class TileEngine:
         parts: list[Neighbors] = []
         with threads() as pool:
             for group in self.groups.split(ranges):
-                search = GroupSearch(self._vectors_ND, group, self._k, self._width, self.coding)
+                search = GroupSearch(pool, self._vectors_ND, group, self._k, self._width, self.coding)
                 search.score(pool, self._sample_ids(), advance)
                 for piece in group:
                     parts.append(self._settle(piece, *search.finish(pool, piece, advance)))
@@ -122,7 +122,7 @@ class TileEngine:
             for (piece,) in self.groups.split([one]):
                 rows = slice(piece.start - one.start, piece.stop - one.start)
                 held = Neighbors(stored.ids_nK[rows], stored.similarities_nK[rows], 0)
-                search = GroupSearch(self._vectors_ND, [piece], self._k, self._width, self.coding, shuffle=False)
+                search = GroupSearch(pool, self._vectors_ND, [piece], self._k, self._width, self.coding, shuffle=False)
                 search.score_new(pool, _limits_of(held.similarities_nK[:, -1]), first_new, advance)
                 parts.append(self._settle(piece, *search.finish_new(pool, held)))
                 del search
