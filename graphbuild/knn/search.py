@@ -32,7 +32,7 @@ from graphbuild.knn.scratch import all_vectors, first_vectors
 from graphbuild.knn.tasks import Job, blocks, search_shards
 from graphbuild.store import schemas
 from graphbuild.store.atomic import scratch_name
-from graphbuild.store.embeddings import require_unit_length
+from graphbuild.store.embeddings import require_unit_length, some_embeddings
 from graphbuild.store.files import Receipt, ShardRange, damage, finished, require_intact
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.parts import Part
@@ -73,6 +73,8 @@ class Search:
         self._missing = [
             shard for shard in self._ranges if self._done[shard.index] is None and (part is None or part.has(shard.index))
         ]
+        self._vectors_ND: NDArray[np.float16] | None = None
+        """All embeddings, once they were read."""
         self._coding: Coding | None = None
         """How a calibration found that vectors are best shortened."""
         self._extension = extension
@@ -102,6 +104,7 @@ class Search:
         if self._missing:
             shape = (self._layout.texts, self._layout.dim)
             with all_vectors(self._graph_dir, shape, mapped=self._memory.mapped) as (vectors_ND, scratch):
+                self._vectors_ND = vectors_ND
                 with progress("checking vectors", None):
                     require_unit_length(self._graph_dir, vectors_ND)
                 basis_DR = self._basis(vectors_ND) if self._layout.sketch_dim else None
@@ -113,6 +116,12 @@ class Search:
                 for shard, receipt in receipts:
                     self._done[shard] = receipt
         return [receipt for receipt in (self._done[shard.index] for shard in self._ranges) if receipt is not None]
+
+    def embeddings(self, ids_n: NDArray[np.int64]) -> NDArray[np.float16]:
+        """Embeddings of some texts, ascending: read again only where nothing was missing; (n, D)."""
+        if self._vectors_ND is None:
+            return some_embeddings(self._graph_dir, ids_n, self._manifest)
+        return self._vectors_ND[ids_n]
 
     def estimate(
         self, sample_nD: NDArray[np.float16] | None = None, *, seconds: float = _CALIBRATION_SECONDS, recall: float | None = None

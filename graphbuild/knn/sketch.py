@@ -41,8 +41,9 @@ def second_moments(shards: Iterable[tuple[NDArray[np.float16], NDArray[np.int32]
     for vectors_nD, weights_n in shards:
         # Fixed blocks in a fixed order: the sum must not depend on how much memory there is.
         for start in range(0, len(vectors_nD), _BLOCK):
-            block_nD = vectors_nD[start : start + _BLOCK].astype(np.float64)
-            total_DD += block_nD.T @ (block_nD * weights_n[start : start + _BLOCK, None])
+            block_nD = vectors_nD[start : start + _BLOCK] * np.sqrt(weights_n[start : start + _BLOCK, None].astype(np.float64))
+            # A matrix by its own transpose: half of the product is computed.
+            total_DD += block_nD.T @ block_nD
     return total_DD
 
 

@@ -23,7 +23,6 @@ from graphbuild.knn.plan import Estimate, Layout, MemoryPlan, plan_memory
 from graphbuild.knn.search import Search
 from graphbuild.knn.sketch import FEWEST_TEXTS, fit_correction
 from graphbuild.store import schemas
-from graphbuild.store.embeddings import some_embeddings
 from graphbuild.store.files import Receipt
 from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
 from graphbuild.store.neighbors import map_shard
@@ -79,9 +78,9 @@ class Request:
         _say_k(self.config.k, self.layout)
         search = self.search()
         receipts = search.run()
-        return Made(receipts, {**_facts(self.config, self.layout, receipts, search.reused), **self._correction(receipts)})
+        return Made(receipts, {**_facts(self.config, self.layout, receipts, search.reused), **self._correction(search, receipts)})
 
-    def _correction(self, receipts: Sequence[Receipt]) -> dict[str, list[float]]:
+    def _correction(self, search: Search, receipts: Sequence[Receipt]) -> dict[str, list[float]]:
         """What sketches leave out, fitted on some texts; nothing where there are no sketches, or few texts."""
         if not self.layout.sketch_dim or self.layout.texts <= FEWEST_TEXTS:
             return {}
@@ -93,8 +92,11 @@ class Request:
             codes.append(rows.sketch[places])
             scales.append(rows.sketch_scale[places])
             last.append(rows.similarities[places, -1])
-        vectors_nD = some_embeddings(self.graph_dir, ids_n, self.manifest)
-        return {FACT: list(fit_correction(vectors_nD, np.concatenate(codes), np.concatenate(scales), np.concatenate(last)))}
+        return {
+            FACT: list(
+                fit_correction(search.embeddings(ids_n), np.concatenate(codes), np.concatenate(scales), np.concatenate(last))
+            )
+        }
 
     def plan(self) -> MemoryPlan:
         """Plan how memory is divided, and on which device.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import os
 import re
@@ -19,6 +21,8 @@ import click
 from graphbuild.errors import UserError, describe_os_error, one_line, redact, visible
 
 _DISTRIBUTION = "xclr-graph"
+_COLLECTED = 50_000
+"""Objects made between two collections of garbage."""
 _BOUND = re.compile(r"(?P<name>[\w.-]+)>=(?P<least>[\d.]+)(?!.*extra ==)")
 
 
@@ -60,6 +64,10 @@ def run_cli(command: Callable[..., Any], *, debug_variable: str = "GRAPHBUILD_DE
     """
     wait_without_spinning()
     _stop_at_signals()
+    # Modules of torch are half a million objects: to look through them again and again while they load, and once more when the
+    # process ends, takes two seconds and frees nothing.
+    gc.set_threshold(_COLLECTED)
+    atexit.register(gc.freeze)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal of Latin-1 must not end a command that has done its work.
