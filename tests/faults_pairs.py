@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from faults_server import APPENDED, CAPTIONS, Bench, build, fork
+from faults_commands import APPENDED, CAPTIONS
+from faults_server import Bench, build, fork
 
 from graphbuild.errors import UserError
 from graphbuild.exchange.subset import SubsetConfig, subset_graph

@@ -1,14 +1,16 @@
 """Commands on small graphs that are struck, many in one interpreter: it imports once, and every command is a fork.
 
 Run as `python faults_server.py FOLDER random FIRST_SEED COUNT`, or `... FOLDER enumerate POINTS [COMMAND...]`: then every
-command, or those that are named, is killed, and fails, right before so many of its file-changing calls, evenly spread (0: before
-each of them). Prints a line of JSON for every trial: a command is struck, and the same call is made again, undisturbed. Nothing
-here starts a thread in the parent, for a fork with threads is none.
+command of `faults_commands`, or those that are named, is killed, and fails, right before so many of its file-changing calls,
+spread by a fixed seed (0: before each of them). Prints a line of JSON for every trial: a command is struck, and the same call is
+made again, undisturbed. Nothing here starts a thread in the parent, for a fork with threads is none.
 """
 
 from __future__ import annotations
 
 import errno
+import gc
+import importlib
 import json
 import os
 import random
@@ -25,62 +27,19 @@ from typing import Any
 
 import faiss  # noqa: F401 - imported for the forks
 import numpy as np
-import torch
-from helpers_embed import embed, numbered_captions, write_captions
+import pyarrow as pa
+from faults_commands import COMMANDS, mend, needed, write_inputs
 from helpers_graph import receipt_of, to_old_layout
-from helpers_train import CLASSES, draw, encode, tiny_config
+from PIL import Image
 
 from graphbuild.embed.text.keys import KeyTable
 from graphbuild.errors import UserError, describe_os_error
-from graphbuild.exchange.export import export_edges
-from graphbuild.exchange.fused import fuse_graphs
-from graphbuild.exchange.fusion import FuseConfig
-from graphbuild.exchange.imported import ImportConfig, import_graph
-from graphbuild.exchange.subset import SubsetConfig, subset_graph
-from graphbuild.knn import stage as _knn_stage  # noqa: F401
-from graphbuild.knn.config import KnnConfig
-from graphbuild.knn.stage import build_knn
 from graphbuild.store.digests import digest_file
 from graphbuild.store.files import damage
-from graphbuild.targets.chunks import PartitionConfig
-from graphbuild.targets.partition import build_partition
-from train.data.reshard import reshard
-from train.evaluate.options import EvalOptions
-from train.evaluate.run import evaluate_run
-from train.results.export import export_run
-from train.run.loop import train
 
-CAPTIONS, SHARD = 36, 9
-SOURCES = ("captions.parquet", "more.parquet")
-APPENDED = 12
 STAGES = ("embed", "knn", "append", "extend")
-"""Each begins where the one before it ended: `append` adds captions to a graph with neighbours, `extend` searches for theirs."""
-COMMANDS = {
-    "embed": "nothing",
-    "knn": "embed",
-    "append": "knn",
-    "extend": "append",
-    "partition": "knn",
-    "replace": "knn",
-    "renew": "knn",
-    "scenes": "nothing",
-    "import": "nothing",
-    "reimport": "import",
-    "subset": "nothing",
-    "adopt": "knn",
-    "fuse": "nothing",
-    "edges": "knn",
-    "train": "nothing",
-    "retrain": "train",
-    "score": "train",
-    "card": "train",
-    "reshard": "nothing",
-}
-"""What is enumerated, and what each command begins with. `replace` and `renew` overwrite texts and neighbours by other options,
-`adopt` continues a graph of the old layout; `edges` and `card` export, and `retrain` overwrites a finished run."""
-READ = {"subset": "embed", "fuse": "knn", "train": "knn", "reshard": "partition"}
-"""What else commands read, beside what they begin with."""
-FATES = ("kill", "fail")
+"""What is struck at random. Each begins where the one before it ended: `append` adds captions to a graph with neighbours, `extend`
+searches for theirs."""
 FAULTS = ("kill", "kill", "kill", "timed kill", "full disk", "removed", "flipped")
 """Drawn from; kills at a step of the work are the most telling, for they can be repeated."""
 _VOLATILE = ("seconds", "pids", "pid", "reused_shards", "generation", "position_digest", "written")
@@ -103,85 +62,8 @@ class Trial:
 
 
 def build(graph_dir: Path, stage: str) -> None:
-    """The work of a stage; what it reads must be there."""
-    captions, more = (graph_dir.parent / name for name in SOURCES)
-    if stage == "embed":
-        embed(graph_dir, captions, shard_size=SHARD)
-    elif stage in ("append", "mend"):
-        # What is lost of a graph that was appended to is built again from all sources, without --append.
-        embed(graph_dir, None, sources=(str(captions), str(more)), shard_size=SHARD, append=stage == "append")
-    elif stage in ("knn", "extend"):
-        build_knn(graph_dir, KnnConfig(k=10, device="cpu"))
-    else:
-        OTHERS[stage](graph_dir)
-
-
-def _import(graph_dir: Path, edges: str, *, overwrite: bool) -> None:
-    folder = graph_dir.parent
-    import_graph(
-        graph_dir,
-        ImportConfig(texts=folder / "nodes.csv", edges=folder / edges, shard_size=3, overwrite=overwrite),
-    )
-
-
-def _subset(graph_dir: Path) -> None:
-    subset_graph(graph_dir.parent / "whole-embed", graph_dir, SubsetConfig(keep=graph_dir.parent / "keep.txt"))
-
-
-def _run(graph_dir: Path, *, seed: int = 0, overwrite: bool = False) -> None:
-    """Train for a few steps on pictures that have the ids of the captions."""
-    folder = graph_dir.parent
-    torch.set_num_threads(1)
-    config = tiny_config(
-        objective="xclr",
-        graph_dir=str(folder / "whole-knn"),
-        data=str(folder / "pictures" / SOURCES[0]),
-        id_column=None,
-        epochs=1,
-        steps=4,
-        checkpoint_every=2,
-        kl_every=0,
-        workers=1,
-        seed=seed,
-    )
-    train(config, graph_dir, overwrite=overwrite)
-
-
-def _score(run_dir: Path) -> None:
-    torch.set_num_threads(1)
-    options = EvalOptions(
-        data=str(run_dir.parent / "held-out.parquet"), label_columns=("label",), protocols=("knn",), untrained=False, device="cpu"
-    )
-    evaluate_run(run_dir, options)
-
-
-def _reshard(out: Path) -> None:
-    pictures = str(out.parent / "pictures" / SOURCES[0])
-    reshard(tiny_config(graph_dir=str(out.parent / "whole-partition"), data=pictures, id_column=None, chunk=4), out, shard_size=9)
-
-
-def _fuse(graph_dir: Path) -> None:
-    folder = graph_dir.parent
-    fuse_graphs([folder / "whole-embed", folder / "whole-knn"], graph_dir, FuseConfig(weights=(0.5, 0.5)))
-
-
-OTHERS: dict[str, Callable[[Path], object]] = {
-    "partition": lambda at: build_partition(at, PartitionConfig(chunk=4)),
-    "replace": lambda at: embed(at, at.parent / SOURCES[0], shard_size=2 * SHARD, overwrite=True),
-    "renew": lambda at: build_knn(at, KnnConfig(k=6, device="cpu", overwrite=True)),
-    "scenes": lambda at: embed(at, "train=30,val=10,side=16", "scenes"),
-    "import": lambda at: _import(at, "edges.csv", overwrite=False),
-    "reimport": lambda at: _import(at, "other.csv", overwrite=True),
-    "subset": _subset,
-    "adopt": lambda at: build_knn(at, KnnConfig(k=10, device="cpu")),
-    "fuse": _fuse,
-    "edges": lambda at: export_edges(at, at / "export/edges.parquet"),
-    "train": _run,
-    "retrain": lambda at: _run(at, seed=1, overwrite=True),
-    "score": _score,
-    "card": lambda at: export_run(at, at / "export"),
-    "reshard": _reshard,
-}
+    """The work of a command; what it reads must be there."""
+    COMMANDS[stage].do(graph_dir)
 
 
 def fork(work: Callable[[], None], *, meanwhile: Callable[[int], None] = lambda _: None) -> int:
@@ -235,6 +117,25 @@ def struck_at(graph_dir: Path, stage: str, last: int, fault: str = "kill") -> No
     build(graph_dir, stage)
 
 
+def keep_states(graph_dir: Path, stage: str, at: Sequence[int], into: Path) -> None:
+    """Build, and copy what lies on the disk right before some steps: what a process would leave that is killed there.
+
+    One run is enough for all of them, and what a killed process has not handed to the system is in no copy either.
+    """
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+        if steps in at:
+            (into / str(steps)).mkdir(parents=True)
+            if graph_dir.exists():
+                shutil.copytree(graph_dir, into / str(steps) / graph_dir.name, symlinks=True)
+
+    _watch(graph_dir, step)
+    build(graph_dir, stage)
+
+
 def _watch(graph_dir: Path, step: Callable[[], None]) -> None:
     """Call `step` before each call that changes a file or folder of the graph directory, as far as Python makes them."""
     root = str(graph_dir)
@@ -257,11 +158,21 @@ def limited(graph_dir: Path, stage: str, size: int) -> None:
     build(graph_dir, stage)
 
 
-def _write_pictures(folder: Path) -> None:
-    for path, seed in ((folder / "pictures" / SOURCES[0], 0), (folder / "held-out.parquet", CAPTIONS)):
-        path.parent.mkdir(exist_ok=True)
-        pictures = [encode(draw(seed + number)) for number in range(CAPTIONS)]
-        write_captions(path, {"image": pictures, "label": [number % CLASSES for number in range(CAPTIONS)]})
+def _prepare_for_forks(commands: Sequence[str]) -> None:
+    """Do once what every fork would do anew, and leave out what only a power cut would tell from nothing."""
+    importlib.import_module("pyarrow.dataset")
+    for command in (COMMANDS[name] for name in commands):
+        for module in command.loads:
+            importlib.import_module(module)
+        if command.warm is not None:
+            command.warm()
+    Image.init()
+    # The first kernel that is called makes numba load most of itself, and the first list that pyarrow takes makes it load pandas.
+    KeyTable().number(np.zeros((1, 2), np.uint64))
+    pa.array(["a"]).to_pylist()
+    os.fsync = lambda _: None
+    # What is there now is not looked through, and so not copied, in every fork.
+    gc.freeze()
 
 
 class Bench:
@@ -270,17 +181,8 @@ class Bench:
     def __init__(self, folder: Path, commands: Sequence[str]) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        # The first kernel that is called makes numba load most of itself, here once for all forks.
-        KeyTable().number(np.zeros((1, 2), np.uint64))
-        texts = numbered_captions(CAPTIONS + APPENDED)
-        for name, some in zip(SOURCES, (texts[:CAPTIONS], texts[CAPTIONS:]), strict=True):
-            assert fork(lambda at=folder / name, some=some: (write_captions(at, {"caption": some}), None)[1]) == 0  # type: ignore[misc]
-        (folder / "nodes.csv").write_text("id,text\n" + "".join(f"n{i},node {i}\n" for i in range(7)))
-        for name, step in (("edges.csv", 1), ("other.csv", 2)):
-            rows = [f"n{i},n{(i + j * step) % 7},{0.9 - 0.1 * j:.1f}\n" for i in range(7) for j in (1, 2)]
-            (folder / name).write_text("src,dst,similarity\n" + "".join(rows))
-        assert fork(lambda: (_write_pictures(folder), None)[1]) == 0
-        (folder / "keep.txt").write_text("".join(f"{SOURCES[0]}:{row}\n" for row in range(0, CAPTIONS, 2)))
+        assert fork(lambda: write_inputs(folder)) == 0
+        _prepare_for_forks(commands)
         self._took: dict[str, dict[str, float]] = {}
         self._whole: dict[str, Path] = {}
         for stage in commands:
@@ -293,9 +195,9 @@ class Bench:
         """The graph directory as a command finds it. One path for all, for manifests record where things are."""
         graph_dir = self._folder / "graph"
         shutil.rmtree(graph_dir, ignore_errors=True)
-        if COMMANDS[stage] == "nothing":
+        if COMMANDS[stage].begins == "nothing":
             return graph_dir
-        shutil.copytree(self._whole[COMMANDS[stage]], graph_dir)
+        shutil.copytree(self._whole[COMMANDS[stage].begins], graph_dir)
         if stage == "adopt":
             to_old_layout(graph_dir)
         return graph_dir
@@ -303,19 +205,31 @@ class Bench:
     def enumerate(self, points: int, commands: Sequence[str]) -> Iterator[Trial]:
         """Strike commands right before their file-changing calls: so many of them, or all where 0."""
         for stage in commands:
-            steps = int(self._took[stage]["steps"])
-            spread = sorted({1 + i * (steps - 1) // max(1, points - 1) for i in range(points)})
-            for place, last in enumerate(spread or range(1, steps + 1)):
-                # Where only some points are tried, the faults take turns.
-                yield from (self._strike_at(stage, last, fault) for fault in (FATES if not points else FATES[place % 2 :][:1]))
+            steps = range(1, int(self._took[stage]["steps"]) + 1)
+            # Where only some points are tried, the faults take turns.
+            some = sorted(random.Random(stage).sample(steps, min(points, len(steps))))
+            yield from self._killed(stage, some[::2] if points else steps)
+            yield from (self._failed(stage, last) for last in (some[1::2] if points else steps))
 
-    def _strike_at(self, stage: str, last: int, fault: str) -> Trial:
+    def _killed(self, stage: str, at: Sequence[int]) -> Iterator[Trial]:
+        graph_dir, states = self._begin(stage), self._folder / "states"
+        assert fork(lambda: keep_states(graph_dir, stage, at, states)) == 0
+        for last in at:
+            shutil.rmtree(graph_dir, ignore_errors=True)
+            if (states / str(last) / graph_dir.name).exists():
+                (states / str(last) / graph_dir.name).rename(graph_dir)
+            yield self._told(stage, last, "kill", True, self._rebuilt(graph_dir, stage, False))
+        shutil.rmtree(states, ignore_errors=True)
+
+    def _failed(self, stage: str, last: int) -> Trial:
         graph_dir = self._begin(stage)
-        code = fork(lambda: struck_at(graph_dir, stage, last, fault))
-        expected = code in (-signal.SIGKILL, 0, 1)
-        problem = self._rebuilt(graph_dir, stage, False) if expected else f"struck, it exits {code}"
+        code = fork(lambda: struck_at(graph_dir, stage, last, "fail"))
+        problem = self._rebuilt(graph_dir, stage, False) if code in (0, 1) else f"struck, it exits {code}"
+        return self._told(stage, last, "fail", code != 0, problem)
+
+    def _told(self, stage: str, last: int, fault: str, struck: bool, problem: str | None) -> Trial:
         where = f"call {last} of {self._took[stage]['steps']:.0f}"
-        return Trial(seed=last, stage=stage, fault=fault, where=where, struck=code != 0, problem=problem)
+        return Trial(seed=last, stage=stage, fault=fault, where=where, struck=struck, problem=problem)
 
     def trial(self, seed: int) -> Trial:
         """Strike a build, then build again."""
@@ -357,8 +271,8 @@ class Bench:
         shards = (path for path in shards if _key(path) == _key(self._whole[stage] / path.relative_to(graph_dir)))
         same = (path for path in shards if whole.get(path.relative_to(graph_dir).as_posix()) == digest_file(path))
         kept = {path: path.stat().st_mtime_ns for path in same}
-        again = "mend" if harmed and stage == "append" else stage
-        if code := fork(lambda: build(graph_dir, again)):
+        work = mend if harmed and stage == "append" else COMMANDS[stage].do
+        if code := fork(lambda: work(graph_dir)):
             return f"the next run exits {code}"
         if redone := [path.relative_to(graph_dir).as_posix() for path, stamp in kept.items() if path.stat().st_mtime_ns != stamp]:
             return f"finished files were made again: {', '.join(redone)}"
@@ -416,22 +330,13 @@ def _stable(value: Any) -> Any:
     return [_stable(item) for item in value] if isinstance(value, list) else value
 
 
-def _needed(commands: Sequence[str]) -> tuple[str, ...]:
-    """Some commands with all that they begin with and read, in the order in which they are built."""
-    found, left = set(), list(commands)
-    while left:
-        found.add(name := left.pop())
-        left += [other for other in (COMMANDS[name], READ.get(name)) if other is not None and other in COMMANDS]
-    return tuple(name for name in COMMANDS if name in found)
-
-
 def main() -> None:
     """Run trials of consecutive seeds, or of one call after another."""
     folder, how, number, *more = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), *sys.argv[4:]
     if how == "random":
         trials = map(Bench(folder, STAGES).trial, range(number, number + int(more[0])))
     else:
-        trials = Bench(folder, _needed(more or tuple(COMMANDS))).enumerate(number, more or tuple(COMMANDS))
+        trials = Bench(folder, needed(tuple(more) or tuple(COMMANDS))).enumerate(number, more or tuple(COMMANDS))
     for trial in trials:
         sys.stdout.write(json.dumps(asdict(trial)) + "\n")
         sys.stdout.flush()

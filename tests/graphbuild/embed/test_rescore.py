@@ -13,10 +13,11 @@ import pyarrow as pa
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers_embed import WORDS, save_cross_encoder
 from helpers_graph import clustered_vectors, write_graph
 from helpers_train import tiny_config, write_images, write_tiny_graph
 from numpy.typing import NDArray
-from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
+from transformers import BertForSequenceClassification, BertTokenizer
 
 from graphbuild.cli import cli
 from graphbuild.embed import rescore as stage
@@ -36,26 +37,7 @@ from graphbuild.store.manifest import Manifest
 from graphbuild.torch import SoftTargets
 from train.run.loop import train
 
-WORDS = ["a", "dog", "cat", "on", "the", "beach", "red", "bus", "hill", "two", "children"]
 N, K, TOP = 60, 9, 6
-
-
-def save_cross_encoder(folder: Path, *, classes: int = 1, base: bool = False, broken: bool = False) -> Path:
-    """A random model, saved as any user would."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(str(folder))
-    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
-    # Random weights as small as usual would say about the same of every pair.
-    sizes |= {"initializer_range": 0.5}
-    config = BertConfig(vocab_size=5 + len(WORDS), max_position_embeddings=40, num_labels=classes, **sizes)
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        model = BertModel(config) if base else BertForSequenceClassification(config)
-    if broken:
-        torch.nn.init.constant_(model.classifier.bias, float("nan"))
-    model.save_pretrained(str(folder))
-    return folder
 
 
 @pytest.fixture(scope="module")

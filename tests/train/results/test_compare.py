@@ -20,6 +20,7 @@ from train.cli import cli
 from train.config import Objective, TrainConfig
 from train.results.compare.differences import difference, holm_adjusted
 from train.results.compare.figure import accuracy_curve
+from train.results.compare.matrices import draw
 from train.results.compare.table import Cell, compare
 from train.run.loop import train
 
@@ -201,6 +202,20 @@ def test_matrices_of_texts_and_of_every_arm_are_drawn(tmp_path: Path) -> None:
     # Texts, the untrained net and two arms, side by side.
     width, height = Image.open(tmp_path / "matrices.png").size
     assert 3 < width / height < 4
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_a_figure_is_the_same_bytes_every_time_and_whole_or_not_there(suffix: str, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}{suffix}" for name in ("one", "two")]
+    for path in paths:
+        draw({"texts": np.eye(4, dtype=np.float32)}, path)
+    whole = paths[0].read_bytes()
+    assert whole == paths[1].read_bytes()
+    # Such a title fails only when the figure is saved.
+    with pytest.raises(ValueError, match="frac"):
+        draw({"$\\frac$": np.eye(4, dtype=np.float32)}, paths[0])
+    assert paths[0].read_bytes() == whole
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 
 def test_figure_of_an_unknown_form_is_refused(runs: list[Path], tmp_path: Path) -> None:

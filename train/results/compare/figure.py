@@ -70,8 +70,11 @@ def write_figure(arms: Sequence[Arm], path: Path) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure whole or not at all, in the form that its name says."""
-    with atomic_path(path) as temporary:
+    """Write a figure whole or not at all, in the form that its name says; the same figure is the same bytes."""
+    from matplotlib import rc_context
+
+    # Else the parts of an SVG have names that are drawn.
+    with atomic_path(path) as temporary, rc_context({"svg.hashsalt": MARK}):
         figure.savefig(temporary, format=path.suffix.removeprefix("."), dpi=200, metadata=_metadata_of(path))
 
 
@@ -79,7 +82,7 @@ def _metadata_of(path: Path) -> dict[str, str | None]:
     """Return what a figure's file says of itself: that this program wrote it, and not when."""
     if path.suffix == ".png":
         return {"Software": MARK}
-    return {"Creator": MARK, "Date": None} if path.suffix == ".svg" else {"Creator": MARK}
+    return {"Creator": MARK, "Date" if path.suffix == ".svg" else "CreationDate": None}
 
 
 def require_figure_name(path: Path) -> None:
