@@ -15,9 +15,7 @@ from train.evaluate.options import EvalOptions, ProtocolName
 from train.evaluate.run import evaluate_run
 from train.run.checkpoint import RECEIPT, WEIGHTS, checkpoints
 from train.run.folder import CONFIG_FILE, EVAL_FILE, TRAINED, UNTRAINED, read_run_config
-from train.run.scores import read_scores
-
-SCORES = (("knn_top1", "kNN"), ("linear_top1", "linear"))
+from train.run.scores import HEADLINE, read_scores
 
 
 class Steps:
@@ -118,15 +116,15 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]], columns: Sequence[str], 
         start: What that net is called.
     """
     first = next(values for values in scores.values() if UNTRAINED in values)
-    rows = [["chance", *(_percent(first[TRAINED][column]["chance"]) for column in columns for _ in SCORES)]]
+    rows = [["chance", *(_percent(first[TRAINED][column]["chance"]) for column in columns for _ in HEADLINE)]]
     for name, by_column in ((start, first[UNTRAINED]), *((run, values[TRAINED]) for run, values in scores.items())):
-        rows.append([name, *(_percent(by_column[column][key]) for column in columns for key, _ in SCORES)])
+        rows.append([name, *(_percent(by_column[column][key]) for column in columns for key, _ in HEADLINE)])
     return rows
 
 
 def score_headings(columns: Sequence[str]) -> list[str]:
     """Return headings that go with `score_rows`."""
-    return ["encoder", *(f"{column} {name}" for column in columns for _, name in SCORES)]
+    return ["encoder", *(f"{column} {name}" for column in columns for _, name in HEADLINE)]
 
 
 def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from train.results.compare.table import markdown_table
 from train.run.folder import EVAL_FILE, TRAINED, UNTRAINED
-from train.run.scores import read_scores
+from train.run.scores import LINEAR_TOP1, read_scores
 
 _MISSING = "–"
 
@@ -26,15 +26,14 @@ class Measure(NamedTuple):
 
 def measures(label: str) -> tuple[Measure, ...]:
     """Return the paper's measures in its order: linear probes of frozen features, with ImageNet's classes in `label`."""
-    top1 = "linear_top1"
     return (
-        Measure("ImageNet", label, top1),
-        Measure("ImageNet Real", "imagenet-real", top1, "--real-labels"),
+        Measure("ImageNet", label, LINEAR_TOP1),
+        Measure("ImageNet Real", "imagenet-real", LINEAR_TOP1, "--real-labels"),
         Measure("IN-9 same class", "imagenet-9", "mixed_same", "--imagenet9"),
         Measure("IN-9 mixed", "imagenet-9", "mixed_rand", "--imagenet9"),
-        Measure("ObjectNet", "objectnet", top1, "--objectnet"),
-        Measure("MIT-States objects", "mit-states object", top1, "--mit-states"),
-        Measure("MIT-States attributes", "mit-states attribute", top1, "--mit-states"),
+        Measure("ObjectNet", "objectnet", LINEAR_TOP1, "--objectnet"),
+        Measure("MIT-States objects", "mit-states object", LINEAR_TOP1, "--mit-states"),
+        Measure("MIT-States attributes", "mit-states attribute", LINEAR_TOP1, "--mit-states"),
     )
 
 

@@ -17,6 +17,8 @@ import pyarrow as pa
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store.images import Images
 
+CLASS_COLUMNS = ("wnid", "label", "class")
+"""Columns that tell classes apart where captions are class names, best first."""
 BATCH_ROWS = 8_192
 """Samples a batch."""
 BATCH_BYTES = 1 << 25

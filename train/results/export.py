@@ -33,7 +33,7 @@ from train.run.checkpoint import WEIGHTS, checkpoints, load_encoder, read_checkp
 from train.run.folder import EVAL_FILE, TRAINED, read_run_config
 from train.run.loop import settle
 from train.run.metrics import read_metrics
-from train.run.scores import read_scores
+from train.run.scores import HEADLINE, read_scores
 
 BACKBONE, CARD = "backbone.safetensors", "README.md"
 
@@ -220,4 +220,4 @@ def _scores(run_dir: Path) -> dict[str, Any]:
         return {}
     stored = read_scores(path)
     rows = (stored.get("scores") or {}).get(TRAINED) or {}
-    return {column: row for column, row in rows.items() if {"knn_top1", "linear_top1"} <= set(row)}
+    return {column: row for column, row in rows.items() if {name for name, _ in HEADLINE} <= set(row)}

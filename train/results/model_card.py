@@ -10,6 +10,7 @@ from typing import Any
 from graphbuild.system.backbones import MEAN, SMALL_IMAGE, STD
 from graphbuild.system.cards import cell, front_matter, last_name, license_fields, table
 from train.config import TrainConfig
+from train.run.scores import KNN_TOP1, LINEAR_TOP1
 
 INTRODUCTION = "An image encoder without a head."
 """How a card begins, by which it is known."""
@@ -47,7 +48,7 @@ def model_card(
     for heading, rows in facts.items():
         parts.append(f"## {heading}\n\n{table((name, value) for name, value in rows.items() if value is not None)}")
     if scores:
-        lines = [f"| {cell(column)} | {row['knn_top1']:.1%} | {row['linear_top1']:.1%} |" for column, row in scores.items()]
+        lines = [f"| {cell(column)} | {row[KNN_TOP1]:.1%} | {row[LINEAR_TOP1]:.1%} |" for column, row in scores.items()]
         heading = "## Scores on held-out images\n\n| label | kNN top-1 | linear probe top-1 |\n|---|---:|---:|\n"
         parts.append(heading + "\n".join(lines))
     parts.append(f"## Configuration\n\n```toml\n{config.to_toml()}```")

@@ -11,6 +11,9 @@ from graphbuild.errors import ArtifactError
 from graphbuild.store.atomic import write_json
 from graphbuild.store.digests import digest_json
 
+KNN_TOP1, LINEAR_TOP1 = "knn_top1", "linear_top1"
+HEADLINE = ((KNN_TOP1, "kNN"), (LINEAR_TOP1, "linear"))
+"""The two scores that every evaluation has, and the headings of their columns."""
 _DIGEST = "digest"
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from graphbuild.datasets.base import (
+    CLASS_COLUMNS,
     BrokenRows,
     CaptionBatch,
     Captions,
@@ -29,8 +30,6 @@ from graphbuild.errors import SourceError
 from graphbuild.store.images import Images, place_of
 from graphbuild.system.inputs import PARQUET, suffix_of
 
-# Tell classes apart where captions are class names, best first.
-_CLASS_COLUMNS = ("wnid", "label", "class")
 _SPLIT = re.compile(r"(.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.parquet")
 """As the Hugging Face hub names files."""
 
@@ -95,7 +94,7 @@ def open_tables(headers: dict[File, Header], options: SourceOptions) -> OpenSour
         id_column=options.id_column,
         keep_schema=keep,
         class_names=caption in header.class_names,
-        class_column=next((name for name in _CLASS_COLUMNS if name in keep.names), None),
+        class_column=next((name for name in CLASS_COLUMNS if name in keep.names), None),
         counts=counts,
         facts=facts,
     )

@@ -15,6 +15,7 @@ import pyarrow as pa
 from graphbuild.datasets.base import (
     BATCH_BYTES,
     BATCH_ROWS,
+    CLASS_COLUMNS,
     BrokenRows,
     CaptionBatch,
     Captions,
@@ -145,7 +146,7 @@ class RowSource:
             caption_column=wanted.caption,
             id_column=wanted.sample_id,
             keep_schema=_keep_schema(wanted),
-            class_column=next((name for name in ("wnid", "label", "class") if name in wanted.kept), None),
+            class_column=next((name for name in CLASS_COLUMNS if name in wanted.kept), None),
             repeated_ids=self._repeated_ids and wanted.sample_id == self._id_column,
             replacements=self._replacements,
             counts=counts,

@@ -14,6 +14,7 @@ from pathlib import Path
 from graphbuild.errors import SourceError
 from train.evaluate.images import Images
 from train.evaluate.protocols.imagenet import Answer, Found, read_json
+from train.run.scores import LINEAR_TOP1
 
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
 
@@ -46,4 +47,4 @@ class ImageNetReal:
         right = [guess in known for guess, known in zip(guesses, labels, strict=True) if known]
         if not right:
             raise SourceError("imagenet-real: none of the images to classify has a label.")
-        return {"imagenet-real": {"linear_top1": sum(right) / len(right), "images": float(len(right))}}
+        return {"imagenet-real": {LINEAR_TOP1: sum(right) / len(right), "images": float(len(right))}}

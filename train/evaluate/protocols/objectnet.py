@@ -17,6 +17,7 @@ from graphbuild.errors import SourceError
 from train.data.imagefolder import FolderImages
 from train.evaluate.images import Images
 from train.evaluate.protocols.imagenet import Answer, Found, WithoutBorder, read_json
+from train.run.scores import LINEAR_TOP1
 
 _BORDER = 2
 """Pixels: the border is one wide, and resizing smears it over a second."""
@@ -46,7 +47,7 @@ class ObjectNet:
         side = found["objectnet"]
         guesses = answer(side.features).tolist()
         right = [guess in self._right[row] for guess, row in zip(guesses, side.rows, strict=True)]
-        return {"objectnet": {"linear_top1": sum(right) / len(right), "images": float(len(right))}}
+        return {"objectnet": {LINEAR_TOP1: sum(right) / len(right), "images": float(len(right))}}
 
 
 def _read_classes(mappings: Path) -> dict[str, frozenset[int]]:

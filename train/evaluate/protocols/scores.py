@@ -10,6 +10,7 @@ import torch
 
 from train.evaluate.protocols.knn import knn_predict
 from train.evaluate.protocols.task import Task, accuracy
+from train.run.scores import KNN_TOP1, LINEAR_TOP1
 
 KNN_K = 20
 """The k of the headline figure, `knn_top1`."""
@@ -40,9 +41,9 @@ def knn_scores(task: Task) -> dict[str, float]:
     seen, places = task.classes
     guesses = knn_predict(task.train.features, places, task.test.features, ks=KNN_KS, classes=len(seen))
     found = {k: accuracy(seen[guess], task.test.labels) for k, guess in guesses.items()}
-    return {"knn_top1": found[KNN_K], **{f"knn_top1_k{k}": value for k, value in found.items()}}
+    return {KNN_TOP1: found[KNN_K], **{f"{KNN_TOP1}_k{k}": value for k, value in found.items()}}
 
 
 def linear_scores(task: Task) -> dict[str, float]:
     """Return `linear_top1`, and `linear_l2`, the penalty chosen."""
-    return {"linear_top1": accuracy(task.answers, task.test.labels), "linear_l2": task.probe.penalty}
+    return {LINEAR_TOP1: accuracy(task.answers, task.test.labels), "linear_l2": task.probe.penalty}

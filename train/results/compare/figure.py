@@ -11,13 +11,14 @@ from graphbuild.store.atomic import atomic_path
 from graphbuild.store.outputs import MARK
 from train.evaluate.intervals import mean_interval
 from train.results.compare.arms import Arm
+from train.run.scores import LINEAR_TOP1
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 _POINTS = {"linear_n1": 1.0, "linear_n5": 5.0, "linear_n20": 20.0}
-_SHARES = {"linear_10pct": 0.1, "linear_top1": 1.0}
+_SHARES = {"linear_10pct": 0.1, LINEAR_TOP1: 1.0}
 _SIZE_INCHES = (5.2, 3.6)
 
 Point = tuple[float, float, float]

@@ -14,10 +14,11 @@ from graphbuild.errors import OptionError
 from train.evaluate.intervals import mean_interval
 from train.results.compare.arms import Arm, Measure, read_arms
 from train.results.compare.differences import ALPHA, Difference, difference, holm_adjusted
+from train.run.scores import KNN_TOP1, LINEAR_TOP1
 
 HEADLINES = (
-    "knn_top1",
-    "linear_top1",
+    KNN_TOP1,
+    LINEAR_TOP1,
     "linear_n5",
     "superclass_p10",
     "held_out_knn",

@@ -16,10 +16,9 @@ from train.results.report.page import Cell, CurveFigure, ResultRow, Results, sam
 from train.run.checkpoint import WEIGHTS
 from train.run.folder import EVAL_FILE, TRAINED, UNTRAINED, read_run_config
 from train.run.metrics import EVENTS_FILE, read_lines, read_metrics
-from train.run.scores import read_scores
+from train.run.scores import HEADLINE, read_scores
 
 _Z = 1.96
-_SCORES = (("knn_top1", "kNN"), ("linear_top1", "linear"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +161,7 @@ def _results(scored: Sequence[tuple[int, RunRecord]], *, named: bool) -> Results
         f"Top-1 accuracy in percent on {counts}{where}: a vote of the 20 nearest neighbours, and a linear probe. Bold: ahead of "
         "every other run by more than chance among these images explains (95 %). It says nothing of other seeds."
     )
-    return Results(how, tuple((column, tuple(name for _, name in _SCORES)) for column in columns), tuple(rows))
+    return Results(how, tuple((column, tuple(name for _, name in HEADLINE)) for column in columns), tuple(rows))
 
 
 def _told_apart(values: Sequence[float], images: int) -> float | None:
@@ -175,7 +174,7 @@ def _told_apart(values: Sequence[float], images: int) -> float | None:
 
 
 def _values(by_column: Mapping[str, Mapping[str, float]], columns: Sequence[str]) -> list[float | None]:
-    return [by_column.get(column, {}).get(name) for column in columns for name, _ in _SCORES]
+    return [by_column.get(column, {}).get(name) for column in columns for name, _ in HEADLINE]
 
 
 def _chance(scored: Sequence[tuple[int, RunRecord]], columns: Sequence[str]) -> list[float | None]:
@@ -184,7 +183,7 @@ def _chance(scored: Sequence[tuple[int, RunRecord]], columns: Sequence[str]) -> 
         by_column = next(iter(run.scores.values()))
         for column in run.columns:
             found.setdefault(column, by_column[column]["chance"])
-    return [found.get(column) for column in columns for _ in _SCORES]
+    return [found.get(column) for column in columns for _ in HEADLINE]
 
 
 def _untrained(scored: Sequence[tuple[int, RunRecord]]) -> list[tuple[str, RunRecord]]:
