@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from graphbuild.embed.text.policy import NOTES
 from graphbuild.embed.text.repeats import COUNTED
 from graphbuild.store import schemas
 from graphbuild.store.repeats import OnDuplicate
-from graphbuild.system.answers import next_steps
+from graphbuild.system.answers import Answer, next_steps
 
 LEFT_OUT = {
     "failed_downloads": "rows whose picture was not downloaded, left out",
@@ -87,7 +87,7 @@ class EmbedConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EmbedResult:
+class EmbedResult(Answer):
     """What a graph directory holds after `embed`."""
 
     graph_dir: Path
@@ -121,7 +121,3 @@ class EmbedResult:
                 "are one text. For other languages choose a multilingual --encoder"
             )
         return "\n".join([*lines, next_steps("graphbuild knn", graph_dir=self.graph_dir)])
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same, for scripts."""
-        return {**asdict(self), "graph_dir": str(self.graph_dir), "built": list(self.built)}

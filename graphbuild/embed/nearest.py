@@ -8,7 +8,7 @@ stored float16 values without loss, so they need no other file. FAISS and torch 
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.tables import find_text, read_texts
 from graphbuild.store.verified import require_verified
+from graphbuild.system.answers import Answer
 from graphbuild.system.progress import progress
 
 _REMEDY = "Run `graphbuild embed` again: it rebuilds it."
@@ -43,7 +44,7 @@ class NearText:
 
 
 @dataclass(frozen=True, slots=True)
-class NearTexts:
+class NearTexts(Answer):
     """Nearest texts, best first."""
 
     query: str
@@ -52,10 +53,6 @@ class NearTexts:
     def summary(self) -> str:
         """Return a line each: similarity, id, text."""
         return "\n".join(f"{near.similarity:7.4f}  {near.text_id:>9}  {near.text}" for near in self.found)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same, for scripts."""
-        return asdict(self)
 
 
 def nearest_texts(

@@ -7,7 +7,7 @@ scored before a kill stays.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -25,7 +25,7 @@ from graphbuild.store.files import ShardRange, finished
 from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest, up_to_date
 from graphbuild.store.stage import Made, run_stage, writing
-from graphbuild.system.answers import next_steps, spell_seconds
+from graphbuild.system.answers import Answer, next_steps, spell_seconds
 from graphbuild.system.cluster import Workers, run_tasks
 from graphbuild.system.progress import progress, say
 
@@ -50,7 +50,7 @@ class RescoreConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RescoreEstimate:
+class RescoreEstimate(Answer):
     """What a run is expected to take."""
 
     pairs: int
@@ -72,13 +72,9 @@ class RescoreEstimate:
             f"(measured on {_PROBE_PAIRS}): about {spell_seconds(self.seconds)}; disk {self.bytes / 1e6:,.1f} MB"
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RescoreResult:
+class RescoreResult(Answer):
     """How many pairs were rescored, by which cross-encoder, and what changed."""
 
     graph_dir: Path
@@ -96,10 +92,6 @@ class RescoreResult:
         head = f"{self.graph_dir}: {done}{self.pairs:,} pairs rescored, the {self.top:,} nearest of {self.texts:,} texts; "
         head += f"{self.changed_nearest:.1%} of the texts have another nearest one; {spell_seconds(self.seconds)}"
         return f"{head}\n{next_steps('train run --similarity rescored --absent 0', graph_dir=self.graph_dir)}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {**asdict(self), "graph_dir": str(self.graph_dir)}
 
 
 @dataclass(frozen=True, slots=True)

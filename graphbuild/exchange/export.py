@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from graphbuild.store.atomic import atomic_path
 from graphbuild.store.frames import Frames, graph_blocks
 from graphbuild.store.graph import Graph
 from graphbuild.store.outputs import MARK, PARQUET_METADATA, require_replaceable
-from graphbuild.system.answers import next_steps
+from graphbuild.system.answers import Answer, next_steps
 from graphbuild.system.progress import progress
 
 _EDGES_A_BLOCK = 1 << 20
@@ -29,7 +29,7 @@ _SUFFIXES = {"parquet": ".parquet", "csr": ".npz"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExportResult:
+class ExportResult(Answer):
     """The file that was written."""
 
     out: Path
@@ -43,10 +43,6 @@ class ExportResult:
         reader = "polars.scan_parquet" if self.form == "parquet" else "scipy.sparse.load_npz"
         written = f"{self.out}: {self.edges:,} edges of {self.texts:,} texts, {self.bytes / 1e6:,.1f} MB"
         return f"{written}\n{next_steps(f'in Python, {reader}({str(self.out)!r})')}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {**asdict(self), "out": str(self.out)}
 
 
 def export_edges(graph_dir: Path, out: Path, form: ExportForm | None = None, *, overwrite: bool = False) -> ExportResult:

@@ -9,7 +9,7 @@ Shape letters: G graphs, S samples, N texts of the fused graph, D vector width. 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ from graphbuild.exchange.relate.config import describe_absent
 from graphbuild.exchange.rescored import Rule
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.stage import writing
-from graphbuild.system.answers import next_steps
+from graphbuild.system.answers import Answer, next_steps
 from graphbuild.system.progress import progress
 from graphbuild.targets.mixture import share_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FuseResult:
+class FuseResult(Answer):
     """What was fused, by which rule, and what was counted."""
 
     graph_dir: Path
@@ -55,10 +55,6 @@ class FuseResult:
             next_steps("graphbuild verify", graph_dir=self.graph_dir),
         ]
         return "\n".join(lines)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {**asdict(self), "graph_dir": str(self.graph_dir)}
 
 
 def fuse_graphs(graphs: Sequence[Path], out: Path, config: FuseConfig) -> FuseResult:

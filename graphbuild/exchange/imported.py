@@ -7,7 +7,7 @@ Shape letters: N texts, E edges, K neighbours kept, n texts of a shard.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from graphbuild.store.lookup import build_lookup
 from graphbuild.store.manifest import Manifest, stage_key, up_to_date
 from graphbuild.store.stage import Made, run_stage, writing
 from graphbuild.store.tables import ensure_shards
-from graphbuild.system.answers import next_steps
+from graphbuild.system.answers import Answer, next_steps
 from graphbuild.system.progress import progress
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class ImportConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImportResult:
+class ImportResult(Answer):
     """What was written and counted."""
 
     graph_dir: Path
@@ -75,10 +75,6 @@ class ImportResult:
         }
         counted = (f"{self.facts[key]:,} {name}" for name, key in left_out.items() if self.facts[key])
         return "\n".join([head, *counted, next_steps("graphbuild report", graph_dir=self.graph_dir)])
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {**asdict(self), "graph_dir": str(self.graph_dir)}
 
 
 def import_graph(graph_dir: Path, config: ImportConfig) -> ImportResult:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from graphbuild.store.manifest import Manifest
 from graphbuild.store.neighbors import REMEDY
 from graphbuild.store.tables import map_arrow, read_parquet
 from graphbuild.store.verified import require_verified
-from graphbuild.system.answers import next_steps
+from graphbuild.system.answers import Answer, next_steps
 from graphbuild.system.cards import Repository, front_matter, last_name, license_fields, require_own_card, table
 from graphbuild.system.progress import progress
 
@@ -60,7 +60,7 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PublishResult:
+class PublishResult(Answer):
     """The folder that was written."""
 
     out: Path
@@ -78,10 +78,6 @@ class PublishResult:
         if self.url is not None:
             written += f"\nuploaded: {self.url}"
         return f"{written}\n{next_steps(f'in Python, datasets.load_dataset({str(self.out)!r}, {EDGES!r})')}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {**asdict(self), "out": str(self.out)}
 
 
 def require_publishable(graph_dir: Path, out: Path, config: PublishConfig) -> None:

@@ -8,7 +8,7 @@ strings of the texts kept, and some forty bytes for each text and sample.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from graphbuild.store.lookup import SampleLookup, build_lookup
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.stage import Made, run_stage, writing
 from graphbuild.store.tables import read_parquet
-from graphbuild.system.answers import next_steps
+from graphbuild.system.answers import Answer, next_steps
 from graphbuild.system.progress import progress, stages
 
 _EXAMPLES = 3
@@ -51,7 +51,7 @@ class SubsetConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SubsetResult:
+class SubsetResult(Answer):
     """How many samples and texts a subset kept, and which ids it did not find."""
 
     graph_dir: Path
@@ -74,10 +74,6 @@ class SubsetResult:
             shown = ", ".join(repr(one) for one in self.examples)
             lines.append(f"{self.unknown:,} of {self.requested:,} ids are not in the graph, such as {shown}")
         return "\n".join([*lines, next_steps("graphbuild knn", graph_dir=self.graph_dir)])
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {**asdict(self), "graph_dir": str(self.graph_dir), "origin": str(self.origin)}
 
 
 def subset_graph(graph_dir: Path, out: Path, config: SubsetConfig) -> SubsetResult:

@@ -8,7 +8,7 @@ Shape letters: S samples of a graph, C texts in both graphs, n texts of a block,
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from graphbuild.store import schemas
 from graphbuild.store.arrays import Ids
 from graphbuild.store.graph import Graph
 from graphbuild.store.hashes import hash_strings
-from graphbuild.system.answers import next_steps, plain, quoted, render, show, table
+from graphbuild.system.answers import Answer, next_steps, plain, quoted, render, show, table
 from graphbuild.system.progress import progress, stages
 
 _RANKS = (1, 4, 16, 64, 256, 1024)
@@ -34,7 +34,7 @@ _FEWEST_SHARED = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
+class Comparison(Answer):
     """How far two graphs agree."""
 
     first: Path
@@ -75,10 +75,6 @@ class Comparison:
             f"graphbuild fuse {quoted(self.first)} {quoted(self.second)} --out NEW_GRAPH",
         )
         return f"{render(head, {'neighbours in both, by rank': overlap, title: changed})}\n\n{after}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {**asdict(self), "first": str(self.first), "second": str(self.second)}
 
 
 def compare_graphs(first: Path, second: Path, *, count: int = 10, by_sample: bool = False) -> Comparison:

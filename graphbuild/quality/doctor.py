@@ -6,12 +6,12 @@ import os
 import platform
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from graphbuild.system.answers import plain, render, show, table
+from graphbuild.system.answers import Answer, plain, render, show, table
 from graphbuild.system.memory import free_memory
 
 _PACKAGES = (
@@ -48,7 +48,7 @@ _DIM = 384
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Diagnosis:
+class Diagnosis(Answer):
     """What was found, by section; every value is a word, a number or a short sentence."""
 
     sections: dict[str, dict[str, Any]]
@@ -65,10 +65,6 @@ class Diagnosis:
                 made.add_row(plain(name), plain(show(value)))
             tables[title] = made
         return render("\n".join([f"problem: {one}" for one in self.problems] or ["no problem found"]), tables)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return asdict(self)
 
 
 def diagnose(folder: Path | None = None) -> Diagnosis:

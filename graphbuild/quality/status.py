@@ -5,13 +5,13 @@ Only the manifest and the sizes of files are looked at: `graphbuild verify` read
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from graphbuild.store.files import damage
 from graphbuild.store.manifest import STAGES, Manifest, Stage
-from graphbuild.system.answers import next_steps, plain, quoted, render, table
+from graphbuild.system.answers import Answer, next_steps, plain, quoted, render, table
 
 State = Literal["done", "missing", "damaged", "out of date"]
 
@@ -34,7 +34,7 @@ class StageStatus:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GraphStatus:
+class GraphStatus(Answer):
     """All stages of a graph directory, and what to do next."""
 
     graph_dir: Path
@@ -55,10 +55,6 @@ class GraphStatus:
         counts = ", ".join(f"{self.counts[name]:,} {name}" for name in ("samples", "captions", "texts") if name in self.counts)
         tables = render(f"{self.graph_dir}: data set {self.dataset}" + (f", {counts}" if counts else ""), {"stages": made})
         return "\n".join([tables, "", *map(next_steps, self.next)])
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {**asdict(self), "graph_dir": str(self.graph_dir)}
 
 
 def graph_status(graph_dir: Path) -> GraphStatus:

@@ -7,9 +7,8 @@ damaged file says nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +27,7 @@ from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest, Stage
 from graphbuild.store.neighbors import Rows
 from graphbuild.store.tables import read_parquet
-from graphbuild.system.answers import next_steps
+from graphbuild.system.answers import Answer, next_steps
 from graphbuild.system.progress import progress, stages
 
 _LEAST_SAMPLE = 1000
@@ -40,7 +39,7 @@ _KNN_REMEDY = "Run `graphbuild knn` again with the same options: it rebuilds wha
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VerifyResult:
+class VerifyResult(Answer):
     """What was checked and found right."""
 
     graph_dir: Path
@@ -82,10 +81,6 @@ class VerifyResult:
                 shown = ", ".join(f"{quantile} {value:.4f}" for quantile, value in error.items())
                 lines.append(f"sketch error on {name}: {shown}")
         return lines
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {**asdict(self), "graph_dir": str(self.graph_dir)}
 
 
 Known = Callable[[Graph], Similarity | None]

@@ -10,6 +10,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +26,17 @@ Form = Literal["table", "csv", "json", "parquet"]
 FORMS: tuple[Form, ...] = ("table", "csv", "json", "parquet")
 WIDTH = 120
 _LONGEST_VALUE = 200
+
+
+class Answer:
+    """Base of the dataclasses that commands answer with; most have a `summary()` for people, too."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same for scripts: the fields, places as text."""
+        fields: Any = self
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(fields).items()}
 
 
 def table(columns: tuple[str, ...], *, right: tuple[str, ...] = ()) -> Table:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,7 +12,7 @@ from graphbuild.errors import OptionError
 from graphbuild.store import schemas
 from graphbuild.store.atomic import remove_stale_temporaries
 from graphbuild.store.graph import Graph
-from graphbuild.system.answers import next_steps, quoted
+from graphbuild.system.answers import Answer, next_steps, quoted
 from graphbuild.system.progress import progress, stages
 from train.config import TrainConfig
 from train.evaluate.cache import FOLDER, Extraction, features_of
@@ -64,7 +63,7 @@ _BY_COLUMN: Mapping[ProtocolName, Callable[[Task], dict[str, float]]] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvalResult:
+class EvalResult(Answer):
     """The scores of a run; `eval.json` in its folder holds the same."""
 
     run_dir: Path
@@ -102,10 +101,6 @@ class EvalResult:
                     lines.append(f"{column:<{wide}}{name:<26}{cells}")
         run = quoted(self.run_dir)
         return "\n".join([*lines, next_steps(f"train report {run}", f"train compare {run} OTHER_RUNS")])
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {**asdict(self), "run_dir": str(self.run_dir), "protocols": list(self.protocols)}
 
 
 def _shown(scores: Mapping[str, float], name: str) -> str:

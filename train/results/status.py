@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from graphbuild.errors import OptionError
-from graphbuild.system.answers import next_steps, plain, quoted, render, table
+from graphbuild.system.answers import Answer, next_steps, plain, quoted, render, table
 from train.run.checkpoint import WEIGHTS, checkpoints
 from train.run.folder import CONFIG_FILE, EVAL_FILE, read_run_config
 from train.run.metrics import read_metrics
@@ -17,7 +17,7 @@ _RUNS = Path("runs")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunStatus:
+class RunStatus(Answer):
     """Where a run stands."""
 
     run_dir: Path
@@ -33,10 +33,6 @@ class RunStatus:
     images_per_s: float | None
     megabytes: float
     next: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {**asdict(self), "run_dir": str(self.run_dir)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from graphbuild.store import schemas
-from graphbuild.system.answers import next_steps, spell_seconds
+from graphbuild.system.answers import Answer, next_steps, spell_seconds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +41,7 @@ class RelateConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RelateResult:
+class RelateResult(Answer):
     """What was related, and what was counted."""
 
     graph_dir: Path
@@ -59,13 +59,9 @@ class RelateResult:
         lines = [f"{head}: already done, nothing to do" if self.already_done else head, *describe_absent(self.facts)]
         return "\n".join([*lines, next_steps("graphbuild verify", "graphbuild report", "train run", graph_dir=self.graph_dir)])
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {**asdict(self), "graph_dir": str(self.graph_dir)}
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RelateEstimate:
+class RelateEstimate(Answer):
     """What a run is expected to take."""
 
     samples: int
@@ -100,10 +96,6 @@ class RelateEstimate:
             f"{self.pairs_per_second / 1e6:,.0f} M/s{embedding}; about {spell_seconds(self.seconds)} in all; memory "
             f"{self.memory / 1e9:,.2f} GB beside the columns; disk {self.bytes / 1e9:,.2f} GB"
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return asdict(self)
 
 
 def describe_absent(facts: dict[str, Any]) -> list[str]:

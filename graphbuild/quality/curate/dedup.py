@@ -8,7 +8,7 @@ dropped has a kept one that is at least as similar as the threshold: there are n
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from graphbuild.store import schemas
 from graphbuild.store.arrays import Float32, Ids
 from graphbuild.store.frames import Frames, graph_blocks
 from graphbuild.store.outputs import require_replaceable
-from graphbuild.system.answers import next_steps, plain, quoted, render, show, table
+from graphbuild.system.answers import Answer, next_steps, plain, quoted, render, show, table
 from graphbuild.system.progress import progress, stages
 
 LEVELS = (0.99, 0.98, 0.97, 0.95, 0.93, 0.9)
@@ -44,7 +44,7 @@ class Level:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DedupResult:
+class DedupResult(Answer):
     """What was kept and dropped."""
 
     graph_dir: Path
@@ -89,10 +89,6 @@ class DedupResult:
                 shown = "" if similarity != similarity else f"{similarity:.3f}"
                 made.add_row(*(head if number == 0 else ["", "", ""]), shown, plain(show(dropped)), plain(show(kept)))
         return made
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {**asdict(self), "graph_dir": str(self.graph_dir), "out": None if self.out is None else str(self.out)}
 
 
 def find_duplicates(

@@ -6,9 +6,8 @@ A text's score is the mean similarity to its nearest neighbours (one by default)
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ from graphbuild.errors import OptionError
 from graphbuild.quality.curate.decisions import Decisions, require_neighbors, write_decisions
 from graphbuild.store.frames import Frames
 from graphbuild.store.outputs import require_replaceable
-from graphbuild.system.answers import next_steps, plain, quoted, render, show, table
+from graphbuild.system.answers import Answer, next_steps, plain, quoted, render, show, table
 from graphbuild.system.progress import progress, stages
 
 REASONS = ("ordinary", "outlier")
@@ -25,7 +24,7 @@ _LISTED = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OutliersResult:
+class OutliersResult(Answer):
     """Which texts are far from all others."""
 
     graph_dir: Path
@@ -52,10 +51,6 @@ class OutliersResult:
         for text_id, score, text in self.farthest:
             listed.add_row(f"{score:.3f}", f"{text_id:,}", plain(show(text)))
         return render(head, {"the farthest": listed})
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {**asdict(self), "graph_dir": str(self.graph_dir), "out": str(self.out)}
 
 
 def find_outliers(

@@ -11,9 +11,8 @@ is computed anew (Minoux 1978).
 from __future__ import annotations
 
 import heapq
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,7 @@ from graphbuild.store.arrays import Float32, Ids
 from graphbuild.store.frames import Frames, graph_blocks
 from graphbuild.store.graph import Graph
 from graphbuild.store.outputs import require_replaceable
-from graphbuild.system.answers import next_steps, quoted
+from graphbuild.system.answers import Answer, next_steps, quoted
 from graphbuild.system.progress import progress, stages
 
 REASONS = ("chosen", "covered by a chosen text", "not covered")
@@ -32,7 +31,7 @@ _EDGES_A_BLOCK = 1 << 21
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SampleResult:
+class SampleResult(Answer):
     """What was chosen, and how much of the graph it covers."""
 
     graph_dir: Path
@@ -56,10 +55,6 @@ class SampleResult:
             f"{self.out}: {self.kept_samples:,} of {self.samples:,} samples are kept, each with its reason\n"
             f"{next_steps(f'graphbuild subset --keep {quoted(self.out)} --out NEW_GRAPH', graph_dir=self.graph_dir)}"
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {**asdict(self), "graph_dir": str(self.graph_dir), "out": str(self.out)}
 
 
 def choose_sample(graph_dir: Path, out: Path, *, count: int, seed: int = 0, overwrite: bool = False) -> SampleResult:

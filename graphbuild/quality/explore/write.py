@@ -6,7 +6,7 @@ Shape letters: N texts of the graph, n texts on the map.
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -25,7 +25,7 @@ from graphbuild.store import schemas
 from graphbuild.store.atomic import atomic_path, write_json
 from graphbuild.store.frames import Frames
 from graphbuild.store.outputs import PARQUET_METADATA, require_replaceable
-from graphbuild.system.answers import next_steps, quoted
+from graphbuild.system.answers import Answer, next_steps, quoted
 from graphbuild.system.progress import progress, stages
 
 FOLDER = "explore"
@@ -53,7 +53,7 @@ class ExploreConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExploreResult:
+class ExploreResult(Answer):
     """The files of a map, and how true it is."""
 
     graph_dir: Path
@@ -78,10 +78,6 @@ class ExploreResult:
             return "\n".join([*lines, f"{self.site}: a static site", next_steps(serve)])
         command = shlex.join(viewer_arguments(images=self.images > 0))
         return "\n".join([*lines, next_steps(f"cd {quoted(self.folder)} && {self.viewer or HINT} {command}")])
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
 
 
 def write_map(graph_dir: Path, config: ExploreConfig) -> ExploreResult:

@@ -5,13 +5,13 @@ docs/definitions.md, Health, says how each is computed. Importing this loads nei
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.table import Table
 
-from graphbuild.system.answers import plain, render, show, table
+from graphbuild.system.answers import Answer, plain, render, show, table
 
 Verdict = Literal["good", "fair", "poor", "info"]
 Unit = Literal["share", "number", "count"]
@@ -67,7 +67,7 @@ class Measure:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Health:
+class Health(Answer):
     """Everything measured of a graph."""
 
     graph_dir: Path
@@ -102,10 +102,6 @@ class Health:
     def warnings(self) -> tuple[Measure, ...]:
         """Return the figures that are poor."""
         return tuple(one for one in self.measures if one.verdict == "poor")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {**asdict(self), "graph_dir": str(self.graph_dir)}
 
     def summary(self) -> str:
         """Return tables for people."""

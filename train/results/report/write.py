@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from graphbuild.errors import OptionError
 from graphbuild.store.atomic import write_text
 from graphbuild.store.graph import Graph
 from graphbuild.store.images import recorded
 from graphbuild.store.outputs import require_replaceable
+from graphbuild.system.answers import Answer
 from graphbuild.system.progress import progress, stages
 from train.config import TrainConfig
 from train.data.prepare import OpenData, open_data
@@ -23,7 +23,7 @@ from train.run.loop import settle
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReportResult:
+class ReportResult(Answer):
     """The report that was written."""
 
     out: Path
@@ -34,10 +34,6 @@ class ReportResult:
         """Return lines for people."""
         size = f"{self.bytes / 1e6:.1f} MB, one file, no network needed"
         return f"{self.out}: {', '.join(self.runs)} ({size})\nnext: open it in a browser"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {**asdict(self), "out": str(self.out), "runs": list(self.runs)}
 
 
 def write_report(
