@@ -33,6 +33,7 @@ from graphbuild.system.answers import answer
 @click.option("--caption-column", default=None, help="Column of the captions (default: a usual name, if there is just one).")
 @click.option("--id-column", default=None, help="Column of the sample ids (default: <file>:<row>).")
 @click.option("--vector-column", default=None, help="Of --dataset vectors: the column of vectors (default: the only one).")
+@click.option("--collapse", is_flag=True, help="Of --dataset vectors: samples of equal vectors are one text.")
 @click.option("--keep-columns", default=None, metavar="A,B", help="Columns copied into samples, separated by commas.")
 @click.option("--columns", default=None, metavar="A,B", help="Names of the columns of csv and tsv files without a header.")
 @click.option(

@@ -82,6 +82,8 @@ class EmbedConfig:
     """Address of a running Dask scheduler."""
     overwrite: bool = False
     """Build again what was built with other options or from other input."""
+    collapse: bool = False
+    """Samples of equal given vectors are one text."""
     append: bool = False
     """Add the sources to a graph that is there; only texts that are new are embedded."""
 

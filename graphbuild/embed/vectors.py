@@ -1,7 +1,8 @@
 """A graph of vectors that were made elsewhere: ids, texts and embeddings in, the stages of `embed` out. No encoder is run.
 
-Shape letters: N samples, n of a block or shard, D vector width. Every sample is a text of its own, in the order of the files.
-One shard and 8 bytes for each sample are held in memory.
+Shape letters: S samples, N texts, n of a block or shard, D vector width. Every sample is a text of its own, in the order of the
+files, unless those of equal vectors are to be one. One shard and 8 bytes for each sample are held in memory; with --collapse 40, and
+all texts.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 from numpy.typing import NDArray
 
 from graphbuild.datasets.base import OpenSource, SourceOptions
@@ -22,15 +24,15 @@ from graphbuild.embed.config import EmbedConfig
 from graphbuild.embed.index import build_index
 from graphbuild.errors import OptionError, SourceError, redact
 from graphbuild.store import schemas
-from graphbuild.store.counts import write_counts
+from graphbuild.store.counts import count_captions, write_counts
 from graphbuild.store.digests import digest_json
 from graphbuild.store.embeddings import embeddings_table
-from graphbuild.store.files import Receipt, ensure_parquet
+from graphbuild.store.files import Receipt, ensure_parquet, shard_ranges
 from graphbuild.store.hashes import hash_string, hash_strings
 from graphbuild.store.lookup import build_lookup
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.stage import Made, run_stage
-from graphbuild.store.tables import read_parquet
+from graphbuild.store.tables import ensure_shards, read_parquet
 from graphbuild.system.progress import progress
 
 NOT_FOR_SAMPLES = (
@@ -50,6 +52,10 @@ def require_vector_options(config: EmbedConfig) -> None:
         if config.vector_column is not None:
             raise OptionError(
                 f"--vector-column is for --dataset {NAME}; {config.dataset!r} is embedded by an encoder. Leave it out."
+            )
+        if config.collapse:
+            raise OptionError(
+                f"--collapse is for --dataset {NAME}; of {config.dataset!r}, equal texts are one anyhow. Leave it out."
             )
         return
     if config.on_duplicate == "first":
@@ -107,9 +113,7 @@ class SampleRun(ABC):
             own_n = hash_strings(table[schemas.SAMPLE_ID].to_pylist())
             # Of the id: captions may repeat, and each vector keeps its own text.
             texts = pa.table([ids, table[schemas.TEXT], pa.array(own_n)], schema=schemas.TEXTS_SCHEMA)
-            kept = table.drop_columns([schemas.SAMPLE_ID, schemas.TEXT])
-            schema = pa.schema([*schemas.SAMPLES_SCHEMA, *kept.schema])
-            samples = pa.table([table[schemas.SAMPLE_ID], pa.array(own_n), ids, *kept.columns], schema=schema)
+            samples = _samples_table(table, own_n, ids)
             receipts += [self._write(schemas.TEXTS, index, texts, key), self._write(schemas.SAMPLES, index, samples, key)]
             sizes.append(count)
             hashes.append(own_n)
@@ -117,11 +121,14 @@ class SampleRun(ABC):
         total = sum(sizes)
         ones_N = np.ones(total, np.int32)
         receipts += write_counts(self._graph_dir, sizes, ones_N, ones_N, key=key)
+        self._describe(samples=total, texts=total)
+        return Made(receipts)
+
+    def _describe(self, *, samples: int, texts: int) -> None:
         self._manifest.dataset, self._manifest.encoder = self._describe_dataset(), self._describe_vectors()
         self._manifest.shard_size = self._config.shard_size
-        counts = {"samples": total, "captions": total, "texts": total, "duplicate_captions": 0}
+        counts = {"samples": samples, "captions": samples, "texts": texts, "duplicate_captions": samples - texts}
         self._manifest.counts = {**counts, **self._source.counts}
-        return Made(receipts)
 
     def _shards(self) -> Iterator[pa.Table]:
         """Sample id, text and kept columns, a shard at a time."""
@@ -175,6 +182,13 @@ class SampleRun(ABC):
         return build_index(self._graph_dir, self._manifest, overwrite=True)
 
 
+def _samples_table(table: pa.Table, hashes_n: NDArray[np.uint64], texts: pa.Array) -> pa.Table:
+    """A shard of samples: ids, their hashes, the text of each, and kept columns."""
+    kept = table.drop_columns([schemas.SAMPLE_ID, schemas.TEXT])
+    schema = pa.schema([*schemas.SAMPLES_SCHEMA, *kept.schema])
+    return pa.table([table[schemas.SAMPLE_ID], pa.array(hashes_n), texts, *kept.columns], schema=schema)
+
+
 class VectorRun(SampleRun):
     """One call of `build_embeddings` for vectors that exist."""
 
@@ -204,7 +218,7 @@ class VectorRun(SampleRun):
         return run_stage(self._graph_dir, self._manifest, "embed", config, inputs, work, overwrite=overwrite)
 
     def _write_embeddings(self, key: str) -> list[Receipt]:
-        dim, receipts, blocks = self._parts[0].vectors.width, [], self._blocks()
+        dim, receipts, blocks = self._parts[0].vectors.width, [], self._kept_blocks()
         rest_nD = np.empty((0, dim), np.float16)
         with progress("taking vectors", self._manifest.counts["texts"], unit="vectors") as meter:
             for shard in self._manifest.ranges("text", schemas.TEXTS):
@@ -219,5 +233,64 @@ class VectorRun(SampleRun):
                 meter.advance(len(shard))
         return receipts
 
+    def _text_config(self) -> dict[str, Any]:
+        return {**super()._text_config(), **({"collapse": True} if self._config.collapse else {})}
+
+    def _write_texts(self, key: str) -> Made:
+        return self._write_collapsed(key) if self._config.collapse else super()._write_texts(key)
+
+    def _write_collapsed(self, key: str) -> Made:
+        """Texts of the first sample of each vector, and all samples."""
+        first_N, text_S = self._distinct()
+        texts, hashes, receipts, start = [], [], [], 0
+        for index, table in enumerate(self._shards()):
+            stop = start + table.num_rows
+            own_n = hash_strings(table[schemas.SAMPLE_ID].to_pylist())
+            samples = _samples_table(table, own_n, pa.array(text_S[start:stop]))
+            receipts.append(self._write(schemas.SAMPLES, index, samples, key))
+            new = _between(first_N, start, stop)
+            texts.append(pa.table([table[schemas.TEXT].take(pa.array(new)), own_n[new]], [schemas.TEXT, schemas.TEXT_HASH]))
+            hashes.append(own_n)
+            start = stop
+        self._require_distinct(np.concatenate(hashes))
+        ids, size = pa.array(np.arange(len(first_N), dtype=np.int32)), self._config.shard_size
+        whole = pa.table([ids, *pa.concat_tables(texts).columns], schema=schemas.TEXTS_SCHEMA)
+        receipts += ensure_shards(self._graph_dir, schemas.TEXTS, whole, size, key=key)
+        counts_N = count_captions([text_S], len(first_N))
+        receipts += write_counts(self._graph_dir, map(len, shard_ranges(len(first_N), size)), counts_N, counts_N, key=key)
+        self._describe(samples=start, texts=len(first_N))
+        return Made(receipts)
+
+    def _distinct(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """The first sample of each different vector, ascending, (N,), and the text of every sample, (S,)."""
+        digests = np.concatenate([_digests(block_nD) for block_nD in self._blocks()])
+        _, first_N, text_S = np.unique(digests, return_index=True, return_inverse=True)
+        # By first appearance, as everywhere.
+        place_N = np.empty(len(first_N), np.int32)
+        place_N[np.argsort(first_N)] = np.arange(len(first_N), dtype=np.int32)
+        return np.sort(first_N), place_N[text_S.reshape(-1)]
+
     def _blocks(self) -> Iterator[NDArray[np.float16]]:
         return (block_nD.astype(np.float16) for part in self._parts for block_nD in part.vectors.blocks())
+
+    def _kept_blocks(self) -> Iterator[NDArray[np.float16]]:
+        """Vectors of the texts: of all samples, or of the first of those that are equal."""
+        if not self._config.collapse:
+            yield from self._blocks()
+            return
+        first_N, start = self._distinct()[0], 0
+        for block_nD in self._blocks():
+            yield block_nD[_between(first_N, start, start + len(block_nD))]
+            start += len(block_nD)
+
+
+def _between(rows_N: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
+    """Of ascending rows, those from `start` to `stop`, counted from there."""
+    return rows_N[np.searchsorted(rows_N, start) : np.searchsorted(rows_N, stop)] - start
+
+
+def _digests(vectors_nD: NDArray[np.float16]) -> NDArray[np.void]:
+    """Sixteen bytes for each vector, which are equal where vectors are; (n,)."""
+    # Of minus zero, zero.
+    rows_nD = np.ascontiguousarray(vectors_nD + np.float16(0))
+    return np.frombuffer(b"".join(xxhash.xxh3_128_digest(row.tobytes()) for row in rows_nD), np.dtype("V16"))

@@ -274,3 +274,28 @@ def test_data_sets_that_were_saved_to_disk_give_their_vectors_and_ids(tmp_path: 
     datasets.Dataset.from_dict(broken).save_to_disk(tmp_path / "bad")
     with pytest.raises(SourceError, match=r"data-00000-of-00001\.arrow: the vector of row 0 holds NaN or infinity"):
         _embed(tmp_path / "h", tmp_path / "bad", id_column="key")
+
+
+def test_samples_of_equal_vectors_are_one_text_where_it_is_asked(tmp_path: Path) -> None:
+    vectors = _vectors(30)
+    # Twice as long, across files and shards, and once with minus zero.
+    vectors[3, 0] = 0.0
+    again = np.concatenate([2 * vectors[[3, 7, 7]], vectors[[3]], _vectors(6, seed=4)])
+    again[3, 0] = -0.0
+    files = [_parquet(tmp_path / "a.parquet", vectors), _parquet(tmp_path / "b.parquet", again, first=30)]
+    result = _embed(tmp_path / "g", *files, id_column="key", shard_size=16, collapse=True)
+    assert (result.counts["samples"], result.counts["texts"], result.counts["duplicate_captions"]) == (40, 36, 4)
+    whole = np.concatenate([_unit(vectors), _unit(again)])
+    first = [*range(30), *range(34, 40)]
+    assert np.array_equal(load_embeddings(tmp_path / "g"), whole[first])
+    build_knn(tmp_path / "g", KnnConfig(k=5))
+    graph = Graph.open(tmp_path / "g")
+    texts = graph.sample_texts([f"item-{i}" for i in range(40)]).text_ids
+    assert texts.tolist() == [*range(30), 3, 7, 7, 3, *range(30, 36)]
+    assert graph.texts()[33].as_py() == "item-37"
+    assert verify_graph(tmp_path / "g").samples == 40
+    assert not _embed(tmp_path / "g", *files, id_column="key", shard_size=16, collapse=True).built
+    with pytest.raises(OptionError, match="collapse: True -> none"):
+        _embed(tmp_path / "g", *files, id_column="key", shard_size=16)
+    with pytest.raises(OptionError, match="--collapse is for --dataset vectors"):
+        build_embeddings(tmp_path / "h", EmbedConfig(dataset="parquet", sources=(str(files[0]),), collapse=True))
