@@ -1,8 +1,8 @@
 """A graph of vectors that were made elsewhere: ids, texts and embeddings in, the stages of `embed` out. No encoder is run.
 
 Shape letters: S samples, N texts, n of a block or shard, D vector width. Every sample is a text of its own, in the order of the
-files, unless those of equal vectors are to be one. One shard and 8 bytes for each sample are held in memory; with --collapse 40, and
-all texts.
+files, unless those of equal vectors are to be one. One shard and 8 bytes for each sample are held in memory; with --collapse 40,
+and all texts.
 """
 
 from __future__ import annotations
