@@ -9,6 +9,7 @@ Shape letters: n vectors of a block, D vector width.
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -87,7 +88,9 @@ def embed(folder: Path, graph_dir: Path) -> list[str]:
         own, resident = peaks[name]
         lines.append(f"{name:<10}{stages[name]:>8,.1f}{own / 1e9:>18.2f}{resident / 1e9:>24.2f}")
     own, resident = (max(one) for one in zip(*peaks.values(), strict=True))
-    return [*lines, f"{'command':<10}{seconds:>8,.1f}{own / 1e9:>18.2f}{resident / 1e9:>24.2f}"]
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    lines.append(f"{'command':<10}{seconds:>8,.1f}{own / 1e9:>18.2f}{resident / 1e9:>24.2f}")
+    return [*lines, f"{used.ru_utime + used.ru_stime:,.0f} s of CPU"]
 
 
 def _entered(graph_dir: Path) -> dict[str, float]:

@@ -22,6 +22,7 @@ import polars as pl
 
 from graphbuild.embed.build import build_embeddings
 from graphbuild.embed.config import EmbedConfig
+from graphbuild.errors import OptionError
 from graphbuild.exchange.fused import fuse_graphs
 from graphbuild.exchange.fusion import FuseConfig
 from graphbuild.knn.config import KnnConfig
@@ -184,13 +185,7 @@ class Kinds:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--data",
-    "source",
-    type=FOLDER,
-    required=True,
-    help="Folder of tiny_imagenet/, classes/ and flickr8k/.",
-)
+@click.option("--data", "source", type=FOLDER, help="Folder of tiny_imagenet/, classes/ and flickr8k/.")
 @click.option("--tiny-run", type=FOLDER, default=None, help="SimCLR, Tiny-ImageNet.")
 @click.option("--flickr-run", type=FOLDER, default=None, help="Of Flickr8k.")
 @click.option("--out", type=FOLDER, default=Path("runs/kinds"), show_default=True)
@@ -204,7 +199,7 @@ class Kinds:
 @click.option("--budget", type=click.IntRange(min=1), default=BUDGET, show_default=True, help="Images a run sees.")
 @click.option("--table", "as_table", is_flag=True, help="Print what is recorded, and make nothing.")
 def kinds(
-    source: Path,
+    source: Path | None,
     tiny_run: Path | None,
     flickr_run: Path | None,
     out: Path,
@@ -216,6 +211,8 @@ def kinds(
     """Train on each kind of graph and on its twin, and evaluate; runs that have a record are not made again."""
     file = records or out / "records.jsonl"
     if not as_table:
+        if source is None:
+            raise OptionError("--data names the folder of tiny_imagenet/, classes/ and flickr8k/: give it, or --table.")
         names = only or tuple(TRIALS)
         execute(
             KindsConfig(source=source, out=out, records=file, tiny_run=tiny_run, flickr_run=flickr_run, names=names, budget=budget)
