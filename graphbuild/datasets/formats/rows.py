@@ -6,15 +6,11 @@ Kept columns of these formats are text, as they stand in the file: text formats 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import pyarrow as pa
-
 from graphbuild.datasets.base import (
-    BATCH_BYTES,
-    BATCH_ROWS,
     CLASS_COLUMNS,
     BrokenRows,
     CaptionBatch,
@@ -23,11 +19,11 @@ from graphbuild.datasets.base import (
     SourceInfo,
     SourceOptions,
     choose_caption_column,
-    nothing_kept,
     refuse_headerless,
     require_columns,
 )
 from graphbuild.datasets.formats.files import File, describe_files, find_files, tell_forms
+from graphbuild.datasets.formats.pending import Pending, text_schema
 from graphbuild.errors import SourceError
 
 
@@ -145,7 +141,7 @@ class RowSource:
             read=lambda: _read(used, list(headers), wanted, broken),
             caption_column=wanted.caption,
             id_column=wanted.sample_id,
-            keep_schema=_keep_schema(wanted),
+            keep_schema=text_schema(wanted.kept),
             class_column=next((name for name in CLASS_COLUMNS if name in wanted.kept), None),
             repeated_ids=self._repeated_ids and wanted.sample_id == self._id_column,
             replacements=self._replacements,
@@ -158,15 +154,15 @@ def _read(row_format: RowFormat, files: list[File], wanted: Wanted, skipped: Bro
     if skipped is not None:
         skipped.begin()
     for file in files:
-        pending = _Pending(file.name, wanted)
-        for record in row_format.rows(file, wanted):
-            row = pending.checked(record)
+        pending = Pending(file.name, wanted.kept)
+        for number, record in enumerate(row_format.rows(file, wanted)):
+            row = _checked(record, number, wanted)
             if isinstance(row, Row):
-                pending.add(row)
+                own_id = row.sample_id if wanted.sample_id and row.sample_id else f"{file.name}:{number}"
+                pending.add(number, own_id, row.captions, row.kept, invalid=row.invalid)
             elif skipped is None:
                 raise SourceError(f"{file}: {row.why} Or leave such rows out with --skip-broken.")
             else:
-                pending.skip()
                 skipped.add(f"{file.name}: {row.why}")
             if pending.full:
                 yield pending.take()
@@ -174,64 +170,8 @@ def _read(row_format: RowFormat, files: list[File], wanted: Wanted, skipped: Bro
             yield pending.take()
 
 
-def _keep_schema(wanted: Wanted) -> pa.Schema:
-    return pa.schema([pa.field(name, pa.string()) for name in wanted.kept])
-
-
-@dataclass(slots=True)
-class _Pending:
-    """Rows on their way into a batch."""
-
-    file: str
-    wanted: Wanted
-    next_row: int = 0
-    bytes: int = 0
-    ids: list[str] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
-    captions: list[Captions] = field(default_factory=list)
-    kept: list[tuple[str | None, ...]] = field(default_factory=list)
-    invalid: list[int] = field(default_factory=list)
-
-    @property
-    def full(self) -> bool:
-        """Whether the batch is to be handed over."""
-        return len(self.ids) == BATCH_ROWS or self.bytes > BATCH_BYTES
-
-    def checked(self, record: Record) -> Record:
-        """The record, or what is wrong with it."""
-        if isinstance(record, Row) and self.wanted.sample_id is not None and not record.sample_id:
-            return Broken(
-                f"row {self.next_row:,} has no id in column {self.wanted.sample_id!r}. Fill it, or leave --id-column out."
-            )
-        return record
-
-    def skip(self) -> None:
-        """Leave out the next row of the file."""
-        self.next_row += 1
-
-    def add(self, row: Row) -> None:
-        """Take in the next row of the file."""
-        self.ids.append(row.sample_id if self.wanted.sample_id and row.sample_id else f"{self.file}:{self.next_row}")
-        self.numbers.append(self.next_row)
-        self.captions.append(row.captions)
-        self.kept.append(row.kept)
-        self.bytes += sum(len(text) for text in (*row.captions, *row.kept) if text)
-        if row.invalid:
-            self.invalid.append(self.next_row)
-        self.next_row += 1
-
-    def take(self) -> CaptionBatch:
-        """Hand over the rows taken in since the last call, and begin the next batch after them."""
-        schema = _keep_schema(self.wanted)
-        columns = [list(column) for column in zip(*self.kept, strict=True)] if schema.names else []
-        batch = CaptionBatch(
-            file=self.file,
-            first_row=self.numbers[0],
-            sample_ids=self.ids,
-            captions=self.captions,
-            kept=pa.table(columns, schema=schema) if schema.names else nothing_kept(len(self.ids)),
-            invalid_rows=tuple(self.invalid),
-            file_rows=tuple(self.numbers),
-        )
-        self.ids, self.numbers, self.captions, self.kept, self.invalid, self.bytes = [], [], [], [], [], 0
-        return batch
+def _checked(record: Record, number: int, wanted: Wanted) -> Record:
+    """The record, or what is wrong with it."""
+    if isinstance(record, Row) and wanted.sample_id is not None and not record.sample_id:
+        return Broken(f"row {number:,} has no id in column {wanted.sample_id!r}. Fill it, or leave --id-column out.")
+    return record

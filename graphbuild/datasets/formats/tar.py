@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from graphbuild.datasets.base import (
     BATCH_BYTES,
-    BATCH_ROWS,
     BrokenRows,
     CaptionBatch,
     Captions,
     choose_caption_column,
-    nothing_kept,
     show_names,
 )
 from graphbuild.datasets.formats.files import File
 from graphbuild.datasets.formats.jsonl import captions_of_json
+from graphbuild.datasets.formats.pending import Pending, text_schema
 from graphbuild.errors import SourceError
 from graphbuild.system.archives import OWN_FIELD, DamagedArchive, Sample, Shard, download_failed, leaving_out
 from graphbuild.system.decoding import as_text, mend
@@ -46,7 +45,7 @@ class TarColumns:
     @property
     def schema(self) -> pa.Schema:
         """Kept values are text, as JSON has them."""
-        return pa.schema([pa.field(name, pa.string()) for name in self.kept])
+        return text_schema(self.kept)
 
 
 @dataclass(slots=True)
@@ -124,7 +123,7 @@ def read_shard(file: File, columns: TarColumns, counts: TarCounts, broken: Broke
     Raises:
         SourceError: If it is damaged, or a sample has no id; the sample and the byte are named.
     """
-    batch = _Batch(file.name, columns)
+    batch = Pending(file.name, columns.kept)
     skip = None if broken is None else lambda why: broken.add(f"{file.name}: {why}")
     skip_rest = None if broken is None else lambda why: broken.add(f"{file.name}: {why}; what comes after it is left out")
     with _opened(file, columns.sample_id) as shard:
@@ -135,10 +134,10 @@ def read_shard(file: File, columns: TarColumns, counts: TarCounts, broken: Broke
                     if download_failed(record.get("status")) and OWN_FIELD not in record:
                         counts.failed += 1
                     else:
-                        batch.add(row, shard, sample, record)
-                if len(batch.rows) == BATCH_ROWS or batch.bytes > BATCH_BYTES:
+                        _add(batch, columns, row, shard, sample, record)
+                if batch.full:
                     yield batch.take()
-        if batch.rows:
+        if batch.ids:
             yield batch.take()
         counts.hidden += shard.hidden
 
@@ -151,7 +150,7 @@ def read_pictures(
     Raises:
         SourceError: As `read_shard`.
     """
-    batch, contents, size = _Batch(file.name, columns), list[bytes | None](), 0
+    batch, contents, size = Pending(file.name, columns.kept), list[bytes | None](), 0
     with _opened(file, columns.sample_id) as shard:
         for row, sample in enumerate(shard.samples()):
             if row < first_row:
@@ -160,56 +159,22 @@ def read_pictures(
             if download_failed(record.get("status")) and OWN_FIELD not in record:
                 counts.failed += 1
                 continue
-            batch.add(row, shard, sample, record)
+            _add(batch, columns, row, shard, sample, record)
             contents.append(None if picture is None else shard.read(picture, picture.size))
             size += picture.size if picture else 0
             if size + batch.bytes > BATCH_BYTES:
                 yield batch.take(), contents
                 contents, size = [], 0
-        if batch.rows:
+        if batch.ids:
             yield batch.take(), contents
         counts.hidden += shard.hidden
 
 
-@dataclass(slots=True)
-class _Batch:
-    """Samples on their way into a batch."""
-
-    file: str
-    columns: TarColumns
-    bytes: int = 0
-    rows: list[int] = field(default_factory=list)
-    ids: list[str] = field(default_factory=list)
-    captions: list[Captions] = field(default_factory=list)
-    kept: list[tuple[str | None, ...]] = field(default_factory=list)
-    invalid: list[int] = field(default_factory=list)
-
-    def add(self, row: int, shard: Shard, sample: Sample, record: Mapping[str, Any]) -> None:
-        # All that may be damaged comes first.
-        captions, repaired = _captions(shard, sample, record, self.columns)
-        kept = tuple(_value(shard, sample, record, name) for name in self.columns.kept)
-        self.ids.append(shard.sample_id(sample, record))
-        self.rows.append(row)
-        self.captions.append(captions)
-        self.kept.append(kept)
-        self.bytes += sum(len(text) for text in (*captions, *self.kept[-1]) if text)
-        if repaired:
-            self.invalid.append(row)
-
-    def take(self) -> CaptionBatch:
-        schema = self.columns.schema
-        columns = [list(column) for column in zip(*self.kept, strict=True)]
-        batch = CaptionBatch(
-            file=self.file,
-            first_row=self.rows[0],
-            sample_ids=self.ids,
-            captions=self.captions,
-            kept=pa.table(columns, schema=schema) if schema.names else nothing_kept(len(self.rows)),
-            invalid_rows=tuple(self.invalid),
-            file_rows=tuple(self.rows),
-        )
-        self.rows, self.ids, self.captions, self.kept, self.invalid, self.bytes = [], [], [], [], [], 0
-        return batch
+def _add(batch: Pending, columns: TarColumns, row: int, shard: Shard, sample: Sample, record: Mapping[str, Any]) -> None:
+    # All that may be damaged comes first.
+    captions, repaired = _captions(shard, sample, record, columns)
+    kept = tuple(_value(shard, sample, record, name) for name in columns.kept)
+    batch.add(row, shard.sample_id(sample, record), captions, kept, invalid=repaired)
 
 
 def _captions(shard: Shard, sample: Sample, record: Mapping[str, Any], columns: TarColumns) -> tuple[Captions, bool]:
