@@ -118,7 +118,7 @@ class Search:
         return [receipt for receipt in (self._done[shard.index] for shard in self._ranges) if receipt is not None]
 
     def embeddings(self, ids_n: NDArray[np.int64]) -> NDArray[np.float16]:
-        """Embeddings of some texts, ascending: read again only where nothing was missing; (n, D)."""
+        """Return embeddings of some texts, ascending: read again only where nothing was missing; (n, D)."""
         if self._vectors_ND is None:
             return some_embeddings(self._graph_dir, ids_n, self._manifest)
         return self._vectors_ND[ids_n]

@@ -11,29 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from graphbuild.embed.graph_encoder import FUSED
-from graphbuild.errors import ArtifactError, ArtifactMismatch, SourceError
+from graphbuild.errors import ArtifactError, SourceError
 from graphbuild.knn.blockwise import Similarity
 from graphbuild.quality.recall import Quality, measure
 from graphbuild.quality.rescored import RESCORE_REMEDY, check_rescored, require_symmetric
+from graphbuild.quality.verify_texts import EMBED_REMEDY, check_samples, check_text_ids, check_texts
 from graphbuild.store import schemas
-from graphbuild.store.arrays import Int32
-from graphbuild.store.counts import count_samples
-from graphbuild.store.embeddings import embedding_blocks, require_aligned, require_unit_length
 from graphbuild.store.files import Receipt, damage, read_receipt, receipt_path
 from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest, Stage
 from graphbuild.store.neighbors import Rows
-from graphbuild.store.tables import read_parquet
 from graphbuild.system.answers import Answer, next_steps
 from graphbuild.system.progress import progress, stages
 
 _LEAST_SAMPLE = 1000
 _ROW_BLOCK = 8192
 _NAMED = 3
-_EMBED_REMEDY = "Run `graphbuild embed` again with the same options: it rebuilds what is damaged."
 _PARTITION_REMEDY = "Run `graphbuild partition` again with the same options: it rebuilds what is damaged."
 _KNN_REMEDY = "Run `graphbuild knn` again with the same options: it rebuilds what is damaged."
 
@@ -111,8 +106,8 @@ def verify_graph(
     with stages("digests", "texts and samples", "rows", "brute force"):
         _check_digests(graph_dir, receipts)
         with progress("texts and samples", None):
-            texts = _check_text_ids(graph_dir, manifest) if manifest.without_vectors else _check_texts(graph_dir, manifest)
-            samples = _check_samples(graph_dir, manifest, texts)
+            texts = check_text_ids(graph_dir, manifest) if manifest.without_vectors else check_texts(graph_dir, manifest)
+            samples = check_samples(graph_dir, manifest, texts)
         quality, unmeasured = None, None
         if knn:
             graph = Graph.open(graph_dir)
@@ -158,77 +153,8 @@ def _check_digests(graph_dir: Path, receipts: list[Receipt]) -> None:
             f"{schemas.RESCORED}/": RESCORE_REMEDY,
             f"{schemas.PARTITION}/": _PARTITION_REMEDY,
         }
-        remedy = next((text for folder, text in remedies.items() if all(path.startswith(folder) for path in found)), _EMBED_REMEDY)
+        remedy = next((text for folder, text in remedies.items() if all(path.startswith(folder) for path in found)), EMBED_REMEDY)
         raise ArtifactError(f"{'; '.join(list(found.values())[:_NAMED])}{more}. {remedy}")
-
-
-def _check_texts(graph_dir: Path, manifest: Manifest) -> int:
-    """Texts, their counts and their embeddings hold the same ids, 0 to N-1, and the same hashes; returns N."""
-    listed = _check_text_ids(graph_dir, manifest)
-    start = 0
-    for receipt in manifest.files("embed", schemas.EMBEDDINGS):
-        require_aligned(graph_dir, receipt.path)
-        start += receipt.rows
-    for block in embedding_blocks(graph_dir, check=False):
-        require_unit_length(graph_dir / schemas.EMBEDDINGS, block.vectors_nD, start=block.start)
-    said = manifest.counts.get("texts", start)
-    if not start == listed == said:
-        raise ArtifactMismatch(
-            f"{graph_dir}: {start:,} embeddings, {listed:,} texts, and the manifest says {said:,}. {_EMBED_REMEDY}"
-        )
-    return start
-
-
-def _check_text_ids(graph_dir: Path, manifest: Manifest) -> int:
-    """Texts hold the ids 0 to N-1; returns N."""
-    start = 0
-    for receipt in manifest.files("text", schemas.TEXTS):
-        path = graph_dir / receipt.path
-        _require_ids(path, read_parquet(path, [schemas.TEXT_ID])[schemas.TEXT_ID].to_numpy(), start, receipt.rows)
-        start += receipt.rows
-    return start
-
-
-def _check_samples(graph_dir: Path, manifest: Manifest, texts: int) -> int:
-    """Samples map onto known texts, as often as the counts say; returns the number of sample rows."""
-    captions_N = np.zeros(texts, np.int32)
-    rows = 0
-    for receipt in manifest.files("text", schemas.SAMPLES):
-        path = graph_dir / receipt.path
-        ids = read_parquet(path, [schemas.TEXT_ID])[schemas.TEXT_ID].to_numpy()
-        if len(outside := np.flatnonzero((ids < 0) | (ids >= texts))):
-            raise ArtifactError(f"{path}: row {outside[0]} has text_id {ids[outside[0]]}, but there are {texts:,}. {_EMBED_REMEDY}")
-        captions_N += np.bincount(ids, minlength=texts).astype(np.int32)
-        rows += len(ids)
-    samples_N = captions_N
-    if manifest.counts.get("samples") != rows:
-        samples_N = count_samples((graph_dir / receipt.path for receipt in manifest.files("text", schemas.SAMPLES)), texts)
-    _check_counts(graph_dir, manifest, samples_N, captions_N)
-    return rows
-
-
-def _check_counts(graph_dir: Path, manifest: Manifest, samples_N: Int32, captions_N: Int32) -> None:
-    """Counts are those of the samples table, counted anew."""
-    start = 0
-    for receipt in manifest.files("text", schemas.COUNTS):
-        path = graph_dir / receipt.path
-        table = read_parquet(path)
-        _require_ids(path, table[schemas.TEXT_ID].to_numpy(), start, receipt.rows)
-        old = schemas.CAPTION_COUNT not in table.column_names
-        expected = (
-            {schemas.SAMPLE_COUNT: captions_N} if old else {schemas.SAMPLE_COUNT: samples_N, schemas.CAPTION_COUNT: captions_N}
-        )
-        for name, right_N in expected.items():
-            stored, right = table[name].to_numpy(), right_N[start : start + receipt.rows]
-            if len(differ := np.flatnonzero(stored != right)):
-                first = int(differ[0])
-                raise ArtifactMismatch(
-                    f"{path}: row {first} has {name} {stored[first]:,} of text_id {start + first}, but the samples table "
-                    f"gives {right[first]:,}. {_EMBED_REMEDY}"
-                )
-        start += receipt.rows
-    if start != len(captions_N):
-        raise ArtifactMismatch(f"{graph_dir}: sample counts of {start:,} texts, but there are {len(captions_N):,}. {_EMBED_REMEDY}")
 
 
 def _check_neighbors(graph: Graph, manifest: Manifest, seed: int) -> None:
@@ -302,15 +228,6 @@ def _check_rows(path: Path, first: int, rows: Rows) -> None:
     for what, bad_n in faults.items():
         if bad_n.any():
             raise ArtifactError(f"{path}: the row of text_id {first + int(bad_n.argmax())} {what}. {_KNN_REMEDY}")
-
-
-def _require_ids(path: Path, ids_n: NDArray[np.int32], start: int, rows: int) -> None:
-    if len(ids_n) != rows:
-        raise ArtifactError(f"{path}: {len(ids_n):,} rows, but the manifest says {rows:,}. {_EMBED_REMEDY}")
-    wrong = np.flatnonzero(ids_n != np.arange(start, start + rows))
-    if len(wrong):
-        row = int(wrong[0])
-        raise ArtifactError(f"{path}: row {row} has text_id {ids_n[row]}, not {start + row}. {_EMBED_REMEDY}")
 
 
 def _file_of(graph_dir: Path, manifest: Manifest, text_id: int | None) -> Path:

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.exchange.relate.config import RelateConfig, RelateEstimate
+from graphbuild.exchange.relate.numbering import Texts
 from graphbuild.exchange.relate.related import combined, embed_now
-from graphbuild.exchange.relate.stage import Relation, Requested, Texts, settled
+from graphbuild.exchange.relate.stage import Relation, Requested, settled
 from graphbuild.knn.blockwise import Similarity, nearest
 from graphbuild.knn.stage import stored_k
 from graphbuild.store.files import ShardRange, shard_ranges

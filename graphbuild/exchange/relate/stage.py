@@ -6,7 +6,7 @@ similarity later, reads the graph alone. Shape letters: S samples, N texts, K ne
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from graphbuild.embed.encoder import choose_precision
 from graphbuild.embed.encoder_files import find_encoder
 from graphbuild.errors import OptionError, SourceError, redact
 from graphbuild.exchange.relate.config import RelateConfig, RelateResult
+from graphbuild.exchange.relate.numbering import SampleIds, Texts
 from graphbuild.exchange.relate.related import scan
 from graphbuild.exchange.relate.source import Block, MetadataSource
 from graphbuild.exchange.relate.spec import KernelSpec, parse_kernels
@@ -109,7 +110,7 @@ class Requested:
         Raises:
             SourceError: If a value is missing or out of range, an id comes twice, or there is no row.
         """
-        ids = _Ids()
+        ids = SampleIds()
         with progress("reading columns", None, unit="rows") as meter:
             for block in self.source.blocks():
                 ids.add(block)
@@ -242,44 +243,6 @@ class Relation:
         finder = partial(scan, str(self._graph_dir.absolute()), {**config, "kernels": taken})
         k, sketch_dim = self._config.k, self._config.sketch_dim
         return SearchRequest.read(self._graph_dir, self._manifest, config, inputs, finder, k=k, sketch_dim=sketch_dim)
-
-
-class Texts:
-    """Distinct rows of values, by first appearance."""
-
-    def __init__(self) -> None:
-        self._places: dict[Hashable, int] = {}
-        self.values: list[tuple[Any, ...]] = []
-
-    def number(self, rows: list[tuple[Any, ...]]) -> NDArray[np.int32]:
-        """Return text ids of some rows; what is new gets the next ones."""
-        places = np.empty(len(rows), np.int32)
-        for at, row in enumerate(rows):
-            places[at] = self._places.setdefault(row, len(self.values))
-            if places[at] == len(self.values):
-                self.values.append(row)
-        return places
-
-
-class _Ids:
-    """Sample ids so far, and where each stood."""
-
-    def __init__(self) -> None:
-        self._places: dict[str, tuple[str, int]] = {}
-
-    def add(self, block: Block) -> None:
-        """Enter those of a block.
-
-        Raises:
-            SourceError: If one came before; both places are named.
-        """
-        for row, sample_id in enumerate(block.ids, block.first_row):
-            where, first = self._places.setdefault(sample_id, (block.where, row))
-            if (where, first) != (block.where, row):
-                raise SourceError(
-                    f"sample id {sample_id!r} comes twice, in row {first:,} of {where} and row {row:,} of {block.where}. "
-                    "Choose another --id-column, or leave one of the rows out."
-                )
 
 
 def settled(specs: Sequence[KernelSpec]) -> list[KernelSpec]:

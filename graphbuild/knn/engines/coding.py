@@ -69,7 +69,7 @@ class Coding:
         return codes_nP, Codes(np.full(count, -1, np.int32), scales_n, rests_n, errors_n, vectors_nD.view(np.int16))
 
     def fill(self, codes_nP: torch.Tensor, facts: Codes) -> None:
-        """Code some texts, whose vectors are among what scoring takes."""
+        """Write the codes of some texts, whose vectors are among what scoring takes."""
         x_nD = torch.from_numpy(facts.bits.view(np.float16)).double()
         y_nP = x_nD
         facts.rests[:] = 0
