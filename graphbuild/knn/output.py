@@ -6,7 +6,8 @@ Shape letters: N texts, n texts of a shard, K neighbours kept, D vector width, R
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -59,6 +60,17 @@ class ShardWriter:
         batch = pa.RecordBatch.from_arrays(columns, schema=schema)
         facts = {"recomputed_rows": found.recomputed, "precision": precision, "pid": os.getpid(), **found.facts, **self.facts}
         return write_arrow(self.graph_dir, schemas.part_name(schemas.KNN, shard.index), batch, key=self.key, facts=facts)
+
+    def write_behind(self, shards: Iterable[tuple[ShardRange, NDArray[np.float16], Neighbors, str]]) -> Iterator[Receipt]:
+        """Yield receipts of shards, each of which is written as by `write` while the next one is searched for."""
+        with ThreadPoolExecutor(1, "write") as pool:
+            written: Future[Receipt] | None = None
+            for shard in shards:
+                if written:
+                    yield written.result()
+                written = pool.submit(self.write, *shard)
+            if written:
+                yield written.result()
 
 
 def no_neighbors(shard: ShardRange) -> Neighbors:

@@ -1,4 +1,4 @@
-"""What a knn run takes, before it starts: memory, disk and time, and what of it does not fit.
+"""What a knn run takes, before it starts: memory, disk and time, and what of it does not fit. Importing this loads nothing heavy.
 
 Shape letters: N texts, n texts of a shard, K neighbours kept, D vector width, R sketch width.
 """
@@ -8,20 +8,22 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphbuild.errors import ResourceError
-from graphbuild.knn.approximate import IvfEstimate
-from graphbuild.knn.calibrate import Rates
-from graphbuild.knn.engines.choose import required_memory
+
+if TYPE_CHECKING:
+    from graphbuild.knn.approximate import IvfEstimate
+    from graphbuild.knn.calibrate import Rates
 from graphbuild.system.answers import spell_seconds
 
 _DECODED_ROWS = 8192
 """Rows that are decoded, checked, and projected onto the sketch at a time."""
 _DECODING_BYTES = 32
 """Bytes for each number of these rows: float16 in and out, and float64 copies."""
-_RESULT_BYTES = 20
-"""Bytes for each neighbour of one shard: id and similarity, once more where joined, and a copy for their digests."""
+_RESULT_BYTES = 26
+"""Bytes for each neighbour of one shard: id and similarity, once more where joined, a copy for their digests, and those of the
+shard before, which is being written."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +74,8 @@ def plan_memory(layout: Layout, limit: int, *, workers: int = 0, device: str = "
     Raises:
         ResourceError: If it is too small; the message says how much is needed.
     """
+    from graphbuild.knn.engines.choose import required_memory
+
     share = limit // max(1, workers)
     wide = _DECODED_ROWS * layout.dim * _DECODING_BYTES + 24 * layout.dim**2
     around = (

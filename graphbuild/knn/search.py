@@ -7,6 +7,7 @@ A run that was killed keeps the shards that it finished; the search for the othe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -94,8 +95,11 @@ class Search:
         """Shards that are to be made."""
         return len(self._missing)
 
-    def run(self) -> list[Receipt]:
+    def run(self, ahead: Future[NDArray[np.float16]] | None = None) -> list[Receipt]:
         """Return the receipts of all shards, those that were done before included.
+
+        Args:
+            ahead: All embeddings, where reading them into memory has begun.
 
         Raises:
             ArtifactError: If an embedding is damaged, zero, or not finite.
@@ -103,7 +107,7 @@ class Search:
         """
         if self._missing:
             shape = (self._layout.texts, self._layout.dim)
-            with all_vectors(self._graph_dir, shape, mapped=self._memory.mapped) as (vectors_ND, scratch):
+            with all_vectors(self._graph_dir, shape, mapped=self._memory.mapped, ahead=ahead) as (vectors_ND, scratch):
                 self._vectors_ND = vectors_ND
                 with progress("checking vectors", None):
                     require_unit_length(self._graph_dir, vectors_ND)
@@ -217,8 +221,9 @@ class Search:
                 found = engine.extend(shard, stored, self._extension.first_new, advance)
                 extended = replace(writer, facts={"extended": True})
                 yield shard.index, extended.write(shard, vectors_ND[shard.start : shard.stop], found, engine.precision)
-            for shard, found in zip(searched, engine.search(searched, advance) if searched else (), strict=True):
-                yield shard.index, writer.write(shard, vectors_ND[shard.start : shard.stop], found, engine.precision)
+            results = zip(searched, engine.search(searched, advance) if searched else (), strict=True)
+            found_now = ((shard, vectors_ND[shard.start : shard.stop], found, engine.precision) for shard, found in results)
+            yield from zip((shard.index for shard in searched), writer.write_behind(found_now), strict=True)
 
     def _engine(self, vectors_ND: NDArray[np.float16]) -> Engine:
         if self._ivf_recall is None:

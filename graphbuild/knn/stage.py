@@ -7,9 +7,10 @@ A run that was killed goes on with the shards that are missing, and ends with th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -17,12 +18,10 @@ from numpy.typing import NDArray
 
 from graphbuild.errors import OptionError
 from graphbuild.knn.config import KnnConfig, KnnResult
-from graphbuild.knn.engines.devices import resolve_device
-from graphbuild.knn.extension import find_extension
 from graphbuild.knn.plan import Estimate, Layout, MemoryPlan, plan_memory
-from graphbuild.knn.search import Search
 from graphbuild.knn.sketch import FEWEST_TEXTS, fit_correction
 from graphbuild.store import schemas
+from graphbuild.store.embeddings import load_embeddings
 from graphbuild.store.files import Receipt
 from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
 from graphbuild.store.neighbors import map_shard
@@ -33,10 +32,15 @@ from graphbuild.system.cluster import Workers
 from graphbuild.system.memory import resolve_limit
 from graphbuild.system.progress import stages
 
+if TYPE_CHECKING:
+    from graphbuild.knn.search import Search
+
 _AUTO_COMPLETE = 4096
 _FITTED_TEXTS, _FITTED_SHARDS = 2048, 8
 """Texts whose pairs the sketches' correction is fitted on, and shards that they are of."""
 _AUTO_K = 256
+_AHEAD_SHARE = 4
+"""Embeddings that take up to a quarter of the memory are read while programs are loaded, before the memory is planned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +77,17 @@ class Request:
             inputs |= {name: receipt.digest for name, receipt in manifest.stages["index"].files.items()}
         return cls(graph_dir, manifest, config, layout, options, inputs, ivf_recall)
 
-    def work(self, _key: str) -> Made:
-        """Search for what is missing."""
+    def read_ahead(self, pool: ThreadPoolExecutor) -> Future[NDArray[np.float16]] | None:
+        """Begin to read all embeddings into memory, where they are sure to fit it, and one process searches."""
+        alone = self.config.scheduler is None and self.config.workers <= 1
+        fits = self.layout.vector_bytes * _AHEAD_SHARE <= resolve_limit(self.config.memory_limit)
+        return pool.submit(load_embeddings, self.graph_dir) if alone and fits else None
+
+    def work(self, ahead: Future[NDArray[np.float16]] | None) -> Made:
+        """Search for what is missing; `ahead` are the embeddings, where reading them has begun."""
         _say_k(self.config.k, self.layout)
         search = self.search()
-        receipts = search.run()
+        receipts = search.run(ahead)
         return Made(receipts, {**_facts(self.config, self.layout, receipts, search.reused), **self._correction(search, receipts)})
 
     def _correction(self, search: Search, receipts: Sequence[Receipt]) -> dict[str, list[float]]:
@@ -105,12 +115,17 @@ class Request:
             OptionError: If the memory limit cannot be read, or there is no such device.
             ResourceError: If the memory limit is too small to work within.
         """
+        from graphbuild.knn.engines.devices import resolve_device
+
         device = "cpu" if self.ivf_recall is not None else resolve_device(self.config.device)
         processes = 1 if self.config.scheduler else self.config.workers if self.config.workers > 1 else 0
         return plan_memory(self.layout, resolve_limit(self.config.memory_limit), workers=processes, device=device)
 
     def search(self, part: Part | None = None) -> Search:
         """Return the work that is left; with a part, that of its shards."""
+        from graphbuild.knn.extension import find_extension
+        from graphbuild.knn.search import Search
+
         memory = self.plan()
         return Search(
             self.graph_dir,
@@ -134,13 +149,25 @@ def build_knn(graph_dir: Path, config: KnnConfig) -> KnnResult:
         ResourceError: If the memory limit is too small to work within.
     """
     Manifest.load(graph_dir).require("embed", graph_dir)
+    ahead: Future[NDArray[np.float16]] | None = None
     with (
+        ThreadPoolExecutor(1, "read") as reader,
         stages("checking vectors", "sketch", "choosing lists", "neighbours"),
         writing(graph_dir, check=lambda: require_no_parts(graph_dir, "knn")) as manifest,
     ):
         request = Request.read(graph_dir, manifest, config)
         options, inputs = request.options, request.inputs
-        built = run_stage(graph_dir, manifest, "knn", options, inputs, request.work, overwrite=config.overwrite, check=request.plan)
+
+        def check() -> None:
+            nonlocal ahead
+            # Before the plan, which loads torch.
+            ahead = request.read_ahead(reader)
+            request.plan()
+
+        def work(_key: str) -> Made:
+            return request.work(ahead)
+
+        built = run_stage(graph_dir, manifest, "knn", options, inputs, work, overwrite=config.overwrite, check=check)
     return _result(graph_dir, config, manifest.stages["knn"], request.layout.texts, already_done=not built)
 
 

@@ -5,7 +5,9 @@ Shape letters: N texts, n texts of a block or shard, D vector width. Nothing her
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,8 @@ LENGTH_TOLERANCE = 2.0**-10
 """Rounding to float16 moves a length by up to 2^-11, and a little more where numbers are subnormal."""
 _BLOCK_ROWS = 8192
 _BUFFER = 1 << 20
+_READERS = 4
+"""Files that are decoded at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +77,24 @@ def load_embeddings(graph_dir: Path, *, check: bool = True, verify: bool | None 
         ArtifactError: If the stage is not done, a file is missing or damaged, or ids do not run from 0.
         ArtifactMismatch: If one holds embeddings of other texts than the graph has; only with `check`.
     """
-    files = Manifest.load(graph_dir).require("embed", graph_dir).in_folder(schemas.EMBEDDINGS)
-    count = sum(receipt.rows for receipt in files)
-    vectors_ND: NDArray[np.float16] | None = None
-    for block in embedding_blocks(graph_dir, check=check, verify=verify):
-        if vectors_ND is None:
-            vectors_ND = np.empty((count, block.vectors_nD.shape[1]), np.float16)
-        vectors_ND[block.start : block.start + len(block.vectors_nD)] = block.vectors_nD
-    if vectors_ND is None:
+    manifest = Manifest.load(graph_dir)
+    files = manifest.require("embed", graph_dir).in_folder(schemas.EMBEDDINGS)
+    stops = list(itertools.accumulate(receipt.rows for receipt in files))
+    if not stops or not stops[-1]:
         raise ArtifactError(f"{graph_dir}: the embed stage holds no vectors. {REMEDY}")
+    if check:
+        require_verified(graph_dir, files, remedy=REMEDY, verify=verify)
+    vectors_ND = np.empty((stops[-1], manifest.encoder["dim"]), np.float16)
+
+    def read(receipt: Receipt, stop: int) -> None:
+        if check:
+            require_aligned(graph_dir, receipt.path)
+        for block in _file_blocks(graph_dir, receipt, stop - receipt.rows):
+            vectors_ND[block.start : block.start + len(block.vectors_nD)] = block.vectors_nD
+
+    # Decoding a file keeps one core busy.
+    with ThreadPoolExecutor(min(len(files), _READERS)) as pool:
+        list(pool.map(read, files, stops))
     return vectors_ND
 
 
