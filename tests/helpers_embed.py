@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from helpers_forked import run_program
 
 from graphbuild.embed.build import build_embeddings
 from graphbuild.embed.config import EmbedConfig, EmbedResult
@@ -18,6 +17,8 @@ from graphbuild.store.digests import digest_file
 
 WORDS = ["a", "dog", "cat", "on", "the", "beach", "red", "bus", "hill", "two", "children"]
 """What cross-encoders of tests know."""
+COMMAND = "from graphbuild.cli import main; main()"
+"""The console script, as a program."""
 
 
 def write_captions(path: Path, columns: Mapping[str, Sequence[Any]]) -> Path:
@@ -73,13 +74,4 @@ def shard_digests(graph_dir: Path) -> dict[str, str]:
 
 def graphbuild(*arguments: str | Path, cwd: Path | None = None, code: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own; `code` replaces its entry point."""
-    entry = code or "from graphbuild.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", entry, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        timeout=240,
-        check=False,
-    )
+    return run_program(code or COMMAND, *arguments, cwd=cwd)

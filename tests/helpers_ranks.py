@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from helpers_forked import fork
 from torch import Tensor, nn
 
 from graphbuild.store.graph import Graph
@@ -27,15 +27,13 @@ BATCH, WIDTH, TILE = 24, 5, 4
 
 def run_ranks(count: int, work: Callable[..., None], *arguments: Any, folder: Path, timeout: float = 240) -> list[int]:
     """Exit codes of `work(*arguments)` in each of `count` connected processes; what they say is in `folder`/said-<rank>."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train.run.loop", "graphbuild.torch", "train.data.parquet", "train.cli"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
-    processes = [
-        context.Process(target=_enter, args=(rank, count, port, folder, work, arguments), daemon=True) for rank in range(count)
-    ]
+    job = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **job} for rank in range(count)]
+    processes = [fork(work, *arguments, said=folder / f"said-{rank}", **place) for rank, place in enumerate(places)]
     for process in processes:
         process.start()
     for process in processes:
@@ -49,17 +47,7 @@ def run_ranks(count: int, work: Callable[..., None], *arguments: Any, folder: Pa
 
 def said(folder: Path, rank: int) -> str:
     """What a process wrote to its standard output and error."""
-    return (folder / f"said-{rank}").read_text()
-
-
-def _enter(rank: int, count: int, port: int, folder: Path, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    stream = os.open(folder / f"said-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(stream, 1)
-    os.dup2(stream, 2)
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()})
-    torch.set_num_threads(1)
-    work(*arguments)
+    return "".join((folder / f"said-{rank}.{name}").read_text() for name in ("out", "err"))
 
 
 def train_cli(*arguments: str) -> None:

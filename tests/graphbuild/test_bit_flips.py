@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers_embed import embed, numbered_captions, write_captions
+from helpers_forked import run_program
 
 import graphbuild
 from graphbuild.embed.nearest import NearestTexts
@@ -100,8 +99,12 @@ def draw_places(graph_dir: Path, count: int, seed: int) -> list[tuple[str, int]]
     ]
 
 
-FOLDERS = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-"""Where another process finds this file and the helpers."""
+TRY_FLIPS = f"""
+import json, os, sys; from pathlib import Path
+sys.path.insert(0, os.environ["PLACE"])
+from {Path(__file__).stem} import try_flips
+try_flips(Path(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3]))
+"""
 
 
 def outcomes_of(graph_dir: Path, tmp_path: Path, count: int, seed: int) -> list[tuple[str, int, str]]:
@@ -112,16 +115,7 @@ def outcomes_of(graph_dir: Path, tmp_path: Path, count: int, seed: int) -> list[
     file.touch()
     done: list[tuple[str, int, str]] = []
     while len(done) < count:
-        code = f"import json, sys; from pathlib import Path; from {Path(__file__).stem} import try_flips; " + (
-            "try_flips(Path(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3]))"
-        )
-        arguments = [str(copy), json.dumps(places[len(done) :]), str(file)]
-        process = subprocess.run(
-            [sys.executable, "-c", f"import sys; sys.path[:0] = {FOLDERS!r}; {code}", *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        process = run_program(TRY_FLIPS, copy, json.dumps(places[len(done) :]), file, PLACE=str(Path(__file__).parent))
         done = [tuple(json.loads(line)) for line in file.read_text().splitlines()]
         if process.returncode:
             if not process.stderr.strip() or process.returncode < 0:

@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -22,19 +20,16 @@ import distributed
 import psutil
 import pytest
 from helpers_embed import embed, numbered_captions, write_captions
+from helpers_forked import run_program
 
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.store.digests import digest_file
 
-TESTS = Path(__file__).resolve().parents[1]
-
 
 def run_trials(tmp_path: Path, how: str, *numbers: int | str) -> list[dict[str, Any]]:
     """What became of the trials of a server of its own."""
-    command = [sys.executable, str(TESTS / "faults_server.py"), str(tmp_path / "faults"), how, *map(str, numbers)]
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False)
+    done = run_program("from faults_server import main; main()", tmp_path / "faults", how, *numbers, timeout=3600)
     assert done.returncode == 0, f"{how} {numbers}: {done.stderr[-2000:]}"
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -5,23 +5,18 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-
-TESTS = Path(__file__).resolve().parents[1]
+from helpers_forked import run_program
 
 
 def run_pairs(tmp_path: Path, first_seed: int, count: int) -> list[dict[str, Any]]:
     """What became of pairs that a server of its own began."""
-    command = [sys.executable, str(TESTS / "faults_pairs.py"), str(tmp_path / "pairs"), str(first_seed), str(count)]
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False)
+    done = run_program("from faults_pairs import main; main()", tmp_path / "pairs", first_seed, count, timeout=3600)
     assert done.returncode == 0, f"seed {first_seed}: {done.stderr[-2000:]}"
     return [json.loads(line) for line in done.stdout.splitlines()]
 

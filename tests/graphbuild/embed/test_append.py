@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from helpers_embed import column, embed, graphbuild, numbered_captions, shard_digests, write_captions
+from helpers_forked import running
 from helpers_graph import file_times
 
 from graphbuild.embed.config import EmbedResult
@@ -201,17 +199,15 @@ main()
 def test_killed_append_ends_in_the_same_bytes(tmp_path: Path, graph_dir: Path, old: Path, new: Path, after: str) -> None:
     embed(tmp_path / "whole", old, shard_size=10)
     append(tmp_path / "whole", new)
-    options = ["--dataset", "parquet", "--source", str(new), "--encoder", "hashing:16", "--shard-size", "10", "--workers", "0"]
-    command = [sys.executable, "-c", SLOW_MAIN, "embed", *options, "--append", "--graph-dir", str(graph_dir)]
+    options = ["--dataset", "parquet", "--source", new, "--encoder", "hashing:16", "--shard-size", "10", "--workers", "0"]
+    command = ["embed", *options, "--append", "--graph-dir", graph_dir]
     seen = (graph_dir / after).stat().st_mtime_ns if (graph_dir / after).exists() else None
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (graph_dir / after).exists() or (graph_dir / after).stat().st_mtime_ns == seen:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with running(SLOW_MAIN, *command, said=tmp_path / "said") as process:
+        deadline = time.monotonic() + 60
+        while not (graph_dir / after).exists() or (graph_dir / after).stat().st_mtime_ns == seen:
+            assert process.is_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
     append(graph_dir, new)
     assert shard_digests(graph_dir) == shard_digests(tmp_path / "whole")
     manifest = Manifest.load(graph_dir)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from helpers_embed import column, embed, graphbuild, numbered_captions, shard_digests, write_captions
+from helpers_forked import running
 from helpers_graph import file_times
 
 from graphbuild.embed.build import default_graph_dir
@@ -141,16 +139,13 @@ main()
 def test_killed_embed_resumes_to_the_same_bytes(tmp_path: Path, source: Path) -> None:
     embed(tmp_path / "whole", source, shard_size=10)
     graph_dir = tmp_path / "killed"
-    options = ["--dataset", "parquet", "--source", str(source), "--encoder", "hashing:16", "--shard-size", "10", "--workers", "0"]
-    command = [sys.executable, "-c", SLOW_MAIN, "embed", *options, "--graph-dir", str(graph_dir)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while len(list(graph_dir.glob("embeddings/*.parquet"))) < 3:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    options = ["--dataset", "parquet", "--source", source, "--encoder", "hashing:16", "--shard-size", "10", "--workers", "0"]
+    with running(SLOW_MAIN, "embed", *options, "--graph-dir", graph_dir, said=tmp_path / "said") as process:
+        deadline = time.monotonic() + 60
+        while len(list(graph_dir.glob("embeddings/*.parquet"))) < 3:
+            assert process.is_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
     kept = {path: path.stat().st_mtime_ns for path in graph_dir.glob("embeddings/part-*.parquet")}
     assert 3 <= len(kept) < 10
     assert "embed" not in Manifest.load(graph_dir).stages

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_embed import embed, numbered_captions, write_captions
+from helpers_embed import COMMAND, embed, numbered_captions, write_captions
+from helpers_forked import running
 from helpers_graph import clustered_vectors
 
 from graphbuild.knn.config import KnnConfig, KnnResult
@@ -108,21 +105,16 @@ def test_damaged_old_shard_is_searched_anew(graphs: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize("after", ["part-00000.arrow", pytest.param("part-00001.arrow", marks=pytest.mark.faults)])
-def test_killed_extension_ends_in_the_same_bytes(graphs: tuple[Path, Path], after: str) -> None:
+def test_killed_extension_ends_in_the_same_bytes(graphs: tuple[Path, Path], tmp_path: Path, after: str) -> None:
     grown, bare = graphs
     path = grown / "knn" / after
     before = path.stat().st_mtime_ns
-    code = f"{TILES}\nfrom graphbuild.cli import main\nmain()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "knn", "--k", "20", "--graph-dir", str(grown)], stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 60
-    while path.stat().st_mtime_ns == before:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.0005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    with running(f"{TILES}\n{COMMAND}", "knn", "--k", "20", "--graph-dir", grown, said=tmp_path / "said") as process:
+        deadline = time.monotonic() + 60
+        while path.stat().st_mtime_ns == before:
+            assert process.is_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.0005)
     knn(grown)
     knn(bare)
     assert all_bytes(grown) == all_bytes(bare)

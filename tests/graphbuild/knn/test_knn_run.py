@@ -6,15 +6,14 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_embed import graphbuild
+from helpers_embed import COMMAND, graphbuild
+from helpers_forked import run_program, running
 from helpers_graph import clustered_vectors, receipt_of, write_graph
 
 from graphbuild.errors import ArtifactError, ResourceError
@@ -28,8 +27,6 @@ from graphbuild.knn.stage import build_knn, estimate_knn
 from graphbuild.store import schemas
 from graphbuild.store.files import RECORDS, shard_ranges
 from graphbuild.store.manifest import Manifest
-
-KNN = [sys.executable, "-c", "from graphbuild.cli import main; main()", "knn"]
 
 
 def all_bytes(graph_dir: Path) -> dict[str, bytes]:
@@ -177,8 +174,7 @@ def test_peak_memory_stays_within_the_limit_beyond_the_mapped_embeddings(tmp_pat
     vectors = clustered_vectors(40_000, 256, clusters=500)
     write_graph(tmp_path / "large", vectors, shard_size=4_000)
     limit = 200_000_000
-    arguments = [sys.executable, "-c", _MEASURE, tmp_path / "small", tmp_path / "large", str(limit)]
-    done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, check=False)
+    done = run_program(_MEASURE, tmp_path / "small", tmp_path / "large", limit)
     assert done.returncode == 0, done.stderr
     grown = int(done.stdout)
     assert grown < limit + vectors.nbytes
@@ -191,33 +187,49 @@ def test_killed_worker_costs_its_shard_and_the_bytes_are_the_same(tmp_path: Path
         write_graph(tmp_path / name, vectors, shard_size=500)
     build_knn(tmp_path / "whole", KnnConfig(k=100))
     folder = tmp_path / "killed/knn"
-    process = subprocess.Popen(
-        [*KNN, "--k", "100", "--workers", "2", "--graph-dir", str(tmp_path / "killed")], stderr=subprocess.DEVNULL
-    )
-    victim = None
-    while process.poll() is None and victim is None:
-        receipt = next((receipt for path in folder.glob("part-*.arrow") if (receipt := receipt_of(path))), None)
-        victim = receipt.facts["pid"] if receipt else None
-        time.sleep(0.01)
-    assert victim is not None
-    os.kill(victim, signal.SIGKILL)
-    assert process.wait(timeout=120) == 0
+    command = ["knn", "--k", "100", "--workers", "2", "--graph-dir", tmp_path / "killed"]
+    with running(COMMAND, *command, said=tmp_path / "said") as process:
+        victim = None
+        while process.is_alive() and victim is None:
+            receipt = next((receipt for path in folder.glob("part-*.arrow") if (receipt := receipt_of(path))), None)
+            victim = receipt.facts["pid"] if receipt else None
+            time.sleep(0.01)
+        assert victim is not None
+        os.kill(victim, signal.SIGKILL)
+        process.join(120)
+        assert process.exitcode == 0
     assert all_bytes(tmp_path / "killed") == all_bytes(tmp_path / "whole")
 
 
+LONE = f"""
+import os, time
+from graphbuild.knn.engines import choose; from graphbuild.store import files
+os.setsid()
+choose.FEW_TEXTS = 0
+write = files.write_json
+def slow(path, value):
+    time.sleep(0.05)
+    write(path, value)
+files.write_json = slow
+{COMMAND}
+"""
+"""The command in a session of its own, with tiles for few texts, and slow enough to be killed between two shards."""
+
+
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.faults)])
-def test_killed_client_resumes_to_the_same_bytes(tmp_path: Path, workers: int) -> None:
-    # Over the few texts that are searched in row blocks: pairs are scored once for both of their texts.
-    vectors = clustered_vectors(13_000, 32)
+def test_killed_client_resumes_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    # In tiles, pairs are scored once for both of their texts.
+    monkeypatch.setattr("graphbuild.knn.engines.choose.FEW_TEXTS", 0)
+    vectors = clustered_vectors(5_200, 32)
     for name in ("killed", "whole"):
-        write_graph(tmp_path / name, vectors, shard_size=500)
+        write_graph(tmp_path / name, vectors, shard_size=200)
     build_knn(tmp_path / "whole", KnnConfig(k=100))
-    command = [*KNN, "--k", "100", "--workers", str(workers), "--graph-dir", str(tmp_path / "killed")]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (tmp_path / "killed/knn/part-00002.arrow").exists():
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    command = ["knn", "--k", "100", "--workers", workers, "--graph-dir", tmp_path / "killed"]
+    with running(LONE, *command, said=tmp_path / "said") as process:
+        while process.is_alive() and not (tmp_path / "killed/knn/part-00002.arrow").exists():
+            time.sleep(0.01)
+        assert process.pid is not None
+        os.killpg(process.pid, signal.SIGKILL)
     assert "knn" not in Manifest.load(tmp_path / "killed").stages
     result = build_knn(tmp_path / "killed", KnnConfig(k=100))
     assert 1 <= result.reused_shards < 26

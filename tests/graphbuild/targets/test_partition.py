@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from helpers_forked import run_program
 from helpers_graph import clustered_vectors, write_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -196,8 +194,8 @@ build_partition(Path(sys.argv[1]), PartitionConfig(chunk=8))
 
 def test_partition_killed_before_the_manifest_is_entered_from_its_receipt(tmp_path: Path) -> None:
     graph = build(tmp_path, texts=60, k=10)
-    died = subprocess.run([sys.executable, "-c", KILLED, str(graph.path)], env=dict(os.environ), check=False)
-    assert died.returncode == -signal.SIGKILL
+    died = run_program(KILLED, graph.path)
+    assert died.returncode == -signal.SIGKILL, died.stderr
     assert "partition" not in Manifest.load(graph.path).stages
     partition = load_partition(Graph.open(graph.path), PartitionConfig(chunk=8))
     assert len(partition.chunks) == 60

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers_forked import run_program
 from helpers_train import CLASSES, draw, encode, tiny_config, write_tar_shards, write_tiny_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -202,8 +200,8 @@ open_images(sys.argv[1])
 
 def test_index_killed_in_the_middle_is_built_by_the_next_run(tmp_path: Path) -> None:
     folder = write_tar_shards(tmp_path / "shards", 60)
-    died = subprocess.run([sys.executable, "-c", KILLED, str(folder)], check=False, env=os.environ)
-    assert died.returncode < 0
+    died = run_program(KILLED, folder)
+    assert died.returncode < 0, died.stderr
     assert list(open_images(str(folder)).sample_ids) == [f"img-{i}" for i in range(60)]
     assert len(list((folder / tar_index.FOLDER).glob("[!.]*"))) == 2, "the index and its lock"
     assert not list((folder / tar_index.FOLDER).rglob("*.tmp"))

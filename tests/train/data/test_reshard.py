@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers_forked import run_program
 from helpers_train import draw, encode, tiny_config, write_images, write_tar_shards, write_tiny_graph
 
 from graphbuild.errors import OptionError
@@ -117,9 +115,8 @@ def test_killed_reshard_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, gra
     data = write_tar_shards(tmp_path / "images", 64)
     reshard(config_of(graph_dir, data), tmp_path / "whole", shard_size=16)
     arguments = ["reshard", "--graph-dir", str(graph_dir), "--data", str(data), "--chunk", "4", "--shard-size", "16"]
-    environment = {**os.environ, "DIE_AT": "2"}
-    killed = [sys.executable, "-c", KILLED, *arguments, "--out", str(tmp_path / "out")]
-    assert subprocess.run(killed, env=environment, check=False, capture_output=True).returncode == -signal.SIGKILL
+    died = run_program(KILLED, *arguments, "--out", tmp_path / "out", DIE_AT="2")
+    assert died.returncode == -signal.SIGKILL, died.stderr
     assert sorted(digests(tmp_path / "out")) == ["00000.tar", "00001.tar"]
     result = reshard(config_of(graph_dir, data), tmp_path / "out", shard_size=16)
     assert (result.written, result.shards) == (2, 4)

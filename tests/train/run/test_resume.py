@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_forked import run_program
 from helpers_train import tiny_config, write_images, write_tiny_graph
 
 from train.config import TrainConfig
@@ -96,11 +95,9 @@ def test_run_killed_in_mid_epoch_ends_bit_identical_to_an_undisturbed_one(
 ) -> None:
     run_dir = tmp_path / "run"
     (tmp_path / "asked.toml").write_text(config.to_toml())
-    # The same thread count as the other run.
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     arguments = ["run", "--config", str(tmp_path / "asked.toml"), "--run-dir", str(run_dir)]
-    died = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, check=False)
-    assert died.returncode == -signal.SIGKILL
+    died = run_program(KILLED, *arguments)
+    assert died.returncode == -signal.SIGKILL, died.stderr
     assert read_metrics(run_dir)[-1]["step"] == 8
     result = train(config, run_dir)
     assert result.first_step == 6

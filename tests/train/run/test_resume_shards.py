@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers_forked import run_program
 from helpers_ranks import run_ranks, train_cli, train_cli_until
 from helpers_train import tiny_config
 
@@ -93,8 +91,7 @@ def test_killed_run_over_shards_ends_bit_identical_to_an_undisturbed_one(
     (tmp_path / "asked.toml").write_text(config.to_toml())
     arguments = ["run", "--config", str(tmp_path / "asked.toml"), "--run-dir", str(tmp_path / "run")]
     for step in steps:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "DIE_AT": str(step)}
-        died = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, check=False, capture_output=True)
+        died = run_program(KILLED, *arguments, DIE_AT=str(step))
         assert died.returncode == -signal.SIGKILL, died.stderr
     assert train(config, tmp_path / "run").first_step == last
     untimed = dict.fromkeys(TIMED)
