@@ -16,7 +16,6 @@ from graphbuild.system.decoding import NotText, read_text
 from graphbuild.system.inputs import PARQUET, suffix_of
 
 _ID_COLUMNS = (schemas.SAMPLE_ID, "url", "id")
-KEEP = "keep"
 
 
 def read_ids(path: Path, column: str | None) -> pa.Array:
@@ -33,8 +32,10 @@ def read_ids(path: Path, column: str | None) -> pa.Array:
         if suffix_of(path.name) in PARQUET:
             schema = pq.read_schema(path)
             # A curation lists every sample, with its decision.
-            kept = pc.field(KEEP) if KEEP in schema.names and pa.types.is_boolean(schema.field(KEEP).type) else None
-            table = pq.read_table(path, columns=[_id_column(path, schema.names, column)], filters=kept)
+            chooses = schemas.KEEP in schema.names and pa.types.is_boolean(schema.field(schemas.KEEP).type)
+            table = pq.read_table(
+                path, columns=[_id_column(path, schema.names, column)], filters=pc.field(schemas.KEEP) if chooses else None
+            )
         elif suffix_of(path.name) in (".csv", ".tsv"):
             data = pa.py_buffer(read_text(path))
             header = pyarrow.csv.open_csv(pa.BufferReader(data), parse_options=_delimiter(path)).schema.names

@@ -47,6 +47,8 @@ SKETCH = "sketch"
 SKETCH_SCALE = "sketch_scale"
 SAMPLE_ROW = "sample_row"
 CHUNK = "chunk"
+KEEP = "keep"
+"""Of the file of a curation, which `graphbuild subset` takes: whether a sample is kept."""
 
 TEXTS_SCHEMA = pa.schema(
     [

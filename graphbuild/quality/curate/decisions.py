@@ -20,7 +20,7 @@ from graphbuild.store.atomic import atomic_path
 from graphbuild.store.frames import SIMILARITY, Frames
 from graphbuild.store.outputs import PARQUET_METADATA
 
-KEEP, REASON, OTHER = "keep", "reason", "other_text_id"
+REASON, OTHER = "reason", "other_text_id"
 SAME_TEXT = "same text as an earlier sample"
 _NONE = -1
 
@@ -83,7 +83,7 @@ def write_decisions(tables: Frames, out: Path, decisions: Decisions) -> Written:
         reason_S[keep_S & repeated_S] = SAME_TEXT
         keep_S &= ~repeated_S
     frame = samples.with_columns(
-        pl.Series(KEEP, keep_S),
+        pl.Series(schemas.KEEP, keep_S),
         pl.Series(REASON, reason_S.tolist(), dtype=pl.String),
         pl.Series(OTHER, decisions.other_N[texts_S]).replace(_NONE, None),
         pl.Series(SIMILARITY, decisions.similarity_N[texts_S]).fill_nan(None),
