@@ -14,7 +14,8 @@ from graphbuild.errors import SourceError
 from graphbuild.system.archives import download_failed
 from graphbuild.system.inputs import PICTURES, is_hidden, suffix_of
 from train.data.base import Encoded
-from train.data.parquet import LabelColumns, open_parquet
+from train.data.label_columns import LabelColumns
+from train.data.parquet import open_parquet
 
 _COLUMNS = ("key", "status")
 _URL = "url"

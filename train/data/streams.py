@@ -15,7 +15,8 @@ from graphbuild.errors import SourceError
 from graphbuild.system.hub import map_stream
 from graphbuild.system.inputs import file_names
 from train.data.base import Encoded
-from train.data.parquet import LabelColumns, choose_image_column
+from train.data.label_columns import LabelColumns
+from train.data.parquet import choose_image_column
 
 
 class StreamImages(LabelColumns):

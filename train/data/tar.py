@@ -19,11 +19,12 @@ import pyarrow as pa
 from graphbuild.errors import SourceError
 from graphbuild.store.arrays import Int64
 from graphbuild.system.archives import DamagedArchive, parse_record
-from train.data.base import Encoded, Labels, encode_labels
+from train.data.base import Encoded
+from train.data.label_columns import LabelColumns
 from train.data.tar_index import open_index
 
 
-class TarImages:
+class TarImages(LabelColumns):
     """Images of one or more shards, in the order of the shards and their members."""
 
     def __init__(
@@ -93,21 +94,8 @@ class TarImages:
         """Return the keys of the first sample's JSON that hold an integer, a string or a boolean."""
         return tuple(name for name, value in self.metas([0])[0].items() if isinstance(value, int | str))
 
-    def labels(self, column: str) -> Labels:
-        """Return the codes of a key's values; reads the JSON of every sample.
-
-        Raises:
-            SourceError: If there is no such key.
-        """
-        if column not in self.label_columns():
-            raise SourceError(f"{self.name}: no label column {column!r}; there are: {', '.join(self.label_columns()) or 'none'}.")
-        return encode_labels([meta.get(column) for meta in self.metas(range(len(self)))])
-
-    def class_ids(self) -> Sequence[str] | None:
-        """Return the `wnid` of every sample's JSON, where there is one."""
-        if "wnid" not in self.label_columns():
-            return None
-        return [str(meta.get("wnid")) for meta in self.metas(range(len(self)))]
+    def _column(self, name: str) -> list[object]:
+        return [meta.get(name) for meta in self.metas(range(len(self)))]
 
 
 class MappedIds(Sequence[str]):
