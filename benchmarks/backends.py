@@ -1,4 +1,4 @@
-"""Backends of one sentence encoder: texts a second, by the clock and of processor time, and the cosine of their vectors to float32 by torch.
+"""Backends of one sentence encoder: texts a second, by the clock and of processor time, and cosines to float32 by torch.
 
 `python -m benchmarks.backends --encoder FOLDER --file onnx/model.onnx --file onnx/model_qint8_avx512_vnni.onnx` measures every
 backend that is installed on every file, and torch in both precisions. All take turns on the same captions.

@@ -7,6 +7,7 @@ damaged file says nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def verify_graph(
         manifest.require(stage, graph_dir)
     receipts = [receipt for stage in manifest.stages.values() for receipt in stage.files.values()]
     receipts += _picture_receipts(graph_dir, manifest)
-    with stages("digests", "texts and samples", "rows", "brute force"):
+    with _remedies(manifest), stages("digests", "texts and samples", "rows", "brute force"):
         _check_digests(graph_dir, receipts)
         with progress("texts and samples", None):
             texts = check_text_ids(graph_dir, manifest) if manifest.without_vectors else check_texts(graph_dir, manifest)
@@ -128,6 +129,20 @@ def verify_graph(
         quality=quality,
         unmeasured=unmeasured,
     )
+
+
+@contextmanager
+def _remedies(manifest: Manifest) -> Iterator[None]:
+    """Have errors name the command that made the graph, where one made texts and neighbours alike."""
+    try:
+        yield
+    except ArtifactError as error:
+        if not manifest.without_vectors:
+            raise
+        message = str(error)
+        for command in ("`graphbuild embed`", "`graphbuild knn`"):
+            message = message.replace(command, manifest.maker)
+        raise type(error)(message) from None
 
 
 def _picture_receipts(graph_dir: Path, manifest: Manifest) -> list[Receipt]:

@@ -138,9 +138,8 @@ class Manifest:
             ArtifactError: If it is not done, with the command that does it.
         """
         if stage not in self.stages and self.without_vectors and stage in ("embed", "index"):
-            method = self.stages["knn"].config["method"]
             raise ArtifactError(
-                f"{graph_dir}: has no vectors, which this command needs: its neighbours are those of {_MAKERS[method]}. "
+                f"{graph_dir}: has no vectors, which this command needs: its neighbours are those of {self.maker}. "
                 "Do this with a graph of text or of vectors."
             )
         if stage not in self.stages:
@@ -151,6 +150,11 @@ class Manifest:
     def without_vectors(self) -> bool:
         """Whether it is a graph of edges or kernels, which is whole without embeddings."""
         return "knn" in self.stages and self.stages["knn"].config.get("method") in _MAKERS
+
+    @property
+    def maker(self) -> str:
+        """The command that makes texts and neighbours of a graph without vectors."""
+        return _MAKERS[self.stages["knn"].config["method"]]
 
     def files(self, stage: str, folder: str) -> list[Receipt]:
         """Return the receipts of the files that a finished stage has in one folder, in order of their names."""

@@ -100,8 +100,20 @@ def test_command_line_says_recall_of_a_graph_of_metadata(tmp_path: Path) -> None
 def test_neighbour_that_is_not_the_nearest_by_the_kernels_is_found(tmp_path: Path) -> None:
     graph_dir = _related(tmp_path)
     _change(graph_dir, "knn", _farther)
-    with pytest.raises(ArtifactError, match="the neighbours of text_id 0 are not the nearest"):
+    with pytest.raises(ArtifactError, match=r"the neighbours of text_id 0 are not the nearest.* Run `graphbuild relate` again"):
         _verify(graph_dir)
+
+
+def test_damaged_file_of_a_graph_of_metadata_names_the_command_that_made_it(tmp_path: Path) -> None:
+    graph_dir = _related(tmp_path)
+    for folder in ("knn", "texts"):
+        path = next((graph_dir / folder).glob("part-*"))
+        held = path.read_bytes()
+        path.write_bytes(held[:-1])
+        with pytest.raises(ArtifactError, match=r"has [\d,]+ bytes, not [\d,]+\. Run `graphbuild relate` again"):
+            _verify(graph_dir)
+        _related(tmp_path)
+        assert path.read_bytes() == held
 
 
 def test_similarity_that_is_not_the_kernels_is_found(tmp_path: Path) -> None:
