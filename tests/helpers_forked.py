@@ -83,3 +83,8 @@ def run_program(code: str, *arguments: str | Path | int, timeout: float = 240, *
         assert exit_code is not None, f"it still ran after {timeout} s"
         out, err = (Path(f"{said}.{name}").read_text() for name in ("out", "err"))
     return subprocess.CompletedProcess([code, *map(str, arguments)], exit_code, out, err)
+
+
+def run_module(name: str, *arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A module as `python -m` runs it."""
+    return run_program(f"import runpy; runpy.run_module({name!r}, run_name='__main__', alter_sys=True)", *arguments, **options)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers_forked import run_module
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--epochs", "1", "--train-pictures", "128", "--val-pictures", "64", "--batch-size", "64", "--encoder", "hashing:64")
 REPORT = Path("runs/demo/report.html")
 
 
 def _demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pipelines.demo", *SMALL, *options]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = run_module("pipelines.demo", *SMALL, *options, cwd=folder)
     assert done.returncode == 0, done.stderr[-2000:]
     return done
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from helpers_forked import run_module
 from PIL import Image
 
 from graphbuild.errors import SourceError
 from pipelines.tiny_imagenet import tiny_imagenet
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("goldfish", "tabby", "school bus", "espresso")
 OPTIONS = ("--epochs", "1", "--batch-size", "16", "--image-size", "16", "--encoder", "hashing:32")
 
@@ -38,9 +36,7 @@ def _write(path: Path, count: int, seed: int) -> None:
 
 
 def _recipe(folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pipelines.tiny_imagenet", "--data", "data", *OPTIONS]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    return run_module("pipelines.tiny_imagenet", "--data", "data", *OPTIONS, cwd=folder)
 
 
 @pytest.fixture(scope="module")
