@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,9 +115,11 @@ def test_a_stored_caption_and_its_id_are_answered_by_stored_neighbours_without_e
     expected = brute_force(tmp_path / "g", CAPTIONS[7], 6)
     build_knn(tmp_path / "g", KnnConfig(k=9))
     (tmp_path / "g/index.faiss").unlink()
+    # Fresh interpreters, for what they import.
     code = "import sys; from graphbuild.cli import cli; cli(standalone_mode=False); print(sorted(sys.modules))"
+    command = [sys.executable, "-c", code, "neighbors", "--graph-dir", str(tmp_path / "g"), "-n", "6", "--json"]
     shown = [
-        graphbuild("neighbors", *asked, "--graph-dir", tmp_path / "g", "-n", "6", "--json", code=code)
+        subprocess.run([*command, *asked], capture_output=True, text=True)
         for asked in (
             [f" {CAPTIONS[7]}  "],
             ["--id", "7"],

@@ -209,7 +209,7 @@ def test_graph_by_the_torch_engine_has_the_same_bytes(tmp_path: Path, monkeypatc
         write_graph(tmp_path / name, vectors, shard_size=400)
     build_knn(tmp_path / "here", KnnConfig(k=20))
     # The CPU under the name by which the search goes to torch.
-    monkeypatch.setattr("graphbuild.knn.stage.resolve_device", lambda _: "cpu:0")
+    monkeypatch.setattr("graphbuild.knn.engines.devices.resolve_device", lambda _: "cpu:0")
     build_knn(tmp_path / "there", KnnConfig(k=20, device="cuda"))
     files = [[path.read_bytes() for path in sorted((tmp_path / name / "knn").glob("*.arrow"))] for name in ("here", "there")]
     assert files[0] == files[1]
@@ -219,7 +219,7 @@ def test_graph_by_the_torch_engine_has_the_same_bytes(tmp_path: Path, monkeypatc
 
 def test_dry_run_measures_the_torch_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_graph(tmp_path, clustered_vectors(1_500, 32))
-    monkeypatch.setattr("graphbuild.knn.stage.resolve_device", lambda _: "cpu:0")
+    monkeypatch.setattr("graphbuild.knn.engines.devices.resolve_device", lambda _: "cpu:0")
     assert estimate_knn(tmp_path, KnnConfig(k=20)).pairs == 1_500**2
 
 
