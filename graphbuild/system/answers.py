@@ -34,9 +34,13 @@ class Answer:
     __slots__ = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts: the fields, places as text."""
+        """Return the same for scripts: the fields, as JSON has them."""
         fields: Any = self
-        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(fields).items()}
+        return {name: _as_json(value) for name, value in asdict(fields).items()}
+
+
+def _as_json(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 
 def table(columns: tuple[str, ...], *, right: tuple[str, ...] = ()) -> Table:
