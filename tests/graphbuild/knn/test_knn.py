@@ -45,6 +45,18 @@ def test_engine_matches_float64_brute_force(count: int, dim: int, k: int) -> Non
     np.testing.assert_array_equal(similarities, expected_similarities)
 
 
+# Blocks of 64 rows, and a few rows in one wide tile.
+@pytest.mark.parametrize("rows", [130, 3])
+def test_some_rows_among_many_texts_match_float64_brute_force(rows: int) -> None:
+    vectors = clustered_vectors(9_001, 16)
+    engine = RowBlockEngine(vectors, k=12, memory_limit=RowBlockEngine.required_memory(9_001, 16, 12))
+    asked = np.sort(np.random.default_rng(0).choice(len(vectors), rows, replace=False))
+    found = engine.search_rows(asked)
+    expected_ids, expected_similarities = brute_force(vectors, 12)
+    np.testing.assert_array_equal(found.ids_nK, expected_ids[asked])
+    np.testing.assert_array_equal(found.similarities_nK, expected_similarities[asked])
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_engine_matches_brute_force_for_any_shape_with_duplicates_and_ties(data: st.DataObject) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,17 +16,20 @@ import pytest
 from helpers_embed import COMMAND, graphbuild
 from helpers_forked import run_program, running
 from helpers_graph import clustered_vectors, receipt_of, write_graph
+from numpy.typing import NDArray
 
 from graphbuild.errors import ArtifactError, ResourceError
 from graphbuild.knn import calibrate, search
 from graphbuild.knn.config import KnnConfig
+from graphbuild.knn.engines.base import Neighbors
 from graphbuild.knn.engines.rowblocks import RowBlockEngine
 from graphbuild.knn.engines.tiles import TileEngine
+from graphbuild.knn.output import ShardWriter, no_neighbors
 from graphbuild.knn.plan import Layout, plan_memory
 from graphbuild.knn.scratch import all_vectors
 from graphbuild.knn.stage import build_knn, estimate_knn
 from graphbuild.store import schemas
-from graphbuild.store.files import RECORDS, shard_ranges
+from graphbuild.store.files import RECORDS, ShardRange, shard_ranges
 from graphbuild.store.manifest import Manifest
 
 
@@ -42,6 +46,27 @@ def test_part_of_a_manifest_that_a_killed_client_left_is_removed(tmp_path: Path)
     (tmp_path / ".graph.json.99999999-0a1b2c3d.tmp").write_text("{")
     build_knn(tmp_path, KnnConfig(k=5))
     assert [path.name for path in tmp_path.glob(".*")] == [RECORDS]
+
+
+def test_shards_are_written_in_order_each_while_the_next_is_searched_for(tmp_path: Path) -> None:
+    vectors, ranges, begun = clustered_vectors(9, 8), shard_ranges(9, 3), []
+
+    def results() -> Iterator[tuple[ShardRange, NDArray[np.float16], Neighbors, str]]:
+        for shard in ranges:
+            begun.append(shard.index)
+            yield shard, vectors[shard.start : shard.stop], no_neighbors(shard), "none"
+
+    for index, receipt in enumerate(ShardWriter(tmp_path, 0, None, "key").write_behind(results())):
+        assert receipt.path == schemas.part_name(schemas.KNN, index)
+        assert (tmp_path / receipt.path).is_file()
+        assert len(begun) == min(index + 2, 3)
+
+
+def test_shard_that_cannot_be_written_ends_the_search(tmp_path: Path) -> None:
+    (tmp_path / schemas.KNN).write_text("in the way")
+    shard = shard_ranges(3, 3)[0]
+    with pytest.raises(OSError, match="knn"):
+        list(ShardWriter(tmp_path, 0, None, "key").write_behind([(shard, clustered_vectors(3, 8), no_neighbors(shard), "none")]))
 
 
 @pytest.mark.parametrize("engine", [TileEngine, RowBlockEngine])
