@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numba
 import numpy as np
-import timm
 import torch
 from helpers_embed import embed, numbered_captions, save_cross_encoder, write_captions
 from helpers_train import CLASSES, draw, encode, tiny_config
@@ -25,7 +24,7 @@ from graphbuild.exchange.fusion import FuseConfig
 from graphbuild.exchange.imported import ImportConfig, import_graph
 from graphbuild.exchange.publish import Measured, PublishConfig, publish_graph
 from graphbuild.exchange.relate.config import RelateConfig
-from graphbuild.exchange.relate.stage import relate_columns
+from graphbuild.exchange.relate.stage import relate_columns, relate_part
 from graphbuild.exchange.subset import SubsetConfig, subset_graph
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.part import build_knn_part
@@ -67,10 +66,12 @@ class Command:
     """Modules that it imports only when it runs: loaded once, for all forks."""
     warm: Callable[[], object] | None = None
     """What compiles its kernels, where every fork would compile them anew."""
+    network: Callable[[Path], object] | None = None
+    """What writes the network that it reads into the folder of inputs."""
 
 
 def write_inputs(folder: Path) -> None:
-    """Write what commands read: captions, vectors, nodes and edges, pictures, lists of ids, and two networks."""
+    """Write what commands read: captions, vectors, nodes and edges, pictures, and lists of ids."""
     texts = numbered_captions(CAPTIONS + APPENDED)
     for name, some in zip(SOURCES, (texts[:CAPTIONS], texts[CAPTIONS:]), strict=True):
         write_captions(folder / name, {"caption": some, "number": list(range(len(some)))})
@@ -89,9 +90,6 @@ def write_inputs(folder: Path) -> None:
     for name, numbers in pictures.items():
         columns = {"image": [encode(draw(number)) for number in numbers], "label": [number % CLASSES for number in numbers]}
         write_captions(folder / name, columns)
-    torch.manual_seed(0)
-    save_file(timm.create_model(NET, num_classes=0).state_dict(), folder / "net.safetensors")
-    save_cross_encoder(folder / "cross-encoder")
 
 
 def _import(graph_dir: Path, edges: str, *, overwrite: bool) -> None:
@@ -120,14 +118,20 @@ def _vectors(graph_dir: Path) -> None:
     build_embeddings(graph_dir, EmbedConfig(dataset="vectors", sources=vectors, vector_column="vector", shard_size=SHARD))
 
 
+def _write_net(folder: Path) -> None:
+    import timm
+
+    torch.manual_seed(0)
+    save_file(timm.create_model(NET, num_classes=0).state_dict(), folder / "net.safetensors")
+
+
 def _pictures(graph_dir: Path) -> None:
     folder = graph_dir.parent
     embed(graph_dir, folder / "few.parquet", encoder=f"timm:{NET}:{folder / 'net.safetensors'}", embedded=IMAGES, shard_size=3)
 
 
-def _relate(graph_dir: Path) -> None:
-    source = str(graph_dir.parent / SOURCES[0])
-    relate_columns(graph_dir, RelateConfig(sources=(source,), kernels=("number=number:6",), k=5, shard_size=SHARD))
+def _relation(graph_dir: Path) -> RelateConfig:
+    return RelateConfig(sources=(str(graph_dir.parent / SOURCES[0]),), kernels=("number=number:6",), k=5, shard_size=SHARD)
 
 
 def _subset(graph_dir: Path) -> None:
@@ -191,16 +195,18 @@ COMMANDS = {
     "embed part": Command(do=_part),
     "knn part": Command(begins="embed", do=lambda at: build_knn_part(at, KnnConfig(k=10, device="cpu"), Part(1, 2))),
     "vectors": Command(do=_vectors),
-    "pictures": Command(do=_pictures),
+    "pictures": Command(do=_pictures, loads=("timm",), network=_write_net),
     "import": Command(do=lambda at: _import(at, "edges.csv", overwrite=False)),
     "reimport": Command(begins="import", do=lambda at: _import(at, "other.csv", overwrite=True)),
-    "relate": Command(do=_relate),
+    "relate": Command(do=lambda at: relate_columns(at, _relation(at))),
+    "relate part": Command(do=lambda at: relate_part(at, _relation(at), Part(1, 2))),
     "subset": Command(reads=("embed",), do=_subset),
     "adopt": Command(begins="knn", do=lambda at: build_knn(at, KnnConfig(k=10, device="cpu"))),
     "fuse": Command(reads=("embed", "knn"), do=lambda at: _fuse(at, "whole-embed", "whole-knn", FuseConfig(weights=(0.5, 0.5)))),
     "blend": Command(reads=("knn", "relate"), do=lambda at: _fuse(at, "whole-knn", "whole-relate", FuseConfig(rule="max"))),
     "rescore": Command(
         loads=("sentence_transformers", "transformers.models.bert.modeling_bert"),
+        network=lambda folder: save_cross_encoder(folder / "cross-encoder"),
         begins="knn",
         do=lambda at: rescore(at, RescoreConfig(cross_encoder=str(at.parent / "cross-encoder"), top=3)),
     ),

@@ -182,6 +182,8 @@ class Bench:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         assert fork(lambda: write_inputs(folder)) == 0
+        for write in [network for name in commands if (network := COMMANDS[name].network)]:
+            assert fork(lambda write=write: (write(folder), None)[1]) == 0  # type: ignore[misc]
         _prepare_for_forks(commands)
         self._took: dict[str, dict[str, float]] = {}
         self._whole: dict[str, Path] = {}

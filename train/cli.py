@@ -15,7 +15,7 @@ from graphbuild.errors import visible
 from graphbuild.store.outputs import require_replaceable
 from graphbuild.store.reading import reading_options
 from graphbuild.system.answers import answer
-from graphbuild.system.options import FILE, FOLDER
+from graphbuild.system.options import FILE, FOLDER, FiniteRange
 from graphbuild.system.process import run_cli
 from train.config import load_config
 from train.config.command_line import GroupedCommand, config_options
@@ -62,7 +62,7 @@ def run(config_file: Path | None, run_dir: Path | None, overwrite: bool, as_json
 )
 @click.option("--train-data", default=None, help="Images to learn from (default: those that the run was trained on).")
 @click.option("--val-ids", default=None, metavar="FILE", help="Ids of images of the run's source to classify, one a line.")
-@click.option("--val-fraction", type=click.FloatRange(0, 1), default=0.0, help="Share of the run's images to classify.")
+@click.option("--val-fraction", type=FiniteRange(0, 1), default=0.0, help="Share of the run's images to classify.")
 @click.option("--allow-overlap", is_flag=True, help="Go on although images to classify are among those to learn from.")
 @click.option("--label-column", default="", metavar="A,B", help="Columns of the classes, separated by commas.")
 @click.option(
@@ -116,7 +116,7 @@ def report(runs: tuple[Path, ...], out: Path | None, data: str | None, overwrite
 @config_options("graph_dir", "data", "image_column", "id_column", "chunk", "neighbor_ranks", "allow_missing")
 @click.option("--out", required=True, type=FOLDER, help="Folder for the shards.")
 @click.option("--shard-size", type=click.IntRange(1, 999_999), default=10_000, show_default=True, help="Images a shard.")
-@click.option("--memory-gb", type=click.FloatRange(min=0.1), default=4.0, show_default=True, help="Images held at once.")
+@click.option("--memory-gb", type=FiniteRange(min=0.1), default=4.0, show_default=True, help="Images held at once.")
 @reading_options
 @json_option
 def reshard(out: Path, shard_size: int, memory_gb: float, as_json: bool, **options: Any) -> None:
@@ -139,7 +139,7 @@ def reshard(out: Path, shard_size: int, memory_gb: float, as_json: bool, **optio
 @click.option(
     "--equivalence",
     metavar="POINTS",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=None,
     help="Mark differences whose 90 % interval lies within so many points: none above that.",
 )

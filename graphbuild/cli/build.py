@@ -24,6 +24,7 @@ from graphbuild.store.parts import Part
 from graphbuild.store.reading import reading_options
 from graphbuild.store.repeats import ON_DUPLICATE
 from graphbuild.system.answers import answer
+from graphbuild.system.options import SEED, FiniteRange
 
 
 @click.command()
@@ -157,7 +158,7 @@ def embed(graph_dir: Path | None, part: str | None, as_json: bool, **options: An
 )
 @click.option(
     "--recall",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     default=0.99,
     show_default=True,
     help="Share of the neighbours that ivf must find, measured on 2,000 random texts.",
@@ -234,7 +235,7 @@ def rescore_(graph_dir: Path | None, as_json: bool, dry_run: bool, **options: An
     metavar="FIRST:LAST",
     help="Grow chunks along the neighbours of these ranks only, such as 1:64 (default: all).",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Orders seeds that are linked alike.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Orders seeds that are linked alike.")
 @click.option("--memory-limit", default=None, metavar="SIZE", help="Memory to stay within (default: half of what is free).")
 @json_option
 def partition(graph_dir: Path | None, as_json: bool, **options: Any) -> None:

@@ -12,7 +12,7 @@ from graphbuild.cli.options import graph_dir_option, json_option, replace_option
 from graphbuild.store.manifest import find_graph_dir
 from graphbuild.store.reading import reading_options
 from graphbuild.system.answers import answer
-from graphbuild.system.options import FILE
+from graphbuild.system.options import FILE, SEED, FiniteRange
 
 out_option = partial(
     click.option,
@@ -28,7 +28,7 @@ out_option = partial(
 @out_option(required=False)
 @click.option(
     "--threshold",
-    type=click.FloatRange(min=-1, max=1),
+    type=FiniteRange(min=-1, max=1),
     default=0.95,
     show_default=True,
     help="Similarity from which two texts count as the same.",
@@ -52,7 +52,7 @@ def dedup(graph_dir: Path | None, out: Path | None, as_json: bool, **options: An
 @reading_options
 @out_option(required=True)
 @click.option("--count", type=click.IntRange(min=1), required=True, help="Texts to choose.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random choice compared with.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the random choice compared with.")
 @replace_option
 @json_option
 def sample(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) -> None:
@@ -66,10 +66,8 @@ def sample(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) -> 
 @graph_dir_option
 @reading_options
 @out_option(required=True)
-@click.option(
-    "--share", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=None, help="Share of texts (default: 0.01)."
-)
-@click.option("--below", type=click.FloatRange(-1, 1), default=None, help="Or: every text whose similarity is lower.")
+@click.option("--share", type=FiniteRange(0, 1, min_open=True, max_open=True), default=None, help="Share of texts (default: 0.01).")
+@click.option("--below", type=FiniteRange(-1, 1), default=None, help="Or: every text whose similarity is lower.")
 @click.option("--ranks", type=click.IntRange(min=1), default=1, show_default=True, help="Nearest neighbours averaged.")
 @replace_option
 @json_option

@@ -11,7 +11,7 @@ import click
 from graphbuild.store import schemas
 from graphbuild.store.reading import set_for_this_command
 from graphbuild.system.cluster import TLS_VARIABLES
-from graphbuild.system.options import FILE, FOLDER
+from graphbuild.system.options import FILE, FOLDER, FiniteRange
 
 graph_dir_option = click.option(
     "--graph-dir",
@@ -67,7 +67,7 @@ def scheduler_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 _HEALTH_OPTIONS: tuple[Callable[..., Any], ...] = (
     click.option("--batch-size", type=click.IntRange(min=2), default=1024, show_default=True, help="For the hit rate and target."),
-    click.option("--tau-s", type=click.FloatRange(min=0, min_open=True), default=0.1, show_default=True, help="Of the target."),
+    click.option("--tau-s", type=FiniteRange(min=0, min_open=True), default=0.1, show_default=True, help="Of the target."),
     click.option(
         "--label-column", "label_columns", multiple=True, help="A sample column whose agreement is measured; may be repeated."
     ),
@@ -78,7 +78,9 @@ _HEALTH_OPTIONS: tuple[Callable[..., Any], ...] = (
         default=None,
         help="TSV of wnid and hypernym_path, or NPZ of wnids and dist; for samples with a wnid.",
     ),
-    click.option("--absent", type=float, default=None, help="Similarity of pairs not stored, for a graph without a sketch."),
+    click.option(
+        "--absent", type=FiniteRange(-1, 1), default=None, help="Similarity of pairs not stored, for a graph without a sketch."
+    ),
 )
 
 

@@ -16,7 +16,7 @@ from graphbuild.cli.options import (
 from graphbuild.store.manifest import find_graph_dir
 from graphbuild.store.reading import reading_options
 from graphbuild.system.answers import FORMS, Form, answer, print_bytes
-from graphbuild.system.options import FILE, FOLDER
+from graphbuild.system.options import FILE, FOLDER, SEED, FiniteRange
 
 
 @click.command()
@@ -106,7 +106,7 @@ def neighbors(
 @click.option(
     "--exact-sample", type=click.IntRange(min=1), default=1000, show_default=True, help="Rows compared with a float64 brute force."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the sample of rows.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the sample of rows.")
 @json_option
 def verify(graph_dir: Path | None, exact_sample: int, seed: int, as_json: bool) -> None:
     """Check digests, invariants and recall; exit 1 and name the file if something is wrong."""
@@ -121,10 +121,12 @@ def verify(graph_dir: Path | None, exact_sample: int, seed: int, as_json: bool) 
 @graph_dir_option
 @reading_options
 @click.option("--batch-size", type=click.IntRange(min=2), default=1024, show_default=True, help="Samples a batch.")
-@click.option("--tau-s", type=float, default=None, help="Temperature of the target (default: one is recommended).")
+@click.option(
+    "--tau-s", type=FiniteRange(min=0, min_open=True), default=None, help="Temperature of the target (default: one is recommended)."
+)
 @click.option("--batches", type=click.IntRange(min=1), default=4, show_default=True, help="Batches of either kind to measure on.")
 @click.option("--chunk", type=click.IntRange(min=1, max=128), default=32, show_default=True, help="Samples a chunk of neighbours.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the batches.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the batches.")
 @json_option
 def advise(graph_dir: Path | None, as_json: bool, **options: Any) -> None:
     """Recommend k, sketch and tau_s: bytes a row against KL to the dense target, and the target's effective positives."""
@@ -214,7 +216,7 @@ def doctor(folder: Path | None, as_json: bool) -> None:
 @click.option("--count", type=click.IntRange(min=4), default=200_000, show_default=True, help="Texts at most.")
 @click.option("--all", "whole", is_flag=True, help="Show every text, however many.")
 @click.option("--images/--no-images", default=True, show_default=True, help="Thumbnails, where pictures are at hand.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the map.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the map.")
 @click.option("--open/--no-open", "view", default=False, show_default=True, help="Start the viewer, if it is installed.")
 @replace_option
 @json_option

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from graphbuild.errors import OptionError
+from graphbuild.store.atomic import read_json
 
 CLIP80 = "clip80"
 """The 80 prompts that CLIP was evaluated with on ImageNet (Radford et al., 2021)."""
@@ -28,7 +28,7 @@ def _expand(value: str) -> list[str]:
     if not value.endswith(".json") or "{}" in value:
         return [value]
     try:
-        templates = json.loads(Path(value).read_text(encoding="utf-8"))
+        templates = read_json(Path(value))
     except FileNotFoundError:
         raise OptionError(f"--template {value}: no such file.") from None
     except ValueError as error:

@@ -6,7 +6,6 @@ both orders is stored. Remote code is never run. torch is loaded with the cross-
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from scipy.special import expit
 from graphbuild.embed.encoder_files import EncoderSpec, find_encoder, require_recorded_files
 from graphbuild.embed.libraries import loading
 from graphbuild.errors import ArtifactError, OptionError
+from graphbuild.store.atomic import read_json
 from graphbuild.system.allocator import keep_freed_memory
 
 _OWNER = "cross-encoder"
@@ -50,7 +50,7 @@ def _require_one_number(folder: Path) -> None:
     """See what a model gives, by its configuration: a head that is not there would be made of random numbers."""
     path = folder / "config.json"
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = read_json(path)
         kinds, classes = [str(one) for one in held.get("architectures") or ()], _classes_of(held)
     except (OSError, ValueError, TypeError, AttributeError):
         kinds, classes = [], []

@@ -5,13 +5,13 @@ Weights are tensors alone: nothing is unpickled that could run code.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphbuild.errors import ArtifactError, OptionError, ResourceError, one_line
+from graphbuild.store.atomic import read_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -88,7 +88,7 @@ def _timm_of_folder(folder: Path) -> Any:
     import timm
 
     try:
-        held = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        held = read_json(folder / "config.json")
         own = {**held.get("pretrained_cfg", {}), "num_classes": held.get("num_classes", 1000)}
         arguments = dict(held.get("model_args") or {}, num_classes=0)
         model = timm.create_model(held["architecture"], pretrained=False, pretrained_cfg=own, **arguments)

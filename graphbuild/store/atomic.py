@@ -77,6 +77,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no JSON, or is nested too deeply to be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def remove_stale_temporaries(folder: Path, of: str = "*") -> None:
     """Remove what killed writers left behind, known by its name; that of processes which are at work stays.
 

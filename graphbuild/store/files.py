@@ -8,7 +8,6 @@ done only if the file is there with the size and digest of its receipt, and the 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
@@ -21,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from graphbuild.errors import ArtifactError, OptionError
-from graphbuild.store.atomic import atomic_path, remove_stale_temporaries, write_json
+from graphbuild.store.atomic import atomic_path, read_json, remove_stale_temporaries, write_json
 from graphbuild.store.digests import digest_columns, digest_file
 
 RECORDS = ".graphbuild"
@@ -182,7 +181,7 @@ def write_arrow(
 def read_receipt(path: Path) -> Receipt | None:
     """Return the receipt that a file holds, or None where there is none that can be read."""
     try:
-        return Receipt(**json.loads(path.read_text(encoding="utf-8")))
+        return Receipt(**read_json(path))
     except (OSError, ValueError, TypeError):
         return None
 

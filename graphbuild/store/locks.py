@@ -21,6 +21,7 @@ import click
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from graphbuild.errors import UserError
+from graphbuild.store.atomic import read_json
 
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})
 SOFT = ".soft"
@@ -122,7 +123,7 @@ def _this_process() -> dict[str, str | int]:
 def _holder(note: Path) -> str:
     """Who holds a lock, as far as it says."""
     try:
-        told = json.loads(note.read_text(encoding="utf-8"))
+        told = read_json(note)
         return f"`{told['command']}` (process {told['pid']} on {told['host']}, since {told['since']})"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

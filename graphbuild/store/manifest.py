@@ -16,7 +16,7 @@ from typing import Any
 
 from graphbuild.errors import ArtifactError, ArtifactMismatch, OptionError, UserError
 from graphbuild.store import schemas
-from graphbuild.store.atomic import write_json
+from graphbuild.store.atomic import read_json, write_json
 from graphbuild.store.digests import digest_json
 from graphbuild.store.files import Receipt, ShardRange, damage
 
@@ -87,7 +87,7 @@ class Manifest:
         """
         path = graph_dir / schemas.MANIFEST_FILE
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = read_json(path)
             version = raw["format"]
             if version not in _FORMATS:
                 raise ArtifactMismatch(

@@ -6,7 +6,6 @@ a proof. What was found lies among the records of the graph directory, or in the
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from graphbuild.errors import ArtifactError
-from graphbuild.store.atomic import write_json
+from graphbuild.store.atomic import read_json, write_json
 from graphbuild.store.cache import beside_or_cached
 from graphbuild.store.files import RECORDS, Receipt, damage
 
@@ -72,7 +71,7 @@ def _version(path: Path) -> list[int]:
 def _load(graph_dir: Path) -> dict[str, Any]:
     """What was found right before, by path; empty where that cannot be read: then it is found out again."""
     try:
-        known = json.loads((beside_or_cached(graph_dir, RECORDS) / FILE).read_text(encoding="utf-8"))
+        known = read_json(beside_or_cached(graph_dir, RECORDS) / FILE)
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}

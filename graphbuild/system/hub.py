@@ -7,7 +7,6 @@ packages find files here, so that ids which are made of a file and a row are the
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from graphbuild.errors import SourceError, UserError, one_line, redact
+from graphbuild.system.decoding import parse_json
 from graphbuild.system.inputs import PARQUET, expand_braces, is_hidden, suffix_of
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _saved_files(folder: Path) -> tuple[Path, ...]:
 
 def _read_json(path: Path, pick: Callable[[Any], list[str]]) -> list[str]:
     try:
-        return pick(json.loads(path.read_text(encoding="utf-8")))
+        return pick(parse_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{path}: not as `datasets` writes it ({type(error).__name__}). Save the data set again.") from None
 

@@ -6,10 +6,14 @@ import errno
 import subprocess
 import sys
 
+import click
 import pytest
+from click.testing import CliRunner
 
+from graphbuild.cli import cli
 from graphbuild.errors import describe_os_error, redact
 from graphbuild.system import process
+from train.cli import cli as train_cli
 
 PROGRAM = """
 import click, sys
@@ -32,6 +36,27 @@ run_cli(cli)
 def run(body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     program = PROGRAM.format(body=body, arguments=list(arguments))
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (cli, ["dedup", "--threshold", "nan"]),
+        (cli, ["outliers", "--out", "a.parquet", "--below", "nan"]),
+        (cli, ["outliers", "--out", "a.parquet", "--share", "nan"]),
+        (cli, ["advise", "--tau-s", "nan"]),
+        (cli, ["inspect", "--absent", "inf"]),
+        (cli, ["knn", "--recall", "nan"]),
+        (train_cli, ["eval", "run", "--val-fraction", "nan"]),
+        (train_cli, ["compare", "run", "--equivalence", "inf"]),
+        (cli, ["verify", "--seed", "-1"]),
+        (cli, ["explore", "--seed", str(2**32)]),
+        (cli, ["partition", "--seed", str(2**64)]),
+    ],
+)
+def test_numbers_that_are_none_and_seeds_that_no_library_takes_are_wrong_usage(command: click.Group, arguments: list[str]) -> None:
+    result = CliRunner().invoke(command, arguments)
+    assert (result.exit_code, arguments[-2] in result.output) == (2, True), result.output
 
 
 def test_user_error_is_one_line_on_stderr_and_exit_1() -> None:

@@ -95,6 +95,7 @@ def test_choice_outside_the_list_is_a_usage_error() -> None:
         (["--config", "none.toml"], "none.toml: No such file or directory. --config takes a TOML file"),
         (["--objective", "simclr", "--data", "none.parquet"], "none.parquet: nothing there. Check --data"),
         (["--tau", "-1"], "--tau: -1.0 is not more than 0."),
+        (["--seed", str(2**70)], "--seed: 1180591620717411303424 is not at least 0 and at most"),
         (["--data", "a.parquet"], "no graph under graphs/."),
     ],
 )

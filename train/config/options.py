@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from graphbuild.system.options import LARGEST_SEED
 from train.config.graphs import GraphOptions
 from train.config.kinds import CONTRASTIVE, LOOSE, TARGET, WITHOUT_NEGATIVES, Range, doc
 
@@ -27,6 +28,7 @@ OnDeviceName = Literal["auto", "yes", "no"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Positive = Annotated[int, Range(1)]
 Count = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, LARGEST_SEED)]
 AboveZero = Annotated[float, Range(0, open_low=True)]
 NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1, open_low=True)]
@@ -238,7 +240,7 @@ class TrainOptions(GraphOptions):
     color_strength: NonNegative = field(
         default=0.5, metadata=doc("Strength of the simclr augmentation's colour jitter; SimCLR has 1 on ImageNet, 0.5 on CIFAR.")
     )
-    seed: Count = field(default=0, metadata=doc("Decides weights, batches, captions and augmentations."))
+    seed: Seed = field(default=0, metadata=doc("Decides weights, batches, captions and augmentations."))
     precision: Precision = field(
         default="auto", metadata=doc("Arithmetic of the encoder; auto is bfloat16 where the hardware multiplies in it.")
     )

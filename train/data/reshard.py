@@ -21,7 +21,7 @@ import xxhash
 
 from graphbuild.errors import ArtifactError, OptionError, ResourceError
 from graphbuild.store.arrays import Int64
-from graphbuild.store.atomic import atomic_path, write_json
+from graphbuild.store.atomic import atomic_path, read_json, write_json
 from graphbuild.store.digests import digest_file
 from graphbuild.store.folders import remove_temporaries
 from graphbuild.system.answers import next_steps, quoted
@@ -132,7 +132,10 @@ def _enter(out: Path, opened: OpenData, order: Int64, shard_size: int) -> None:
     # What a killed call left would be in the way, and is nobody's.
     remove_temporaries(out, (PLAN_FILE, RESULT_FILE))
     if path.exists():
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            stored = dict(read_json(path))
+        except (ValueError, TypeError):
+            raise ArtifactError(f"{path}: is damaged. Choose another --out, or remove the folder.") from None
         if changed := [f"{name}: {stored.get(name)} -> {value}" for name, value in plan.items() if stored.get(name) != value]:
             raise OptionError(f"{out}: holds shards of other images or options ({', '.join(changed)}). Choose another --out.")
         return
@@ -148,7 +151,7 @@ def _receipt(path: Path) -> Path:
 def _is_done(path: Path) -> bool:
     """Tell whether a shard is there with the size and digest of its receipt; one that is damaged is written anew."""
     try:
-        stored = json.loads(_receipt(path).read_text(encoding="utf-8"))
+        stored = read_json(_receipt(path))
         return bool(path.stat().st_size == stored["bytes"] and digest_file(path) == stored["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -21,7 +21,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from graphbuild.errors import ArtifactError
-from graphbuild.store.atomic import write_bytes
+from graphbuild.store.atomic import read_json, write_bytes
 from graphbuild.store.digests import digest_json
 from graphbuild.store.folders import atomic_folder, recover_folders, remove
 from train.model.encoders import Encoder
@@ -124,7 +124,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ArtifactError: If a file is missing, cut short or altered.
     """
     try:
-        receipt = json.loads((path / RECEIPT).read_text(encoding="utf-8"))
+        receipt = read_json(path / RECEIPT)
         data = {name: (path / name).read_bytes() for name in (WEIGHTS, STATE)}
         for name, content in data.items():
             if xxhash.xxh3_128_hexdigest(content) != receipt["files"][name]["digest"]:

@@ -6,6 +6,8 @@ RUN_DIR/ config.toml · metrics.jsonl · events.jsonl · checkpoints/ · model.s
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,6 +61,21 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the run came to its end."""
         return (self.path / WEIGHTS).exists()
+
+    @contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Take back a new run that is refused before its first step, so that the mended command finds nothing in its way."""
+        try:
+            yield
+        except UserError:
+            if self._lock is not None and not self.resumed:
+                (self.path / CONFIG_FILE).unlink(missing_ok=True)
+                self._lock.release()
+                # Others may have files there, or the next command the lock.
+                with suppress(OSError):
+                    (self.path / LOCK_FILE).unlink(missing_ok=True)
+                    self.path.rmdir()
+            raise
 
     def close(self) -> None:
         """Let other processes have the folder."""

@@ -77,9 +77,10 @@ def train(
             if ranks.broadcast_from_main(lambda: folder.finished):
                 return finished_result(folder, eval_command(folder.path, folder.config, opened.source, opened.graph))
             # A run that goes on keeps what it settled, though the machine may now have less memory for images.
-            loaded = data or load_data(replace(opened, config=replace(opened.config, crop_from=folder.config.crop_from)))
+            with folder.beginning():
+                loaded = data or load_data(replace(opened, config=replace(opened.config, crop_from=folder.config.crop_from)))
             try:
-                with ranks.main_first():
+                with folder.beginning(), ranks.main_first():
                     session = Session(folder, loaded, ranks)
                 return session.run(shown)
             finally:

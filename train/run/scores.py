@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graphbuild.errors import ArtifactError
-from graphbuild.store.atomic import write_json
+from graphbuild.store.atomic import read_json, write_json
 from graphbuild.store.digests import digest_json
 
 KNN_TOP1, LINEAR_TOP1 = "knn_top1", "linear_top1"
@@ -32,7 +32,7 @@ def read_scores(path: Path) -> dict[str, Any]:
         FileNotFoundError: If there is none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise _unreadable(path, error) from None
     if not isinstance(content, dict):

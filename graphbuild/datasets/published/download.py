@@ -10,7 +10,6 @@ import base64
 import contextlib
 import hashlib
 import http.client
-import json
 import re
 import ssl
 import time
@@ -24,7 +23,7 @@ from typing import Any
 from google_crc32c import extend as crc32c
 
 from graphbuild.errors import ArtifactError, SourceError, redact
-from graphbuild.store.atomic import write_json
+from graphbuild.store.atomic import read_json, write_json
 from graphbuild.store.locks import exclusive
 from graphbuild.system.progress import progress, say
 
@@ -242,7 +241,7 @@ def _size(path: Path) -> int:
 
 def _read(path: Path) -> Download | None:
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return Download(**json.loads(path.read_text(encoding="utf-8")))
+        return Download(**read_json(path))
     return None
 
 

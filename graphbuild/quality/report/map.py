@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from textwrap import wrap
@@ -26,6 +25,7 @@ from graphbuild.quality.explore.write import FOLDER
 from graphbuild.quality.view import GraphView
 from graphbuild.store import schemas
 from graphbuild.store.arrays import Ids
+from graphbuild.store.atomic import read_json
 
 _MOST_LAID_OUT = 5_000
 """Texts of a map that is made for the report alone: some ten seconds."""
@@ -113,7 +113,7 @@ def _explored(view: GraphView) -> Places | None:
     try:
         frame = pl.read_parquet(folder / "atlas.parquet", columns=["x", "y", schemas.TEXT_ID, schemas.TEXT])
         labels = pl.read_parquet(folder / "labels.parquet").filter(pl.col("level") == 0).sort("priority", descending=True)
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = read_json(folder / "state.json")
         charts = state["props"]["initialState"]["charts"].values()
         how = next(str(chart["content"]) for chart in charts if chart["type"] == "markdown")
         named = tuple(labels.select("x", "y", schemas.TEXT).iter_rows())

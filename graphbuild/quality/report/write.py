@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from graphbuild.quality.report.page import FidelityTable, Neighborhood, Page, re
 from graphbuild.quality.report.worst import Shown, find_worst, worst_cases
 from graphbuild.quality.view import GraphView
 from graphbuild.store import schemas
-from graphbuild.store.atomic import write_json, write_text
+from graphbuild.store.atomic import read_json, write_json, write_text
 from graphbuild.store.outputs import require_replaceable
 from graphbuild.system.answers import next_steps, quoted
 from graphbuild.system.progress import progress, stages
@@ -130,7 +129,7 @@ def _require_ours(metrics: Path) -> None:
     if not metrics.exists():
         return
     try:
-        held = json.loads(metrics.read_text(encoding="utf-8"))
+        held = read_json(metrics)
     except ValueError:
         held = None
     if not isinstance(held, dict) or not {"graph_dir", "measures"} <= held.keys():

@@ -73,7 +73,7 @@ def test_unfinished_stage_names_its_command(built: Manifest, tmp_path: Path) -> 
         built.require("index", tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 1, "stages": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 1, "stages": 3}', "[" * 100_000])
 def test_broken_manifest_is_one_clear_error(content: str, tmp_path: Path) -> None:
     (tmp_path / "graph.json").write_text(content)
     with pytest.raises(ArtifactError, match=r"graph\.json"):

@@ -14,7 +14,7 @@ import pytest
 from helpers_forked import run_program
 from helpers_train import draw, encode, tiny_config, write_images, write_tar_shards, write_tiny_graph
 
-from graphbuild.errors import OptionError
+from graphbuild.errors import ArtifactError, OptionError
 from graphbuild.store.graph import Graph
 from graphbuild.targets.chunks import PartitionConfig
 from graphbuild.targets.partition import load_partition
@@ -145,6 +145,9 @@ def test_damaged_or_foreign_shards_are_written_anew(tmp_path: Path, graph_dir: P
         assert reshard(config_of(graph_dir, data), out, shard_size=32).written == 1
         assert (out / "00001.tar").read_bytes() == whole
     assert json.loads((out / PLAN_FILE).read_text())["samples"] == 64
+    (out / PLAN_FILE).write_text("{")
+    with pytest.raises(ArtifactError, match=f"{PLAN_FILE}: is damaged"):
+        reshard(config_of(graph_dir, data), out, shard_size=32)
 
 
 def test_columns_of_users_may_have_the_names_that_shards_use(tmp_path: Path, graph_dir: Path) -> None:

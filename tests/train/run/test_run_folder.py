@@ -7,12 +7,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers_train import tiny_config, write_images
 
-from graphbuild.errors import OptionError
+from graphbuild.errors import OptionError, UserError
 from train.config import TrainConfig
 from train.model.weights import dump_weights
 from train.run.checkpoint import checkpoints, read_checkpoint
@@ -43,6 +44,25 @@ def test_a_checkpoint_that_was_begun_by_a_killed_process_goes_at_the_next_run(tm
     (left / "model.safetensors").write_text("half")
     train(config, tmp_path / "run")
     assert not left.exists()
+    assert checkpoints(tmp_path / "run")
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 10_000}, {"init": "run:nothing.safetensors"}, {"objective": "supcon"}])
+def test_a_new_run_that_is_refused_before_its_first_step_leaves_no_folder(
+    tmp_path: Path, config: TrainConfig, wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError):
+        train(replace(config, **wrong), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_goes_on_stays_where_it_is_when_its_images_are_gone(tmp_path: Path, config: TrainConfig) -> None:
+    train(config, tmp_path / "run")
+    (tmp_path / "run/model.safetensors").unlink()
+    (tmp_path / "images.parquet").unlink()
+    with pytest.raises(UserError):
+        train(config, tmp_path / "run")
+    assert (tmp_path / "run/config.toml").exists()
     assert checkpoints(tmp_path / "run")
 
 

@@ -7,7 +7,6 @@ Shape letters: C classes, D width of the projection.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from graphbuild.errors import OptionError
+from graphbuild.store.atomic import read_json
 from train.evaluate.protocols.task import Task, accuracy
 from train.model.encoders import Encoder
 from train.model.text_tower import TextTower, Tokenizer, encode_texts
@@ -67,7 +67,7 @@ def read_templates(path: str | None) -> tuple[str, ...]:
     if path is None:
         return TEMPLATES
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = read_json(Path(path))
     except (OSError, ValueError) as error:
         raise OptionError(f"{path}: cannot be read ({error}). --templates takes a JSON list of prompts.") from None
     if not isinstance(found, list) or not found or not all(isinstance(item, str) and "{}" in item for item in found):
