@@ -27,6 +27,7 @@ from graphbuild.store.manifest import Manifest
 from graphbuild.store.tables import find_text, read_texts
 from graphbuild.store.verified import require_verified
 from graphbuild.system.answers import Answer
+from graphbuild.system.decoding import as_text
 from graphbuild.system.progress import progress
 
 _REMEDY = "Run `graphbuild embed` again: it rebuilds it."
@@ -203,7 +204,8 @@ class NearestTexts:
         return graph_encoder(self._graph_dir, self._manifest, self._named, self._trust)
 
     def _clean(self, text: str) -> str:
-        if not (query := self._policy.clean(text)):
+        # Bytes that are no UTF-8 reach a command as lone surrogates, which sources cannot hold either.
+        if not (query := self._policy.clean(as_text(text) or "")):
             raise OptionError("the text is blank. Give a few words.")
         return query
 

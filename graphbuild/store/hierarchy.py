@@ -67,7 +67,7 @@ def read_hierarchy(path: Path, option: str = "--hierarchy") -> Hierarchy:
         names, distances = _read_matrix(path) if path.suffix == ".npz" else _read_paths(path)
     except FileNotFoundError:
         raise SourceError(f"{path}: no such file. {option} takes an .npz of distances, or a .tsv of hypernym paths.") from None
-    except (OSError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise SourceError(
             f"{path}: not distances between classes ({type(error).__name__}: {error}). {option} takes a TSV with a column "
             f"{_PATH} ('entity > ... > tench') and columns such as wnid and name, or an NPZ with wnids and dist."

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +21,8 @@ import click
 
 from graphbuild.errors import UserError, describe_os_error, one_line, redact, visible
 
+_AGAIN_SECONDS = 0.05
+"""Until a signal that was lost is sent again: the callback that it came in has returned by then, or it is sent once more."""
 _DISTRIBUTION = "xclr-graph"
 _COLLECTED = 50_000
 """Objects made between two collections of garbage."""
@@ -39,6 +42,7 @@ class Stopped(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
+        self.number = number
         self.name = signal.Signals(number).name
 
 
@@ -50,10 +54,25 @@ def _stop_at_signals() -> None:
             signal.signal(each, signal.SIG_DFL)
         raise Stopped(number)
 
+    def begin() -> None:
+        for each in numbers:
+            signal.signal(each, stop)
+
+    def deliver_again(lost: sys.UnraisableHookArgs) -> None:
+        """Send a signal again that came where Python drops exceptions, such as in a callback of a C library."""
+        if not isinstance(lost.exc_value, (Stopped, KeyboardInterrupt)):
+            sys.__unraisablehook__(lost)
+            return
+        begin()
+        number = lost.exc_value.number if isinstance(lost.exc_value, Stopped) else signal.SIGINT
+        later = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
+        later.daemon = True
+        later.start()
+
     # Where one is ignored, as SIGHUP under nohup, it stays so.
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
-    for each in numbers:
-        signal.signal(each, stop)
+    begin()
+    sys.unraisablehook = deliver_again
 
 
 def run_cli(command: Callable[..., Any], *, debug_variable: str = "GRAPHBUILD_DEBUG") -> None:

@@ -59,6 +59,21 @@ def test_numbers_that_are_none_and_seeds_that_no_library_takes_are_wrong_usage(c
     assert (result.exit_code, arguments[-2] in result.output) == (2, True), result.output
 
 
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+def test_a_signal_in_a_callback_of_a_c_library_ends_the_command_all_the_same(name: str, code: int) -> None:
+    body = f"""
+    import ctypes, os, signal, time
+    def callback():
+        os.kill(os.getpid(), signal.{name})
+        for _ in range(1000): abs(1)
+    ctypes.CFUNCTYPE(None)(callback)()
+    time.sleep(60)
+    """
+    done = run(body, "fail")
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (code, 1), done.stderr
+    assert "What was finished is kept" in done.stderr
+
+
 def test_user_error_is_one_line_on_stderr_and_exit_1() -> None:
     done = run("raise OptionError('k is\\n too large')", "fail")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: k is too large\n")

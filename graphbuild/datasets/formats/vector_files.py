@@ -109,6 +109,9 @@ def _open_npy(file: File) -> NDArray[Any]:
     except (ValueError, EOFError, OSError) as error:
         why = "holds Python objects, which are never unpickled" if "bject" in str(error) else one_line(str(error))
         raise SourceError(f"{file}: cannot be read as an array of numbers ({why}). Save it as float16 or float32.") from None
+    # What NumPy tells by its content, whatever the name says.
+    if not isinstance(matrix, np.ndarray):
+        raise SourceError(f"{file}: is an archive of arrays, not one. Save the matrix of vectors by itself, as {NPY}.")
     if matrix.dtype.kind != "f":
         raise SourceError(f"{file}: holds {matrix.dtype}, not floating-point numbers. Save it as float16 or float32.")
     return matrix

@@ -19,7 +19,7 @@ from graphbuild.quality.report.page import FidelityTable, Neighborhood, Page, re
 from graphbuild.quality.report.worst import Shown, find_worst, worst_cases
 from graphbuild.quality.view import GraphView
 from graphbuild.store import schemas
-from graphbuild.store.atomic import read_json, write_json, write_text
+from graphbuild.store.atomic import read_json, remove_stale_temporaries, write_json, write_text
 from graphbuild.store.outputs import require_replaceable
 from graphbuild.system.answers import next_steps, quoted
 from graphbuild.system.progress import progress, stages
@@ -87,6 +87,7 @@ def write_report(
     require_replaceable(out, overwrite=overwrite)
     if not overwrite:
         _require_ours(metrics)
+    remove_stale_temporaries(metrics.parent, of=metrics.name)
     view = GraphView(graph_dir)
     with stages("edges", "figures", "partition", "embeddings", "targets", "near-duplicates", "map"):
         health = view.health(**options)

@@ -52,6 +52,11 @@ def test_nearest_texts_are_those_of_a_float64_brute_force(graph_dir: Path) -> No
     assert [item.text for item in near.found] == [CAPTIONS[row] for row, _ in expected]
 
 
+def test_a_text_that_is_no_utf8_is_asked_as_a_caption_would_be_stored(graph_dir: Path) -> None:
+    asked = "dog number 7 \udced\udca0 near the lake"
+    assert nearest_texts(graph_dir, asked).query == "dog number 7 \ufffd\ufffd near the lake"
+
+
 def test_ivf_index_finds_the_nearest_and_scores_it_exactly(graph_dir: Path) -> None:
     manifest = Manifest.load(graph_dir)
     build_index(graph_dir, manifest, overwrite=True, flat_limit=100)

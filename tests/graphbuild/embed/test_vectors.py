@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from graphbuild.cli import cli
+from graphbuild.datasets.formats.vector_files import read_vector
 from graphbuild.embed.build import build_embeddings
 from graphbuild.embed.config import EmbedConfig, EmbedResult
 from graphbuild.embed.hashing import HashingEncoder
@@ -223,6 +224,13 @@ def test_metadata_of_another_length_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"key": ["a", "b"]}), tmp_path / "v.parquet")
     with pytest.raises(SourceError, match=r"v\.npy: holds 40 vectors, but .*v\.parquet has 2 rows"):
         _embed(tmp_path / "g", tmp_path, id_column="key")
+
+
+def test_an_archive_of_arrays_under_the_name_of_one_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "v.npy").open("wb") as stream:
+        np.savez(stream, v=np.ones(4, np.float32))
+    with pytest.raises(SourceError, match="is an archive of arrays, not one"):
+        read_vector(tmp_path / "v.npy")
 
 
 def test_object_arrays_are_never_unpickled(tmp_path: Path) -> None:

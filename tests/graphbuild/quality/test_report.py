@@ -177,10 +177,15 @@ def test_the_command_tells_warnings_first(graph_dir: Path, tmp_path: Path) -> No
 def test_a_complete_graph_without_pictures_has_a_report(tmp_path: Path) -> None:
     write_graph(tmp_path, clustered_vectors(30, 8))
     build_knn(tmp_path, KnnConfig(k="all"))
+    # What a killed process leaves that was writing it.
+    left = tmp_path / "report/.metrics.json.99999999-0a1b2c3d.tmp"
+    left.parent.mkdir()
+    left.write_text("half")
     written = write_report(tmp_path, chart=False, batch_size=16).out.read_text(encoding="utf-8")
     assert "The manifest names no pictures" in written
     assert "every pair stored" in written
     assert "<h2>Map</h2>" not in written
+    assert not left.exists()
 
 
 def test_the_map_stands_on_top_with_hubs_numbered_and_says_how_true_it_is(graph_dir: Path, page: str) -> None:

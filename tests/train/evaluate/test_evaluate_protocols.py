@@ -193,6 +193,13 @@ def test_severity_of_real_wordnet_distances(shared_data: Path) -> None:
         assert np.array_equal(found, found.T)
 
 
+def test_an_array_under_the_name_of_an_archive_is_no_hierarchy(tmp_path: Path) -> None:
+    with (tmp_path / "h.npz").open("wb") as stream:
+        np.save(stream, np.ones(4))
+    with pytest.raises(SourceError, match="not distances between classes"):
+        read_hierarchy(tmp_path / "h.npz")
+
+
 def test_a_class_that_the_hierarchy_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"1 of 2 classes are not in it \('unicorn'"):
         read_hierarchy(write_paths(tmp_path / "paths.tsv")).matrix([["cat"], ["unicorn"]])
