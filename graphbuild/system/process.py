@@ -129,6 +129,8 @@ def _message(error: Exception) -> str:
         return one_line(describe_os_error(error))
     if isinstance(error, MemoryError):
         return "out of memory. Use fewer workers, or a smaller --memory-limit or --batch-size."
+    if isinstance(error, UnicodeEncodeError) and not error.object[error.start : error.end].isprintable():
+        return f"{one_line(error.object)}: is no UTF-8, which files and libraries here take for names and texts. Rename it."
     told = one_line(f"{type(error).__name__}: {error}")
     return f"{told} ({_too_old() or 'a bug in this program: run again with --debug and report the traceback'})"
 

@@ -74,6 +74,12 @@ def test_a_signal_in_a_callback_of_a_c_library_ends_the_command_all_the_same(nam
     assert "What was finished is kept" in done.stderr
 
 
+def test_a_name_that_is_no_utf8_is_told_and_no_bug() -> None:
+    done = run("import os, pyarrow.parquet as pq; pq.read_table(os.fsdecode(b'bad\\xff/a.parquet'))", "fail")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: bad\\udcff/a.parquet: is no UTF-8"), done.stderr
+
+
 def test_user_error_is_one_line_on_stderr_and_exit_1() -> None:
     done = run("raise OptionError('k is\\n too large')", "fail")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: k is too large\n")
