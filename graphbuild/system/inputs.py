@@ -89,6 +89,8 @@ def list_files(source: str, suffixes: Sequence[str]) -> Listing:
         return _of_folder(path, suffixes)
     if path.is_file():
         return Listing((path,))
+    if path.exists():
+        raise SourceError(f"{source}: is a pipe or a device, and sources are read twice or more. Save its content as a file.")
     if not is_pattern(source):
         raise SourceError(f"{source}: no such file. Check the name.")
     found = sorted({Path(name) for one in expand_braces(source) for name in _matching(one)}, key=str)

@@ -21,6 +21,8 @@ import click
 
 from graphbuild.errors import UserError, describe_os_error, one_line, redact, visible
 
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How libraries in Rust, such as Polars, say what the system told them, in errors of their own."""
 _AGAIN_SECONDS = 0.05
 """Until a signal that was lost is sent again: the callback that it came in has returned by then, or it is sent once more."""
 _DISTRIBUTION = "xclr-graph"
@@ -129,6 +131,8 @@ def _message(error: Exception) -> str:
         return one_line(describe_os_error(error))
     if isinstance(error, MemoryError):
         return "out of memory. Use fewer workers, or a smaller --memory-limit or --batch-size."
+    if number := _OS_ERROR.search(str(error)):
+        return one_line(describe_os_error(OSError(int(number[1]), os.strerror(int(number[1])))))
     if isinstance(error, UnicodeEncodeError) and not error.object[error.start : error.end].isprintable():
         return f"{one_line(error.object)}: is no UTF-8, which files and libraries here take for names and texts. Rename it."
     told = one_line(f"{type(error).__name__}: {error}")

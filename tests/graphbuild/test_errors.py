@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -72,6 +73,18 @@ def test_a_signal_in_a_callback_of_a_c_library_ends_the_command_all_the_same(nam
     done = run(body, "fail")
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (code, 1), done.stderr
     assert "What was finished is kept" in done.stderr
+
+
+def test_a_full_disk_under_a_library_of_rust_is_told_and_no_bug(tmp_path: Path) -> None:
+    body = f"""
+    import polars, resource, signal
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+    polars.DataFrame({{'a': range(1000)}}).write_parquet({str(tmp_path / "a.parquet")!r})
+    """
+    done = run(body, "fail")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the file-size limit was reached. What was finished is kept"), done.stderr
 
 
 def test_a_name_that_is_no_utf8_is_told_and_no_bug() -> None:

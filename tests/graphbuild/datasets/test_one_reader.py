@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,6 +54,12 @@ def samples_of(graph_dir: Path) -> dict[str, str]:
     texts = column(graph_dir, "texts", "text")
     rows = zip(column(graph_dir, "samples", "sample_id"), column(graph_dir, "samples", "text_id"), strict=True)
     return {sample_id: texts[text_id] for sample_id, text_id in rows}
+
+
+def test_a_pipe_is_refused_for_what_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(SourceError, match=r"a\.csv: is a pipe or a device"):
+        list_files(str(tmp_path / "a.csv"), (".csv",))
 
 
 @pytest.mark.parametrize("dataset", ["img2dataset", "webdataset"])
