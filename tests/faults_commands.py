@@ -107,10 +107,23 @@ def mend(graph_dir: Path) -> None:
     embed(graph_dir, None, sources=tuple(str(graph_dir.parent / name) for name in SOURCES), shard_size=SHARD)
 
 
-def _part(graph_dir: Path) -> None:
+def _embed_parts(graph_dir: Path) -> None:
+    """A part, and the call that ends the stage: it removes what killed parts left, which other parts may be at."""
     captions = (str(graph_dir.parent / SOURCES[0]),)
     config = EmbedConfig(dataset="parquet", encoder="hashing:16", workers=0, sources=captions, shard_size=SHARD)
     build_embeddings_part(graph_dir, config, Part(1, 2))
+    build_embeddings(graph_dir, config)
+
+
+def _knn_parts(graph_dir: Path) -> None:
+    config = KnnConfig(k=10, device="cpu")
+    build_knn_part(graph_dir, config, Part(1, 2))
+    build_knn(graph_dir, config)
+
+
+def _relate_parts(graph_dir: Path) -> None:
+    relate_part(graph_dir, _relation(graph_dir), Part(1, 2))
+    relate_columns(graph_dir, _relation(graph_dir))
 
 
 def _vectors(graph_dir: Path) -> None:
@@ -192,14 +205,14 @@ COMMANDS = {
     "replace": Command(begins="knn", do=lambda at: embed(at, at.parent / SOURCES[0], shard_size=2 * SHARD, overwrite=True)),
     "renew": Command(begins="knn", do=lambda at: build_knn(at, KnnConfig(k=6, device="cpu", overwrite=True))),
     "scenes": Command(loads=("graphbuild.datasets.scenes.source",), do=lambda at: embed(at, "train=30,val=10,side=16", "scenes")),
-    "embed part": Command(do=_part),
-    "knn part": Command(begins="embed", do=lambda at: build_knn_part(at, KnnConfig(k=10, device="cpu"), Part(1, 2))),
+    "embed parts": Command(do=_embed_parts),
+    "knn parts": Command(begins="embed", do=_knn_parts),
     "vectors": Command(do=_vectors),
     "pictures": Command(do=_pictures, loads=("timm",), network=_write_net),
     "import": Command(do=lambda at: _import(at, "edges.csv", overwrite=False)),
     "reimport": Command(begins="import", do=lambda at: _import(at, "other.csv", overwrite=True)),
     "relate": Command(do=lambda at: relate_columns(at, _relation(at))),
-    "relate part": Command(do=lambda at: relate_part(at, _relation(at), Part(1, 2))),
+    "relate parts": Command(do=_relate_parts),
     "subset": Command(reads=("embed",), do=_subset),
     "adopt": Command(begins="knn", do=lambda at: build_knn(at, KnnConfig(k=10, device="cpu"))),
     "fuse": Command(reads=("embed", "knn"), do=lambda at: _fuse(at, "whole-embed", "whole-knn", FuseConfig(weights=(0.5, 0.5)))),
