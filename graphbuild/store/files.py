@@ -8,6 +8,7 @@ done only if the file is there with the size and digest of its receipt, and the 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
@@ -21,10 +22,11 @@ import pyarrow.parquet as pq
 
 from graphbuild.errors import ArtifactError, OptionError
 from graphbuild.store.atomic import atomic_path, read_json, remove_stale_temporaries, write_json
-from graphbuild.store.digests import digest_columns, digest_file
+from graphbuild.store.digests import digest_columns, digest_file, digest_json
 
 RECORDS = ".graphbuild"
 """What this program keeps for itself in a graph directory; whoever has this folder is a graph."""
+_OWN_DIGEST = "own_digest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +140,9 @@ def copy_files(graph_dir: Path, folder: str, source: Path) -> list[Receipt]:
 
 
 def write_receipt(graph_dir: Path, receipt: Receipt) -> None:
-    """Store a receipt among the records."""
-    write_json(receipt_path(graph_dir, receipt.path), asdict(receipt))
+    """Store a receipt among the records, with a digest of what it says."""
+    content = json.loads(json.dumps(asdict(receipt)))
+    write_json(receipt_path(graph_dir, receipt.path), content | {_OWN_DIGEST: digest_json(content)})
 
 
 def write_parquet(graph_dir: Path, name: str, table: pa.Table, *, key: str, facts: Mapping[str, Any] | None = None) -> Receipt:
@@ -179,9 +182,12 @@ def write_arrow(
 
 
 def read_receipt(path: Path) -> Receipt | None:
-    """Return the receipt that a file holds, or None where there is none that can be read."""
+    """Return the receipt that a file holds, or None where there is none that can be read, or that says what was written."""
     try:
-        return Receipt(**read_json(path))
+        content = dict(read_json(path))
+        # Receipts of earlier versions have none.
+        own = content.pop(_OWN_DIGEST, None)
+        return Receipt(**content) if own is None or own == digest_json(content) else None
     except (OSError, ValueError, TypeError):
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -95,6 +96,22 @@ def test_column_digest_of_a_slice_is_that_of_a_copy() -> None:
 def test_same_table_gives_the_same_bytes(tmp_path: Path, table: pa.Table) -> None:
     digests = {shards.write_parquet(tmp_path / name, NAME, table, key="k").digest for name in ("one", "two")}
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"seconds"', '"secoods"'), ("1.5", "1.4"), ('"facts"', '"fac4s"'), ('"own_digest"', '"own_dighst"')]
+)
+def test_a_receipt_that_says_something_else_than_was_written_is_none(tmp_path: Path, table: pa.Table, old: str, new: str) -> None:
+    shards.write_parquet(tmp_path, NAME, table, key="k", facts={"seconds": 1.5, "by_length": {16: 2, 8: (1, 2)}})
+    path = shards.receipt_path(tmp_path, NAME)
+    assert shards.read_receipt(path) is not None
+    path.write_text(path.read_text().replace(old, new))
+    assert shards.read_receipt(path) is None
+    # One of an earlier version.
+    content = json.loads(path.read_text().replace(new, old))
+    del content["own_digest"]
+    path.write_text(json.dumps(content))
+    assert shards.finished(tmp_path, NAME, key="k") is not None
 
 
 def test_damaged_receipt_means_not_done(tmp_path: Path, table: pa.Table) -> None:
