@@ -72,6 +72,8 @@ def fork(work: Callable[[], None], *, meanwhile: Callable[[int], None] = lambda 
     if pid == 0:
         code = 1
         try:
+            # What commands print is none of our lines.
+            os.dup2(2, 1)
             work()
             code = 0
         except (UserError, OSError) as error:
