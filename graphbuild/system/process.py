@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
 import io
 import os
@@ -85,10 +84,8 @@ def run_cli(command: Callable[..., Any], *, debug_variable: str = "GRAPHBUILD_DE
     """
     wait_without_spinning()
     _stop_at_signals()
-    # Modules of torch are half a million objects: to look through them again and again while they load, and once more when the
-    # process ends, takes two seconds and frees nothing.
+    # Modules of torch are half a million objects: to look through them again and again while they load frees nothing.
     gc.set_threshold(_COLLECTED)
-    atexit.register(gc.freeze)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal of Latin-1 must not end a command that has done its work.
