@@ -64,6 +64,8 @@ def test_numbers_that_are_none_and_seeds_that_no_library_takes_are_wrong_usage(c
 def test_a_signal_in_a_callback_of_a_c_library_ends_the_command_all_the_same(name: str, code: int) -> None:
     body = f"""
     import ctypes, os, signal, time
+    # A shell's background jobs ignore it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
     def callback():
         os.kill(os.getpid(), signal.{name})
         for _ in range(1000): abs(1)

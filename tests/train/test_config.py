@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphbuild.errors import OptionError
+from graphbuild.system.options import LARGEST_SEED
 from train.config import TrainConfig, field_docs, field_types, load_config, read_toml
 
 
@@ -19,7 +20,7 @@ def test_every_field_has_the_help_text_of_its_option() -> None:
 
 
 @settings(deadline=None)
-@given(data=st.text(), lr=st.floats(1e-30, 1e30), seed=st.integers(0, 2**62), absent=st.floats(-1, 1) | st.just(-math.inf))
+@given(data=st.text(), lr=st.floats(1e-30, 1e30), seed=st.integers(0, LARGEST_SEED), absent=st.floats(-1, 1) | st.just(-math.inf))
 def test_toml_gives_the_same_configuration_back(
     tmp_path_factory: pytest.TempPathFactory, data: str, lr: float, seed: int, absent: float
 ) -> None:

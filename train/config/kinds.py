@@ -34,8 +34,12 @@ class Range:
         return (value > self.low if self.open_low else value >= self.low) and value <= self.high
 
     def __str__(self) -> str:
-        low = f"{'more than' if self.open_low else 'at least'} {self.low:g}"
-        return low if math.isinf(self.high) else f"{low} and at most {self.high:g}"
+        low = f"{'more than' if self.open_low else 'at least'} {_shown(self.low)}"
+        return low if math.isinf(self.high) else f"{low} and at most {_shown(self.high)}"
+
+
+def _shown(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import os
 import urllib.request
@@ -11,7 +12,8 @@ from pathlib import Path
 import dask
 import psutil
 import pytest
-from distributed import Client, Security
+from distributed import Security
+from distributed.core import connect
 from helpers_cluster import die_always, die_once, own_scheduler, run, square, visible_gpu
 from helpers_embed import graphbuild, numbered_captions, write_captions
 
@@ -75,12 +77,17 @@ def at_work(tmp_path_factory: pytest.TempPathFactory, workers_find_the_tasks: No
     assert list(results) == [address]
 
 
+async def knock(address: str, security: Security | None) -> None:
+    arguments = {} if security is None else security.get_connection_args("client")
+    await (await connect(address, timeout=2, **arguments)).close()
+
+
 @pytest.mark.parametrize("security", [None, Security.temporary()], ids=["no certificate", "another certificate"])
 def test_local_workers_take_nothing_from_others_on_this_machine(at_work: str, security: Security | None) -> None:
     assert at_work.startswith("tls://127.0.0.1:")
     for asked in (at_work, at_work.replace("tls", "tcp")):
         with pytest.raises((OSError, RuntimeError, TypeError)):
-            Client(asked, security=security, timeout=2, set_as_default=False)
+            asyncio.run(knock(asked, security))
 
 
 def listening() -> set[int]:
