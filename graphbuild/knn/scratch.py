@@ -6,7 +6,6 @@ Shape letters: N texts, D vector width.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,22 +18,19 @@ from graphbuild.store.embeddings import embedding_blocks, load_embeddings
 
 
 @contextmanager
-def all_vectors(
-    graph_dir: Path, shape: tuple[int, int], *, mapped: bool, ahead: Future[NDArray[np.float16]] | None = None
-) -> Iterator[tuple[NDArray[np.float16], Path | None]]:
+def all_vectors(graph_dir: Path, shape: tuple[int, int], *, mapped: bool) -> Iterator[tuple[NDArray[np.float16], Path | None]]:
     """Open all embeddings, and the scratch file where they are mapped.
 
     Args:
         graph_dir: A graph whose embed stage is done.
         shape: (N, D).
         mapped: Decode the shards into a scratch file of raw float16 and map it, instead of holding them.
-        ahead: Them, where reading into memory has begun.
 
     Raises:
         ArtifactError: If a file is missing or damaged.
     """
     if not mapped:
-        yield ahead.result() if ahead else load_embeddings(graph_dir), None
+        yield load_embeddings(graph_dir), None
         return
     with scratch_name(graph_dir / schemas.KNN, "vectors") as path:
         with path.open("wb") as stream:

@@ -7,7 +7,6 @@ A run that was killed keeps the shards that it finished; the search for the othe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -95,11 +94,8 @@ class Search:
         """Shards that are to be made."""
         return len(self._missing)
 
-    def run(self, ahead: Future[NDArray[np.float16]] | None = None) -> list[Receipt]:
+    def run(self) -> list[Receipt]:
         """Return the receipts of all shards, those that were done before included.
-
-        Args:
-            ahead: All embeddings, where reading them into memory has begun.
 
         Raises:
             ArtifactError: If an embedding is damaged, zero, or not finite.
@@ -107,7 +103,7 @@ class Search:
         """
         if self._missing:
             shape = (self._layout.texts, self._layout.dim)
-            with all_vectors(self._graph_dir, shape, mapped=self._memory.mapped, ahead=ahead) as (vectors_ND, scratch):
+            with all_vectors(self._graph_dir, shape, mapped=self._memory.mapped) as (vectors_ND, scratch):
                 self._vectors_ND = vectors_ND
                 with progress("checking vectors", None):
                     require_unit_length(self._graph_dir, vectors_ND)

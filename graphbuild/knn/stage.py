@@ -7,7 +7,6 @@ A run that was killed goes on with the shards that are missing, and ends with th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,6 @@ from graphbuild.knn.config import KnnConfig, KnnResult
 from graphbuild.knn.plan import Estimate, Layout, MemoryPlan, plan_memory
 from graphbuild.knn.sketch import FEWEST_TEXTS, fit_correction
 from graphbuild.store import schemas
-from graphbuild.store.embeddings import load_embeddings
 from graphbuild.store.files import Receipt
 from graphbuild.store.manifest import Manifest, Stage, stage_key, up_to_date
 from graphbuild.store.neighbors import map_shard
@@ -39,8 +37,6 @@ _AUTO_COMPLETE = 4096
 _FITTED_TEXTS, _FITTED_SHARDS = 2048, 8
 """Texts whose pairs the sketches' correction is fitted on, and shards that they are of."""
 _AUTO_K = 256
-_AHEAD_SHARE = 4
-"""Embeddings that take up to a quarter of the memory are read while programs are loaded, before the memory is planned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +73,11 @@ class Request:
             inputs |= {name: receipt.digest for name, receipt in manifest.stages["index"].files.items()}
         return cls(graph_dir, manifest, config, layout, options, inputs, ivf_recall)
 
-    def read_ahead(self, pool: ThreadPoolExecutor) -> Future[NDArray[np.float16]] | None:
-        """Begin to read all embeddings into memory, where they are sure to fit it, and one process searches."""
-        alone = self.config.scheduler is None and self.config.workers <= 1
-        fits = self.layout.vector_bytes * _AHEAD_SHARE <= resolve_limit(self.config.memory_limit)
-        return pool.submit(load_embeddings, self.graph_dir) if alone and fits else None
-
-    def work(self, ahead: Future[NDArray[np.float16]] | None) -> Made:
-        """Search for what is missing; `ahead` are the embeddings, where reading them has begun."""
+    def work(self, _key: str) -> Made:
+        """Search for what is missing."""
         _say_k(self.config.k, self.layout)
         search = self.search()
-        receipts = search.run(ahead)
+        receipts = search.run()
         return Made(receipts, {**_facts(self.config, self.layout, receipts, search.reused), **self._correction(search, receipts)})
 
     def _correction(self, search: Search, receipts: Sequence[Receipt]) -> dict[str, list[float]]:
@@ -149,25 +139,13 @@ def build_knn(graph_dir: Path, config: KnnConfig) -> KnnResult:
         ResourceError: If the memory limit is too small to work within.
     """
     Manifest.load(graph_dir).require("embed", graph_dir)
-    ahead: Future[NDArray[np.float16]] | None = None
     with (
-        ThreadPoolExecutor(1, "read") as reader,
         stages("checking vectors", "sketch", "choosing lists", "neighbours"),
         writing(graph_dir, check=lambda: require_no_parts(graph_dir, "knn")) as manifest,
     ):
         request = Request.read(graph_dir, manifest, config)
         options, inputs = request.options, request.inputs
-
-        def check() -> None:
-            nonlocal ahead
-            # Before the plan, which loads torch.
-            ahead = request.read_ahead(reader)
-            request.plan()
-
-        def work(_key: str) -> Made:
-            return request.work(ahead)
-
-        built = run_stage(graph_dir, manifest, "knn", options, inputs, work, overwrite=config.overwrite, check=check)
+        built = run_stage(graph_dir, manifest, "knn", options, inputs, request.work, overwrite=config.overwrite, check=request.plan)
     return _result(graph_dir, config, manifest.stages["knn"], request.layout.texts, already_done=not built)
 
 

@@ -161,7 +161,7 @@ def test_mapped_embeddings_give_the_same_bytes_and_leave_no_scratch_file(tmp_pat
     build_knn(tmp_path / "held", KnnConfig(k=20))
     used = []
     opened = search.all_vectors
-    monkeypatch.setattr(search, "all_vectors", lambda *a, mapped, ahead: used.append(mapped) or opened(*a, mapped=True))
+    monkeypatch.setattr(search, "all_vectors", lambda *a, mapped: used.append(mapped) or opened(*a, mapped=True))
     build_knn(tmp_path / "mapped", KnnConfig(k=20, memory_limit="70MB"))
     assert used
     assert all_bytes(tmp_path / "mapped") == all_bytes(tmp_path / "held")
