@@ -117,9 +117,11 @@ class EmbedResult(Answer):
         }
         lines += [f"{counts[name]:,} {words}" for name, words in noted.items() if counts.get(name)]
         lines += [self.repeated] if self.repeated else []
+        lines.append(next_steps("graphbuild knn", graph_dir=self.graph_dir))
         if unknown := counts.get("unknown_captions"):
+            # Last, where it is seen: it may be a reason to begin again.
             lines.append(
                 f"{unknown:,} captions of which half the tokens or more are unknown to the encoder: texts of the same known tokens "
                 "are one text. For other languages choose a multilingual --encoder"
             )
-        return "\n".join([*lines, next_steps("graphbuild knn", graph_dir=self.graph_dir)])
+        return "\n".join(lines)

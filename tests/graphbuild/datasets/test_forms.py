@@ -16,7 +16,7 @@ import pytest
 from helpers_embed import column, embed, write_captions
 
 from graphbuild.embed.build import default_graph_dir
-from graphbuild.embed.config import EmbedConfig
+from graphbuild.embed.config import EmbedConfig, EmbedResult
 from graphbuild.embed.text.table import Prompts, TextTable
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.exchange.subset import SubsetConfig, subset_graph
@@ -260,6 +260,14 @@ def test_captions_that_the_encoder_does_not_know_are_counted(tmp_path: Path) -> 
     policy = TextTable(Half({*["a", "dog", "in", "the", "snow", "red", "kite"]}), Prompts())
     assert policy.add([*known, *unknown, "a dog \U0001f436 x", "a dog \U0001f436"]).tolist() == [0, 1, 2, 2, 3, 4, 5]
     assert (policy.unknown_captions(), policy.unknown_ids().tolist()) == (4, [2, 3, 4])
+
+
+def test_captions_that_the_encoder_does_not_know_are_the_last_thing_that_embed_says(tmp_path: Path) -> None:
+    counts = {"samples": 5, "captions": 5, "texts": 2, "unknown_captions": 4}
+    encoder = {"name": "one", "dim": 8, "precision": "float32", "max_tokens": 16}
+    told = EmbedResult(graph_dir=tmp_path, built=("text",), counts=counts, encoder=encoder, seconds={}).summary().splitlines()
+    assert told[-1].startswith("4 captions of which half the tokens or more are unknown")
+    assert told[-2] == f"next: graphbuild knn --graph-dir {tmp_path}"
 
 
 class Half:
