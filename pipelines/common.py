@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from train.evaluate.options import EvalOptions, ProtocolName
+from train.evaluate.options import NEEDS, EvalOptions, ProtocolName
 from train.evaluate.run import evaluate_run
 from train.run.checkpoint import RECEIPT, WEIGHTS, checkpoints
 from train.run.folder import CONFIG_FILE, EVAL_FILE, TRAINED, UNTRAINED, read_run_config
@@ -61,15 +61,6 @@ def _fingerprint(receipt: Path) -> str | None:
         return None
 
 
-_SETS: Mapping[str, tuple[ProtocolName, str]] = {
-    "real_labels": ("imagenet-real", "imagenet-real"),
-    "imagenet9": ("imagenet-9", "imagenet-9"),
-    "objectnet": ("objectnet", "objectnet"),
-    "mit_states": ("mit-states", "mit-states object"),
-}
-"""Of the published sets, by the field of `EvalOptions` that names their files: the protocol, and a key of its scores."""
-
-
 def evaluate_once(
     run_dir: Path,
     *,
@@ -89,21 +80,23 @@ def evaluate_once(
         train_data: Images to learn from; None: those of the run.
         sets: Published sets to score, too: fields of `EvalOptions`, and their files.
     """
-    asked: dict[str, Any] = {name: path for name, path in (sets or {}).items() if path}
-    wanted = {*columns, *(_SETS[name][1] for name in asked)}
+    files: dict[str, Any] = dict(sets or {})
+    published = tuple(protocol for protocol, name in NEEDS.items() if name in files)
     path = run_dir / EVAL_FILE
     if path.exists():
         stored = read_scores(path)
         scores: Mapping[str, Any] = stored["scores"]
         # Weights that are newer than their scores were trained again.
         current = path.stat().st_mtime >= (run_dir / WEIGHTS).stat().st_mtime
-        if current and wanted <= set(scores[TRAINED]) and (UNTRAINED in scores or not untrained):
+        # MIT-States has two sets of scores, "mit-states object" and "mit-states attribute".
+        scored = {*scores[TRAINED], *(name.partition(" ")[0] for name in scores[TRAINED])}
+        if current and {*columns, *published} <= scored and (UNTRAINED in scores or not untrained):
             click.echo(f"{path}: evaluated before, reused")
             return scores
     # The headline figures only: a recipe is to end soon.
-    protocols: tuple[ProtocolName, ...] = ("knn", "linear", *(_SETS[name][0] for name in asked))
+    protocols: tuple[ProtocolName, ...] = ("knn", "linear", *published)
     images = EvalOptions(data=data, train_data=train_data, label_columns=tuple(columns), untrained=untrained)
-    options = replace(images, protocols=protocols, **asked)
+    options = replace(images, protocols=protocols, **files)
     return evaluate_run(run_dir, options).scores
 
 

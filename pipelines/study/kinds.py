@@ -30,12 +30,12 @@ from graphbuild.knn.stage import build_knn
 from graphbuild.store.arrays import Float64
 from graphbuild.store.embeddings import load_embeddings
 from graphbuild.store.frames import Frames
-from graphbuild.system.options import FILE, FOLDER
+from graphbuild.system.options import FOLDER
 from graphbuild.system.process import run_cli
 from pipelines.study.data import StudyData, prepare_data, write_frame
-from pipelines.study.execute import Study, StudyConfig
+from pipelines.study.execute import Study
 from pipelines.study.graphs import build_graph, class_similarities, import_similarities, shuffle
-from pipelines.study.objectives import BUDGET, Trial, make_recorded, table
+from pipelines.study.objectives import RecordedConfig, Trial, budget_option, make_recorded, records_option, table, table_option
 from pipelines.study.plan import CAPTIONS, CONTROL, PROMPTS, Arm, Planned
 
 _SOFTNESS = {"tau_s": "auto", "target_mass": 0.24}
@@ -65,22 +65,14 @@ TRIALS: Mapping[str, Trial] = {trial.arm.name: trial for trial in _trials()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class KindsConfig:
-    """Where the runs are made, and from what."""
+class KindsConfig(RecordedConfig):
+    """From what the graphs are made; `source` holds flickr8k/, too."""
 
-    source: Path
-    """Holds tiny_imagenet/, classes/ and flickr8k/."""
-    out: Path
-    records: Path
-    """A file of JSON lines."""
     tiny_run: Path | None = None
     """SimCLR on Tiny-ImageNet's pictures; without it, arms of them are left out."""
     flickr_run: Path | None = None
     """SimCLR on Flickr8k's pictures."""
     names: tuple[str, ...] = tuple(TRIALS)
-    budget: int = BUDGET
-    batch_size: int = 256
-    encoder: str = "all-MiniLM-L6-v2"
 
     def can(self, graph: str) -> bool:
         """Return whether all that a graph is made of is there."""
@@ -96,15 +88,7 @@ def execute(config: KindsConfig) -> None:
         UserError: If a graph or a run cannot be made; those before it stand.
     """
     data = prepare_data(config.source, config.out)
-    studied = StudyConfig(
-        out=config.out,
-        budget=config.budget,
-        batch_size=config.batch_size,
-        encoder=config.encoder,
-        protocols=("knn", "linear", "few-shot"),
-        records=config.records.parent,
-    )
-    study, graphs = Study(studied, data), Kinds(config, data)
+    study, graphs = Study(config.studied(), data), Kinds(config, data)
     for name in config.names:
         arm = TRIALS[name].arm
         if config.can(arm.graph):
@@ -189,15 +173,10 @@ class Kinds:
 @click.option("--tiny-run", type=FOLDER, default=None, help="SimCLR, Tiny-ImageNet.")
 @click.option("--flickr-run", type=FOLDER, default=None, help="Of Flickr8k.")
 @click.option("--out", type=FOLDER, default=Path("runs/kinds"), show_default=True)
-@click.option(
-    "--records",
-    type=FILE,
-    default=None,
-    help="File of records, a line a run; runs that it holds are not made again (default: OUT/records.jsonl).",
-)
+@records_option
 @click.option("--only", multiple=True, type=click.Choice(tuple(TRIALS)), help="Arms to run; repeatable (default: all).")
-@click.option("--budget", type=click.IntRange(min=1), default=BUDGET, show_default=True, help="Images a run sees.")
-@click.option("--table", "as_table", is_flag=True, help="Print what is recorded, and make nothing.")
+@budget_option
+@table_option
 def kinds(
     source: Path | None,
     tiny_run: Path | None,

@@ -88,19 +88,36 @@ TRIALS: Mapping[str, Trial] = {trial.arm.name: trial for trial in _trials()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrialsConfig:
-    """Where the runs are made, and which."""
+class RecordedConfig:
+    """Where runs are made and recorded, and how long they are."""
 
     source: Path
     """Holds tiny_imagenet/ and classes/."""
     out: Path
     records: Path
     """A file of JSON lines."""
-    names: tuple[str, ...] = tuple(TRIALS)
-    seeds: int = 3
     budget: int = BUDGET
     batch_size: int = 256
     encoder: str = "all-MiniLM-L6-v2"
+
+    def studied(self) -> StudyConfig:
+        """Return how the study makes such runs, and by which protocols it scores them."""
+        return StudyConfig(
+            out=self.out,
+            budget=self.budget,
+            batch_size=self.batch_size,
+            encoder=self.encoder,
+            protocols=("knn", "linear", "few-shot"),
+            records=self.records.parent,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialsConfig(RecordedConfig):
+    """Which runs, and how many of each."""
+
+    names: tuple[str, ...] = tuple(TRIALS)
+    seeds: int = 3
 
 
 class Trials(Study):
@@ -125,15 +142,7 @@ def execute(config: TrialsConfig) -> None:
     """
     data = prepare_data(config.source, config.out)
     _build_graphs(config, data)
-    studied = StudyConfig(
-        out=config.out,
-        budget=config.budget,
-        batch_size=config.batch_size,
-        encoder=config.encoder,
-        protocols=("knn", "linear", "few-shot"),
-        records=config.records.parent,
-    )
-    make_recorded(Trials(studied, data), planned_runs(config), config.records, TRIALS)
+    make_recorded(Trials(config.studied(), data), planned_runs(config), config.records, TRIALS)
 
 
 def make_recorded(study: Study, runs: Sequence[Planned], records: Path, trials: Mapping[str, Trial]) -> None:
@@ -205,19 +214,24 @@ def _record(planned: Planned, run_dir: Path, options: Mapping[str, Any]) -> dict
     return {"arm": planned.arm.name, "seed": planned.seed, **result_of(run_dir, kept, options)}
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--data", "source", type=FOLDER, help="Folder of tiny_imagenet/ and classes/.")
-@click.option("--out", type=FOLDER, default=Path("runs/objectives"), show_default=True)
-@click.option(
+records_option = click.option(
     "--records",
     type=FILE,
     default=None,
     help="File of records, a line a run; runs that it holds are not made again (default: OUT/records.jsonl).",
 )
+budget_option = click.option("--budget", type=click.IntRange(min=1), default=BUDGET, show_default=True, help="Images a run sees.")
+table_option = click.option("--table", "as_table", is_flag=True, help="Print what is recorded, and make nothing.")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--data", "source", type=FOLDER, help="Folder of tiny_imagenet/ and classes/.")
+@click.option("--out", type=FOLDER, default=Path("runs/objectives"), show_default=True)
+@records_option
 @click.option("--only", multiple=True, type=click.Choice(tuple(TRIALS)), help="Arms to run; repeatable (default: all).")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Of every arm.")
-@click.option("--budget", type=click.IntRange(min=1), default=BUDGET, show_default=True, help="Images a run sees.")
-@click.option("--table", "as_table", is_flag=True, help="Print what is recorded, and make nothing.")
+@budget_option
+@table_option
 def objectives(
     source: Path | None, out: Path, records: Path | None, only: tuple[str, ...], seeds: int, budget: int, as_table: bool
 ) -> None:

@@ -28,7 +28,7 @@ ON_IMAGENET: tuple[ProtocolName, ...] = ("imagenet-real", "imagenet-9", "objectn
 """Take the answers of a linear probe that learned ImageNet's classes."""
 ON_TEXTS: tuple[ProtocolName, ...] = ("zero-shot", "image-text")
 """Ask CLIP's text tower; left out of what is run by default where there is none."""
-_NEEDS: dict[ProtocolName, str] = {
+NEEDS: dict[ProtocolName, str] = {
     "few-shot": "held_out",
     "severity": "hierarchy",
     "imagenet-real": "real_labels",
@@ -89,8 +89,8 @@ class EvalOptions:
         Raises:
             OptionError: If one is named that needs a file which is not.
         """
-        able = tuple(name for name in PROTOCOLS if name not in _NEEDS or getattr(self, _NEEDS[name]) is not None)
+        able = tuple(name for name in PROTOCOLS if name not in NEEDS or getattr(self, NEEDS[name]) is not None)
         for name in self.protocols:
             if name not in able:
-                raise OptionError(f"--protocol {name} needs --{_NEEDS[name].replace('_', '-')}.")
+                raise OptionError(f"--protocol {name} needs --{NEEDS[name].replace('_', '-')}.")
         return tuple(name for name in able if name in self.protocols or not self.protocols)
