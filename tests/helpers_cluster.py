@@ -73,6 +73,12 @@ def rest(number: int, *, report: Report) -> int:
     return number
 
 
+def held_for_a_search() -> int | None:
+    """How many searches by kernels this process holds; None if it never made one."""
+    module = sys.modules.get("graphbuild.exchange.searched")
+    return None if module is None else int(module._open.cache_info().currsize)
+
+
 def run(task: Callable[..., object], calls: list[tuple[object, ...]], folder: Path, workers: Workers) -> list[object]:
     """The results of all calls."""
     return list(run_tasks(task, calls, workers=workers, shared=[folder], report=lambda _: None))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -175,12 +175,9 @@ class SearchRequest:
     def _search(self, shards: Sequence[ShardRange], workers: Workers) -> list[Receipt]:
         job = self.job
         calls = [(job, shard) for shard in shards]
-        try:
-            with pair_progress(sum(map(len, shards)) * job.count) as advance:
-                return list(run_tasks(search_shard, calls, workers=workers, shared=[Path(job.root)], report=advance))
-        finally:
-            # What it holds may be large.
-            _open.cache_clear()
+        with pair_progress(sum(map(len, shards)) * job.count) as advance:
+            run = partial(run_tasks, workers=workers, shared=[Path(job.root)], report=advance, release=let_go)
+            return list(run(search_shard, calls))
 
     def _facts(self, receipts: Sequence[Receipt], reused: int) -> dict[str, Any]:
         held, count, k = [receipt.facts for receipt in receipts], self._ranges[-1].stop, self.options["k"]
@@ -246,6 +243,11 @@ class _Search:
 def _open(job: Job) -> _Search:
     """For all shards that a process makes."""
     return _Search(job)
+
+
+def let_go() -> None:
+    """Forget what this process holds for the shards of a job; it may be large."""
+    _open.cache_clear()
 
 
 def _sketch_error(similarity: Similarity, basis_MR: NDArray[np.float64], count: int) -> float:

@@ -87,6 +87,7 @@ def run_tasks(
     shared: Sequence[Path],
     report: Report,
     check: Check | None = None,
+    release: Callable[[], object] | None = None,
 ) -> Iterator[Any]:
     """Run `task(*arguments, report=...)` for each tuple of arguments; results come as they are ready.
 
@@ -98,6 +99,8 @@ def run_tasks(
         report: Told how much work was finished, from any thread.
         check: Run on every worker of a running cluster before work starts, and in every process before its first task:
             workers that join later are checked like the rest.
+        release: Run in every process that worked, once the work is over: workers of a running cluster outlive it, and would keep
+            what tasks hold for each other.
 
     Raises:
         UserError: What a task raised.
@@ -105,8 +108,12 @@ def run_tasks(
     """
     count = min(workers.count, len(calls))
     if workers.scheduler is None and count <= 1:
-        for arguments in calls:
-            yield task(*arguments, report=report)
+        try:
+            for arguments in calls:
+                yield task(*arguments, report=report)
+        finally:
+            if release is not None:
+                release()
         return
     with _client(count, workers) as client:
         client.subscribe_topic(_PROGRESS_TOPIC, lambda event: report(int(event[1])))
@@ -115,7 +122,13 @@ def run_tasks(
             return
         with expectations(shared, check) as expected, _watched(client, workers):
             check_workers(client, workers.scheduler, expected)
-            yield from _gather(client, task, calls, expected)
+            try:
+                yield from _gather(client, task, calls, expected)
+            finally:
+                if release is not None:
+                    # Where the scheduler is gone, its workers go as well.
+                    with suppress(Exception):
+                        client.run(release, on_error="ignore")
 
 
 @contextmanager

@@ -9,18 +9,23 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from distributed import Client, Security
-from helpers_cluster import Cluster, bad_encoder, die_once, fail, other_weights, rest, run, square, stale_once
+from helpers_cluster import Cluster, bad_encoder, die_once, fail, held_for_a_search, other_weights, rest, run, square, stale_once
 from helpers_embed import embed, numbered_captions, shard_digests, write_captions
 from helpers_graph import receipt_of
 
 from graphbuild.cli import cli
 from graphbuild.errors import ResourceError, SourceError
+from graphbuild.exchange.relate.config import RelateConfig
+from graphbuild.exchange.relate.stage import relate_columns
 from graphbuild.store.files import Receipt
 from graphbuild.store.manifest import Manifest
 from graphbuild.system.cluster import TLS_VARIABLES, Workers, _run_one, run_tasks
@@ -168,6 +173,17 @@ def test_a_cluster_with_tls_takes_a_command_with_its_certificates_and_no_other(t
         started.stop()
     assert os.getpid() not in Manifest.load(tmp_path / "g").stages["embed"].facts["pids"]
     assert not any(name in os.environ for name in TLS_VARIABLES.values())
+
+
+def test_worker_that_stays_lets_go_of_the_columns_of_a_search(tmp_path: Path, worker: str) -> None:
+    pq.write_table(pa.table({"year": list(range(60))}), tmp_path / "rows.parquet")
+    config = RelateConfig(sources=(str(tmp_path / "rows.parquet"),), kernels=("year=number:5",), k=4, shard_size=20)
+    relate_columns(tmp_path / "here", config)
+    relate_columns(tmp_path / "there", replace(config, scheduler=worker))
+    with Client(worker) as client:
+        assert list(client.run(held_for_a_search).values()) == [0]
+    here, there = (sorted((tmp_path / name / "knn").glob("part-*")) for name in ("here", "there"))
+    assert [path.read_bytes() for path in here] == [path.read_bytes() for path in there]
 
 
 SLOW_WORKER = """
