@@ -107,12 +107,15 @@ def mend(graph_dir: Path) -> None:
     embed(graph_dir, None, sources=tuple(str(graph_dir.parent / name) for name in SOURCES), shard_size=SHARD)
 
 
-def _embed_parts(graph_dir: Path) -> None:
+def _parts(graph_dir: Path, config: EmbedConfig) -> None:
     """A part, and the call that ends the stage: it removes what killed parts left, which other parts may be at."""
-    captions = (str(graph_dir.parent / SOURCES[0]),)
-    config = EmbedConfig(dataset="parquet", encoder="hashing:16", workers=0, sources=captions, shard_size=SHARD)
     build_embeddings_part(graph_dir, config, Part(1, 2))
     build_embeddings(graph_dir, config)
+
+
+def _captions(graph_dir: Path) -> EmbedConfig:
+    captions = (str(graph_dir.parent / SOURCES[0]),)
+    return EmbedConfig(dataset="parquet", encoder="hashing:16", workers=0, sources=captions, shard_size=SHARD)
 
 
 def _knn_parts(graph_dir: Path) -> None:
@@ -126,9 +129,9 @@ def _relate_parts(graph_dir: Path) -> None:
     relate_columns(graph_dir, _relation(graph_dir))
 
 
-def _vectors(graph_dir: Path) -> None:
+def _vectors(graph_dir: Path) -> EmbedConfig:
     vectors = (str(graph_dir.parent / "vectors.parquet"),)
-    build_embeddings(graph_dir, EmbedConfig(dataset="vectors", sources=vectors, vector_column="vector", shard_size=SHARD))
+    return EmbedConfig(dataset="vectors", sources=vectors, vector_column="vector", shard_size=SHARD)
 
 
 def _write_net(folder: Path) -> None:
@@ -138,9 +141,10 @@ def _write_net(folder: Path) -> None:
     save_file(timm.create_model(NET, num_classes=0).state_dict(), folder / "net.safetensors")
 
 
-def _pictures(graph_dir: Path) -> None:
+def _pictures(graph_dir: Path) -> EmbedConfig:
     folder = graph_dir.parent
-    embed(graph_dir, folder / "few.parquet", encoder=f"timm:{NET}:{folder / 'net.safetensors'}", embedded=IMAGES, shard_size=3)
+    encoder, pictures = f"timm:{NET}:{folder / 'net.safetensors'}", (str(folder / "few.parquet"),)
+    return EmbedConfig(dataset="parquet", sources=pictures, encoder=encoder, embedded=IMAGES, workers=0, shard_size=3)
 
 
 def _relation(graph_dir: Path) -> RelateConfig:
@@ -205,10 +209,12 @@ COMMANDS = {
     "replace": Command(begins="knn", do=lambda at: embed(at, at.parent / SOURCES[0], shard_size=2 * SHARD, overwrite=True)),
     "renew": Command(begins="knn", do=lambda at: build_knn(at, KnnConfig(k=6, device="cpu", overwrite=True))),
     "scenes": Command(loads=("graphbuild.datasets.scenes.source",), do=lambda at: embed(at, "train=30,val=10,side=16", "scenes")),
-    "embed parts": Command(do=_embed_parts),
+    "embed parts": Command(do=lambda at: _parts(at, _captions(at))),
     "knn parts": Command(begins="embed", do=_knn_parts),
-    "vectors": Command(do=_vectors),
-    "pictures": Command(do=_pictures, loads=("timm",), network=_write_net),
+    "vectors": Command(do=lambda at: build_embeddings(at, _vectors(at))),
+    "vector parts": Command(do=lambda at: _parts(at, _vectors(at))),
+    "pictures": Command(do=lambda at: build_embeddings(at, _pictures(at)), loads=("timm",), network=_write_net),
+    "picture parts": Command(do=lambda at: _parts(at, _pictures(at)), loads=("timm",), network=_write_net),
     "import": Command(do=lambda at: _import(at, "edges.csv", overwrite=False)),
     "reimport": Command(begins="import", do=lambda at: _import(at, "other.csv", overwrite=True)),
     "relate": Command(do=lambda at: relate_columns(at, _relation(at))),

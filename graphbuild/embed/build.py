@@ -21,12 +21,13 @@ from graphbuild.embed.encoder import choose_precision
 from graphbuild.embed.encoder_files import BACKEND_FILES, EncoderSpec, find_encoder
 from graphbuild.embed.image_files import find_image_encoder
 from graphbuild.embed.images import IMAGES, ImageRun, require_image_options
+from graphbuild.embed.sample_run import SampleRun
 from graphbuild.embed.stages import EmbedRun
 from graphbuild.embed.text.policy import describe_collapse
 from graphbuild.embed.text.repeats import require_one_rule, settle_repeats
 from graphbuild.embed.text.table import DEFAULT_TEMPLATE, Prompts, TextPolicy
 from graphbuild.embed.text.unique import RepeatedIds
-from graphbuild.embed.vectors import SampleRun, VectorRun, require_vector_options
+from graphbuild.embed.vectors import VectorRun, require_vector_options
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store import schemas
 from graphbuild.store.images import Images, place_of, recorded
@@ -74,32 +75,28 @@ def build_embeddings(graph_dir: Path, config: EmbedConfig) -> EmbedResult:
         stages(_OPENING, "reading captions", "sorting ids", of_vectors, "indexing"),
         writing(graph_dir, check=lambda: require_no_parts(graph_dir, "embed")) as manifest,
     ):
-        return _build(graph_dir, manifest, config)
+        return _run(graph_dir, manifest, open_run(graph_dir, manifest, config))
 
 
-def _build(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> EmbedResult:
-    require_vector_options(config)
-    require_one_rule(config.on_duplicate, multi_caption=config.multi_caption, append=config.append)
-    require_image_options(config)
-    if config.embedded == IMAGES:
-        _refuse_other_dataset(graph_dir, manifest, config)
-        return _run(graph_dir, manifest, _open_images(graph_dir, manifest, config))
-    if config.dataset == VECTORS:
-        _refuse_other_dataset(graph_dir, manifest, config)
-        given = VectorRun(graph_dir, config, manifest, _open_source(graph_dir, config), _source_options(config))
-        return _run(graph_dir, manifest, given)
-    with progress(_OPENING, None):
-        opened = open_run(graph_dir, manifest, config)
-    return _run(graph_dir, manifest, opened)
-
-
-def open_run(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> EmbedRun:
-    """Find the encoder and open the source, with everything checked that can be before work begins.
+def open_run(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> EmbedRun | SampleRun:
+    """Find the encoder, if there is one, and open the source, with everything checked that can be before work begins.
 
     Raises:
         UserError: For bad input, or options that contradict what is there.
     """
+    require_vector_options(config)
+    require_one_rule(config.on_duplicate, multi_caption=config.multi_caption, append=config.append)
+    require_image_options(config)
     _refuse_other_dataset(graph_dir, manifest, config)
+    if config.embedded == IMAGES:
+        return _open_images(graph_dir, manifest, config)
+    if config.dataset == VECTORS:
+        return VectorRun(graph_dir, config, manifest, _open_source(graph_dir, config), _source_options(config))
+    with progress(_OPENING, None):
+        return _open_captions(graph_dir, manifest, config)
+
+
+def _open_captions(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> EmbedRun:
     prompts = Prompts.parse(read_templates(config.templates))
     beside = config.backend_file or BACKEND_FILES.get(config.backend)
     spec = find_encoder(config.encoder, trust=config.trust_remote_code, beside=beside)

@@ -19,13 +19,15 @@ from graphbuild.datasets.formats.vectors import NAME as VECTORS
 from graphbuild.embed.config import EmbedConfig
 from graphbuild.embed.image_files import FORMS, ImageSpec, is_image_encoder, other_here
 from graphbuild.embed.image_shard import embed_pictures
-from graphbuild.embed.shard import embed_missing, shard_keys
-from graphbuild.embed.vectors import NOT_FOR_SAMPLES, SampleRun, option_of
+from graphbuild.embed.sample_run import SampleRun
+from graphbuild.embed.shard import embed_missing, embed_own, shard_keys
+from graphbuild.embed.vectors import NOT_FOR_SAMPLES, option_of
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store import schemas
 from graphbuild.store.digests import digest_json
 from graphbuild.store.files import Receipt
 from graphbuild.store.manifest import Manifest
+from graphbuild.store.parts import Part
 from graphbuild.store.stage import Made, run_stage
 from graphbuild.system.cluster import Workers
 from graphbuild.system.cores import available_cores
@@ -131,14 +133,18 @@ class ImageRun(SampleRun):
             "images": True,
         }
 
-    def embed(self) -> bool:
-        """Write one vector a picture; returns whether anything was missing."""
+    def _embed_options(self) -> tuple[dict[str, Any], dict[str, str]]:
         config = {
             **self._spec.identity(),
             "pictures": digest_json({file.name: file.digest for file in self._source.files}),
             "shard_size": self._config.shard_size,
         }
-        inputs = self._manifest.column_digests("text", (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH), folder=schemas.TEXTS)
+        texts = (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH)
+        return config, self._manifest.column_digests("text", texts, folder=schemas.TEXTS)
+
+    def embed(self) -> bool:
+        """Write one vector a picture; returns whether anything was missing."""
+        config, inputs = self._embed_options()
 
         def work(_key: str) -> Made:
             receipts = self._embed_shards(config, inputs)
@@ -147,18 +153,27 @@ class ImageRun(SampleRun):
 
         return run_stage(self._graph_dir, self._manifest, "embed", config, inputs, work, overwrite=self._config.overwrite)
 
+    def embed_part(self, part: Part) -> tuple[int, int]:
+        """Write the shards of a part; returns how many were written, and how many of all are still missing."""
+        keys = shard_keys(self._manifest, *self._embed_options())
+        return embed_own(self._graph_dir, keys, embed_pictures, self._arguments, part=part, unit="pictures")
+
     def _embed_shards(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Receipt]:
-        root, starts = str(self._graph_dir.absolute()), self._manifest.stages["text"].facts[_STARTS]
         return embed_missing(
             self._graph_dir,
             shard_keys(self._manifest, config, inputs),
             embed_pictures,
-            lambda index, key: (root, index, self._spec, self._pictures, tuple(starts[index]), key),
+            self._arguments,
             workers=lambda _shards, _left: Workers(count=self._config.workers or 0, scheduler=self._config.scheduler),
             check=partial(other_here, self._spec),
             count=self._manifest.counts["texts"],
             unit="pictures",
         )
+
+    def _arguments(self, index: int, key: str) -> tuple[Any, ...]:
+        """What `embed_pictures` is given for a shard."""
+        start = self._manifest.stages["text"].facts[_STARTS][index]
+        return str(self._graph_dir.absolute()), index, self._spec, self._pictures, tuple(start), key
 
 
 def _problem(content: bytes | None) -> str | None:

@@ -23,6 +23,7 @@ from graphbuild.store import schemas
 from graphbuild.store.embeddings import embeddings_table
 from graphbuild.store.files import Receipt, finished, write_parquet
 from graphbuild.store.manifest import Manifest, stage_key
+from graphbuild.store.parts import Part
 from graphbuild.store.tables import open_parquet, read_parquet
 from graphbuild.system.cluster import Report, Task, Workers, run_tasks
 from graphbuild.system.progress import progress
@@ -94,6 +95,28 @@ def embed_missing(
         for receipt in run(task, calls) if calls else ():
             receipts[receipt.path] = receipt
     return dict(sorted(receipts.items()))
+
+
+def embed_own(
+    graph_dir: Path,
+    keys: Mapping[str, str],
+    task: Task,
+    arguments: Callable[[int, str], tuple[Any, ...]],
+    *,
+    part: Part,
+    unit: str,
+) -> tuple[int, int]:
+    """Embed the shards of a part that are not finished, in this process; the other arguments are those of `embed_missing`.
+
+    Returns:
+        How many were written, and how many of all parts are still missing.
+    """
+    missing = [(index, name) for index, name in enumerate(keys) if finished(graph_dir, name, key=keys[name]) is None]
+    own = [arguments(index, keys[name]) for index, name in missing if part.has(index)]
+    with progress("embedding", None, unit=unit) as meter:
+        for call in own:
+            task(*call, report=meter.advance)
+    return len(own), sum(finished(graph_dir, name, key=key) is None for name, key in keys.items())
 
 
 def shard_keys(manifest: Manifest, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, str]:

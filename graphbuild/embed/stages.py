@@ -22,14 +22,14 @@ from graphbuild.embed.config import EmbedConfig
 from graphbuild.embed.encoder import load_encoder
 from graphbuild.embed.encoder_files import EncoderSpec, missing_on_this_machine
 from graphbuild.embed.index import build_index
-from graphbuild.embed.shard import embed_missing, embed_shard, first_texts, shard_keys
+from graphbuild.embed.shard import embed_missing, embed_own, embed_shard, first_texts, shard_keys
 from graphbuild.embed.text.append import ALL_SOURCES, Addition, Segment, plan_addition, segments_of
 from graphbuild.embed.text.stage import TextOutcome, TextWork, check_source, write_texts
 from graphbuild.embed.text.table import Prompts, TextPolicy
 from graphbuild.embed.workers import choose_workers
 from graphbuild.errors import redact
 from graphbuild.store import schemas
-from graphbuild.store.files import Receipt, copy_files, damage, finished, require_intact
+from graphbuild.store.files import Receipt, copy_files, damage, require_intact
 from graphbuild.store.lookup import build_lookup
 from graphbuild.store.manifest import Manifest, Stage, up_to_date
 from graphbuild.store.parts import Part
@@ -209,15 +209,12 @@ class EmbedRun:
 
     def embed_part(self, part: Part) -> tuple[int, int]:
         """Write the shards of a part; returns how many were written, and how many of all are still missing."""
-        config, inputs = self._embed_options()
-        keys = shard_keys(self._manifest, config, inputs)
-        root = str(self._graph_dir.absolute())
-        missing = [(index, name) for index, name in enumerate(keys) if finished(self._graph_dir, name, key=keys[name]) is None]
-        own = [(root, index, self._spec, self._prompts, keys[name]) for index, name in missing if part.has(index)]
-        with progress("embedding", None, unit="texts") as meter:
-            for call in own:
-                embed_shard(*call, report=meter.advance)
-        return len(own), sum(finished(self._graph_dir, name, key=key) is None for name, key in keys.items())
+        keys = shard_keys(self._manifest, *self._embed_options())
+        return embed_own(self._graph_dir, keys, embed_shard, self._arguments, part=part, unit="texts")
+
+    def _arguments(self, index: int, key: str) -> tuple[Any, ...]:
+        """What `embed_shard` is given for a shard."""
+        return str(self._graph_dir.absolute()), index, self._spec, self._prompts, key
 
     def _embed_options(self) -> tuple[dict[str, Any], dict[str, str]]:
         config = {**self._spec.identity(), "templates": list(self._prompts.templates), "shard_size": self._config.shard_size}
@@ -236,12 +233,11 @@ class EmbedRun:
         return run_stage(self._graph_dir, self._manifest, "embed", config, inputs, work, overwrite=self._config.overwrite)
 
     def _embed_shards(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Receipt]:
-        root = str(self._graph_dir.absolute())
         return embed_missing(
             self._graph_dir,
             shard_keys(self._manifest, config, inputs),
             embed_shard,
-            lambda index, key: (root, index, self._spec, self._prompts, key),
+            self._arguments,
             workers=self._workers,
             check=partial(missing_on_this_machine, self._spec),
             count=self._manifest.counts["texts"],

@@ -7,9 +7,7 @@ and all texts.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +19,16 @@ from numpy.typing import NDArray
 from graphbuild.datasets.base import OpenSource, SourceOptions
 from graphbuild.datasets.formats.vectors import NAME, find_vectors
 from graphbuild.embed.config import EmbedConfig
-from graphbuild.embed.index import build_index
-from graphbuild.errors import OptionError, SourceError, redact
+from graphbuild.embed.sample_run import SampleRun, samples_table
+from graphbuild.errors import OptionError
 from graphbuild.store import schemas
 from graphbuild.store.counts import count_captions, write_counts
 from graphbuild.store.digests import digest_json
 from graphbuild.store.embeddings import embeddings_table
-from graphbuild.store.files import Receipt, ensure_parquet, shard_ranges
-from graphbuild.store.hashes import hash_string, hash_strings
-from graphbuild.store.lookup import build_lookup
-from graphbuild.store.manifest import Manifest
+from graphbuild.store.files import Receipt, ShardRange, finished, shard_ranges
+from graphbuild.store.hashes import hash_strings
+from graphbuild.store.manifest import Manifest, stage_key
+from graphbuild.store.parts import Part
 from graphbuild.store.stage import Made, run_stage
 from graphbuild.store.tables import ensure_shards, read_parquet
 from graphbuild.system.progress import progress
@@ -75,120 +73,6 @@ def option_of(name: str) -> str:
     return {"templates": "template", "replacements": "replace"}.get(name, name.replace("_", "-"))
 
 
-class SampleRun(ABC):
-    """One call of `build_embeddings` for samples that are texts of their own: its four stages."""
-
-    def __init__(self, graph_dir: Path, config: EmbedConfig, manifest: Manifest, source: OpenSource) -> None:
-        self._graph_dir, self._config, self._manifest, self._source = graph_dir, config, manifest, source
-
-    @abstractmethod
-    def embed(self) -> bool:
-        """Write one vector a sample; returns whether anything was missing."""
-
-    @abstractmethod
-    def _describe_vectors(self) -> dict[str, Any]:
-        """What made the vectors, for the manifest."""
-
-    def text(self) -> bool:
-        """Write texts, counts and samples: one text a sample, which is its caption, or its id."""
-        inputs = {file.name: file.digest for file in self._source.files}
-        config, overwrite = self._text_config(), self._config.overwrite
-        return run_stage(self._graph_dir, self._manifest, "text", config, inputs, self._write_texts, overwrite=overwrite)
-
-    def _text_config(self) -> dict[str, Any]:
-        return {
-            "dataset": self._config.dataset,
-            **self._source.columns(),
-            "shard_size": self._config.shard_size,
-            **({"on_duplicate": self._config.on_duplicate} if self._config.on_duplicate else {}),
-        }
-
-    def _write_texts(self, key: str) -> Made:
-        receipts: list[Receipt] = []
-        hashes: list[NDArray[np.uint64]] = []
-        sizes: list[int] = []
-        for index, table in enumerate(self._shards()):
-            start, count = sum(sizes), table.num_rows
-            ids = pa.array(np.arange(start, start + count, dtype=np.int32))
-            own_n = hash_strings(table[schemas.SAMPLE_ID].to_pylist())
-            # Of the id: captions may repeat, and each vector keeps its own text.
-            texts = pa.table([ids, table[schemas.TEXT], pa.array(own_n)], schema=schemas.TEXTS_SCHEMA)
-            samples = _samples_table(table, own_n, ids)
-            receipts += [self._write(schemas.TEXTS, index, texts, key), self._write(schemas.SAMPLES, index, samples, key)]
-            sizes.append(count)
-            hashes.append(own_n)
-        self._require_distinct(np.concatenate(hashes))
-        total = sum(sizes)
-        ones_N = np.ones(total, np.int32)
-        receipts += write_counts(self._graph_dir, sizes, ones_N, ones_N, key=key)
-        self._describe(samples=total, texts=total)
-        return Made(receipts)
-
-    def _describe(self, *, samples: int, texts: int) -> None:
-        self._manifest.dataset, self._manifest.encoder = self._describe_dataset(), self._describe_vectors()
-        self._manifest.shard_size = self._config.shard_size
-        counts = {"samples": samples, "captions": samples, "texts": texts, "duplicate_captions": samples - texts}
-        self._manifest.counts = {**counts, **self._source.counts}
-
-    def _shards(self) -> Iterator[pa.Table]:
-        """Sample id, text and kept columns, a shard at a time."""
-        size, pending = self._config.shard_size, None
-        for batch in self._source.read():
-            texts = pa.array([caption for (caption,) in batch.captions], pa.string())
-            columns = [pa.array(batch.sample_ids, pa.string()), texts, *batch.kept.columns]
-            table = pa.table(dict(zip([schemas.SAMPLE_ID, schemas.TEXT, *self._source.keep_schema.names], columns, strict=True)))
-            pending = table if pending is None else pa.concat_tables([pending, table])
-            while pending.num_rows >= size:
-                yield pending.slice(0, size).combine_chunks()
-                pending = pending.slice(size)
-        if pending is not None and pending.num_rows:
-            yield pending.combine_chunks()
-
-    def _require_distinct(self, hashes_N: NDArray[np.uint64]) -> None:
-        ordered = np.sort(hashes_N)
-        twice = set(np.unique(ordered[1:][ordered[1:] == ordered[:-1]]).tolist())
-        if not twice:
-            return
-        places: dict[str, str] = {}
-        # A second pass finds the places, because only hashes were kept.
-        for batch in self._source.read():
-            for row, sample_id in enumerate(batch.sample_ids):
-                if hash_string(sample_id) in twice and sample_id in places:
-                    raise SourceError(
-                        f"sample id {sample_id!r} comes twice, at {places[sample_id]} and {batch.place(row)}. "
-                        "Choose another --id-column, leave one of the rows out, or give --on-duplicate suffix."
-                    )
-                places |= {sample_id: batch.place(row)} if hash_string(sample_id) in twice else {}
-
-    def _describe_dataset(self) -> dict[str, Any]:
-        return {
-            "name": self._config.dataset,
-            "sources": [redact(source) for source in self._config.sources],
-            "files": [asdict(file) for file in self._source.files],
-            **self._source.columns(),
-            "images": None,
-        }
-
-    def _write(self, folder: str, index: int, table: pa.Table, key: str) -> Receipt:
-        return ensure_parquet(self._graph_dir, schemas.part_name(folder, index), table, key=key)
-
-    def lookup(self) -> bool:
-        """Write the table that finds samples by id."""
-        with progress("sorting ids", None):
-            return build_lookup(self._graph_dir, self._manifest)
-
-    def index(self) -> bool:
-        """Write the FAISS index of all vectors."""
-        return build_index(self._graph_dir, self._manifest, overwrite=True)
-
-
-def _samples_table(table: pa.Table, hashes_n: NDArray[np.uint64], texts: pa.Array) -> pa.Table:
-    """A shard of samples: ids, their hashes, the text of each, and kept columns."""
-    kept = table.drop_columns([schemas.SAMPLE_ID, schemas.TEXT])
-    schema = pa.schema([*schemas.SAMPLES_SCHEMA, *kept.schema])
-    return pa.table([table[schemas.SAMPLE_ID], pa.array(hashes_n), texts, *kept.columns], schema=schema)
-
-
 class VectorRun(SampleRun):
     """One call of `build_embeddings` for vectors that exist."""
 
@@ -204,24 +88,41 @@ class VectorRun(SampleRun):
         first = self._parts[0].vectors
         return {"name": NAME, "revision": None, "sha256": self._digest, "dim": first.width, "max_tokens": 0, "precision": "float16"}
 
+    def _embed_options(self) -> tuple[dict[str, Any], dict[str, str]]:
+        columns = {part.vectors.column for part in self._parts}
+        config = {"vectors": self._digest, "columns": sorted(columns), "shard_size": self._config.shard_size}
+        texts = (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH)
+        return config, self._manifest.column_digests("text", texts, folder=schemas.TEXTS)
+
     def embed(self) -> bool:
         """Write the vectors, normalised and then rounded to float16; returns whether anything was missing."""
-        columns = [part.vectors.column for part in self._parts]
-        config = {"vectors": self._digest, "columns": sorted(set(columns)), "shard_size": self._config.shard_size}
-        inputs = self._manifest.column_digests("text", (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH), folder=schemas.TEXTS)
-        overwrite = self._config.overwrite
+        config, inputs = self._embed_options()
 
         def work(key: str) -> Made:
             self._manifest.encoder = self._describe_vectors()
-            return Made(self._write_embeddings(key))
+            done = self._finished(key)
+            made = self._write_embeddings(key, [shard for shard, receipt in done.items() if receipt is None])
+            return Made([*made, *(receipt for receipt in done.values() if receipt is not None)])
 
-        return run_stage(self._graph_dir, self._manifest, "embed", config, inputs, work, overwrite=overwrite)
+        return run_stage(self._graph_dir, self._manifest, "embed", config, inputs, work, overwrite=self._config.overwrite)
 
-    def _write_embeddings(self, key: str) -> list[Receipt]:
-        dim, receipts, blocks = self._parts[0].vectors.width, [], self._kept_blocks()
+    def embed_part(self, part: Part) -> tuple[int, int]:
+        """Write the shards of a part; returns how many were written, and how many of all are still missing."""
+        key = stage_key(*self._embed_options())
+        own = [shard for shard, receipt in self._finished(key).items() if receipt is None and part.has(shard.index)]
+        self._write_embeddings(key, own)
+        return len(own), sum(receipt is None for receipt in self._finished(key).values())
+
+    def _finished(self, key: str) -> dict[ShardRange, Receipt | None]:
+        """All shards, each with its receipt where it is there."""
+        shards = self._manifest.ranges("text", schemas.TEXTS)
+        return {shard: finished(self._graph_dir, schemas.part_name(schemas.EMBEDDINGS, shard.index), key=key) for shard in shards}
+
+    def _write_embeddings(self, key: str, shards: list[ShardRange]) -> list[Receipt]:
+        dim, receipts, blocks = self._parts[0].vectors.width, [], self._kept_blocks(shards)
         rest_nD = np.empty((0, dim), np.float16)
-        with progress("taking vectors", self._manifest.counts["texts"], unit="vectors") as meter:
-            for shard in self._manifest.ranges("text", schemas.TEXTS):
+        with progress("taking vectors", sum(map(len, shards)), unit="vectors") as meter:
+            for shard in shards:
                 vectors_nD, filled = np.empty((len(shard), dim), np.float16), 0
                 while filled < len(shard):
                     block_nD = rest_nD if len(rest_nD) else next(blocks)
@@ -246,7 +147,7 @@ class VectorRun(SampleRun):
         for index, table in enumerate(self._shards()):
             stop = start + table.num_rows
             own_n = hash_strings(table[schemas.SAMPLE_ID].to_pylist())
-            samples = _samples_table(table, own_n, pa.array(text_S[start:stop]))
+            samples = samples_table(table, own_n, pa.array(text_S[start:stop]))
             receipts.append(self._write(schemas.SAMPLES, index, samples, key))
             new = _between(first_N, start, stop)
             texts.append(pa.table([table[schemas.TEXT].take(pa.array(new)), own_n[new]], [schemas.TEXT, schemas.TEXT_HASH]))
@@ -263,25 +164,40 @@ class VectorRun(SampleRun):
 
     def _distinct(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """The first sample of each different vector, ascending, (N,), and the text of every sample, (S,)."""
-        digests = np.concatenate([_digests(block_nD) for block_nD in self._blocks()])
+        whole = [range(sum(part.vectors.rows for part in self._parts))]
+        digests = np.concatenate([_digests(block_nD) for _, block_nD in self._blocks(whole)])
         _, first_N, text_S = np.unique(digests, return_index=True, return_inverse=True)
         # By first appearance, as everywhere.
         place_N = np.empty(len(first_N), np.int32)
         place_N[np.argsort(first_N)] = np.arange(len(first_N), dtype=np.int32)
         return np.sort(first_N), place_N[text_S.reshape(-1)]
 
-    def _blocks(self) -> Iterator[NDArray[np.float16]]:
-        return (block_nD.astype(np.float16) for part in self._parts for block_nD in part.vectors.blocks())
+    def _blocks(self, wanted: list[range]) -> Iterator[tuple[int, NDArray[np.float16]]]:
+        """Vectors of ranges of samples, ascending: the first sample of a block, which lies within one of them, and (n, D)."""
+        start = 0
+        for part in self._parts:
+            stop = start + part.vectors.rows
+            inside = [range(max(span.start, start) - start, min(span.stop, stop) - start) for span in wanted]
+            for row, block_nD in part.vectors.blocks([span for span in inside if span]):
+                yield start + row, block_nD.astype(np.float16)
+            start = stop
 
-    def _kept_blocks(self) -> Iterator[NDArray[np.float16]]:
-        """Vectors of the texts: of all samples, or of the first of those that are equal."""
+    def _kept_blocks(self, shards: list[ShardRange]) -> Iterator[NDArray[np.float16]]:
+        """Vectors of the texts of some shards: of all samples, or of the first of those that are equal."""
         if not self._config.collapse:
-            yield from self._blocks()
+            yield from (block_nD for _, block_nD in self._blocks([range(shard.start, shard.stop) for shard in shards]))
             return
-        first_N, start = self._distinct()[0], 0
-        for block_nD in self._blocks():
+        first_N = self._first_samples()
+        spans = [range(int(first_N[shard.start]), int(first_N[shard.stop - 1]) + 1) for shard in shards]
+        for start, block_nD in self._blocks(spans):
             yield block_nD[_between(first_N, start, start + len(block_nD))]
-            start += len(block_nD)
+
+    def _first_samples(self) -> NDArray[np.int64]:
+        """The first sample of each text, (N,), from the samples that were written: no vector is read for it."""
+        names = [receipt.path for receipt in self._manifest.files("text", schemas.SAMPLES)]
+        text_S = np.concatenate([read_parquet(self._graph_dir / name, [schemas.TEXT_ID])[schemas.TEXT_ID] for name in names])
+        first_N: NDArray[np.int64] = np.unique(text_S, return_index=True)[1]
+        return first_N
 
 
 def _between(rows_N: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:

@@ -5,13 +5,14 @@ Shape letters: n rows of a block, D vector width. Nothing is unpickled. Vectors 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from graphbuild.datasets.base import show_names
@@ -27,6 +28,8 @@ ARROW = ".arrow"
 """Streams, as Hugging Face's `datasets` saves them."""
 _BLOCK_BYTES = 1 << 25
 _MOST_ROWS = 8_192
+Block: TypeAlias = tuple[int, NDArray[Any]]
+"""Its first row, and vectors as the file has them, (n, D)."""
 
 
 def unit_vectors(vectors_nD: NDArray[Any], where: str, first_row: int) -> Float64:
@@ -60,17 +63,19 @@ class VectorFile:
         self.file = file
         self.column, self.rows, self.width = _HEADS.get(file.suffix, _parquet_head)(file, column)
 
-    def blocks(self) -> Iterator[Float64]:
-        """Yield unit vectors in order, some rows at a time; (n, D).
+    def blocks(self, wanted: Sequence[range] | None = None) -> Iterator[tuple[int, Float64]]:
+        """Yield unit vectors in order, some rows at a time: the first row, and (n, D). A block lies within one wanted range.
+
+        Args:
+            wanted: Ranges of rows, ascending; what lies between them is skipped where the format allows. None: all rows.
 
         Raises:
             SourceError: If a row is zero, is not finite, has another width, or is missing.
         """
         rows = max(1, min(_MOST_ROWS, _BLOCK_BYTES // (8 * max(self.width, 1))))
-        first_row = 0
-        for block_nD in _BLOCKS.get(self.file.suffix, _parquet_blocks)(self.file, self.column, self.width, rows):
-            yield unit_vectors(block_nD, str(self.file), first_row)
-            first_row += len(block_nD)
+        spans = [range(self.rows)] if wanted is None else wanted
+        for first_row, block_nD in _BLOCKS.get(self.file.suffix, _parquet_blocks)(self.file, self.column, spans, rows, self.width):
+            yield first_row, unit_vectors(block_nD, str(self.file), first_row)
 
 
 def read_vector(path: Path) -> Float64:
@@ -87,7 +92,8 @@ def read_vector(path: Path) -> Float64:
     vectors = VectorFile(file, None)
     if vectors.rows != 1:
         raise OptionError(f"{path}: holds {vectors.rows:,} vectors. Give a file of one.")
-    first: Float64 = next(vectors.blocks())[0]
+    _, first_1D = next(vectors.blocks())
+    first: Float64 = first_1D[0]
     return first
 
 
@@ -123,10 +129,17 @@ def _npy_head(file: File, column: str | None) -> tuple[str, int, int]:
     return ("", *_require_matrix(str(file), _open_npy(file).shape))
 
 
-def _npy_blocks(file: File, _column: str, _width: int, rows: int) -> Iterator[NDArray[Any]]:
+def _pieces(wanted: Sequence[range], rows: int) -> Iterator[slice]:
+    """Ranges, cut into pieces of so many rows."""
+    for span in wanted:
+        for start in range(span.start, span.stop, rows):
+            yield slice(start, min(start + rows, span.stop))
+
+
+def _npy_blocks(file: File, _column: str, wanted: Sequence[range], rows: int, _width: int) -> Iterator[Block]:
     matrix = _open_npy(file)
-    for start in range(0, len(matrix), rows):
-        yield np.asarray(matrix[start : start + rows])
+    for piece in _pieces(wanted, rows):
+        yield piece.start, np.asarray(matrix[piece])
 
 
 def _open_tensors(file: File) -> Any:
@@ -152,12 +165,11 @@ def _tensors_head(file: File, column: str | None) -> tuple[str, int, int]:
         return (name, *_require_matrix(f"{file}: tensor {name!r}", shapes[name]))
 
 
-def _tensors_blocks(file: File, column: str, _width: int, rows: int) -> Iterator[NDArray[Any]]:
+def _tensors_blocks(file: File, column: str, wanted: Sequence[range], rows: int, _width: int) -> Iterator[Block]:
     with _open_tensors(file) as tensors:
         matrix = tensors.get_slice(column)
-        count = matrix.get_shape()[0]
-        for start in range(0, count, rows):
-            yield matrix[start : min(start + rows, count)]
+        for piece in _pieces(wanted, rows):
+            yield piece.start, matrix[piece]
 
 
 def _storage(kind: pa.DataType) -> pa.DataType:
@@ -190,11 +202,11 @@ def _stream_head(file: File, column: str | None) -> tuple[str, int, int]:
     return name, table.num_rows, _matrix(first.column(0), str(file), name, None, 0).shape[1]
 
 
-def _stream_blocks(file: File, column: str, width: int, rows: int) -> Iterator[NDArray[Any]]:
-    first_row = 0
-    for batch in map_stream(_local(file)).select([column]).to_batches(max_chunksize=rows):
-        yield _matrix(batch.column(0), str(file), column, width, first_row)
-        first_row += batch.num_rows
+def _stream_blocks(file: File, column: str, wanted: Sequence[range], rows: int, width: int) -> Iterator[Block]:
+    vectors = map_stream(_local(file))[column]
+    for piece in _pieces(wanted, rows):
+        array = vectors.slice(piece.start, piece.stop - piece.start).combine_chunks()
+        yield piece.start, _matrix(array, str(file), column, width, piece.start)
 
 
 def _parquet_head(file: File, column: str | None) -> tuple[str, int, int]:
@@ -207,15 +219,35 @@ def _parquet_head(file: File, column: str | None) -> tuple[str, int, int]:
         return name, rows, _matrix(first.column(0), str(file), name, None, 0).shape[1]
 
 
-def _parquet_blocks(file: File, column: str, width: int, rows: int) -> Iterator[NDArray[Any]]:
-    first_row = 0
+def _parquet_blocks(file: File, column: str, wanted: Sequence[range], rows: int, width: int) -> Iterator[Block]:
+    row = 0
     try:
         with open_parquet(file) as opened:
-            for batch in opened.iter_batches(rows, columns=[column]):
-                yield _matrix(batch.column(0), str(file), column, width, first_row)
-                first_row += batch.num_rows
+            for first_row, groups in _row_groups(opened.metadata, wanted):
+                row = first_row
+                for batch in opened.iter_batches(rows, row_groups=groups, columns=[column]):
+                    for span in wanted:
+                        start, stop = max(span.start, row), min(span.stop, row + batch.num_rows)
+                        if start < stop:
+                            yield start, _matrix(batch.column(0).slice(start - row, stop - start), str(file), column, width, start)
+                    row += batch.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{file}: cannot be read beyond row {first_row:,} ({one_line(str(error))}). Fetch it again.") from error
+        raise SourceError(f"{file}: cannot be read beyond row {row:,} ({one_line(str(error))}). Fetch it again.") from error
+
+
+def _row_groups(metadata: pq.FileMetaData, wanted: Sequence[range]) -> list[tuple[int, list[int]]]:
+    """Row groups that hold wanted rows: those that follow each other together, with the first row of the first."""
+    found: list[tuple[int, list[int]]] = []
+    start = 0
+    for number in range(metadata.num_row_groups):
+        stop = start + metadata.row_group(number).num_rows
+        if any(span.start < stop and start < span.stop for span in wanted):
+            if found and found[-1][1][-1] == number - 1:
+                found[-1][1].append(number)
+            else:
+                found.append((start, [number]))
+        start = stop
+    return found
 
 
 def _matrix(array: pa.Array, where: str, column: str, width: int | None, first_row: int) -> NDArray[Any]:
