@@ -116,6 +116,14 @@ from graphbuild.system.options import SEED, FiniteRange
     "openvino/openvino_model.xml).",
 )
 @click.option(
+    "--attention",
+    type=click.Choice(["padded", "flash"]),
+    default="padded",
+    show_default=True,
+    help="flash computes no padding, in half precision on a CUDA GPU, by the package flash_attn, or by a kernel that the package "
+    "kernels fetches from the hub.",
+)
+@click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     default="auto",

@@ -16,8 +16,9 @@ from graphbuild.datasets.formats.pictures import PICTURE_FILES, find_pictures
 from graphbuild.datasets.formats.vectors import NAME as VECTORS
 from graphbuild.datasets.registry import NAMES, get_source
 from graphbuild.datasets.templates import read_templates
+from graphbuild.embed.attention import FLASH, Machine
 from graphbuild.embed.config import EmbedConfig, EmbedResult
-from graphbuild.embed.encoder import choose_precision
+from graphbuild.embed.encoder import choose_precision, use_flash
 from graphbuild.embed.encoder_files import BACKEND_FILES, EncoderSpec, find_encoder
 from graphbuild.embed.image_files import find_image_encoder
 from graphbuild.embed.images import IMAGES, ImageRun, require_image_options
@@ -107,7 +108,7 @@ def _open_captions(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> 
         prompts = Prompts((DEFAULT_TEMPLATE,))
     if "text" not in manifest.stages:
         _look_at_first_samples(source, repeated=config.multi_caption or source.repeated_ids)
-    return EmbedRun(graph_dir, config, manifest, source, policy, prompts, _settle_precision(manifest, spec, config.precision))
+    return EmbedRun(graph_dir, config, manifest, source, policy, prompts, _settle_numbers(manifest, spec, config))
 
 
 def _open_images(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> ImageRun:
@@ -236,9 +237,16 @@ def _place_images(source: OpenSource, folder: Path, graph_dir: Path) -> Images:
     return Images(kind="imagefolder", path=place_of(folder, graph_dir))
 
 
-def _settle_precision(manifest: Manifest, spec: EncoderSpec, requested: str) -> tuple[EncoderSpec, float | None]:
-    recorded = manifest.encoder
-    if requested == "auto" and recorded and recorded.get("sha256") == spec.sha256:
-        # A graph that was begun at one precision is finished at it, on whatever machine.
-        return spec.with_precision(recorded["precision"]), recorded.get("cosine_to_float32")
-    return choose_precision(spec, requested)
+def _settle_numbers(manifest: Manifest, spec: EncoderSpec, config: EmbedConfig) -> tuple[EncoderSpec, float | None]:
+    """The encoder with its precision and attention, and its lowest cosine to float32, where that was measured."""
+    recorded = manifest.encoder if manifest.encoder and manifest.encoder.get("sha256") == spec.sha256 else {}
+    # A graph that was begun at one precision is finished at it, on whatever machine; and with one implementation of attention.
+    if config.precision == "auto" and recorded:
+        spec, cosine = spec.with_precision(recorded["precision"]), recorded.get("cosine_to_float32")
+    else:
+        spec, cosine = choose_precision(spec, config.precision)
+    if config.attention != FLASH:
+        return spec, cosine
+    if held := recorded.get("attention"):
+        return replace(spec, attention=held), recorded["cosine_to_float32"]
+    return use_flash(spec, Machine.here())

@@ -72,6 +72,8 @@ class EmbedConfig:
     """What computes the encoder's transformer: torch, onnx or openvino."""
     backend_file: str | None = None
     """File of another backend than torch in the encoder's folder; None: where the hub has it."""
+    attention: Literal["padded", "flash"] = "padded"
+    """How the transformer attends: as torch does, or, on a CUDA GPU, by flash attention without padding."""
     precision: str = "auto"
     """float32, bfloat16, float16, or auto."""
     shard_size: int = schemas.SHARD_SIZE
@@ -108,7 +110,10 @@ class EmbedResult(Answer):
         lines = [
             f"{self.graph_dir}: {done}",
             f"{counts['samples']:,} samples, {counts['captions']:,} captions, {counts['texts']:,} texts",
-            f"encoder {self.encoder['name']}, {self.encoder['dim']} wide, {self.encoder['precision']}",
+            ", ".join(
+                [f"encoder {self.encoder['name']}, {self.encoder['dim']} wide, {self.encoder['precision']}"]
+                + [f"attention {attention}" for attention in [self.encoder.get("attention")] if attention]
+            ),
         ]
         noted = {
             **NOTES,

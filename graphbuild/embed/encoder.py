@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from graphbuild.embed.attention import Machine
 from graphbuild.embed.encoder_files import BUILT_IN_SHA256, EncoderSpec, require_recorded_files
 from graphbuild.embed.hashing import HashingEncoder, parse_width
 from graphbuild.embed.sentence_encoder import SentenceEncoder
@@ -103,8 +104,33 @@ def choose_precision(spec: EncoderSpec, requested: str) -> tuple[EncoderSpec, fl
     return (half if cosine >= MIN_COSINE else spec.with_precision("float32")), cosine
 
 
+def use_flash(spec: EncoderSpec, machine: Machine) -> tuple[EncoderSpec, float]:
+    """Settle `--attention flash`, for an encoder with its precision.
+
+    Returns:
+        The encoder with the implementation that this machine has, and its lowest cosine to float32 on 64 probe sentences.
+
+    Raises:
+        OptionError: If the machine, the precision or the architecture does not allow it, or its vectors are others.
+        ArtifactError: If it cannot be loaded.
+    """
+    if spec.folder is None or spec.backend != "torch":
+        what = f"--encoder {spec.name}" if spec.folder is None else f"--backend {spec.backend}"
+        raise OptionError(f"--attention flash is for transformers that torch computes, and {what} is none. Leave one of them out.")
+    flash = replace(spec, attention=machine.implementation())
+    if spec.precision == "float32":
+        raise OptionError("--attention flash computes in half precision. Add --precision float16 or bfloat16, or leave it out.")
+    cosine = _agreement(flash)
+    if cosine < MIN_COSINE:
+        raise OptionError(
+            f"--attention flash: vectors agree with those of float32 to a cosine of {cosine:.4f} only, and {MIN_COSINE} is asked: "
+            "this encoder does not take sequences end to end. Leave it out."
+        )
+    return flash, cosine
+
+
 def _agreement(half: EncoderSpec) -> float:
-    full = SentenceEncoder(replace(half, backend="torch"), "float32")
+    full = SentenceEncoder(replace(half, backend="torch", attention=None), "float32")
     tokens, _ = full.tokenize(_PROBES)
     exact_BD = full.encode(tokens)
     near_BD = load_encoder(half).encode(tokens)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from graphbuild.embed.attention import Machine
 from graphbuild.embed.encoder_digests import backend_sha256_of, files_digest_of, weights_sha256_of
 from graphbuild.embed.hashing import PREFIX, parse_width
 from graphbuild.embed.libraries import quiet_libraries
@@ -56,6 +57,8 @@ class EncoderSpec:
     backend_file: str | None = None
     """What another backend than torch reads, relative to the folder."""
     backend_sha256: str | None = None
+    attention: str | None = None
+    """What transformers calls the flash attention that computes it, without padding; None: torch's own."""
 
     def identity(self) -> dict[str, Any]:
         """Return what its vectors depend on."""
@@ -63,8 +66,8 @@ class EncoderSpec:
         return {**own, **self.deviations()}
 
     def deviations(self) -> dict[str, Any]:
-        """Return prompt and width, where they are not the model's own, and that its code may run."""
-        names = ("prompt", "truncate_dim", "backend_file", "backend_sha256")
+        """Return prompt, width and what computes it, where they are not the model's own, and that its code may run."""
+        names = ("prompt", "truncate_dim", "backend_file", "backend_sha256", "attention")
         found = {name: value for name in names if (value := getattr(self, name)) is not None}
         return {
             **found,
@@ -192,6 +195,8 @@ def missing_on_this_machine(spec: EncoderSpec) -> str | None:
         return f"has no {spec.backend_file} at {folder}, or another. Install the same on both."
     if (found := weights_sha256_of(folder)) != spec.sha256 or files_digest_of(folder, code=spec.trusted) != spec.files_digest:
         return f"has another encoder at {folder} (weights {found[:12]}, here {spec.sha256[:12]}). Install the same on both."
+    if spec.attention is not None and (lack := Machine.here().lacks(spec.attention)):
+        return f"{lack}: the encoder runs with {spec.attention} (--attention flash). Go on where there is one."
     return None
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graphbuild.embed.attention import UnpaddedTransformer
 from graphbuild.embed.backends import BackendTransformer
 from graphbuild.embed.encoder_files import EncoderSpec
 from graphbuild.embed.libraries import loading
@@ -38,7 +39,7 @@ class SentenceEncoder:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         if self._device == "cpu":
             keep_freed_memory()
-        self._model = _load(folder, self._device, trusted=spec.trusted)
+        self._model = _load(folder, self._device, _loading_options(spec), trusted=spec.trusted)
         self._transformer, *self._rest = list(self._model)
         if not hasattr(self._transformer, "auto_model"):
             kind = type(self._transformer).__name__
@@ -54,6 +55,10 @@ class SentenceEncoder:
         self._prompt = _choose_prompt(self._model, folder, spec.prompt)
         self._takes_types = "token_type_ids" in self._tokenizer.model_input_names
         self._call_tokens = _CALL_TOKENS[self._device]
+        self._unpadded = spec.attention is not None
+        if self._unpadded:
+            self._call_tokens = max(self._call_tokens, self.max_tokens)
+            self._transformer = UnpaddedTransformer(self._transformer, self._call_tokens)
         self.dim = _choose_width(_width(self._model), spec.truncate_dim)
         self._buckets = _bucket_lengths(self.max_tokens)
 
@@ -109,10 +114,16 @@ class SentenceEncoder:
         lengths = np.fromiter((len(sequence) for sequence in tokens), dtype=np.int64, count=len(tokens))
         bucket_of = np.searchsorted(self._buckets, lengths)
         for index, bucket in enumerate(self._buckets):
-            rows = np.flatnonzero(bucket_of == index).tolist()
-            size = self._rows(bucket)
-            for start in range(0, len(rows), size):
-                yield bucket, rows[start : start + size]
+            rows = np.flatnonzero(bucket_of == index)
+            # Of each row's tokens in the call: padding counts where it is computed.
+            ends = np.cumsum(lengths[rows] if self._unpadded else np.full(len(rows), bucket))
+            start = used = 0
+            while start < len(rows):
+                fitting = int(np.searchsorted(ends, used + self._call_tokens, side="right"))
+                # A sequence that is longer than a call has one of its own.
+                stop = max(start + 1, min(fitting, start + self._rows(bucket)))
+                yield bucket, rows[start:stop].tolist()
+                start, used = stop, int(ends[stop - 1])
 
     def padded_batches(self, tokens: Sequence[Tokens]) -> Iterator[tuple[list[int], dict[str, Any]]]:
         """Yield (rows, tensors of fixed shape) of every call that `encode` makes."""
@@ -120,11 +131,11 @@ class SentenceEncoder:
             yield rows, self._features([tokens[row] for row in rows], bucket, rows=self._rows(bucket))
 
     def _rows(self, bucket: int) -> int:
-        """B of every call with sequences of this bucket."""
-        return max(1, self._call_tokens // bucket)
+        """B of every call with sequences of this bucket; without padding there is room for more, as most are shorter."""
+        return max(1, self._call_tokens // bucket) * (2 if self._unpadded else 1)
 
     def _features(self, sequences: list[Tokens], bucket: int, *, rows: int) -> dict[str, Any]:
-        """Tensors of one call; it is filled up with copies of the first row, so that its shape is fixed."""
+        """Tensors of one call; it is filled up so that its shape is fixed, with copies of the first row, or without tokens."""
         import torch
 
         ids_BL, mask_BL = self._pad(sequences, bucket, rows)
@@ -152,7 +163,7 @@ class SentenceEncoder:
         ids_BL = np.full((rows, bucket), self._tokenizer.pad_token_id or 0, np.int64)
         mask_BL = np.zeros((rows, bucket), np.int64)
         left = self._tokenizer.padding_side == "left"
-        for row in range(rows):
+        for row in range(len(sequences) if self._unpadded else rows):
             sequence = sequences[row if row < len(sequences) else 0]
             place = slice(bucket - len(sequence), bucket) if left else slice(0, len(sequence))
             ids_BL[row, place] = sequence
@@ -170,7 +181,15 @@ def _require_finite(vectors: Float32) -> None:
         raise ArtifactError(f"the encoder gave numbers that are not finite (row {row:,}). Use --precision float32.")
 
 
-def _load(folder: Path, device: str, *, trusted: bool) -> Any:
+def _loading_options(spec: EncoderSpec) -> dict[str, Any]:
+    import torch
+
+    # Flash attention knows half precision alone, and is told so before the weights come.
+    flash = {"attn_implementation": spec.attention, "dtype": getattr(torch, spec.precision)} if spec.attention else {}
+    return {"use_safetensors": True, **flash}
+
+
+def _load(folder: Path, device: str, options: dict[str, Any], *, trusted: bool) -> Any:
     code = (
         "this encoder needs code from its own repository, which is run only if you have read it and name the encoder once more: "
         "--trust-remote-code NAME."
@@ -183,7 +202,7 @@ def _load(folder: Path, device: str, *, trusted: bool) -> Any:
             device=device,
             trust_remote_code=trusted,
             local_files_only=True,
-            model_kwargs={"use_safetensors": True},
+            model_kwargs=options,
         ).eval()
 
 

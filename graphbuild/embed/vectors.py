@@ -35,7 +35,7 @@ from graphbuild.system.progress import progress
 
 NOT_FOR_SAMPLES = (
     *("templates", "definitions", "replacements", "multi_caption", "images", "append", "skip_broken"),
-    *("prompt", "truncate_dim", "trust_remote_code", "backend", "backend_file"),
+    *("prompt", "truncate_dim", "trust_remote_code", "backend", "backend_file", "attention"),
 )
 """What is asked of captions and their encoders alone."""
 
