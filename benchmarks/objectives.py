@@ -31,6 +31,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
         f"xclr, --negatives {name}": {"objective": "xclr", "negatives": name}
         for name in ("decoupled", "decoupled-weighted", "hard", "graph", "mixed")
     },
+    "simclr, --queue 1024": {"objective": "simclr", "queue": 1024},
+    "xclr, --queue 1024": {"objective": "xclr", "queue": 1024},
     "rank": {"objective": "rank"},
     **{
         f"{name}, --positives {kind}": {"objective": name, "positives": kind}

@@ -21,7 +21,7 @@ from graphbuild.torch.soft_targets import SoftTargets
 from graphbuild.torch.without_negatives import barlow_loss, draw_directions, lejepa_loss, simsiam_loss, vicreg_loss
 from train.run.distributed import ranks_of_job
 
-TEXTS = 40
+TEXTS, QUEUED = 40, 6
 REPELLED: dict[str, Repulsion] = {
     "decoupled": Decoupled(),
     "decoupled-weighted": Decoupled(0.5),
@@ -29,7 +29,7 @@ REPELLED: dict[str, Repulsion] = {
     "graph": ByGraph(),
     "mixed": Mixed(6, draw_mixtures(BATCH, hardest=6, mixtures=4, seed=1)),
 }
-KINDS = [*REPELLED, "vicreg", "barlow", "simsiam", "lejepa", "rank", "targets", "similarities", "heads"]
+KINDS = [*REPELLED, "queue", "vicreg", "barlow", "simsiam", "lejepa", "rank", "targets", "similarities", "heads"]
 
 
 def family_loss(kind: str, model: nn.Module, seed: int, targets: SoftTargets, anchors: range, gather_rows: Gather | None) -> Tensor:
@@ -46,6 +46,10 @@ def family_loss(kind: str, model: nn.Module, seed: int, targets: SoftTargets, an
     place: dict[str, Any] = {"tile": TILE, "tau_s": 0.1}
     if kind in REPELLED:
         return two_view_loss(normalize(y, dim=1), target, tau=0.2, repulsion=REPELLED[kind], **place).loss
+    if kind == "queue":
+        past = normalize(torch.randn(2 * QUEUED, y.shape[1], generator=torch.Generator().manual_seed(seed), dtype=y.dtype), dim=1)
+        spanning = targets.of_texts(torch.cat([ids, (ids[:QUEUED] + 1) % TEXTS]), anchors)
+        return two_view_loss(normalize(y, dim=1), spanning, tau=0.2, past_2QD=past, **place).loss
     if kind == "rank":
         return rank_loss(gather_views(normalize(y, dim=1)), target, anchors, tile=TILE, tau=0.2)
     if kind == "simsiam":

@@ -28,22 +28,27 @@ def two_view_loss(
     tile: int = 0,
     gather_distributed: bool = True,
     repulsion: Repulsion | None = None,
+    past_2QD: Tensor | None = None,
 ) -> SoftLoss:
     """Compute the loss of this process's samples against those of all processes.
 
     Args:
         z_2bD: Projections of this process, of unit length, first views before second ones; (2b, D).
-        target: G of the whole batch, by rows.
+        target: G of the whole batch, by rows; with `past_2QD`, (B, B + Q).
         tau: Temperature of the learned similarities.
         tau_s: Temperature of the target.
         tile: Samples that are taken at a time; 0: as many as keep the logits within 256 MiB.
         gather_distributed: Whether the batch is that of all processes; else each has its own.
         repulsion: Weights of the denominator; None: all pairs weigh the same.
+        past_2QD: Projections of Q samples of earlier batches, the same in all processes, first views before second ones: pairs
+            of the batch's samples with them count as those within it do; (2Q, D).
     """
     z_2BD = gather_views(z_2bD) if gather_distributed else z_2bD
-    batch = len(z_2BD) // 2
-    anchors = _place(gather_distributed).part(batch)
-    size = tile_size(tile, batch)
+    anchors = _place(gather_distributed).part(len(z_2BD) // 2)
+    if past_2QD is not None:
+        views = zip(z_2BD.chunk(2), past_2QD.chunk(2), strict=True)
+        z_2BD = torch.cat([rows for view in views for rows in view])
+    size = tile_size(tile, len(z_2BD) // 2)
     return soft_cross_entropy(z_2BD, target, anchors, tile=size, tau=tau, tau_s=tau_s, repulsion=repulsion)
 
 

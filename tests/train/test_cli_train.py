@@ -24,7 +24,7 @@ from train.config.kinds import flag
 OPTIONS = set(
     """
     --barlow-redundancy --beta --dclw-sigma --graph-mix --graph-weights --hardest --head --lejepa-directions
-    --lejepa-isotropy --mass-of --mixtures --negatives --positives --predictor-hidden --prior
+    --lejepa-isotropy --mass-of --mixtures --negatives --positives --predictor-hidden --prior --queue
     --similarity --target-mass --target-positives
     --vicreg-covariance --vicreg-invariance --vicreg-variance
     --cache-dir --no-verify

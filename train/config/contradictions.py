@@ -57,6 +57,8 @@ def _refuse_of_objectives(config: TrainOptions) -> None:
         raise OptionError(f"--target-positives asks for no mass, and --mass-of {config.mass_of} does. Leave one of them out.")
     if config.tau == "learned" and config.objective not in CONTRASTIVE:
         raise OptionError(f"--tau learned is for {_of(CONTRASTIVE)}, not for {config.objective}. Give a number.")
+    if config.queue and config.objective not in CONTRASTIVE:
+        raise OptionError(f"--queue {config.queue} is for {_of(CONTRASTIVE)}, not for {config.objective}. Leave it out.")
     if config.positives == "graph" and config.objective not in WITHOUT_NEGATIVES:
         raise OptionError(f"--positives graph is for {_of(WITHOUT_NEGATIVES)}, not for {config.objective}. Leave it out.")
 

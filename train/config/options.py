@@ -175,6 +175,10 @@ class TrainOptions(GraphOptions):
     )
     hardest: Positive = field(default=32, metadata=doc("Negatives of an anchor that mixed draws from.", _NEGATIVES))
     mixtures: Positive = field(default=16, metadata=doc("Mixtures an anchor that mixed adds.", _NEGATIVES))
+    queue: Count = field(
+        default=0,
+        metadata=doc("Images of past batches whose embeddings an anchor is compared with, too; 0: of none.", _NEGATIVES),
+    )
     positives: PositivesName = field(
         default="own",
         metadata=doc(

@@ -51,21 +51,22 @@ class Split:
     gather: Gather | None = None
     """Brings the rows of several processes together; None where there is one."""
 
-    @property
-    def whole(self) -> bool:
-        """Whether one process takes the batch at once."""
-        return self.gather is None and self.tile >= len(self.anchors)
+    def whole(self, samples: int) -> bool:
+        """Return whether one process takes all rows of so many samples at once."""
+        return self.gather is None and self.tile >= samples == len(self.anchors)
 
 
 class SimCLR:
-    """Positives are the two views of one image."""
+    """Positives are the two views of one image, and its earlier views where there is a queue."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, queued: bool = False) -> None:
         self.note = ""
-        self._device = device
+        self._device, self._queued = device, queued
 
     def target(self, samples_B: Int64, epoch: int) -> Target:
         """Return 1 on the diagonal; everything else is left out."""
+        if self._queued:
+            return SameClassTarget(torch.from_numpy(samples_B).to(self._device, non_blocking=True))
         return OneHotTarget(len(samples_B), self._device)
 
     def read_ahead(self, samples_B: Int64, epoch: int) -> None:
@@ -80,7 +81,6 @@ class SupCon:
 
         Raises:
             SourceError: If there is no such column.
-            OptionError: If there is neither a column nor a graph.
         """
         self._config, self._device = config, device
         self._joined: Joined | None = None
@@ -92,11 +92,9 @@ class SupCon:
             self._codes = np.where(bare, len(labels.names) + np.arange(len(bare)), labels.codes)
             self.note = f"classes: {len(labels.names):,} values of {config.label_column}"
             self.note += f"; {int(bare.sum()):,} images have none" if bare.any() else ""
-        elif data.joined is not None:
+        else:
             self._joined = data.joined
             self.note = "classes: images of equal texts (no --label-column)"
-        else:
-            raise OptionError("supcon needs classes: name their column with --label-column, or a graph with --graph-dir.")
 
     def target(self, samples_B: Int64, epoch: int) -> Target:
         """Return 1 between images of one class; everything else is left out."""
@@ -148,7 +146,7 @@ class XCLR:
     def target(self, samples_B: Int64, epoch: int) -> GraphTarget:
         """Take stored similarities, the sketch's estimate elsewhere; one caption an image and epoch."""
         texts = torch.from_numpy(draw(self._joined, samples_B, self._config.seed, epoch))
-        anchors = None if self._split.whole else self._split.anchors
+        anchors = None if self._split.whole(len(samples_B)) else self._split.anchors
         return self._targets.of_texts(texts, anchors, gather=self._split.gather)
 
     def read_ahead(self, samples_B: Int64, epoch: int) -> None:
@@ -203,7 +201,7 @@ def make_target(config: TrainConfig, data: TrainingData, device: torch.device, s
         UserError: If the data lack what it needs.
     """
     if config.objective == "simclr":
-        return make_own_view_target(device)
+        return SimCLR(device, queued=bool(config.queue))
     if config.objective == "supcon":
         return SupCon(config, data, device)
     return make_graph_target(config, data, device, split)

@@ -36,7 +36,7 @@ from train.model.pretrained import load_backbone
 from train.model.schedule import Schedule
 from train.run.checkpoint import Position
 from train.run.distributed import Ranks
-from train.run.objectives import Outcome, make_learner
+from train.run.objectives import Outcome, make_learner, registered
 
 
 class Trainer:
@@ -58,6 +58,8 @@ class Trainer:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.learner = make_learner(config, data, build_model(config, self.device), self.device, ranks)
+        self.views = registered()[config.objective].views
+        """Of each image."""
         data.store.hold_on(self.device, config.images_on_device)
         self.batches = make_batches(config, data)
         self.total_steps = min(config.steps or math.inf, config.epochs * self.batches.steps_per_epoch)
@@ -156,7 +158,7 @@ class Trainer:
             return None
         return Crops(
             size=config.image_size,
-            views=self.learner.views,
+            views=self.views,
             smallest=config.crop_min,
             centred=config.augment == "none",
             place=(config.seed, batch.epoch, batch.step, self.ranks.rank),
@@ -191,7 +193,7 @@ class Trainer:
         with self.clock.part("augment"):
             pixels = pictures.pixels.to(self.device, non_blocking=True)
             seed = self.config.seed
-            place = {"epoch": batch.epoch, "step": batch.step, "rank": self.ranks.rank, "count": self.learner.views}
+            place = {"epoch": batch.epoch, "step": batch.step, "rank": self.ranks.rank, "count": self.views}
             return self.augment.two_views(pixels, pictures.sizes, seed=seed, **place)
 
 

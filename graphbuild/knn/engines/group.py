@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from graphbuild.knn.engines.base import Advance, Neighbors
 from graphbuild.knn.engines.coding import LONGEST, Coding, multiply
 from graphbuild.knn.engines.threads import Threads
-from graphbuild.knn.kernels import selection
+from graphbuild.knn.kernels import selection, settling
 from graphbuild.knn.kernels.halves import LANES
 from graphbuild.store.files import ShardRange
 
@@ -151,7 +151,7 @@ class GroupSearch:
 
         def work(_thread: int, first: int) -> None:
             rows = rows_n[first : first + _CHUNK]
-            selection.finish_candidates(self._bits_ND, rows, ids_S, piece.start, self._state, ids_nK, bits_nK, failed_n)
+            settling.finish_candidates(self._bits_ND, rows, ids_S, piece.start, self._state, ids_nK, bits_nK, failed_n)
 
         pool.run(range(0, len(piece), _CHUNK), work, lambda _first: advance(chunk_pairs(piece)))
         return Neighbors(ids_nK, bits_nK.view(np.float16), 0), failed_n
@@ -165,7 +165,7 @@ class GroupSearch:
         def work(_thread: int, first: int) -> None:
             part = slice(first, min(first + _CHUNK, count))
             ids_n, old_nK = self._blocks.ids_S[part], stored.ids_nK[part]
-            selection.finish_new(self._bits_ND, ids_n, old_nK, self._part(part), ids_nK[part], bits_nK[part], failed_n[part])
+            settling.finish_new(self._bits_ND, ids_n, old_nK, self._part(part), ids_nK[part], bits_nK[part], failed_n[part])
 
         pool.run(range(0, count, _CHUNK), work)
         return Neighbors(ids_nK, bits_nK.view(np.float16), 0), failed_n

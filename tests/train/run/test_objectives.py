@@ -16,14 +16,14 @@ from helpers_family import KINDS, family_loss, family_loss_and_gradients
 from helpers_ranks import net, run_ranks, said, train_cli
 from helpers_several import goes_on_bit_for_bit, losses
 from helpers_targets import laid_out, slow_entropy, slow_own_view_mass
-from helpers_train import tiny_config, write_images, write_tiny_graph
+from helpers_train import CLASSES, tiny_config, write_images, write_tiny_graph
 
 from graphbuild.errors import OptionError
 from graphbuild.store.graph import Graph
 from graphbuild.torch.soft_targets import SoftTargets
 from train.cli import cli
 from train.config import Objective, TrainConfig, field_groups
-from train.config.kinds import flag
+from train.config.kinds import CONTRASTIVE, flag
 from train.data.prepare import prepare
 from train.run.checkpoint import load_encoder
 from train.run.loop import settle, train
@@ -41,6 +41,9 @@ VARIANTS: list[dict[str, Any]] = [
     {"objective": "simclr", "negatives": "graph"},
     {"objective": "xclr", "negatives": "mixed", "hardest": 6, "mixtures": 3},
     {"objective": "xclr", "tau": "learned"},
+    {"objective": "xclr", "queue": 12},
+    {"objective": "simclr", "queue": 20, "tau": "learned", "loss_tile": 3},
+    {"objective": "supcon", "queue": 12, "negatives": "mixed", "hardest": 6, "mixtures": 3},
     {"objective": "xclr", "tau_s": "auto", "target_mass": 0.4},
     {"objective": "vicreg", "lr": 0.01},
     {"objective": "vicreg", "positives": "graph", "lr": 0.01},
@@ -76,6 +79,7 @@ def config_of(place: Path) -> Callable[..., TrainConfig]:
 
 def test_every_objective_of_the_configuration_is_registered() -> None:
     assert set(registered()) == set(get_args(Objective))
+    assert {name for name, needs in registered().items() if needs.queue} == set(CONTRASTIVE)
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=named)
@@ -187,6 +191,8 @@ def test_run_solves_for_what_is_asked_and_says_it(
         ({"dclw_sigma": 0.0}, "--dclw-sigma: 0.0 is not more than 0"),
         ({"negatives": "mixed", "mixtures": 15}, "--hardest 32 and --mixtures 15 do not fit --batch-size 8, .* have 14 negatives"),
         ({"negatives": "hard", "objective": "clip"}, "--negatives hard is for --objective xclr, simclr, supcon, not for clip"),
+        ({"queue": 8, "objective": "rank"}, "--queue 8 is for --objective xclr, simclr, supcon, not for rank"),
+        ({"queue": -1}, "--queue: -1 is not at least 0"),
         ({"positives": "graph"}, "--positives graph is for --objective vicreg, barlow, simsiam, lejepa, not for xclr"),
         ({"tau": "learned", "objective": "rank"}, "--tau learned is for --objective xclr, simclr, supcon, not for rank"),
         ({"tau": "auto"}, "--tau: 'auto' is not a float"),
@@ -225,6 +231,66 @@ def test_what_lacks_its_graph_says_so(options: dict[str, Any], says: str, config
     data.close()
 
 
+def test_queue_larger_than_the_data_is_refused(config_of: Callable[..., TrainConfig]) -> None:
+    data = prepare(config_of(objective="simclr"))
+    with pytest.raises(OptionError, match=r"--queue 25 is more than there are images beside a batch: 24 of 32 with --batch-size 8"):
+        Trainer(settle(data.opened.settle(config_of(objective="simclr", queue=25))), data)
+    data.close()
+
+
+@pytest.mark.parametrize("objective", ["simclr", "supcon", "xclr"])
+def test_loss_with_a_queue_is_that_against_the_images_before(objective: str, config_of: Callable[..., TrainConfig]) -> None:
+    config = config_of(objective=objective, queue=12, label_column="label" if objective == "supcon" else None, loss_tile=3)
+    data = prepare(config)
+    learner = Trainer(settle(data.opened.settle(config)), data).learner
+    graph = SoftTargets(config.graph_dir or "")
+    rng = np.random.default_rng(0)
+    past_samples, past = np.zeros(0, np.int64), np.zeros((2, 0, config.projector_dim))
+    # The last batch has images that the queue still holds.
+    for samples in (np.arange(8), np.arange(8, 16), np.arange(16, 24), np.arange(12, 20)):
+        views = rng.standard_normal((2, 8, config.projector_dim))
+        views /= np.linalg.norm(views, axis=2, keepdims=True)
+        encode = Given((torch.from_numpy(views).flatten(0, 1), None))
+        found = learner.loss(encode, torch.zeros(16, 3, 4, 4), learner.target(samples, 0)).soft
+        columns, every = np.concatenate([samples, past_samples]), np.concatenate([views, past], axis=1)
+        if objective == "xclr":
+            texts = torch.from_numpy(data.joined.text_ids[data.joined.offsets[columns]] if data.joined else columns)
+            similarity = graph.of_texts(texts).rows(0, 8).double().numpy()
+        else:
+            keys = columns % CLASSES if objective == "supcon" else columns
+            similarity = np.where(np.equal.outer(keys[:8], keys), 1.0, -np.inf)
+        expected = slow_loss_of_some(every.reshape(-1, config.projector_dim), similarity, float(config.tau), float(config.tau_s))
+        assert float(found.loss) == pytest.approx(expected, abs=1e-6)
+        past_samples = np.concatenate([past_samples, samples])[-12:]
+        past = np.concatenate([past, views.astype(np.float32)], axis=1)[:, -12:]
+    data.close()
+
+
+class Given(torch.nn.Module):
+    """Returns what it was given, whatever it is asked for."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, _: torch.Tensor) -> Any:
+        return self.output
+
+
+def slow_loss_of_some(z: Any, similarity: Any, tau: float, tau_s: float) -> float:
+    """Mean cross-entropy of both views of the first samples with all others, pair by pair."""
+    anchors, samples = similarity.shape
+    rows = []
+    for view in range(2):
+        for anchor in range(anchors):
+            itself = view * samples + anchor
+            others = [place for place in range(2 * samples) if place != itself]
+            wanted = np.exp((np.array([similarity[anchor, place % samples] for place in others]) - 1) / tau_s)
+            logits = np.array([z[itself] @ z[place] for place in others]) / tau
+            rows.append(np.log(np.exp(logits).sum()) - (wanted / wanted.sum()) @ logits)
+    return float(np.mean(rows))
+
+
 def test_help_lists_options_of_some_objectives_under_their_names() -> None:
     text = CliRunner().invoke(cli, ["run", "--help"]).output
     shared, *sections = text.split("\nOptions of ")
@@ -236,7 +302,7 @@ def test_help_lists_options_of_some_objectives_under_their_names() -> None:
 
 
 def test_two_processes_train_with_what_is_drawn_solved_and_learned(config_of: Callable[..., TrainConfig], tmp_path: Path) -> None:
-    config = config_of(tau="learned", tau_s="auto", negatives="mixed", hardest=6, mixtures=3, epochs=1)
+    config = config_of(tau="learned", tau_s="auto", negatives="mixed", hardest=6, mixtures=3, queue=16, epochs=1)
     (tmp_path / "asked.toml").write_text(config.to_toml())
     arguments = ("--config", str(tmp_path / "asked.toml"), "--run-dir", str(tmp_path / "run"))
     assert run_ranks(2, train_cli, *arguments, folder=tmp_path / "said") == [0, 0], said(tmp_path / "said", 0)

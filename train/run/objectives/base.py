@@ -57,8 +57,6 @@ class Learner(Protocol):
     """Everything that is trained."""
     encoder: Encoder
     """The part of it that encodes images."""
-    views: int
-    """Of each image."""
     note: str
     """What a user should know about it, in one line; empty if nothing."""
 
@@ -80,10 +78,16 @@ Maker = Callable[[TrainConfig, TrainingData, Encoder, torch.device, Ranks], Lear
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Needs:
-    """What an objective asks of the data, beside images."""
+    """What an objective takes, beside images."""
 
+    views: int = 2
+    """Of each image."""
     graph: str = ""
     """What a graph is for; empty where it can do without."""
+    labels: bool = False
+    """Whether images have classes: of a column, else those of equal texts."""
+    queue: bool = False
+    """Whether it compares with images of past batches where --queue asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +123,23 @@ def make_one(config: TrainConfig, data: TrainingData, encoder: Encoder, device: 
     entry = _REGISTERED[config.objective]
     if entry.needs.graph and (data.graph is None or data.joined is None):
         raise OptionError(f"{config.objective} needs a graph, for {entry.needs.graph}: name it with --graph-dir.")
+    if entry.needs.labels and config.label_column is None and data.joined is None:
+        raise OptionError(
+            f"{config.objective} needs classes: name their column with --label-column, or a graph of equal texts with --graph-dir."
+        )
+    most = max(0, len(data.store) - config.batch_size)
+    if entry.needs.queue and config.queue > most:
+        raise OptionError(
+            f"--queue {config.queue:,} is more than there are images beside a batch: {most:,} of {len(data.store):,} with "
+            f"--batch-size {config.batch_size:,}. Lower it."
+        )
     return entry.make(config, data, encoder, device, ranks)
 
 
 def split_of(config: TrainConfig, ranks: Ranks) -> Split:
     """Return which anchors of a batch are this process's, and how many of them the loss takes at a time."""
     shared = gather if ranks.count > 1 else None
-    return Split(ranks.part(config.batch_size), tile_size(config.loss_tile, config.batch_size), shared)
+    return Split(ranks.part(config.batch_size), tile_size(config.loss_tile, config.batch_size + config.queue), shared)
 
 
 def seed_of_batch(seed: int, samples_B: Int64, epoch: int) -> int:

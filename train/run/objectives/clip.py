@@ -44,11 +44,9 @@ class Captions(NamedTuple):
     """Of this process's samples."""
 
 
-@register("clip", needs=Needs(graph="its captions and its tokenizer"))
+@register("clip", needs=Needs(views=1, graph="its captions and its tokenizer"))
 class Clip:
     """Images against captions: one view, a text tower trained from scratch, a learned scale (docs/definitions.md, CLIP)."""
-
-    views = 1
 
     def __init__(self, config: TrainConfig, data: TrainingData, encoder: Encoder, device: torch.device, ranks: Ranks) -> None:
         """Tokenise the graph's texts, and build the tower.

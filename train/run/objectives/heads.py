@@ -54,7 +54,6 @@ class Heads:
             self._learners.append(make_one(alone, data.by_graph(head.graph_dir), own, device, ranks))
         named = zip(self._heads, self._learners, strict=True)
         self.module: nn.Module = Branches(encoder.backbone, {head.name: learner.module for head, learner in named})
-        self.views = self._learners[0].views
         told = [f"head {head.name}, weight {head.weight:g}: {learner.note}" for head, learner in self._each()]
         self.note = "; ".join(told)
 

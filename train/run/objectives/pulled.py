@@ -41,8 +41,6 @@ class Projections(nn.Module):
 class Pulled:
     """A loss of partners: a subclass says which."""
 
-    views = 2
-
     def __init__(self, config: TrainConfig, data: TrainingData, encoder: Encoder, device: torch.device, ranks: Ranks) -> None:
         """Open the graph where partners are taken from it.
 

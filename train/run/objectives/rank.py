@@ -22,8 +22,6 @@ from train.run.watch import sphere_figures
 class Rank:
     """Two views of each image, and the order of G."""
 
-    views = 2
-
     def __init__(self, config: TrainConfig, data: TrainingData, encoder: Encoder, device: torch.device, ranks: Ranks) -> None:
         """Open the graph.
 
