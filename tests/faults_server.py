@@ -161,7 +161,7 @@ def limited(graph_dir: Path, stage: str, size: int) -> None:
 
 
 def _prepare_for_forks(commands: Sequence[str]) -> None:
-    """Do once what every fork would do anew, and leave out what only a power cut would tell from nothing."""
+    """Do once what every fork would do anew."""
     importlib.import_module("pyarrow.dataset")
     for command in (COMMANDS[name] for name in commands):
         for module in command.loads:
@@ -172,7 +172,6 @@ def _prepare_for_forks(commands: Sequence[str]) -> None:
     # The first kernel that is called makes numba load most of itself, and the first list that pyarrow takes makes it load pandas.
     KeyTable().number(np.zeros((1, 2), np.uint64))
     pa.array(["a"]).to_pylist()
-    os.fsync = lambda _: None
     # What is there now is not looked through, and so not copied, in every fork.
     gc.freeze()
 

@@ -60,6 +60,19 @@ def test_file_system_without_locks_is_said_and_a_file_stands_for_one(
         pass
 
 
+def test_a_file_is_flushed_before_it_takes_its_name_and_the_folder_after_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[bool, bool]] = []
+
+    def fsync(handle: int) -> None:
+        flushed.append((stat.S_ISDIR(os.fstat(handle).st_mode), (tmp_path / "a").exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(tmp_path / "a", "x")
+    assert flushed == [(False, False), (True, True)]
+
+
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
 def test_folder_that_cannot_be_flushed_is_passed_over_and_a_file_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
