@@ -30,11 +30,12 @@ from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest
 
 Rule: TypeAlias = Literal["mean", "max", "product"]
-_SEARCHED_PAIRS = 10**10
+SEARCHED_PAIRS = 10**10
 """Pairs of rows that are not proven which are computed all the same: minutes."""
 _ROOM = 4
 """Candidates a row takes from each graph, to each neighbour kept."""
-_LEAST_ROOM = 256
+LEAST_ROOM = 256
+"""Candidates a row takes from each graph at least."""
 
 
 def combine(rule: Rule, weights: Sequence[float], parts: Sequence[Any]) -> Any:
@@ -154,7 +155,7 @@ class Rescoring:
         opened = [Graph.open(path) for path in graphs]
         held = [similarity_of(graph) for graph in opened]
         columns = [np.ascontiguousarray(texts_NG[:, number]) for number in range(len(graphs))]
-        room = max(_ROOM * k, _LEAST_ROOM) + 1
+        room = max(_ROOM * k, LEAST_ROOM) + 1
         self._lists = [_Lists(graph, one, texts_N, room) for graph, one, texts_N in zip(opened, held, columns, strict=True)]
         parts = [Mapped(one, texts_N) for one, texts_N in zip(held, columns, strict=True)]
         self.similarity = Fused(parts, rule, weights)
@@ -164,13 +165,13 @@ class Rescoring:
         ids_nK, kept_nK = np.empty((len(shard), k), np.int32), np.empty((len(shard), k))
         most_n, proven_n = np.empty(len(shard)), np.zeros(len(shard), np.bool_)
         for row, text in enumerate(range(shard.start, shard.stop)):
-            ids_nK[row], kept_nK[row], most = self._row(text, k)
+            ids_nK[row], kept_nK[row], most = self.row(text, k)
             proven_n[row] = kept_nK[row, -1] >= most - schemas.EXCHANGEABLE
             most_n[row] = max(most, kept_nK[row, -1])
             advance(self._count)
         found = as_stored(ids_nK, kept_nK)
         again = np.flatnonzero(~proven_n)
-        if len(again) and len(again) * self._count**2 <= _SEARCHED_PAIRS * len(shard):
+        if len(again) and len(again) * self._count**2 <= SEARCHED_PAIRS * len(shard):
             searched, most_n[again] = nearest(self.similarity, shard.start + again, self._count, k)
             found.ids_nK[again], found.similarities_nK[again] = searched.ids_nK, searched.similarities_nK
         else:
@@ -178,8 +179,8 @@ class Rescoring:
         facts = {"certified_rows": int(proven_n.sum())}
         return Neighbors(found.ids_nK, found.similarities_nK, len(again), facts), most_n
 
-    def _row(self, text: int, k: int) -> tuple[NDArray[np.int32], NDArray[np.float64], float]:
-        """The best of a text's candidates, their similarities, and a bound of all others'."""
+    def row(self, text: int, k: int) -> tuple[NDArray[np.int32], NDArray[np.float64], float]:
+        """Return the best k of a text's candidates, (k,), their similarities, (k,), and a bound of all others'."""
         lists = [one.of(text) for one in self._lists]
         union = np.unique(np.concatenate([found for found, _ in lists]))
         union = self._filled(union[union != text], text, k)

@@ -17,8 +17,10 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-_QUIET_SECONDS = 2.0
-_LINE_SECONDS = 10.0
+QUIET_SECONDS = 2.0
+"""Of work that is over before, nothing is shown on a terminal."""
+LINE_SECONDS = 10.0
+"""Between two lines, where there is no terminal."""
 
 
 def is_main_process() -> bool:
@@ -54,7 +56,7 @@ class _Screen:
             self._meters.append(meter)
             self._turn_to(meter)
             if self._bar is None and self._timer is None:
-                self._timer = threading.Timer(_QUIET_SECONDS, self._begin)
+                self._timer = threading.Timer(QUIET_SECONDS, self._begin)
                 self._timer.daemon = True
                 self._timer.start()
 
@@ -122,12 +124,12 @@ class Meter:
         self.done = self._first = done
         self.note = ""
         self._started = time.monotonic()
-        self._next_line = self._started + _LINE_SECONDS
+        self._next_line = self._started + LINE_SECONDS
         self._speaks = is_main_process()
         self._interactive = sys.stderr.isatty()
         if self._speaks and self._interactive:
             _SCREEN.enter(self)
-        elif self._speaks and label in plan and self._started - _SCREEN.begun > _LINE_SECONDS:
+        elif self._speaks and label in plan and self._started - _SCREEN.begun > LINE_SECONDS:
             click.echo(self.label, err=True)
 
     def advance(self, amount: int = 1, note: str | None = None) -> None:
@@ -139,7 +141,7 @@ class Meter:
         if self._interactive:
             _SCREEN.show(self)
         elif (now := time.monotonic()) >= self._next_line:
-            self._next_line = now + _LINE_SECONDS
+            self._next_line = now + LINE_SECONDS
             click.echo(self._line(now), err=True)
 
     def reach(self, done: int, total: int) -> None:

@@ -68,7 +68,7 @@ class ConceptualSource:
 
     def __init__(self, info: SourceInfo, publication: Publication) -> None:
         self.info = info
-        self._publication = publication
+        self.publication = publication
         self._pairs = RowSource(
             info,
             UrlPairs(publication.columns),
@@ -88,12 +88,12 @@ class ConceptualSource:
         """
         if options.sources:
             return
-        if self._publication.url is None:
-            raise OptionError(f"--dataset {self.info.name} needs --source: {self._publication.by_hand}")
-        fetch(self._publication.url, self._path(), sha256=self._publication.sha256)
+        if self.publication.url is None:
+            raise OptionError(f"--dataset {self.info.name} needs --source: {self.publication.by_hand}")
+        fetch(self.publication.url, self._path(), sha256=self.publication.sha256)
 
     def _path(self) -> Path:
-        return _DOWNLOADS / str(self._publication.url).rsplit("/", 1)[-1]
+        return _DOWNLOADS / str(self.publication.url).rsplit("/", 1)[-1]
 
     def open(self, options: SourceOptions, graph_dir: Path) -> OpenSource:
         """Return the TSV, or the crawl that --source names.
@@ -106,5 +106,5 @@ class ConceptualSource:
             crawled = any(file.suffix in SUFFIXES for file in found.files)
             return (self._crawl if crawled else self._pairs).open(options, graph_dir)
         opened = self._pairs.open(replace(options, sources=(str(self._path()),)), graph_dir)
-        opened.facts["download"] = asdict(fetch(str(self._publication.url), self._path(), sha256=self._publication.sha256))
+        opened.facts["download"] = asdict(fetch(str(self.publication.url), self._path(), sha256=self.publication.sha256))
         return opened

@@ -210,8 +210,8 @@ def test_file_that_is_not_the_published_one_is_kept_aside_and_named(tmp_path: Pa
 
 def test_cc12m_is_downloaded_once_and_recorded(tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.content = b"https://host.example/1.jpg\ta dog and <PERSON>\n"
-    publication = cc12m.SOURCE._publication
-    monkeypatch.setattr(cc12m.SOURCE, "_publication", type(publication)(columns=publication.columns, url=site.url, by_hand=""))
+    publication = cc12m.SOURCE.publication
+    monkeypatch.setattr(cc12m.SOURCE, "publication", type(publication)(columns=publication.columns, url=site.url, by_hand=""))
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         embed(tmp_path / "g", None, "cc12m")

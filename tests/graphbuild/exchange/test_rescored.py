@@ -107,17 +107,17 @@ def test_rows_of_any_rule_over_any_graphs_are_those_of_a_brute_force(tmp_path: P
 
 @pytest.mark.parametrize("rule", ["mean", "max", "product"])
 def test_rows_that_are_called_proven_are_exact_without_a_search(tmp_path: Path, rule: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(rescored, "_SEARCHED_PAIRS", 0)
+    monkeypatch.setattr(rescored, "SEARCHED_PAIRS", 0)
     parts = [_vectors(tmp_path / "a", 1, 10), _metadata(tmp_path / "b", 10)]
     proven: list[bool] = []
-    row = rescored.Rescoring._row
+    row = rescored.Rescoring.row
 
     def told(self: Any, text: int, k: int) -> Any:
         found = row(self, text, k)
         proven.append(found[1][-1] >= found[2] - 1e-6)
         return found
 
-    monkeypatch.setattr(rescored.Rescoring, "_row", told)
+    monkeypatch.setattr(rescored.Rescoring, "row", told)
     result = fuse_graphs([tmp_path / "a", tmp_path / "b"], tmp_path / "f", FuseConfig(rule=rule, k=6))
     exact = _check(result, _exact(rule, parts))
     assert exact[np.array(proven)].all()
@@ -138,7 +138,7 @@ def test_maximum_of_graphs_of_vectors_is_proven_by_their_own_rows(tmp_path: Path
 
 
 def test_graph_of_few_categories_gives_no_row_more_candidates_than_it_has_room_for(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(rescored, "_LEAST_ROOM", 8)
+    monkeypatch.setattr(rescored, "LEAST_ROOM", 8)
     source = tmp_path / "rows.parquet"
     labels = [f"class {i % 3}" for i in range(COUNT)]
     pq.write_table(pa.table({"key": NAMES, "label": labels}), source)

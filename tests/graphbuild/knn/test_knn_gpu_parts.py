@@ -104,7 +104,6 @@ def test_vectors_of_a_scratch_file_stay_on_a_gpu_for_the_next_task(tmp_path: Pat
         # What a GPU would hold; there is none here.
         return Vectors(vectors, CPU, resident=resident)
 
-    monkeypatch.setattr(by_position, "_kept", {})
     monkeypatch.setattr(by_position, "Vectors", recorded)
     gpus = [torch.device("cuda", number) for number in (0, 1)]
     for _ in range(2):

@@ -45,7 +45,7 @@ class Screen:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Screen:
     """A terminal to take the place of stderr, on which the bar comes at once."""
-    monkeypatch.setattr(module, "_QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(module, "QUIET_SECONDS", 0.0)
     for name in ("NO_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
@@ -121,7 +121,7 @@ def test_short_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_without_a_terminal_there_is_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "LINE_SECONDS", 0.0)
     with stages("reading", "embedding"), progress("embedding", 8, unit="texts") as meter:
         meter.advance(2, "loss 1")
     first, second = capsys.readouterr().err.splitlines()
@@ -130,7 +130,7 @@ def test_without_a_terminal_there_is_a_line_now_and_then(
 
 
 def test_only_the_first_process_of_a_job_speaks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "LINE_SECONDS", 0.0)
     monkeypatch.setenv("RANK", "1")
     with stages("one"), progress("one", 8) as meter:
         meter.advance(2)
