@@ -18,7 +18,6 @@ from graphbuild.exchange.relate import related
 from graphbuild.exchange.relate.config import RelateConfig
 from graphbuild.exchange.relate.estimate import estimate_relate
 from graphbuild.exchange.relate.stage import Relation, Requested, relate_columns, relate_part
-from graphbuild.store.graph import Graph
 from graphbuild.store.locks import LockedError
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.parts import Part, working_at
@@ -89,7 +88,12 @@ def test_parts_and_a_last_call_give_the_bytes_of_one_call(tmp_path: Path, config
     assert relate_part(tmp_path / "g", config, Part(1, 2)).written == 0
 
 
-def test_workers_give_the_bytes_of_one_process(tmp_path: Path, config: RelateConfig) -> None:
+def test_workers_give_the_bytes_of_one_process_and_find_a_taxonomy_wherever_they_stand(
+    tmp_path: Path, config: RelateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tree.tsv").write_text("".join(f"title {i}\tgroup {i % 4}\n" for i in range(70)))
+    monkeypatch.chdir(tmp_path)
+    config = replace(config, kernels=(*config.kernels, "title=taxonomy:tree.tsv"))
     relate_columns(tmp_path / "one", config)
     relate_columns(tmp_path / "two", replace(config, workers=2))
     assert _shards(tmp_path / "one") == _shards(tmp_path / "two")
@@ -121,14 +125,3 @@ def test_two_machines_at_one_part_or_a_whole_call_beside_one_are_refused(tmp_pat
     for change in ({"overwrite": True}, {"workers": 2}, {"scheduler": "tcp://127.0.0.1:1"}):
         with pytest.raises(OptionError, match="--part does what is missing in one process"):
             relate_part(tmp_path / "g", replace(config, **change), Part(2, 2))
-
-
-def test_taxonomy_is_found_by_workers_wherever_they_stand(
-    tmp_path: Path, config: RelateConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "tree.tsv").write_text("".join(f"title {i}\tgroup {i % 4}\n" for i in range(70)))
-    monkeypatch.chdir(tmp_path)
-    relate_columns(tmp_path / "g", replace(config, kernels=("title=taxonomy:tree.tsv",), workers=2))
-    row = Graph.open(tmp_path / "g").rows([0])
-    assert {one % 4 for one in row.neighbor_ids[0].tolist()} == {0}
-    assert row.similarities[0].tolist() == [float(np.float16(1 / 3))] * 6
