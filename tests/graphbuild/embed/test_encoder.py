@@ -23,7 +23,7 @@ from graphbuild.store.manifest import Manifest
 
 @pytest.fixture(scope="module")
 def captions(shared_data: Path) -> list[str]:
-    rows = pq.read_table(shared_data / "flickr8k" / "flickr8k_96.parquet", columns=["captions"])["captions"][:16].to_pylist()
+    rows = pq.read_table(shared_data / "flickr8k" / "flickr8k_96.parquet", columns=["captions"])["captions"][:8].to_pylist()
     return [" ".join(caption.split()) for row in rows for caption in row] + ["long " * 400]
 
 
@@ -54,7 +54,7 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_single_text_is_encoded_as_in_a_batch_but_for_rounding(captions: list[str], built_in: SentenceEncoder) -> None:
-    tokens, _ = built_in.tokenize(captions[:20])
+    tokens, _ = built_in.tokenize(captions[:12])
     alone = np.stack([built_in.encode_one(one) for one in tokens])
     assert (alone * built_in.encode(tokens)).sum(axis=1).min() >= 0.9995
     np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, atol=1e-6)
@@ -79,14 +79,14 @@ def test_vectors_agree_with_sentence_transformers(captions: list[str], built_in:
 def test_bytes_of_a_text_do_not_depend_on_the_others(captions: list[str], built_in: SentenceEncoder) -> None:
     tokens, _ = built_in.tokenize(captions)
     whole = built_in.encode(tokens)
-    picked = [70, 7, 31, 44]
+    picked = [38, 7, 31, 24]
     assert np.array_equal(built_in.encode([tokens[row] for row in picked]), whole[picked])
 
 
 def test_bytes_do_not_depend_on_threads(captions: list[str], built_in: SentenceEncoder) -> None:
     import torch
 
-    tokens, _ = built_in.tokenize(captions[:40])
+    tokens, _ = built_in.tokenize(captions[:20])
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
