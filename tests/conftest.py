@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 from graphbuild.system.process import wait_without_spinning
 
@@ -18,7 +21,31 @@ wait_without_spinning()
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
 
+TOGETHER = {
+    "forks": re.compile(r"helpers_(forked|ranks)|from helpers_embed import .*\bgraphbuild\b"),
+    "maps": re.compile(r"graphbuild\.quality\.(explore|report)\.write"),
+    "kernels of relate": re.compile(r"graphbuild\.exchange\.relate\.stage"),
+}
+"""Files that share what takes seconds to begin, by words in them: a server of forks, UMAP, which compiles itself, and a kernel."""
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+class Together(LoadFileScheduling):
+    """Gives the tests of a file to one worker, and those of files that share a start, which is then made once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return group_of(self.config.rootpath / file)
+
+
+@cache
+def group_of(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    return next((name for name, words in TOGETHER.items() if words.search(text)), str(path))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config) -> Together | None:
+    return Together(config) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_collection_finish() -> None:
@@ -53,8 +80,11 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def threads_as_before() -> Iterator[None]:
-    """Give torch the threads that it had: libraries change them, and so does a search that a test leaves unfinished."""
-    gc.collect()
+    """Give torch the threads that it had: libraries change them, and so does a search that a test leaves unfinished.
+
+    Unfinished ones are found as garbage; what was there before the module's tests is none, and is not looked through again.
+    """
+    gc.freeze()
     torch = sys.modules.get("torch")
     before = torch.get_num_threads() if torch is not None else 0
     yield
