@@ -213,7 +213,7 @@ class Study:
         return replace(held, opened=replace(opened, config=replace(opened.config, load_size=held.opened.config.load_size)))
 
     def _evaluate(self, planned: Planned) -> None:
-        from train.evaluate.options import EvalOptions
+        from train.evaluate.options import TAKES, EvalOptions
         from train.evaluate.run import evaluate_run
 
         run_dir = self.run_dir(planned)
@@ -234,16 +234,17 @@ class Study:
                 device=device,
             )
         else:
+            protocols = self._config.protocols
+            taken: dict[str, Any] = {"superclass_column": "coarse", "hierarchy": str(self._data.distances)}
             options = EvalOptions(
                 data=str(self._data.val),
                 train_data=str(self._data.known),
                 label_columns=("name",),
-                superclass_column="coarse",
                 held_out=str(self._data.held_out),
-                hierarchy=str(self._data.distances),
-                protocols=self._config.protocols,
+                protocols=protocols,
                 untrained=untrained,
                 device=device,
+                **{name: value for name, value in taken.items() if not protocols or TAKES[name] in protocols},
             )
         click.echo("  " + evaluate_run(run_dir, options).summary().replace("\n", "\n  "))
 

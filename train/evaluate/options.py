@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from graphbuild.errors import OptionError
+from train.config.kinds import flag
 
 ProtocolName = Literal[
     "knn",
@@ -37,6 +38,14 @@ NEEDS: dict[ProtocolName, str] = {
     "mit-states": "mit_states",
 }
 """The option without which a protocol has nothing to run on."""
+# Not held_out: its classes are left out of the other scores, too.
+TAKES: dict[str, ProtocolName] = {
+    **{option: protocol for protocol, option in NEEDS.items() if option != "held_out"},
+    "in9_map": "imagenet-9",
+    "superclass_column": "retrieval",
+    "templates": "zero-shot",
+}
+"""The protocol that alone takes an option."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,10 +96,17 @@ class EvalOptions:
         """Return the protocols named, else those that the data allow; `ON_TEXTS` are left to whether there is a text tower.
 
         Raises:
-            OptionError: If one is named that needs a file which is not.
+            OptionError: If one is named that needs a file which is not, or an option is given that none of them takes.
         """
         able = tuple(name for name in PROTOCOLS if name not in NEEDS or getattr(self, NEEDS[name]) is not None)
         for name in self.protocols:
             if name not in able:
-                raise OptionError(f"--protocol {name} needs --{NEEDS[name].replace('_', '-')}.")
-        return tuple(name for name in able if name in self.protocols or not self.protocols)
+                raise OptionError(f"--protocol {name} needs {flag(NEEDS[name])}.")
+        chosen = tuple(name for name in able if name in self.protocols or not self.protocols)
+        for option, protocol in TAKES.items():
+            if getattr(self, option) is not None and protocol not in chosen:
+                remedy = f"--protocol {protocol}" if self.protocols else flag(NEEDS[protocol])
+                raise OptionError(
+                    f"{flag(option)} is for the protocol {protocol}, which is not asked for. Add {remedy}, or leave it out."
+                )
+        return chosen

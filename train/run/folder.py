@@ -56,11 +56,20 @@ class RunFolder:
     """Whether it held this run before."""
     _lock: BaseFileLock | None = None
     """Held by the process that writes."""
+    _replaced_by: str | None = None
+    """The configuration that `begin` writes once it has removed the run that the folder holds; None: there is none to remove."""
 
     @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
-        return (self.path / WEIGHTS).exists()
+        return self._replaced_by is None and (self.path / WEIGHTS).exists()
+
+    def begin(self) -> None:
+        """Remove the run that this one replaces, if any: by now nothing can be wrong with the command that does."""
+        if self._replaced_by is not None:
+            _remove_run(self.path)
+            write_text(self.path / CONFIG_FILE, self._replaced_by)
+            self._replaced_by = None
 
     @contextmanager
     def beginning(self) -> Iterator[None]:
@@ -68,7 +77,7 @@ class RunFolder:
         try:
             yield
         except UserError:
-            if self._lock is not None and not self.resumed:
+            if self._lock is not None and not self.resumed and self._replaced_by is None:
                 (self.path / CONFIG_FILE).unlink(missing_ok=True)
                 self._lock.release()
                 # Others may have files there, or the next command the lock.
@@ -92,7 +101,7 @@ def open_run(run_dir: Path | None, given: TrainConfig, settled: TrainConfig, *, 
         run_dir: As the user says.
         given: The configuration as given, with `auto` and None.
         settled: The same with these settled.
-        overwrite: Remove an earlier run of the folder.
+        overwrite: Replace an earlier run of the folder, which `RunFolder.begin` removes.
 
     Raises:
         OptionError: If the folder holds a run of another configuration, or something else.
@@ -105,9 +114,7 @@ def open_run(run_dir: Path | None, given: TrainConfig, settled: TrainConfig, *, 
     if lock is None:
         raise UserError(f"{run_dir}: another process is training in this folder. Wait for it, or choose another --run-dir.")
     remove_temporaries(run_dir, _OURS)
-    if overwrite:
-        _remove_run(run_dir)
-    return _enter(run_dir, given, settled, lock)
+    return _enter(run_dir, given, settled, lock, overwrite=overwrite)
 
 
 def read_run_config(run_dir: Path) -> TrainConfig:
@@ -148,13 +155,15 @@ def _same_data(one: TrainConfig, other: TrainConfig) -> bool:
     return (one.graphs, one.data) == (other.graphs, other.data)
 
 
-def _enter(path: Path, given: TrainConfig, settled: TrainConfig, lock: BaseFileLock) -> RunFolder:
+def _enter(path: Path, given: TrainConfig, settled: TrainConfig, lock: BaseFileLock, *, overwrite: bool = False) -> RunFolder:
     """Compare with the run that is there, or write the configuration of a new one; what a killed process left goes."""
     for folder in (path, *(path / name for name in _FOLDERS)):
         remove_temporaries(folder)
     if not (path / CONFIG_FILE).exists():
         write_text(path / CONFIG_FILE, settled.to_toml())
         return RunFolder(path, settled, False, lock)
+    if overwrite:
+        return RunFolder(path, settled, False, lock, settled.to_toml())
     stored = read_run_config(path)
     settled = _keep_settled(stored, given, settled)
     if changed := stored.differences(settled):

@@ -82,6 +82,7 @@ def train(
             try:
                 with folder.beginning(), ranks.main_first():
                     session = Session(folder, loaded, ranks)
+                    folder.begin()
                 return session.run(shown)
             finally:
                 if data is None:

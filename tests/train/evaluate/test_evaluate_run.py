@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -203,6 +204,21 @@ def test_severity_comes_with_a_hierarchy(run_dir: Path, squares: tuple[Path, Pat
 def test_a_protocol_without_its_file_names_the_option(run_dir: Path, protocol: ProtocolName, option: str) -> None:
     with pytest.raises(OptionError, match=f"--protocol {protocol} needs --{option}"):
         evaluate_run(run_dir, EvalOptions(protocols=(protocol,)))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"hierarchy": "paths.tsv"}, r"--hierarchy is for the protocol severity, .* Add --protocol severity"),
+        ({"superclass_column": "coarse"}, r"--superclass-column is for the protocol retrieval"),
+        ({"templates": "prompts.json"}, r"--templates is for the protocol zero-shot"),
+        ({"objectnet": "pictures"}, r"--objectnet is for the protocol objectnet"),
+        ({"protocols": (), "in9_map": "map.json"}, r"--in9-map is for the protocol imagenet-9, .* Add --imagenet9"),
+    ],
+)
+def test_an_option_of_a_protocol_that_is_not_asked_for_is_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(OptionError, match=told):
+        EvalOptions(**{"protocols": ("knn", "few-shot"), "held_out": "classes.txt", **options}).chosen()
 
 
 def test_held_out_names_that_are_no_classes_are_an_error(run_dir: Path, squares: tuple[Path, Path], tmp_path: Path) -> None:

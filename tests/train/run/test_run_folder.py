@@ -77,6 +77,21 @@ def test_overwrite_removes_nothing_that_the_run_did_not_write(tmp_path: Path, co
     assert len(read_lines(tmp_path / "run/metrics.jsonl")) == 2
 
 
+@pytest.mark.parametrize("wrong", [{"init": "run:nowhere.safetensors"}, {"batch_size": 4096}, {"image_column": "absent"}])
+def test_an_overwrite_that_is_refused_leaves_the_earlier_run(tmp_path: Path, config: TrainConfig, wrong: dict[str, Any]) -> None:
+    train(config, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(UserError):
+        train(replace(config, **wrong), tmp_path / "run", overwrite=True)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_an_overwrite_may_start_from_the_weights_that_it_replaces(tmp_path: Path, config: TrainConfig) -> None:
+    train(config, tmp_path / "run")
+    init = f"run:{tmp_path / 'run/model.safetensors'}"
+    assert train(replace(config, init=init), tmp_path / "run", overwrite=True).first_step == 0
+
+
 @pytest.mark.parametrize("text", ["", 'objective = "xclr"\n', "[tool]\nname = 1\n"])
 def test_a_config_file_of_another_program_makes_no_run(tmp_path: Path, config: TrainConfig, text: str) -> None:
     (tmp_path / "theirs/checkpoints").mkdir(parents=True)
@@ -115,7 +130,9 @@ def test_an_overwrite_killed_anywhere_can_be_run_again_and_mixes_nothing(
 
         patch.setattr(folder, "remove", counted(folder.remove))
         with suppress(Killed):
-            open_run(tmp_path / "run", config, config, overwrite=True).close()
+            replaced = open_run(tmp_path / "run", config, config, overwrite=True)
+            replaced.begin()
+            replaced.close()
     result = train(config, tmp_path / "run")
     # Either the old run is still whole, or a new one went from its beginning to its end: equal here, being the same training.
     assert (result.steps, len(read_lines(tmp_path / "run/metrics.jsonl"))) == (2, 2)
