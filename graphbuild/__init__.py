@@ -5,10 +5,11 @@ Importing this package loads nothing heavy; each command, and `graphbuild.open`,
 
 from __future__ import annotations
 
-import os
-import sys
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from graphbuild.knn.compiled import keep_compiled_kernels
 
 if TYPE_CHECKING:
     from graphbuild.embed.build import build_embeddings
@@ -26,20 +27,7 @@ _LAZY = {
     "build_knn": "graphbuild.knn.stage",
 }
 
-
-def _keep_compiled_kernels() -> None:
-    """Give numba a folder for what it compiles where it would find none: a read-only installation, perhaps without HOME."""
-    from pathlib import Path
-
-    from graphbuild.store.cache import cache_folder, writable
-
-    if "NUMBA_CACHE_DIR" not in os.environ and not writable(Path(__file__).parent):
-        os.environ["NUMBA_CACHE_DIR"] = str(cache_folder("numba"))
-        if "numba" in sys.modules:
-            vars(sys.modules["numba"].config)["CACHE_DIR"] = os.environ["NUMBA_CACHE_DIR"]
-
-
-_keep_compiled_kernels()
+keep_compiled_kernels(Path(__file__).parent)
 
 
 def __getattr__(name: str) -> Any:
@@ -72,8 +60,6 @@ def open(graph_dir: str | PathLike[str], *, verify: bool | None = None) -> Graph
     Raises:
         ArtifactError: If there is no graph.
     """
-    from pathlib import Path
-
     from graphbuild.quality.view import GraphView
 
     return GraphView(Path(graph_dir), verify=verify)

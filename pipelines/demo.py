@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from graphbuild.system.options import HELP
 from graphbuild.system.process import run_cli
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ TRAINING_BUDGET_SECONDS = 180.0
 _TEMPLATE = "a photo of a {}"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option(
     "--epochs", type=click.IntRange(min=1), default=8, show_default=True, help="Passes over the pictures, each objective."
 )

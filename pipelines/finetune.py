@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from graphbuild.system.options import FOLDER
+from graphbuild.system.options import FOLDER, HELP
 from graphbuild.system.process import run_cli
 from pipelines.tiny_imagenet import (
     COLUMN,
@@ -29,7 +29,7 @@ from pipelines.tiny_imagenet import (
 PRETRAINED = "pretrained"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @data_option
 @click.option("--out", type=FOLDER, default=Path("runs/finetune"), show_default=True)
 @click.option("--pretrain-epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Passes of SimCLR.")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import click
 
 from graphbuild.errors import OptionError, SourceError, UserError
-from graphbuild.system.options import FOLDER
+from graphbuild.system.options import FOLDER, HELP
 
 CONFIG = "recipe.toml"
 
@@ -58,13 +58,12 @@ class Recipe:
 def command(recipe: Recipe) -> click.Command:
     """Return the command line of a recipe."""
 
-    folder_path = FOLDER
     graphs, runs = Path("graphs") / recipe.name, Path("runs") / recipe.name
 
-    @click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=recipe.about)
-    @click.option("--data", "folder", type=folder_path, required=True, help=recipe.needs)
-    @click.option("--graph-dir", type=folder_path, default=graphs, show_default=True, help="The graph; built where it is missing.")
-    @click.option("--out", type=folder_path, default=runs, show_default=True, help="Run, configuration and report.")
+    @click.command(context_settings=HELP, help=recipe.about)
+    @click.option("--data", "folder", type=FOLDER, required=True, help=recipe.needs)
+    @click.option("--graph-dir", type=FOLDER, default=graphs, show_default=True, help="The graph; built where it is missing.")
+    @click.option("--out", type=FOLDER, default=runs, show_default=True, help="Run, configuration and report.")
     @click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="Sentence Transformer of the captions.")
     @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option of `train run`; repeatable.")
     @click.option("--dry-run", is_flag=True, help="Check data, graph, memory, disk and time; build and train nothing.")
@@ -104,7 +103,7 @@ def command(recipe: Recipe) -> click.Command:
         )
         run.params.append(click.Option(["--definitions"], type=click.Path(exists=True), help=about))
     if not recipe.own_labels:
-        run.params.append(click.Option(["--imagenet"], type=folder_path, help="ImageNet's folder of train/ and val/, to score."))
+        run.params.append(click.Option(["--imagenet"], type=FOLDER, help="ImageNet's folder of train/ and val/, to score."))
     for option, about in _SETS.items():
         run.params.append(click.Option([option], type=click.Path(exists=True), help=about))
     return run

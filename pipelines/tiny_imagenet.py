@@ -7,14 +7,14 @@ A finished run is not run again; one that was stopped goes on.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from graphbuild.errors import SourceError
-from graphbuild.system.options import FOLDER
+from graphbuild.system.options import FOLDER, HELP, together
 from graphbuild.system.process import run_cli
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ GRAPH = Path("graphs/tiny_imagenet")
 OBJECTIVES: tuple[Objective, ...] = ("simclr", "supcon", "xclr")
 COLUMN = "label"
 data_option = click.option("--data", "folder", type=FOLDER, required=True, help="Folder of train-*.parquet and val.parquet.")
-_TRAINING_OPTIONS = (
+training_options = together(
     click.option("--image-size", type=click.IntRange(min=16), default=32, show_default=True, help="Pixels of a view."),
     click.option("--batch-size", type=click.IntRange(min=8), default=250, show_default=True, help="Images a step."),
     click.option("--model", default="small", show_default=True, help="The network, as `train run --model` takes it."),
@@ -34,14 +34,7 @@ _TRAINING_OPTIONS = (
 )
 
 
-def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a recipe the options of its trainings."""
-    for option in reversed(_TRAINING_OPTIONS):
-        command = option(command)
-    return command
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @data_option
 @click.option("--out", type=FOLDER, default=Path("runs/tiny_imagenet"), show_default=True)
 @click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Passes over the images, each objective.")

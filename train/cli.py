@@ -15,18 +15,16 @@ from graphbuild.errors import visible
 from graphbuild.store.outputs import require_replaceable
 from graphbuild.store.reading import reading_options
 from graphbuild.system.answers import answer
-from graphbuild.system.options import FILE, FOLDER, FiniteRange
+from graphbuild.system.options import FILE, FOLDER, HELP, FiniteRange, json_option, replace_option, upload_options
 from graphbuild.system.process import run_cli
 from train.config import load_config
 from train.config.command_line import GroupedCommand, config_options
 from train.evaluate.options import PROTOCOLS, EvalOptions
 
 runs_argument = partial(click.argument, "runs", metavar="RUN...", nargs=-1, required=True, type=FOLDER)
-replace_option = click.option("--overwrite", is_flag=True, help="Replace a file that none of these commands wrote, too.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(context_settings={**HELP, "max_content_width": 110})
 @click.version_option(package_name="xclr-graph")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
@@ -196,8 +194,7 @@ def compare(
 )
 @click.option("--data", default=None, help="Images of --features (default: those of the run).")
 @click.option("--license", "stated_license", default=None, metavar="NAME", help="Licence of the weights, for the card.")
-@click.option("--repo", default=None, metavar="USER/NAME", help="Upload both to the Hugging Face hub; needs a token (HF_TOKEN).")
-@click.option("--private", is_flag=True, help="Make a private repository, if it is not there yet.")
+@upload_options
 @replace_option
 @reading_options
 @json_option

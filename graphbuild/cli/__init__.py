@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 
 from graphbuild.cli import build, curate, exchange, quality
+from graphbuild.system.options import HELP
 from graphbuild.system.process import run_cli
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(context_settings={**HELP, "max_content_width": 110})
 @click.version_option(package_name="xclr-graph")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
@@ -19,6 +20,7 @@ def cli(debug: bool) -> None:
 
 
 for command in (
+    build.datasets,
     build.embed,
     build.knn,
     build.rescore_,
@@ -41,7 +43,6 @@ for command in (
     quality.explore,
     quality.status,
     quality.doctor,
-    exchange.datasets,
 ):
     cli.add_command(command)
 

@@ -1,4 +1,4 @@
-"""Commands that build a graph directory: embed, knn, rescore, partition."""
+"""Commands that build a graph directory: datasets, embed, knn, rescore, partition."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import click
 
 from graphbuild.cli.options import (
     graph_dir_option,
-    json_option,
     k_option,
     overwrite_option,
     part_option,
@@ -17,6 +16,7 @@ from graphbuild.cli.options import (
     shard_size_option,
     shard_workers_option,
     sketch_dim_option,
+    trust_option,
     workers_option,
 )
 from graphbuild.store.manifest import find_graph_dir
@@ -24,7 +24,16 @@ from graphbuild.store.parts import Part
 from graphbuild.store.reading import reading_options
 from graphbuild.store.repeats import ON_DUPLICATE
 from graphbuild.system.answers import answer
-from graphbuild.system.options import SEED, FiniteRange
+from graphbuild.system.options import SEED, FiniteRange, json_option
+
+
+@click.command()
+@json_option
+def datasets(as_json: bool) -> None:
+    """Show what --dataset takes: size, licence note, and where it comes from."""
+    from graphbuild.embed.sources import describe_all
+
+    answer(describe_all(), as_json)
 
 
 @click.command()
@@ -95,12 +104,7 @@ from graphbuild.system.options import SEED, FiniteRange
     default=None,
     help="Keep the first coordinates only, of encoders made for it (Matryoshka); vectors are normalised after cutting.",
 )
-@click.option(
-    "--trust-remote-code",
-    default=None,
-    metavar="NAME",
-    help="Let code run that comes with the encoder: name it once more, after reading that code.",
-)
+@trust_option
 @click.option(
     "--backend",
     type=click.Choice(["torch", "onnx", "openvino"]),

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from graphbuild.cli.options import graph_dir_option, json_option, replace_option
+from graphbuild.cli.options import graph_dir_option
 from graphbuild.store.manifest import find_graph_dir
 from graphbuild.store.reading import reading_options
 from graphbuild.system.answers import answer
-from graphbuild.system.options import FILE, SEED, FiniteRange
+from graphbuild.system.options import FILE, SEED, FiniteRange, json_option, replace_option
 
 out_option = partial(
     click.option,

@@ -1,4 +1,4 @@
-"""Commands that take graphs out and in: export, import, subset, relate, fuse, publish; and the list of data sets."""
+"""Commands that take graphs out and in: export, import, subset, relate, fuse, publish."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import click
 from graphbuild.cli.options import (
     NeighborCount,
     graph_dir_option,
-    json_option,
     k_option,
     overwrite_option,
     part_option,
-    replace_option,
     scheduler_option,
     shard_size_option,
     shard_workers_option,
@@ -24,7 +22,7 @@ from graphbuild.store.manifest import find_graph_dir
 from graphbuild.store.parts import Part
 from graphbuild.store.reading import reading_options
 from graphbuild.system.answers import answer
-from graphbuild.system.options import FILE, FOLDER
+from graphbuild.system.options import FILE, FOLDER, json_option, replace_option, upload_options
 
 
 @click.command()
@@ -201,8 +199,7 @@ def fuse(graphs: tuple[Path, ...], weights: str | None, out: Path, as_json: bool
 @reading_options
 @click.option("--out", type=FOLDER, required=True, help="Where the folder goes.")
 @click.option("--license", required=True, metavar="NAME", help="Licence of the captions, such as cc-by-4.0, or unknown.")
-@click.option("--repo", default=None, metavar="USER/NAME", help="Upload it to the Hugging Face hub; needs a token (HF_TOKEN).")
-@click.option("--private", is_flag=True, help="Make a private repository, if it is not there yet.")
+@upload_options
 @json_option
 def publish(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) -> None:
     """Write a folder that `datasets` reads, with a card, and upload it where a repository is named.
@@ -225,12 +222,3 @@ def publish(graph_dir: Path | None, out: Path, as_json: bool, **options: Any) ->
         notes=health.notes,
     )
     answer(publish_graph(directory, out, config, measured), as_json)
-
-
-@click.command()
-@json_option
-def datasets(as_json: bool) -> None:
-    """Show what --dataset takes: size, licence note, and where it comes from."""
-    from graphbuild.datasets.registry import describe_all
-
-    answer(describe_all(), as_json)

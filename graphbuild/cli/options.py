@@ -1,8 +1,7 @@
-"""Options that several commands share, and how commands answer."""
+"""Options that several commands of `graphbuild` share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import click
 from graphbuild.store import schemas
 from graphbuild.store.reading import set_for_this_command
 from graphbuild.system.cluster import TLS_VARIABLES
-from graphbuild.system.options import FILE, FOLDER, FiniteRange
+from graphbuild.system.options import FILE, FOLDER, FiniteRange, together
 
 graph_dir_option = click.option(
     "--graph-dir",
@@ -19,7 +18,6 @@ graph_dir_option = click.option(
     default=None,
     help="The graph directory (default: $GRAPHBUILD_DIR, else the only graph under graphs/).",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 workers_option = click.option(
     "--workers",
     type=click.IntRange(min=0),
@@ -33,13 +31,18 @@ shard_workers_option = click.option(
     show_default=True,
     help="Dask worker processes on this machine, a shard each; 0 works in this process.",
 )
+trust_option = click.option(
+    "--trust-remote-code",
+    default=None,
+    metavar="NAME",
+    help="Let code run that comes with the encoder: name it once more, after reading that code.",
+)
 part_option = click.option(
     "--part",
     default=None,
     metavar="I/N",
     help="Do every N-th shard that is missing and exit, from 1/N to N/N; a last call without it ends the stage.",
 )
-replace_option = click.option("--overwrite", is_flag=True, help="Replace a file that none of these commands wrote, too.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Build again what was built with other options.")
 
 
@@ -55,17 +58,14 @@ _TLS_OPTIONS = {
 }
 
 
-def scheduler_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the address of a running Dask scheduler, and what one with TLS asks for."""
-    for name, (flag, told) in reversed(_TLS_OPTIONS.items()):
-        kind = FILE
-        option = click.option(flag, name, type=kind, default=None, expose_value=False, callback=_set_certificates, help=told)
-        command = option(command)
-    address = "A running Dask scheduler, such as tcp://10.0.0.1:8786."
-    return click.option("--scheduler", default=None, metavar="ADDRESS", help=address)(command)
-
-
-_HEALTH_OPTIONS: tuple[Callable[..., Any], ...] = (
+scheduler_option = together(
+    click.option("--scheduler", default=None, metavar="ADDRESS", help="A running Dask scheduler, such as tcp://10.0.0.1:8786."),
+    *(
+        click.option(flag, name, type=FILE, default=None, expose_value=False, callback=_set_certificates, help=told)
+        for name, (flag, told) in _TLS_OPTIONS.items()
+    ),
+)
+health_options = together(
     click.option("--batch-size", type=click.IntRange(min=2), default=1024, show_default=True, help="For the hit rate and target."),
     click.option("--tau-s", type=FiniteRange(min=0, min_open=True), default=0.1, show_default=True, help="Of the target."),
     click.option(
@@ -82,13 +82,6 @@ _HEALTH_OPTIONS: tuple[Callable[..., Any], ...] = (
         "--absent", type=FiniteRange(-1, 1), default=None, help="Similarity of pairs not stored, for a graph without a sketch."
     ),
 )
-
-
-def health_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of measuring a graph to a command."""
-    for option in reversed(_HEALTH_OPTIONS):
-        command = option(command)
-    return command
 
 
 class NeighborCount(click.ParamType[int | str]):

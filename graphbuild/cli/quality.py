@@ -7,16 +7,11 @@ from typing import Any
 
 import click
 
-from graphbuild.cli.options import (
-    graph_dir_option,
-    health_options,
-    json_option,
-    replace_option,
-)
+from graphbuild.cli.options import graph_dir_option, health_options, trust_option
 from graphbuild.store.manifest import find_graph_dir
 from graphbuild.store.reading import reading_options
 from graphbuild.system.answers import FORMS, Form, answer, print_bytes
-from graphbuild.system.options import FILE, FOLDER, SEED, FiniteRange
+from graphbuild.system.options import FILE, FOLDER, SEED, FiniteRange, json_option, replace_option
 
 
 @click.command()
@@ -70,12 +65,7 @@ def inspect(
     help="The graph's encoder; it must be named if it is not the built-in one, because a graph's word alone loads none. Of a "
     "graph of given vectors, the text encoder that made them.",
 )
-@click.option(
-    "--trust-remote-code",
-    default=None,
-    metavar="NAME",
-    help="Let code run that comes with the encoder: name it once more, after reading that code.",
-)
+@trust_option
 @json_option
 def neighbors(
     text: str | None,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import asdict, dataclass
-from typing import Any
 
-from graphbuild.datasets.base import Source, SourceInfo
+from graphbuild.datasets.base import Source
 from graphbuild.errors import SourceError
 
 _MODULES = {
@@ -36,24 +34,6 @@ NAMES = tuple(_MODULES)
 """What --dataset takes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptions:
-    """The answer of `graphbuild datasets`."""
-
-    infos: tuple[SourceInfo, ...]
-
-    def summary(self) -> str:
-        """Return one paragraph a data set."""
-        return "\n".join(
-            f"{info.name}\n    {info.what}\n    size: {info.size}\n    licence: {info.licence}\n    from: {info.origin}"
-            for info in self.infos
-        )
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """Return the same, for scripts."""
-        return [asdict(info) for info in self.infos]
-
-
 def get_source(name: str) -> Source:
     """Return the source of a data set's name.
 
@@ -64,8 +44,3 @@ def get_source(name: str) -> Source:
         raise SourceError(f"no data set {name!r}; --dataset takes: {', '.join(NAMES)} (see `graphbuild datasets`).")
     source: Source = importlib.import_module(f"graphbuild.datasets.{_MODULES[name]}").SOURCE
     return source
-
-
-def describe_all() -> Descriptions:
-    """Return what every data set is, how large, under what licence, and where it comes from."""
-    return Descriptions(tuple(get_source(name).info for name in NAMES))

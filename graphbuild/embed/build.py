@@ -1,6 +1,6 @@
 """The `embed` command: a data set in; texts, samples, embeddings and the FAISS index out.
 
-Run again with equal options, it does nothing; killed, it goes on where it was. The stages are in `embed_stages`.
+Run again with equal options, it does nothing; killed, it goes on where it was. The stages are in `graphbuild.embed.stages`.
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ from graphbuild.exchange.fusion import FuseConfig, Fusion
 from graphbuild.exchange.relate.config import describe_absent
 from graphbuild.exchange.rescored import Rule
 from graphbuild.store.manifest import Manifest
+from graphbuild.store.mixture import share_weights
 from graphbuild.store.stage import writing
 from graphbuild.system.answers import Answer, next_steps
 from graphbuild.system.progress import progress
-from graphbuild.targets.mixture import share_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

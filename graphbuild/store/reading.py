@@ -33,27 +33,23 @@ def _choose_cache(context: click.Context, _option: click.Parameter, given: Path 
         set_for_this_command(context, CACHE_VARIABLE, str(given.absolute()))
 
 
-_READING_OPTIONS: tuple[Callable[..., Any], ...] = (
-    click.option(
-        "--no-verify",
-        is_flag=True,
-        expose_value=False,
-        callback=_leave_digests_out,
-        help="Do not compare files with their digests, which is done once for each version of a file.",
-    ),
-    click.option(
-        "--cache-dir",
-        type=click.Path(file_okay=False, path_type=Path),
-        default=None,
-        expose_value=False,
-        callback=_choose_cache,
-        help="What is derived from a graph that cannot be written goes here (default: $XDG_CACHE_HOME, else ~/.cache).",
-    ),
+_verify_option = click.option(
+    "--no-verify",
+    is_flag=True,
+    expose_value=False,
+    callback=_leave_digests_out,
+    help="Do not compare files with their digests, which is done once for each version of a file.",
+)
+_cache_option = click.option(
+    "--cache-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    expose_value=False,
+    callback=_choose_cache,
+    help="What is derived from a graph that cannot be written goes here (default: $XDG_CACHE_HOME, else ~/.cache).",
 )
 
 
 def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of reading a graph to a command."""
-    for option in reversed(_READING_OPTIONS):
-        command = option(command)
-    return command
+    """Return a command with the options of reading a graph added."""
+    return _verify_option(_cache_option(command))

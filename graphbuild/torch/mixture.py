@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from graphbuild.errors import OptionError
-from graphbuild.targets.mixture import Mix, share_weights
+from graphbuild.store.mixture import Mix, share_weights
 from graphbuild.targets.samples import Coverage
 from graphbuild.torch.assembler import GraphTarget
 from graphbuild.torch.blocks import Target

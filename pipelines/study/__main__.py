@@ -10,12 +10,12 @@ from typing import get_args
 
 import click
 
-from graphbuild.system.options import FOLDER
+from graphbuild.system.options import FOLDER, HELP
 from graphbuild.system.process import run_cli
 from train.config import ModelName
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option("--data", "folder", type=FOLDER, required=True, help="Folder of tiny_imagenet/, classes/ and flickr8k/.")
 @click.option("--out", type=FOLDER, default=Path("runs/study"), show_default=True)
 @click.option(

@@ -18,7 +18,7 @@ import numpy as np
 
 from graphbuild.errors import OptionError
 from graphbuild.store.arrays import Float64
-from graphbuild.system.options import FILE
+from graphbuild.system.options import FILE, HELP
 from graphbuild.system.process import run_cli
 from pipelines.study.data import hold_out
 from pipelines.study.graphs import shuffle
@@ -252,7 +252,7 @@ def _shown(pair: Contrast, measure: str, gap: Difference) -> str:
     return f"{' - '.join(pair)}, {measure}: {scale * gap.mean:+.2f}{half}"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option("--scores", type=FILE, default=None, help="Records of the runs of one set.")
 @click.option("--names", type=FILE, default=None, help="The 200 class names, one a line.")
 def confirm(scores: Path | None, names: Path | None) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from graphbuild.store.arrays import Float64
-from graphbuild.system.options import FOLDER
+from graphbuild.system.options import FOLDER, HELP
 from graphbuild.system.process import run_cli
 from pipelines.study.confirm import (
     MEASURES,
@@ -184,7 +184,7 @@ def _arm(arm: ArmName, graph: str, similarity: Float64, mass: float) -> Arm:
     return Arm(name=arm, group="confirm", objective="xclr", graph=graph, options=options)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option("--data", "source", type=FOLDER, required=True, help="Folder of tiny_imagenet/ and classes/.")
 @click.option("--set", "name", type=click.Choice(tuple(SETS)), default="cpu", show_default=True, help="Which of the planned runs.")
 @click.option("--blocks", "count", type=click.IntRange(min=1), default=None, help="The first so many alone: a study cut short.")

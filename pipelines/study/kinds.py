@@ -30,7 +30,7 @@ from graphbuild.knn.stage import build_knn
 from graphbuild.store.arrays import Float64
 from graphbuild.store.embeddings import load_embeddings
 from graphbuild.store.frames import Frames
-from graphbuild.system.options import FOLDER
+from graphbuild.system.options import FOLDER, HELP
 from graphbuild.system.process import run_cli
 from pipelines.study.data import StudyData, prepare_data, write_frame
 from pipelines.study.execute import Study
@@ -168,7 +168,7 @@ class Kinds:
         build_knn(path, KnnConfig())
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option("--data", "source", type=FOLDER, help="Folder of tiny_imagenet/, classes/ and flickr8k/.")
 @click.option("--tiny-run", type=FOLDER, default=None, help="SimCLR, Tiny-ImageNet.")
 @click.option("--flickr-run", type=FOLDER, default=None, help="Of Flickr8k.")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from graphbuild.errors import OptionError
-from graphbuild.system.options import FILE, FOLDER
+from graphbuild.system.options import FILE, FOLDER, HELP
 from graphbuild.system.process import run_cli
 from pipelines.study.confirm import flat
 from pipelines.study.data import StudyData, prepare_data
@@ -224,7 +224,7 @@ budget_option = click.option("--budget", type=click.IntRange(min=1), default=BUD
 table_option = click.option("--table", "as_table", is_flag=True, help="Print what is recorded, and make nothing.")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option("--data", "source", type=FOLDER, help="Folder of tiny_imagenet/ and classes/.")
 @click.option("--out", type=FOLDER, default=Path("runs/objectives"), show_default=True)
 @records_option

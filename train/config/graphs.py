@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from graphbuild.errors import OptionError
-from graphbuild.targets.mixture import Mix, share_weights
+from graphbuild.store.mixture import Mix, share_weights
 from train.config.kinds import LOOSE, TARGET, doc
 
 SimilarityName = Literal["stored", "rescored"]

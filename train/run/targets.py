@@ -16,8 +16,8 @@ from torch import Tensor
 from graphbuild.errors import OptionError
 from graphbuild.store.arrays import Int32, Int64
 from graphbuild.store.graph import Graph
+from graphbuild.store.mixture import Mix
 from graphbuild.targets.batches import draw_texts
-from graphbuild.targets.mixture import Mix
 from graphbuild.torch.assembler import GraphTarget
 from graphbuild.torch.blocks import Gather, OneHotTarget, SameClassTarget, Target
 from graphbuild.torch.mixture import mix_targets

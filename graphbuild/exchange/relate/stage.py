@@ -34,12 +34,12 @@ from graphbuild.store.files import Receipt, ensure_parquet, shard_ranges
 from graphbuild.store.hashes import hash_strings
 from graphbuild.store.lookup import build_lookup
 from graphbuild.store.manifest import Manifest, up_to_date
+from graphbuild.store.mixture import share_weights
 from graphbuild.store.parts import Part, PartResult, in_common, require_no_parts, working_at
 from graphbuild.store.stage import Made, run_stage, writing
 from graphbuild.store.tables import ensure_shards
 from graphbuild.system.cluster import Workers
 from graphbuild.system.progress import progress
-from graphbuild.targets.mixture import share_weights
 
 METHOD = "relate"
 _RESERVED = frozenset({schemas.SAMPLE_ID, schemas.SAMPLE_HASH, schemas.TEXT_ID})

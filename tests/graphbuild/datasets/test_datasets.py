@@ -14,7 +14,8 @@ import pytest
 from helpers_embed import column, embed, write_captions
 
 from graphbuild.datasets.base import SourceOptions
-from graphbuild.datasets.registry import NAMES, describe_all, get_source
+from graphbuild.datasets.registry import NAMES, get_source
+from graphbuild.embed.sources import describe_all
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.quality.verify import verify_graph
 from graphbuild.store.manifest import Manifest

@@ -19,7 +19,7 @@ from graphbuild.quality.compare import compare_graphs
 from graphbuild.quality.verify import verify_graph
 from graphbuild.store.embeddings import load_embeddings
 from graphbuild.store.graph import Graph
-from graphbuild.targets.mixture import share_weights
+from graphbuild.store.mixture import share_weights
 
 
 def _pair(tmp_path: Path) -> tuple[list[Path], np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Several graphs over the same samples as one: what share each has. Nothing here imports torch."""
+"""What share each of several graphs, or kernels, has of one similarity. Nothing here imports torch."""
 
 from __future__ import annotations
 
