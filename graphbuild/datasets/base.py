@@ -164,6 +164,11 @@ class OpenSource:
     images: Images | None = None
     """Where the pictures are, for `train run`."""
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """Digest of each file, by its name."""
+        return {file.name: file.digest for file in self.files}
+
     def columns(self) -> dict[str, Any]:
         """Return the columns that are read, as the manifest records them."""
         return {"caption_column": self.caption_column, "id_column": self.id_column, "keep_columns": self.keep_schema.names}

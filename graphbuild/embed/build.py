@@ -22,6 +22,7 @@ from graphbuild.embed.encoder import choose_precision, use_flash
 from graphbuild.embed.encoder_files import BACKEND_FILES, EncoderSpec, find_encoder
 from graphbuild.embed.image_files import find_image_encoder
 from graphbuild.embed.images import IMAGES, ImageRun, require_image_options
+from graphbuild.embed.index import build_index
 from graphbuild.embed.sample_run import SampleRun
 from graphbuild.embed.stages import EmbedRun
 from graphbuild.embed.text.policy import describe_collapse
@@ -32,6 +33,7 @@ from graphbuild.embed.vectors import VectorRun, require_vector_options
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store import schemas
 from graphbuild.store.images import Images, place_of, recorded
+from graphbuild.store.lookup import build_lookup
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.parts import require_no_parts
 from graphbuild.store.stage import writing
@@ -44,7 +46,6 @@ _PARTS = frozenset({"train", "val", "valid", "validation", "test", "data", "imag
 _LOOKED_FOR = 100
 _OPENING = "opening source and encoder"
 _CHECKED_EARLY = 100_000
-_RESERVED = frozenset({schemas.SAMPLE_ID, schemas.SAMPLE_HASH, schemas.TEXT_ID})
 
 
 def default_graph_dir(config: EmbedConfig) -> Path:
@@ -142,17 +143,27 @@ def _open_images(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> Im
 
 
 def _run(graph_dir: Path, manifest: Manifest, run: EmbedRun | SampleRun) -> EmbedResult:
-    built = [
-        name for name, build in (("text", run.text), ("lookup", run.lookup), ("embed", run.embed), ("index", run.index)) if build()
-    ]
+    works = {
+        "text": run.text,
+        "lookup": lambda: sort_ids(graph_dir, manifest),
+        "embed": run.embed,
+        "index": lambda: build_index(graph_dir, manifest, overwrite=True),
+    }
+    built = [name for name, work in works.items() if work()]
     return EmbedResult(
         graph_dir=graph_dir,
         built=tuple(built),
         counts=manifest.counts,
         encoder=manifest.encoder,
-        seconds={name: manifest.stages[name].seconds for name in ("text", "lookup", "embed", "index")},
+        seconds={name: manifest.stages[name].seconds for name in works},
         repeated=describe_collapse(manifest.stages["text"].facts),
     )
+
+
+def sort_ids(graph_dir: Path, manifest: Manifest) -> bool:
+    """Build the look-up of samples by their ids; returns whether anything was to do."""
+    with progress("sorting ids", None):
+        return build_lookup(graph_dir, manifest)
 
 
 def _look_at_first_samples(source: OpenSource, *, repeated: bool) -> None:
@@ -187,7 +198,7 @@ def _refuse_other_dataset(graph_dir: Path, manifest: Manifest, config: EmbedConf
 
 
 def _refuse_own_columns(config: EmbedConfig) -> None:
-    if clash := _RESERVED.intersection(config.keep_columns):
+    if clash := set(schemas.SAMPLES_SCHEMA.names).intersection(config.keep_columns):
         raise OptionError(
             f"--keep-columns {sorted(clash)[0]}: samples have a column of this name already. Rename it in the source."
         )

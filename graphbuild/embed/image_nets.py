@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 
 _RUN_WEIGHTS = "model.safetensors"
-_BACKBONE = "backbone."
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +181,7 @@ def load_own(path: Path) -> LoadedNet:
     from safetensors import SafetensorError, safe_open
     from torchvision import transforms
 
-    from graphbuild.system.backbones import MEAN, STD, build_backbone
+    from graphbuild.system.backbones import MEAN, STD, backbone_of, build_backbone
 
     path = path / _RUN_WEIGHTS if path.is_dir() else path
     try:
@@ -191,8 +190,7 @@ def load_own(path: Path) -> LoadedNet:
             weights = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - not a mapping
         size = int(facts["image_size"])
         module, dim = build_backbone(facts["model"], size)
-        own = {key.removeprefix(_BACKBONE): value for key, value in weights.items() if key.startswith(_BACKBONE)}
-        module.load_state_dict(own or weights)
+        module.load_state_dict(backbone_of(weights) or weights)
     except FileNotFoundError:
         raise OptionError(f"--encoder {path}: no such file: the run is not finished, or the path is another's.") from None
     except (SafetensorError, KeyError, ValueError, AttributeError, RuntimeError, OSError) as error:

@@ -23,9 +23,7 @@ from graphbuild.embed.sample_run import SampleRun
 from graphbuild.embed.shard import embed_missing, embed_own, shard_keys
 from graphbuild.embed.vectors import NOT_FOR_SAMPLES, option_of
 from graphbuild.errors import OptionError, SourceError
-from graphbuild.store import schemas
 from graphbuild.store.digests import digest_json
-from graphbuild.store.files import Receipt
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.parts import Part
 from graphbuild.store.stage import Made, run_stage
@@ -65,7 +63,7 @@ def require_image_options(config: EmbedConfig) -> None:
 
 
 class ImageRun(SampleRun):
-    """One call of `build_embeddings` for pictures: the same four stages."""
+    """One call of `build_embeddings` for pictures."""
 
     def __init__(
         self, graph_dir: Path, config: EmbedConfig, manifest: Manifest, source: OpenSource, pictures: Pictures, spec: ImageSpec
@@ -136,20 +134,19 @@ class ImageRun(SampleRun):
     def _embed_options(self) -> tuple[dict[str, Any], dict[str, str]]:
         config = {
             **self._spec.identity(),
-            "pictures": digest_json({file.name: file.digest for file in self._source.files}),
+            "pictures": digest_json(self._source.digests),
             "shard_size": self._config.shard_size,
         }
-        texts = (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH)
-        return config, self._manifest.column_digests("text", texts, folder=schemas.TEXTS)
+        return config, self._manifest.text_digests()
 
     def embed(self) -> bool:
         """Write one vector a picture; returns whether anything was missing."""
         config, inputs = self._embed_options()
 
         def work(_key: str) -> Made:
-            receipts = self._embed_shards(config, inputs)
+            made = self._embed_shards(config, inputs)
             self._manifest.encoder = self._describe_vectors()
-            return Made(receipts.values(), {"pids": sorted({receipt.facts["pid"] for receipt in receipts.values()})})
+            return made
 
         return run_stage(self._graph_dir, self._manifest, "embed", config, inputs, work, overwrite=self._config.overwrite)
 
@@ -158,7 +155,7 @@ class ImageRun(SampleRun):
         keys = shard_keys(self._manifest, *self._embed_options())
         return embed_own(self._graph_dir, keys, embed_pictures, self._arguments, part=part, unit="pictures")
 
-    def _embed_shards(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Receipt]:
+    def _embed_shards(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Made:
         return embed_missing(
             self._graph_dir,
             shard_keys(self._manifest, config, inputs),

@@ -25,12 +25,11 @@ from graphbuild.store import schemas
 from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.tables import find_text, read_texts
-from graphbuild.store.verified import require_verified
+from graphbuild.store.verified import EMBED_AGAIN, require_verified
 from graphbuild.system.answers import Answer
 from graphbuild.system.decoding import as_text
 from graphbuild.system.progress import progress
 
-_REMEDY = "Run `graphbuild embed` again: it rebuilds it."
 _PROBED_LISTS = 64
 _MIN_CANDIDATES = 64
 
@@ -94,7 +93,7 @@ class VectorIndex:
             self._index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
         # FAISS says with this what is wrong with a file, whatever it is; a length that is wrong may ask for any memory.
         except (RuntimeError, MemoryError) as error:
-            raise ArtifactError(f"{path}: FAISS cannot read it. Run `graphbuild embed` again: it rebuilds it.") from error
+            raise ArtifactError(f"{path}: FAISS cannot read it. {EMBED_AGAIN}") from error
         if hasattr(self._index, "nprobe"):
             self._index.nprobe = _PROBED_LISTS
 
@@ -196,7 +195,7 @@ class NearestTexts:
     @cached_property
     def _index(self) -> VectorIndex:
         files = self._manifest.require("index", self._graph_dir).files
-        require_verified(self._graph_dir, files.values(), remedy=_REMEDY, verify=self._verify)
+        require_verified(self._graph_dir, files.values(), remedy=EMBED_AGAIN, verify=self._verify)
         return VectorIndex(self._graph_dir / schemas.INDEX_FILE)
 
     @cached_property
@@ -265,7 +264,7 @@ class NearestTexts:
         ids, scores = self._index.nearest(vector_D.astype(np.float16), count)
         if len(unknown := ids[ids >= sum(shard.rows for shard in self._shards)]):
             raise ArtifactError(
-                f"{self._graph_dir / schemas.INDEX_FILE} names text {unknown.min()}, which the graph does not have. {_REMEDY}"
+                f"{self._graph_dir / schemas.INDEX_FILE} names text {unknown.min()}, which the graph does not have. {EMBED_AGAIN}"
             )
         return ids, scores
 

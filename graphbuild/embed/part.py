@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from graphbuild.embed.build import open_run
+from graphbuild.embed.build import open_run, sort_ids
 from graphbuild.embed.config import EmbedConfig
 from graphbuild.errors import OptionError
 from graphbuild.store.manifest import Manifest
@@ -23,9 +23,6 @@ class Run(Protocol):
 
     def text(self) -> bool:
         """Write them."""
-
-    def lookup(self) -> bool:
-        """Write what finds samples by their ids."""
 
     def embed_part(self, part: Part) -> tuple[int, int]:
         """Write the shards of a part; returns how many were written, and how many of all are still missing."""
@@ -56,6 +53,6 @@ def _with_texts(graph_dir: Path, config: EmbedConfig) -> Run:
     def make(manifest: Manifest) -> None:
         run = open_run(graph_dir, manifest, config)
         run.text()
-        run.lookup()
+        sort_ids(graph_dir, manifest)
 
     return in_common(graph_dir, "the texts", look, make)

@@ -17,21 +17,19 @@ from numpy.typing import NDArray
 
 from graphbuild.datasets.base import OpenSource
 from graphbuild.embed.config import EmbedConfig
-from graphbuild.embed.index import build_index
 from graphbuild.errors import SourceError, redact
 from graphbuild.store import schemas
-from graphbuild.store.counts import write_counts
-from graphbuild.store.files import Receipt, ensure_parquet
+from graphbuild.store.counts import manifest_counts, write_counts
+from graphbuild.store.files import Receipt
 from graphbuild.store.hashes import hash_string, hash_strings
-from graphbuild.store.lookup import build_lookup
 from graphbuild.store.manifest import Manifest, up_to_date
 from graphbuild.store.parts import Part
 from graphbuild.store.stage import Made, run_stage
-from graphbuild.system.progress import progress
+from graphbuild.store.tables import ensure_shard
 
 
 class SampleRun(ABC):
-    """One call of `build_embeddings` for samples that are texts of their own: its four stages."""
+    """One call of `build_embeddings` for samples that are texts of their own: its stages of texts and of vectors."""
 
     def __init__(self, graph_dir: Path, config: EmbedConfig, manifest: Manifest, source: OpenSource) -> None:
         self._graph_dir, self._config, self._manifest, self._source = graph_dir, config, manifest, source
@@ -50,15 +48,12 @@ class SampleRun(ABC):
 
     def text(self) -> bool:
         """Write texts, counts and samples: one text a sample, which is its caption, or its id."""
-        config, inputs, overwrite = self._text_config(), self._text_inputs(), self._config.overwrite
+        config, inputs, overwrite = self._text_config(), self._source.digests, self._config.overwrite
         return run_stage(self._graph_dir, self._manifest, "text", config, inputs, self._write_texts, overwrite=overwrite)
 
     def has_text(self) -> bool:
         """Return whether the texts are there, made with these options from these files."""
-        return up_to_date(self._manifest, self._graph_dir, "text", self._text_config(), self._text_inputs(), overwrite=False)
-
-    def _text_inputs(self) -> dict[str, str]:
-        return {file.name: file.digest for file in self._source.files}
+        return up_to_date(self._manifest, self._graph_dir, "text", self._text_config(), self._source.digests, overwrite=False)
 
     def _text_config(self) -> dict[str, Any]:
         return {
@@ -79,7 +74,8 @@ class SampleRun(ABC):
             # Of the id: captions may repeat, and each vector keeps its own text.
             texts = pa.table([ids, table[schemas.TEXT], pa.array(own_n)], schema=schemas.TEXTS_SCHEMA)
             samples = samples_table(table, own_n, ids)
-            receipts += [self._write(schemas.TEXTS, index, texts, key), self._write(schemas.SAMPLES, index, samples, key)]
+            shards = ((schemas.TEXTS, texts), (schemas.SAMPLES, samples))
+            receipts += [ensure_shard(self._graph_dir, folder, index, rows, key=key) for folder, rows in shards]
             sizes.append(count)
             hashes.append(own_n)
         self._require_distinct(np.concatenate(hashes))
@@ -92,8 +88,7 @@ class SampleRun(ABC):
     def _describe(self, *, samples: int, texts: int) -> None:
         self._manifest.dataset, self._manifest.encoder = self._describe_dataset(), self._describe_vectors()
         self._manifest.shard_size = self._config.shard_size
-        counts = {"samples": samples, "captions": samples, "texts": texts, "duplicate_captions": samples - texts}
-        self._manifest.counts = {**counts, **self._source.counts}
+        self._manifest.counts = {**manifest_counts(samples=samples, captions=samples, texts=texts), **self._source.counts}
 
     def _shards(self) -> Iterator[pa.Table]:
         """Sample id, text and kept columns, a shard at a time."""
@@ -133,18 +128,6 @@ class SampleRun(ABC):
             **self._source.columns(),
             "images": None,
         }
-
-    def _write(self, folder: str, index: int, table: pa.Table, key: str) -> Receipt:
-        return ensure_parquet(self._graph_dir, schemas.part_name(folder, index), table, key=key)
-
-    def lookup(self) -> bool:
-        """Write the table that finds samples by id."""
-        with progress("sorting ids", None):
-            return build_lookup(self._graph_dir, self._manifest)
-
-    def index(self) -> bool:
-        """Write the FAISS index of all vectors."""
-        return build_index(self._graph_dir, self._manifest, overwrite=True)
 
 
 def samples_table(table: pa.Table, hashes_n: NDArray[np.uint64], texts: pa.Array) -> pa.Table:

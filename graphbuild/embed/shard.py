@@ -24,6 +24,7 @@ from graphbuild.store.embeddings import embeddings_table
 from graphbuild.store.files import Receipt, finished, write_parquet
 from graphbuild.store.manifest import Manifest, stage_key
 from graphbuild.store.parts import Part
+from graphbuild.store.stage import Made
 from graphbuild.store.tables import open_parquet, read_parquet
 from graphbuild.system.cluster import Report, Task, Workers, run_tasks
 from graphbuild.system.progress import progress
@@ -71,8 +72,8 @@ def embed_missing(
     check: Check,
     count: int,
     unit: str,
-) -> dict[str, Receipt]:
-    """Embed the shards that are not finished, here or on workers, and return the receipts of all by name.
+) -> Made:
+    """Embed the shards that are not finished, here or on workers, and return the receipts of all, and the processes that made them.
 
     Args:
         graph_dir: The graph, whose text stage is done.
@@ -94,7 +95,8 @@ def embed_missing(
         run = partial(run_tasks, workers=chosen, shared=[graph_dir.absolute()], report=meter.advance, check=check)
         for receipt in run(task, calls) if calls else ():
             receipts[receipt.path] = receipt
-    return dict(sorted(receipts.items()))
+    pids = sorted({receipt.facts["pid"] for receipt in receipts.values()})
+    return Made([receipts[name] for name in sorted(receipts)], {"pids": pids})
 
 
 def embed_own(

@@ -1,4 +1,4 @@
-"""The stages of `embed`, in turn: texts and samples, look-up, embeddings, index.
+"""The stages of `embed` that an encoder takes part in: texts and samples, and embeddings.
 
 One shard of texts is one task. Workers write shards and their receipts; only the client writes the manifest, and each
 stage enters itself last.
@@ -21,7 +21,6 @@ from graphbuild.datasets.base import OpenSource
 from graphbuild.embed.config import EmbedConfig
 from graphbuild.embed.encoder import load_encoder
 from graphbuild.embed.encoder_files import EncoderSpec, missing_on_this_machine
-from graphbuild.embed.index import build_index
 from graphbuild.embed.shard import embed_missing, embed_own, embed_shard, first_texts, shard_keys
 from graphbuild.embed.text.append import ALL_SOURCES, Addition, Segment, plan_addition, segments_of
 from graphbuild.embed.text.stage import TextOutcome, TextWork, check_source, write_texts
@@ -30,7 +29,6 @@ from graphbuild.embed.workers import choose_workers
 from graphbuild.errors import redact
 from graphbuild.store import schemas
 from graphbuild.store.files import Receipt, copy_files, damage, require_intact
-from graphbuild.store.lookup import build_lookup
 from graphbuild.store.manifest import Manifest, Stage, up_to_date
 from graphbuild.store.parts import Part
 from graphbuild.store.stage import Made, enter_stage, require_writable, run_stage
@@ -39,7 +37,7 @@ from graphbuild.system.progress import progress
 
 
 class EmbedRun:
-    """One call of `build_embeddings`: its four stages."""
+    """One call of `build_embeddings`: its stages of texts and of vectors."""
 
     def __init__(
         self,
@@ -57,7 +55,7 @@ class EmbedRun:
 
     def text(self) -> bool:
         """Write texts, counts and samples; returns whether anything was missing."""
-        config, inputs = self._text_config(), {file.name: file.digest for file in self._source.files}
+        config, inputs = self._text_config(), self._source.digests
         if self._config.append:
             return self._append_text(config)
         segments = segments_of(self._manifest.stages.get("text"), config, inputs)
@@ -204,7 +202,7 @@ class EmbedRun:
 
     def has_text(self) -> bool:
         """Return whether the texts are there, made with these options from these files."""
-        inputs = {file.name: file.digest for file in self._source.files}
+        inputs = self._source.digests
         return up_to_date(self._manifest, self._graph_dir, "text", self._text_config(), inputs, overwrite=False)
 
     def embed_part(self, part: Part) -> tuple[int, int]:
@@ -218,21 +216,20 @@ class EmbedRun:
 
     def _embed_options(self) -> tuple[dict[str, Any], dict[str, str]]:
         config = {**self._spec.identity(), "templates": list(self._prompts.templates), "shard_size": self._config.shard_size}
-        columns = (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH)
-        return config, self._manifest.column_digests("text", columns, folder=schemas.TEXTS)
+        return config, self._manifest.text_digests()
 
     def embed(self) -> bool:
         """Write one vector per text; returns whether anything was missing."""
         config, inputs = self._embed_options()
 
         def work(_key: str) -> Made:
-            receipts = self._embed_shards(config, inputs)
+            made = self._embed_shards(config, inputs)
             self._manifest.encoder = self._describe_encoder()
-            return Made(receipts.values(), {"pids": sorted({receipt.facts["pid"] for receipt in receipts.values()})})
+            return made
 
         return run_stage(self._graph_dir, self._manifest, "embed", config, inputs, work, overwrite=self._config.overwrite)
 
-    def _embed_shards(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Receipt]:
+    def _embed_shards(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Made:
         return embed_missing(
             self._graph_dir,
             shard_keys(self._manifest, config, inputs),
@@ -253,12 +250,3 @@ class EmbedRun:
         if choice.rates:
             click.echo(choice.summary(), err=True)
         return Workers(count=choice.count, gpus=choice.gpus)
-
-    def lookup(self) -> bool:
-        """Build the look-up of samples by id; returns whether anything was to do."""
-        with progress("sorting ids", None):
-            return build_lookup(self._graph_dir, self._manifest)
-
-    def index(self) -> bool:
-        """Write the FAISS index of all vectors; returns whether anything was to do."""
-        return build_index(self._graph_dir, self._manifest, overwrite=True)

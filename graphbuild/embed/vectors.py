@@ -22,6 +22,7 @@ from graphbuild.embed.config import EmbedConfig
 from graphbuild.embed.sample_run import SampleRun, samples_table
 from graphbuild.errors import OptionError
 from graphbuild.store import schemas
+from graphbuild.store.arrays import by_first_appearance
 from graphbuild.store.counts import count_captions, write_counts
 from graphbuild.store.digests import digest_json
 from graphbuild.store.embeddings import embeddings_table
@@ -30,7 +31,7 @@ from graphbuild.store.hashes import hash_strings
 from graphbuild.store.manifest import Manifest, stage_key
 from graphbuild.store.parts import Part
 from graphbuild.store.stage import Made, run_stage
-from graphbuild.store.tables import ensure_shards, read_parquet
+from graphbuild.store.tables import ensure_shard, ensure_shards, read_parquet
 from graphbuild.system.progress import progress
 
 NOT_FOR_SAMPLES = (
@@ -81,7 +82,7 @@ class VectorRun(SampleRun):
     ) -> None:
         super().__init__(graph_dir, config, manifest, source)
         self._parts = find_vectors(options)
-        self._digest = digest_json({file.name: file.digest for file in source.files})
+        self._digest = digest_json(source.digests)
 
     def _describe_vectors(self) -> dict[str, Any]:
         """What stands in the place of an encoder."""
@@ -91,8 +92,7 @@ class VectorRun(SampleRun):
     def _embed_options(self) -> tuple[dict[str, Any], dict[str, str]]:
         columns = {part.vectors.column for part in self._parts}
         config = {"vectors": self._digest, "columns": sorted(columns), "shard_size": self._config.shard_size}
-        texts = (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH)
-        return config, self._manifest.column_digests("text", texts, folder=schemas.TEXTS)
+        return config, self._manifest.text_digests()
 
     def embed(self) -> bool:
         """Write the vectors, normalised and then rounded to float16; returns whether anything was missing."""
@@ -130,7 +130,8 @@ class VectorRun(SampleRun):
                     vectors_nD[filled : filled + taken], rest_nD = block_nD[:taken], block_nD[taken:]
                     filled += taken
                 texts = read_parquet(self._graph_dir / schemas.part_name(schemas.TEXTS, shard.index))
-                receipts.append(self._write(schemas.EMBEDDINGS, shard.index, embeddings_table(texts, vectors_nD), key))
+                table = embeddings_table(texts, vectors_nD)
+                receipts.append(ensure_shard(self._graph_dir, schemas.EMBEDDINGS, shard.index, table, key=key))
                 meter.advance(len(shard))
         return receipts
 
@@ -148,7 +149,7 @@ class VectorRun(SampleRun):
             stop = start + table.num_rows
             own_n = hash_strings(table[schemas.SAMPLE_ID].to_pylist())
             samples = samples_table(table, own_n, pa.array(text_S[start:stop]))
-            receipts.append(self._write(schemas.SAMPLES, index, samples, key))
+            receipts.append(ensure_shard(self._graph_dir, schemas.SAMPLES, index, samples, key=key))
             new = _between(first_N, start, stop)
             texts.append(pa.table([table[schemas.TEXT].take(pa.array(new)), own_n[new]], [schemas.TEXT, schemas.TEXT_HASH]))
             hashes.append(own_n)
@@ -167,10 +168,8 @@ class VectorRun(SampleRun):
         whole = [range(sum(part.vectors.rows for part in self._parts))]
         digests = np.concatenate([_digests(block_nD) for _, block_nD in self._blocks(whole)])
         _, first_N, text_S = np.unique(digests, return_index=True, return_inverse=True)
-        # By first appearance, as everywhere.
-        place_N = np.empty(len(first_N), np.int32)
-        place_N[np.argsort(first_N)] = np.arange(len(first_N), dtype=np.int32)
-        return np.sort(first_N), place_N[text_S.reshape(-1)]
+        order_N, text_S = by_first_appearance(first_N, text_S)
+        return first_N[order_N], text_S
 
     def _blocks(self, wanted: list[range]) -> Iterator[tuple[int, NDArray[np.float16]]]:
         """Vectors of ranges of samples, ascending: the first sample of a block, which lies within one of them, and (n, D)."""

@@ -22,15 +22,16 @@ from graphbuild.errors import SourceError
 from graphbuild.exchange.rescored import Rescoring, Rule, input_digests
 from graphbuild.exchange.searched import SearchRequest
 from graphbuild.store import schemas
-from graphbuild.store.counts import count_captions, write_counts
+from graphbuild.store.arrays import by_first_appearance
+from graphbuild.store.counts import count_captions, manifest_counts, write_counts
 from graphbuild.store.digests import digest_json
 from graphbuild.store.embeddings import embeddings_table, load_embeddings
-from graphbuild.store.files import Receipt, ShardRange, ensure_parquet, shard_ranges
-from graphbuild.store.images import recorded
+from graphbuild.store.files import ShardRange, shard_ranges
+from graphbuild.store.images import recorded_for_copy
 from graphbuild.store.lookup import SampleLookup, build_lookup
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.stage import Made, run_stage
-from graphbuild.store.tables import read_parquet, read_texts
+from graphbuild.store.tables import ensure_shard, read_parquet, read_texts, with_text_ids
 
 _AS_BEFORE = ("id_column", "keep_columns", "on_duplicate", "skip_broken")
 """What the manifest says of the samples' ids, which are those of the first graph."""
@@ -70,11 +71,8 @@ class Fusion:
             self._config["rule"] = config.rule
         texts_SG = self._match()
         unique_NG, first_N, text_S = np.unique(texts_SG, axis=0, return_index=True, return_inverse=True)
-        # By first appearance, as everywhere.
-        order_N = np.argsort(first_N)
-        place_N = np.empty(len(order_N), np.int32)
-        place_N[order_N] = np.arange(len(order_N), dtype=np.int32)
-        self._texts_NG, self._text_S = unique_NG[order_N], place_N[text_S.reshape(-1)]
+        order_N, self._text_S = by_first_appearance(first_N, text_S)
+        self._texts_NG = unique_NG[order_N]
 
     def _match(self) -> NDArray[np.int32]:
         """The text of every sample of the first graph in each of them; (S, G)."""
@@ -127,26 +125,20 @@ class Fusion:
     def _write_texts(self, key: str, *, by_vectors: bool) -> Made:
         receipts = []
         for shard, table in self._samples():
-            at, texts = table.column_names.index(schemas.TEXT_ID), pa.array(self._text_S[shard.start : shard.stop])
-            table = table.set_column(at, table.schema.field(at), texts)
-            receipts.append(self._write(schemas.SAMPLES, shard.index, table, key))
+            table = with_text_ids(table, self._text_S[shard.start : shard.stop])
+            receipts.append(ensure_shard(self._out, schemas.SAMPLES, shard.index, table, key=key))
         shards = self._shards()
         for shard in shards:
             ids = pa.array(np.arange(shard.start, shard.stop, dtype=np.int32))
             strings, hashes = self._strings(shard), self._hashes(shard)
             table = pa.table([ids, pa.array(strings, pa.string()), pa.array(hashes)], schema=schemas.TEXTS_SCHEMA)
-            receipts.append(self._write(schemas.TEXTS, shard.index, table, key))
+            receipts.append(ensure_shard(self._out, schemas.TEXTS, shard.index, table, key=key))
         counts_N = count_captions([self._text_S], len(self._texts_NG))
         receipts += write_counts(self._out, map(len, shards), counts_N, counts_N, key=key)
-        samples, texts_held = len(self._text_S), len(self._texts_NG)
+        samples = len(self._text_S)
         self._manifest.dataset, self._manifest.encoder = self._describe_dataset(), self._describe_vectors() if by_vectors else {}
         self._manifest.shard_size = self._origins[0].shard_size
-        self._manifest.counts = {
-            "samples": samples,
-            "captions": samples,
-            "texts": texts_held,
-            "duplicate_captions": samples - texts_held,
-        }
+        self._manifest.counts = manifest_counts(samples=samples, captions=samples, texts=len(self._texts_NG))
         return Made(receipts)
 
     def _shards(self) -> list[ShardRange]:
@@ -164,8 +156,7 @@ class Fusion:
         return np.fromiter((xxhash.xxh3_64_intdigest(row.tobytes()) for row in rows), np.uint64, len(rows))
 
     def _embed(self) -> bool:
-        columns = (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH)
-        inputs = {**self._manifest.column_digests("text", columns, folder=schemas.TEXTS), **self._inputs}
+        inputs = {**self._manifest.text_digests(), **self._inputs}
         return run_stage(
             self._out, self._manifest, "embed", self._config, inputs, self._write_embeddings, overwrite=self._overwrite
         )
@@ -181,18 +172,14 @@ class Fusion:
             ]
             texts = read_parquet(self._out / schemas.part_name(schemas.TEXTS, shard.index))
             table = embeddings_table(texts, np.concatenate(parts, axis=1).astype(np.float16))
-            receipts.append(self._write(schemas.EMBEDDINGS, shard.index, table, key))
+            receipts.append(ensure_shard(self._out, schemas.EMBEDDINGS, shard.index, table, key=key))
         return Made(receipts)
-
-    def _write(self, folder: str, index: int, table: pa.Table, key: str) -> Receipt:
-        return ensure_parquet(self._out, schemas.part_name(folder, index), table, key=key)
 
     def _dim(self) -> int:
         return sum(int(origin.encoder["dim"]) for origin in self._origins)
 
     def _describe_dataset(self) -> dict[str, Any]:
-        images = recorded(self._origins[0].dataset)
-        there = images.at(self._graphs[0].absolute()).record() if images else None
+        there = recorded_for_copy(self._origins[0].dataset, self._graphs[0])
         held = {key: value for key in _AS_BEFORE if (value := self._origins[0].dataset.get(key)) is not None}
         return {**held, "name": FUSED, "sources": [str(graph.absolute()) for graph in self._graphs], "images": there}
 

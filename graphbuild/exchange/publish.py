@@ -25,7 +25,7 @@ from graphbuild.store.frames import EDGE_COLUMNS, EDGES, Frames, graph_blocks
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.neighbors import REMEDY
 from graphbuild.store.tables import map_arrow, read_parquet
-from graphbuild.store.verified import require_verified
+from graphbuild.store.verified import EMBED_AGAIN, require_verified
 from graphbuild.system.answers import Answer, next_steps
 from graphbuild.system.cards import Repository, front_matter, last_name, license_fields, require_own_card, table
 from graphbuild.system.progress import progress
@@ -143,7 +143,7 @@ def _write_texts(tables: Frames, out: Path) -> int:
     """Texts with their counts, a file a shard."""
     receipts = tables.manifest.require("text", tables.path)
     texts, counts = receipts.in_folder(schemas.TEXTS), receipts.in_folder(schemas.COUNTS)
-    require_verified(tables.path, [*texts, *counts], remedy="Run `graphbuild embed` again: it rebuilds it.")
+    require_verified(tables.path, [*texts, *counts], remedy=EMBED_AGAIN)
     for text, count in zip(texts, counts, strict=True):
         held, beside = read_parquet(tables.path / text.path), read_parquet(tables.path / count.path)
         for name in beside.column_names[1:]:

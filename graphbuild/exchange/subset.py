@@ -22,20 +22,21 @@ from graphbuild.errors import OptionError, SourceError
 from graphbuild.exchange.sample_ids import read_ids
 from graphbuild.store import schemas
 from graphbuild.store.atomic import scratch_name
-from graphbuild.store.counts import count_captions, count_samples, write_counts
+from graphbuild.store.counts import count_captions, count_samples, manifest_counts, write_counts
 from graphbuild.store.digests import digest_file, digest_json
 from graphbuild.store.embeddings import embedding_blocks, embeddings_table
-from graphbuild.store.files import Receipt, ShardRange, copy_files, ensure_parquet, require_intact, shard_ranges
-from graphbuild.store.images import recorded
+from graphbuild.store.files import Receipt, ShardRange, copy_files, require_intact, shard_ranges
+from graphbuild.store.images import recorded_for_copy
 from graphbuild.store.lookup import SampleLookup, build_lookup
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.stage import Made, run_stage, writing
-from graphbuild.store.tables import read_parquet
+from graphbuild.store.tables import ensure_shard, read_parquet, with_text_ids
+from graphbuild.store.verified import repair_by
 from graphbuild.system.answers import Answer, next_steps
 from graphbuild.system.progress import progress, stages
 
 _EXAMPLES = 3
-_REMEDY = "Run `graphbuild embed` again with the same options: it rebuilds what is damaged."
+_REMEDY = repair_by("embed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,7 +180,9 @@ class _Subset:
             ids = pa.array(np.arange(shard.start, shard.stop, dtype=np.int32))
             part = texts.slice(shard.start, len(shard)).combine_chunks()
             columns = [ids, part[schemas.TEXT].cast(pa.string()), part[schemas.TEXT_HASH]]
-            receipts.append(self._write(schemas.TEXTS, shard.index, pa.table(columns, schema=schemas.TEXTS_SCHEMA), key))
+            receipts.append(
+                ensure_shard(self._out, schemas.TEXTS, shard.index, pa.table(columns, schema=schemas.TEXTS_SCHEMA), key=key)
+            )
         self._manifest.dataset, self._manifest.encoder = self._dataset(), dict(self._origin.encoder)
         self._manifest.shard_size = self._origin.shard_size
         captions = sum(receipt.rows for receipt in samples)
@@ -190,12 +193,7 @@ class _Subset:
         if hashes < captions:
             samples_N = count_samples((self._out / receipt.path for receipt in samples), len(self.old_ids))
         receipts += write_counts(self._out, map(len, shards), samples_N, captions_N, key=key)
-        self._manifest.counts = {
-            "samples": hashes,
-            "captions": captions,
-            "texts": len(self.old_ids),
-            "duplicate_captions": captions - len(self.old_ids),
-        }
+        self._manifest.counts = manifest_counts(samples=hashes, captions=captions, texts=len(self.old_ids))
         receipts += copy_files(self._out, schemas.TOKENIZER, self._graph_dir / schemas.TOKENIZER)
         return Made(receipts)
 
@@ -207,13 +205,13 @@ class _Subset:
         pending: pa.Table | None = None
         for shard, table in self._samples():
             hashes.append(table[schemas.SAMPLE_HASH].to_numpy())
-            texts = pa.array(self.new_ids[table[schemas.TEXT_ID].to_numpy()])
-            at = table.column_names.index(schemas.TEXT_ID)
-            table = table.set_column(at, table.schema.field(at), texts)
+            table = with_text_ids(table, self.new_ids[table[schemas.TEXT_ID].to_numpy()])
             pending = table if pending is None else pa.concat_tables([pending, table])
             last = shard.stop == len(self._kept)
             while pending.num_rows >= size or (last and pending.num_rows):
-                receipts.append(self._write(schemas.SAMPLES, len(receipts), pending.slice(0, size).combine_chunks(), key))
+                receipts.append(
+                    ensure_shard(self._out, schemas.SAMPLES, len(receipts), pending.slice(0, size).combine_chunks(), key=key)
+                )
                 pending = pending.slice(size)
         return receipts, len(np.unique(np.concatenate(hashes)))
 
@@ -231,8 +229,7 @@ class _Subset:
         return pa.concat_tables(parts).combine_chunks().take(pa.array(place))
 
     def _embed(self) -> bool:
-        columns = (schemas.TEXT_ID, schemas.TEXT, schemas.TEXT_HASH)
-        inputs = self._manifest.column_digests("text", columns, folder=schemas.TEXTS)
+        inputs = self._manifest.text_digests()
         config, overwrite = self._origin.stages["embed"].config, self._config.overwrite
         return run_stage(self._out, self._manifest, "embed", config, inputs, self._write_embeddings, overwrite=overwrite)
 
@@ -249,18 +246,13 @@ class _Subset:
             for shard in shard_ranges(count, self._origin.shard_size):
                 texts = read_parquet(self._out / schemas.part_name(schemas.TEXTS, shard.index))
                 table = embeddings_table(texts, np.array(vectors_nD[shard.start : shard.stop]))
-                receipts.append(self._write(schemas.EMBEDDINGS, shard.index, table, key))
+                receipts.append(ensure_shard(self._out, schemas.EMBEDDINGS, shard.index, table, key=key))
             del vectors_nD
         return Made(receipts)
 
-    def _write(self, folder: str, index: int, table: pa.Table, key: str) -> Receipt:
-        return ensure_parquet(self._out, schemas.part_name(folder, index), table, key=key)
-
     def _dataset(self) -> dict[str, Any]:
         held = self._origin.dataset
-        images = recorded(held)
-        # Pictures that were drawn into the origin stay there.
-        there = images.at(self._graph_dir.absolute()).record() if images else None
+        there = recorded_for_copy(held, self._graph_dir)
         kept = {"file": str(self._config.keep), "digest": digest_file(self._config.keep), "rows": int(self._kept.sum())}
         origin = {"graph_dir": str(self._graph_dir.absolute()), "digest": self._inputs["origin"], "counts": self._origin.counts}
         return {**held, "images": there, "origin": origin, "keep": kept}

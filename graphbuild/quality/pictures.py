@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from graphbuild.store.images import Images, Kind, recorded
 from graphbuild.store.manifest import Manifest
-from graphbuild.system.archives import Shard, download_failed
+from graphbuild.system.archives import URL, Shard, download_failed
 from graphbuild.system.hub import find_split, map_stream
 from graphbuild.system.inputs import PARQUET, PICTURES, SHARDS, file_names, list_files
 
@@ -118,7 +118,7 @@ def _from_crawl(images: Images, sample_ids: list[str]) -> Iterator[tuple[str, Co
     """Folders of files that img2dataset wrote, named by the keys of the tables beside them."""
     import polars as pl
 
-    id_column = images.id_column or "url"
+    id_column = images.id_column or URL
     for sidecar in list_files(images.path, PARQUET).paths:
         rows = pl.scan_parquet(sidecar, glob=False).filter(pl.col(id_column).cast(pl.String).is_in(sample_ids))
         listed = rows.select(pl.col(id_column).cast(pl.String), pl.col("key").cast(pl.String), "status").collect()

@@ -16,8 +16,9 @@ from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.neighbors import flat_values
 from graphbuild.store.tables import map_arrow
+from graphbuild.store.verified import repair_by
 
-RESCORE_REMEDY = "Run `graphbuild rescore` again with the same options: it rebuilds what is damaged."
+RESCORE_REMEDY = repair_by("rescore")
 _SYMMETRY_SAMPLE = 200
 _ROW_BLOCK = 8192
 

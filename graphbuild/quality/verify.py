@@ -24,14 +24,15 @@ from graphbuild.store.files import Receipt, damage, read_receipt, receipt_path
 from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest, Stage
 from graphbuild.store.neighbors import Rows
+from graphbuild.store.verified import repair_by
 from graphbuild.system.answers import Answer, next_steps
 from graphbuild.system.progress import progress, stages
 
 _LEAST_SAMPLE = 1000
 _ROW_BLOCK = 8192
 _NAMED = 3
-_PARTITION_REMEDY = "Run `graphbuild partition` again with the same options: it rebuilds what is damaged."
-_KNN_REMEDY = "Run `graphbuild knn` again with the same options: it rebuilds what is damaged."
+_PARTITION_REMEDY = repair_by("partition")
+_KNN_REMEDY = repair_by("knn")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,8 +14,9 @@ from graphbuild.store.counts import count_samples
 from graphbuild.store.embeddings import embedding_blocks, require_aligned, require_unit_length
 from graphbuild.store.manifest import Manifest
 from graphbuild.store.tables import read_parquet
+from graphbuild.store.verified import repair_by
 
-EMBED_REMEDY = "Run `graphbuild embed` again with the same options: it rebuilds what is damaged."
+EMBED_REMEDY = repair_by("embed")
 
 
 def check_texts(graph_dir: Path, manifest: Manifest) -> int:

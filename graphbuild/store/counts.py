@@ -19,6 +19,11 @@ from graphbuild.store.files import Receipt, finished, write_parquet
 from graphbuild.store.tables import read_parquet
 
 
+def manifest_counts(*, samples: int, captions: int, texts: int) -> dict[str, int]:
+    """Return what the manifest counts of every graph that has captions."""
+    return {"samples": samples, "captions": captions, "texts": texts, "duplicate_captions": captions - texts}
+
+
 def count_captions(parts: Iterable[NDArray[np.int32]], texts: int) -> Int32:
     """Return the number of captions of each of so many texts, (N,), from the text id of every caption, part by part."""
     counts_N = np.zeros(texts, np.int32)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 EDGES = "edges"
 SRC, DST, RANK, SIMILARITY = "src", "dst", "rank", "similarity"
 _EDGES_A_BATCH = 1 << 19
+EDGES_A_BLOCK = 1 << 21
 _COMMANDS = {"text": "embed", "embed": "embed", "knn": "knn", "rescore": "rescore"}
 
 
@@ -176,7 +177,7 @@ class _EdgeSource:
                 return
 
 
-def graph_blocks(graph: Graph, edges_a_block: int) -> Iterator[tuple[int, Rows]]:
+def graph_blocks(graph: Graph, edges_a_block: int = EDGES_A_BLOCK) -> Iterator[tuple[int, Rows]]:
     """Yield the first text id and stored rows of consecutive blocks of about so many edges; views of the mapped files."""
     size = max(1, edges_a_block // max(graph.k, 1))
     for start, rows in graph.shard_rows():

@@ -27,7 +27,7 @@ from graphbuild.store.neighbors import REMEDY, Rows, Shard, gather, map_shard, o
 from graphbuild.store.one_piece import listed_texts, require_current_inputs, require_one_piece
 from graphbuild.store.sketches import read_correction
 from graphbuild.store.tables import read_parquet, read_texts
-from graphbuild.store.verified import require_verified
+from graphbuild.store.verified import EMBED_AGAIN, require_verified
 
 Similarity = Literal["stored", "rescored"]
 """Which similarities are read: those of the knn stage, or those that a cross-encoder gave to some of its pairs."""
@@ -266,7 +266,7 @@ class Graph:
 
     def _verified(self, stage: str, folder: str) -> list[Receipt]:
         files = self._files(stage, folder)
-        require_verified(self.path, files, remedy="Run `graphbuild embed` again: it rebuilds it.", verify=self._verify)
+        require_verified(self.path, files, remedy=EMBED_AGAIN, verify=self._verify)
         return files
 
     def _sample_parts(self, columns: list[str]) -> Iterator[pa.Table]:

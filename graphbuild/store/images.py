@@ -49,6 +49,17 @@ def recorded(dataset: Mapping[str, Any]) -> Images | None:
     return Images(**{name: value for name, value in held.items() if name in known})
 
 
+def recorded_for_copy(dataset: Mapping[str, Any], graph_dir: Path) -> dict[str, Any] | None:
+    """Return what a graph that is made of another one records of its pictures, which stay where they are.
+
+    Args:
+        dataset: `Manifest.dataset` of the other one.
+        graph_dir: Its directory.
+    """
+    images = recorded(dataset)
+    return images.at(graph_dir.absolute()).record() if images else None
+
+
 def place_of(path: str | Path, graph_dir: Path) -> str:
     """Return a path or pattern as the manifest records it: relative if inside the graph directory, else absolute."""
     absolute, root = Path(path).absolute(), graph_dir.absolute()

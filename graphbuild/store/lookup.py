@@ -28,12 +28,11 @@ from graphbuild.store.manifest import Manifest, Stage
 from graphbuild.store.neighbors import outside
 from graphbuild.store.stage import Made, run_stage
 from graphbuild.store.tables import map_arrow, read_parquet
-from graphbuild.store.verified import require_verified
+from graphbuild.store.verified import EMBED_AGAIN, require_verified
 
 HASHES = f"{schemas.LOOKUP}/hashes.arrow"
 IDS = f"{schemas.LOOKUP}/ids.arrow"
 _READ = (schemas.SAMPLE_ID, schemas.SAMPLE_HASH, schemas.TEXT_ID)
-_REMEDY = "Run `graphbuild embed` again: it rebuilds it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ def _read_samples(graph_dir: Path, receipts: Sequence[Receipt], spool: Path) -> 
     row = 0
     with spool.open("wb") as stream:
         for receipt in receipts:
-            table = read_parquet(graph_dir / receipt.path, _READ, remedy=_REMEDY)
+            table = read_parquet(graph_dir / receipt.path, _READ, remedy=EMBED_AGAIN)
             ids_n, rows = _string_array(table[schemas.SAMPLE_ID]), slice(row, row + table.num_rows)
             ends_n, data = _strings(ids_n)
             stream.write(data[ends_n[0] : ends_n[-1]].data)
@@ -122,8 +121,8 @@ class SampleLookup:
         """
         stage = manifest.require("lookup", graph_dir)
         if stage.inputs != _inputs(manifest):
-            raise ArtifactMismatch(f"{graph_dir / schemas.LOOKUP}: made from other samples than the graph now holds. {_REMEDY}")
-        require_verified(graph_dir, stage.files.values(), remedy=_REMEDY, verify=verify)
+            raise ArtifactMismatch(f"{graph_dir / schemas.LOOKUP}: made from other samples than the graph now holds. {EMBED_AGAIN}")
+        require_verified(graph_dir, stage.files.values(), remedy=EMBED_AGAIN, verify=verify)
         hashes = self._map(graph_dir, stage, HASHES, schemas.LOOKUP_HASHES_SCHEMA)
         ids = self._map(graph_dir, stage, IDS, schemas.LOOKUP_IDS_SCHEMA)
         self._hashes_N = hashes.column(schemas.SAMPLE_HASH).to_numpy()
@@ -135,19 +134,19 @@ class SampleLookup:
 
     @staticmethod
     def _map(graph_dir: Path, stage: Stage, name: str, schema: pa.Schema) -> pa.RecordBatch:
-        batch = map_arrow(graph_dir / name, schema.names, rows=stage.files[name].rows, remedy=_REMEDY)
+        batch = map_arrow(graph_dir / name, schema.names, rows=stage.files[name].rows, remedy=EMBED_AGAIN)
         if not batch.schema.equals(schema):
-            raise ArtifactError(f"{graph_dir / name}: holds other columns than a look-up. {_REMEDY}")
+            raise ArtifactError(f"{graph_dir / name}: holds other columns than a look-up. {EMBED_AGAIN}")
         return batch
 
     def _require_in_bounds(self, graph_dir: Path, texts: int) -> None:
         offsets_N, rows = self._ids.offsets, len(self._ids.offsets) - 1
         if len(self._rows_N) != rows or outside(self._rows_N, rows):
-            raise ArtifactError(f"{graph_dir / HASHES}: names a sample row that is not there. {_REMEDY}")
+            raise ArtifactError(f"{graph_dir / HASHES}: names a sample row that is not there. {EMBED_AGAIN}")
         if offsets_N[0] < 0 or offsets_N[-1] > len(self._ids.data) or (offsets_N[1:] < offsets_N[:-1]).any():
-            raise ArtifactError(f"{graph_dir / IDS}: its offsets do not rise within its bytes. {_REMEDY}")
+            raise ArtifactError(f"{graph_dir / IDS}: its offsets do not rise within its bytes. {EMBED_AGAIN}")
         if outside(self._texts_N, texts):
-            raise ArtifactError(f"{graph_dir / IDS}: names a text that is not there. {_REMEDY}")
+            raise ArtifactError(f"{graph_dir / IDS}: names a text that is not there. {EMBED_AGAIN}")
 
     def find(
         self, sample_ids: Sequence[str] | pa.Array | pa.ChunkedArray, hashes_S: NDArray[np.uint64] | None = None

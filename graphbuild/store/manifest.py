@@ -180,6 +180,10 @@ class Manifest:
             if column in wanted
         }
 
+    def text_digests(self) -> dict[str, str]:
+        """Return the digests of all columns of the texts: the inputs of a stage that makes a vector of each."""
+        return self.column_digests("text", schemas.TEXTS_SCHEMA.names, folder=schemas.TEXTS)
+
     def ranges(self, stage: str, folder: str) -> list[ShardRange]:
         """Return the ids of each shard of a stage's folder: `shard_size`, but in the last one, and the last before an append."""
         rows = [receipt.rows for receipt in self.files(stage, folder)]

@@ -56,6 +56,11 @@ def open_parquet(path: Path, *, remedy: str = REMEDY, **options: Any) -> Iterato
         raise ArtifactError(f"{path}: cannot be read ({error}). {remedy}") from error
 
 
+def ensure_shard(graph_dir: Path, folder: str, index: int, table: pa.Table, *, key: str) -> Receipt:
+    """Write one Parquet shard of a folder, unless it is finished, and return its receipt."""
+    return ensure_parquet(graph_dir, schemas.part_name(folder, index), table, key=key)
+
+
 def ensure_shards(graph_dir: Path, folder: str, table: pa.Table, size: int, *, key: str) -> list[Receipt]:
     """Cut a table into the Parquet shards of a folder; those that are finished stay.
 
@@ -70,11 +75,15 @@ def ensure_shards(graph_dir: Path, folder: str, table: pa.Table, size: int, *, k
         Their receipts, in order.
     """
     return [
-        ensure_parquet(
-            graph_dir, schemas.part_name(folder, shard.index), table.slice(shard.start, len(shard)).combine_chunks(), key=key
-        )
+        ensure_shard(graph_dir, folder, shard.index, table.slice(shard.start, len(shard)).combine_chunks(), key=key)
         for shard in shard_ranges(table.num_rows, size)
     ]
+
+
+def with_text_ids(samples: pa.Table, text_ids: NDArray[np.int32]) -> pa.Table:
+    """Return rows of a samples table with other texts."""
+    at = samples.column_names.index(schemas.TEXT_ID)
+    return samples.set_column(at, samples.schema.field(at), pa.array(text_ids))
 
 
 def map_arrow(path: Path, columns: Sequence[str], *, rows: int, remedy: str) -> pa.RecordBatch:

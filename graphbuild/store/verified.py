@@ -21,8 +21,15 @@ from graphbuild.store.files import RECORDS, Receipt, damage
 VERIFY_VARIABLE = "GRAPHBUILD_VERIFY"
 """`0` (which `--no-verify` sets) leaves digests out, in this process and those that it starts."""
 FILE = f"{RECORDS}/verified.json"
+EMBED_AGAIN = "Run `graphbuild embed` again: it rebuilds it."
+"""What to do about a file of the stages of `embed` that is missing or damaged."""
 _SETTLED_SECONDS = 3.0
 """A file changed less than this ago may change again within one tick of its file system's clock: it is not remembered."""
+
+
+def repair_by(command: str) -> str:
+    """Return what to do about damage that a command finds, and mends."""
+    return f"Run `graphbuild {command}` again with the same options: it rebuilds what is damaged."
 
 
 def require_verified(

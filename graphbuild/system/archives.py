@@ -18,8 +18,8 @@ from graphbuild.system.inputs import PICTURES, is_hidden
 
 OWN_FIELD = "xclr"
 """Key of a sample's JSON under which this program's shards keep what is theirs, apart from the columns of users."""
-SAMPLE_ID = "sample_id"
-ID_FIELDS = (SAMPLE_ID, "url")
+SAMPLE_ID, URL = "sample_id", "url"
+ID_FIELDS = (SAMPLE_ID, URL)
 """Keys of a sample's JSON that hold its id, unless another is named; the first that is there counts."""
 LONGEST_JSON = 1 << 24
 """Bytes of a sample's JSON."""

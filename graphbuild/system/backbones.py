@@ -5,6 +5,7 @@ Shape letters: n views, S their height and width, F feature width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ SMALL_IMAGE = 64
 """Views up to this size get a ResNet stem that does not shrink them (3 x 3, stride 1, no pooling), as SimCLR has for CIFAR."""
 WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 """How files of weights end."""
+_PREFIX = "backbone."
+"""Of a run's file, before the names of its backbone."""
 _SMALL_WIDTHS = (32, 64, 128, 256)
 
 
@@ -60,6 +63,11 @@ def build_backbone(name: str, image_size: int) -> tuple[nn.Module, int]:
         nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
         resnet.maxpool = nn.Identity()
     return resnet, width
+
+
+def backbone_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a backbone's tensors, by its own names, of those of a run's file, which holds a projector, too."""
+    return {name.removeprefix(_PREFIX): value for name, value in weights.items() if name.startswith(_PREFIX)}
 
 
 def _initialise(net: nn.Module) -> None:

@@ -11,14 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from graphbuild.errors import SourceError
-from graphbuild.system.archives import download_failed
+from graphbuild.system.archives import URL, download_failed
 from graphbuild.system.inputs import PICTURES, is_hidden, suffix_of
 from train.data.base import Encoded
 from train.data.label_columns import LabelColumns
 from train.data.parquet import open_parquet
 
 _COLUMNS = ("key", "status")
-_URL = "url"
 
 
 def holds_crawled_files(root: Path, sidecars: Sequence[Path]) -> bool:
@@ -47,7 +46,7 @@ class CrawledFiles(LabelColumns):
             SourceError: If a table is damaged or lacks the column, or there is no picture.
         """
         self.name = str(root)
-        self.id_column = id_column or _URL
+        self.id_column = id_column or URL
         self._tables: list[pa.Table] = []
         self._paths: list[Path] = []
         failed, missing = 0, 0

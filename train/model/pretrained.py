@@ -12,15 +12,13 @@ from pathlib import Path
 from torch import Tensor
 
 from graphbuild.errors import ArtifactError, OptionError, ResourceError
-from graphbuild.system.backbones import SMALL_IMAGE, WEIGHT_FILES, read_state_dict
+from graphbuild.system.backbones import SMALL_IMAGE, WEIGHT_FILES, backbone_of, read_state_dict
 from train.model.encoders import Encoder
 
 LIBRARIES = ("torchvision", "timm", "open_clip", "run")
 """What `--init` begins with, and a colon."""
 _NAMED = ("torchvision", "timm")
 """Those that have weights by name."""
-_OWN = "backbone."
-"""Of a run's file, before the names of its backbone."""
 _TRUNK = "visual.trunk."
 """Of an OpenCLIP checkpoint, before the names of a timm network."""
 _SHOWN = 3
@@ -62,7 +60,7 @@ def load_backbone(encoder: Encoder, init: str) -> None:
     if library == "open_clip":
         weights = _trunk(weights, source)
     if library == "run":
-        weights = {name.removeprefix(_OWN): value for name, value in weights.items() if name.startswith(_OWN)}
+        weights = backbone_of(weights)
     kept = {name: value for name, value in weights.items() if not name.startswith("fc.")}
     own = encoder.backbone.state_dict()
     shapes, wanted = ({name: value.shape for name, value in some.items()} for some in (kept, own))

@@ -28,10 +28,10 @@ from graphbuild.datasets.formats.files import File, describe_files, find_files, 
 from graphbuild.datasets.formats.parquet_files import Header, read_header, read_tables
 from graphbuild.datasets.formats.tar import TarColumns, TarCounts, read_shard, settle_columns
 from graphbuild.store.images import Images, place_of
+from graphbuild.system.archives import URL
 from graphbuild.system.inputs import SHARDS, list_files, suffix_of
 
 SUFFIXES = (".parquet", ".tar")
-_URL = "url"
 _CAPTION = "caption"
 _STATUS = "status"
 _PICTURES = "jpg"
@@ -78,7 +78,7 @@ class Img2DatasetSource:
             files=describe_files(files),
             read=lambda: _read(files, headers, options, keep, columns, TarCounts(hidden=found.hidden), counts, broken),
             caption_column=options.caption_column or (_CAPTION if headers else None),
-            id_column=options.id_column or (_URL if headers else None),
+            id_column=options.id_column or (URL if headers else None),
             keep_schema=keep,
             counts=counts,
             facts=facts,
@@ -96,7 +96,7 @@ def _without_twins(files: list[File]) -> list[File]:
 
 def _sidecar_header(file: File, options: SourceOptions) -> Header:
     header = read_header(file)
-    columns = (options.id_column or _URL, options.caption_column or _CAPTION, _STATUS, *options.keep_columns)
+    columns = (options.id_column or URL, options.caption_column or _CAPTION, _STATUS, *options.keep_columns)
     require_columns(f"{file} (img2dataset's output?)", header.schema.names, columns)
     return header
 
@@ -105,7 +105,7 @@ def _images(options: SourceOptions, headers: list[Header], graph_dir: Path) -> I
     if (shards := shards_of(options, graph_dir)) is not None or len(options.sources) != 1 or is_url(options.sources[0]):
         return shards
     source = options.sources[0]
-    place, id_column = place_of(source, graph_dir), options.id_column or _URL
+    place, id_column = place_of(source, graph_dir), options.id_column or URL
     if headers and _PICTURES in headers[0].schema.names:
         return Images(kind="parquet", path=place, image_column=_PICTURES, id_column=id_column)
     if Path(source).is_dir() and any(path.with_suffix("").is_dir() for path in Path(source).glob("*.parquet")):
@@ -148,7 +148,7 @@ def _read(
 def _read_sidecar(
     file: File, header: Header, options: SourceOptions, keep: pa.Schema, left_out: TarCounts, broken: BrokenRows | None
 ) -> Iterator[CaptionBatch]:
-    caption, id_column = options.caption_column or _CAPTION, options.id_column or _URL
+    caption, id_column = options.caption_column or _CAPTION, options.id_column or URL
     for first_row, table in read_tables(file, header, [caption, id_column, _STATUS, *keep.names], caption, broken):
         failed = pc.fill_null(pc.starts_with(table[_STATUS].cast(pa.string()), "failed"), True)
         rows = pc.add(pc.indices_nonzero(pc.invert(failed)), pa.scalar(first_row, pa.uint64())).to_pylist()

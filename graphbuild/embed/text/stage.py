@@ -22,7 +22,7 @@ from graphbuild.embed.text.table import NewText, Prompts, TextPolicy, TextTable,
 from graphbuild.embed.text.unique import ClassNames, RepeatedIds
 from graphbuild.errors import SourceError
 from graphbuild.store import schemas
-from graphbuild.store.counts import count_samples, write_counts
+from graphbuild.store.counts import count_samples, manifest_counts, write_counts
 from graphbuild.store.files import Receipt, ensure_parquet, finished, write_parquet
 from graphbuild.store.hashes import hash_strings
 
@@ -186,10 +186,7 @@ class _Reading:
         # What the source itself left out counts for all that was read, in earlier calls, too.
         before = self._work.held.counts if self._work.held is not None else {}
         return {
-            "samples": distinct,
-            "captions": self._samples.total,
-            "texts": len(self._texts),
-            "duplicate_captions": self._samples.total - len(self._texts),
+            **manifest_counts(samples=distinct, captions=self._samples.total, texts=len(self._texts)),
             "truncated_texts": len(self._texts.truncated_ids()),
             "truncated_captions": self._texts.truncated_captions(),
             "unknown_captions": self._texts.unknown_captions(),

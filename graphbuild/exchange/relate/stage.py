@@ -30,19 +30,18 @@ from graphbuild.exchange.searched import SearchRequest
 from graphbuild.store import schemas
 from graphbuild.store.counts import count_captions, write_counts
 from graphbuild.store.digests import digest_file
-from graphbuild.store.files import Receipt, ensure_parquet, shard_ranges
+from graphbuild.store.files import Receipt, shard_ranges
 from graphbuild.store.hashes import hash_strings
 from graphbuild.store.lookup import build_lookup
 from graphbuild.store.manifest import Manifest, up_to_date
 from graphbuild.store.mixture import share_weights
 from graphbuild.store.parts import Part, PartResult, in_common, require_no_parts, working_at
 from graphbuild.store.stage import Made, run_stage, writing
-from graphbuild.store.tables import ensure_shards
+from graphbuild.store.tables import ensure_shard, ensure_shards
 from graphbuild.system.cluster import Workers
 from graphbuild.system.progress import progress
 
 METHOD = "relate"
-_RESERVED = frozenset({schemas.SAMPLE_ID, schemas.SAMPLE_HASH, schemas.TEXT_ID})
 
 
 def relate_columns(graph_dir: Path, config: RelateConfig) -> RelateResult:
@@ -99,7 +98,7 @@ class Requested:
             raise OptionError(f"--weights are of the mean; --rule {config.rule} has none. Leave them out.")
         weights = share_weights(config.weights, len(specs), of="kernel")
         columns = tuple(dict.fromkeys((*(name for spec in specs for name in spec.columns), *config.keep_columns)))
-        if clash := _RESERVED.intersection(columns):
+        if clash := set(schemas.SAMPLES_SCHEMA.names).intersection(columns):
             raise OptionError(f"column {sorted(clash)[0]!r}: samples have a column of this name already. Rename it in the source.")
         text = [name for spec in specs if spec.kind in ("category", "taxonomy", "tags", "text") for name in spec.columns]
         return cls(config, specs, weights, MetadataSource(config.sources, columns, text, config.id_column, graph_dir))
@@ -204,7 +203,7 @@ class Relation:
             # Of the values, because two of them may be shown alike.
             hashes = np.fromiter((xxhash.xxh3_64_intdigest(repr(row).encode()) for row in values), np.uint64, len(values))
             table = pa.table([ids, pa.array(strings, pa.string()), hashes], schema=schemas.TEXTS_SCHEMA)
-            receipts.append(ensure_parquet(self._graph_dir, schemas.part_name(schemas.TEXTS, shard.index), table, key=key))
+            receipts.append(ensure_shard(self._graph_dir, schemas.TEXTS, shard.index, table, key=key))
         counts_N = count_captions([samples[schemas.TEXT_ID].to_numpy()], len(texts.values))
         return receipts + write_counts(self._graph_dir, map(len, shards), counts_N, counts_N, key=key)
 

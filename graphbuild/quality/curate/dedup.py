@@ -28,7 +28,6 @@ from graphbuild.system.progress import progress, stages
 LEVELS = (0.99, 0.98, 0.97, 0.95, 0.93, 0.9)
 """Thresholds that `--show` compares."""
 REASONS = ("unique", "representative", "near-duplicate")
-_EDGES_A_BLOCK = 1 << 21
 _SHOWN_PAIRS = 3
 
 
@@ -145,7 +144,7 @@ def _edges_from(tables: Frames, lowest: float, threshold: float) -> tuple[csr_ar
     sources, ends, values = [], [], []
     full = 0
     with progress("near-duplicates", graph.n_texts, unit="texts") as meter:
-        for first, rows in graph_blocks(graph, _EDGES_A_BLOCK):
+        for first, rows in graph_blocks(graph):
             values_nK = rows.similarities.astype(np.float32)
             at, rank = np.nonzero(values_nK >= np.float32(lowest))
             sources.append((at + first).astype(np.int32))

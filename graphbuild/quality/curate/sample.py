@@ -27,7 +27,6 @@ from graphbuild.system.answers import Answer, next_steps, quoted
 from graphbuild.system.progress import progress, stages
 
 REASONS = ("chosen", "covered by a chosen text", "not covered")
-_EDGES_A_BLOCK = 1 << 21
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,8 +130,7 @@ def _reach(graph: Graph, text: int) -> tuple[Ids, Float32]:
 
 def _first_gains(graph: Graph) -> npt.NDArray[np.float64]:
     gains = [
-        1 + np.maximum(rows.similarities.astype(np.float32), 0).sum(axis=1, dtype=np.float64)
-        for _, rows in graph_blocks(graph, _EDGES_A_BLOCK)
+        1 + np.maximum(rows.similarities.astype(np.float32), 0).sum(axis=1, dtype=np.float64) for _, rows in graph_blocks(graph)
     ]
     return np.concatenate(gains)
 

@@ -26,14 +26,13 @@ THUMBNAIL_PIXELS = 96
 MOST_PICTURES = 20_000
 """Above this many texts thumbnails are left out: they would weigh more than all else."""
 _RANKS = (1, 16, 256)
-_EDGES_A_BLOCK = 1 << 21
 _INTERNAL = {schemas.SAMPLE_ID, schemas.SAMPLE_HASH, schemas.TEXT_ID}
 
 
 def in_degrees(graph: Graph) -> npt.NDArray[np.int64]:
     """Return how many rows hold each text; (N,)."""
     counts_N = np.zeros(graph.n_texts, np.int64)
-    for _, rows in graph_blocks(graph, _EDGES_A_BLOCK):
+    for _, rows in graph_blocks(graph):
         counts_N += np.bincount(rows.neighbor_ids.reshape(-1), minlength=graph.n_texts)
     return counts_N
 

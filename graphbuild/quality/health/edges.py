@@ -22,7 +22,6 @@ THRESHOLDS = (0.98, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
 """Similarities from which an edge joins its two texts into one component."""
 NEAR_RANKS = 10
 """Ranks that the usual measure of hubness counts."""
-_EDGES_A_BLOCK = 1 << 21
 _FEW = 16
 
 
@@ -62,7 +61,7 @@ def count_edges(graph: Graph, share_N: npt.NDArray[np.float64], rng: np.random.G
     n_texts = graph.n_texts
     found = EdgePass(_empty(n_texts), _empty(n_texts), np.full(n_texts, np.nan, np.float32))
     with progress("edges", n_texts, unit="texts") as meter:
-        for first, rows in graph_blocks(graph, _EDGES_A_BLOCK):
+        for first, rows in graph_blocks(graph):
             values_nK = rows.similarities.astype(np.float32)
             if graph.k:
                 found.nearest_N[first : first + len(values_nK)] = values_nK[:, 0]
