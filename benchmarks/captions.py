@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 CAPTIONS = Path(__file__).resolve().parents[2] / "shared/data/captions/captions.parquet"
+_WORDS = "a the dog man woman child runs jumps over near red blue small large house street water beach"
 
 
 def read_captions(count: int) -> tuple[list[str], str]:
@@ -16,26 +17,5 @@ def read_captions(count: int) -> tuple[list[str], str]:
         unique = pq.read_table(CAPTIONS, columns=["text"])["text"].unique().to_pylist()
         return unique[:: max(1, len(unique) // count)][:count], "real captions"
     rng = np.random.default_rng(0)
-    words = np.array(
-        [
-            "a",
-            "the",
-            "dog",
-            "man",
-            "woman",
-            "child",
-            "runs",
-            "jumps",
-            "over",
-            "near",
-            "red",
-            "blue",
-            "small",
-            "large",
-            "house",
-            "street",
-            "water",
-            "beach",
-        ]
-    )
+    words = _WORDS.split()
     return [" ".join(rng.choice(words, rng.integers(6, 20))) for _ in range(count)], "made-up captions"

@@ -22,8 +22,9 @@ from pathlib import Path
 import click
 import pyarrow.parquet as pq
 
+from graphbuild.store import schemas
 from graphbuild.store.digests import digest_file
-from graphbuild.store.files import read_receipt
+from graphbuild.store.files import Receipt, read_receipt, receipt_path
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared/data"
 _MOST_COMPARED = 20_000
@@ -104,19 +105,19 @@ def run(work: Work, folder: Path, address: str) -> Outcome:
     there, here = folder / "there", folder / "here"
     build = ["embed", "--dataset", "parquet", *work.embed, "--shard-size", str(work.shard_size)]
     started = time.monotonic()
-    killed = _disturbed([*build, "--graph-dir", str(there), "--scheduler", address], there / "embeddings")
-    killed += _disturbed(["knn", "--k", "64", "--graph-dir", str(there), "--scheduler", address], there / "knn")
+    killed = _disturbed([*build, "--graph-dir", str(there), "--scheduler", address], there, schemas.EMBEDDINGS)
+    killed += _disturbed(["knn", "--k", "64", "--graph-dir", str(there), "--scheduler", address], there, schemas.KNN)
     seconds = time.monotonic() - started
     _graphbuild("verify", "--graph-dir", str(there))
     if work.compare:
         _graphbuild(*build, "--graph-dir", str(here), "--workers", "0")
         _graphbuild("knn", "--k", "64", "--graph-dir", str(here))
-    receipts = [read_receipt(path) for path in sorted((there / "embeddings").glob("part-*.parquet"))]
+    receipts = _receipts(there, schemas.EMBEDDINGS)
     outcome = Outcome(
         work.name,
         len(receipts),
         killed,
-        len({receipt.facts["pid"] for receipt in receipts if receipt}),
+        len({receipt.facts["pid"] for receipt in receipts}),
         seconds,
         _digests(there) == _digests(here) if work.compare else None,
     )
@@ -131,16 +132,21 @@ def _graphbuild(*arguments: str) -> None:
         raise click.ClickException(f"{' '.join(arguments)}: {done.stderr}")
 
 
-def _disturbed(arguments: list[str], shards: Path) -> int:
-    """Run a command; kill the worker that finishes the first shard. The number of workers killed."""
+def _receipts(graph_dir: Path, folder: str) -> list[Receipt]:
+    """Of the shards of a folder that are finished by now."""
+    paths = sorted((graph_dir / folder).glob("part-*"))
+    found = (read_receipt(receipt_path(graph_dir, path.relative_to(graph_dir).as_posix())) for path in paths)
+    return [receipt for receipt in found if receipt is not None]
+
+
+def _disturbed(arguments: list[str], graph_dir: Path, folder: str) -> int:
+    """Run a command, and kill the worker that finishes the first shard of a folder; the number of workers killed."""
     process = subprocess.Popen([*_GRAPHBUILD, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     killed = 0
     while process.poll() is None and not killed:
-        for path in shards.glob("part-*"):
-            if path.suffix != ".json" and (receipt := read_receipt(path)) is not None:
-                os.kill(receipt.facts["pid"], signal.SIGKILL)
-                killed = 1
-                break
+        for receipt in _receipts(graph_dir, folder)[:1]:
+            os.kill(receipt.facts["pid"], signal.SIGKILL)
+            killed = 1
         time.sleep(0.02)
     _, said = process.communicate()
     if process.returncode:

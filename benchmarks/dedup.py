@@ -23,13 +23,12 @@ from benchmarks.__main__ import conditions
 from graphbuild.knn.engines.choose import make_engine, required_memory
 from graphbuild.quality.curate.dedup import duplicate_keepers, find_duplicates
 from graphbuild.store import schemas
+from graphbuild.store.arrays import Bool
 from graphbuild.store.files import ShardRange
 from graphbuild.store.frames import Frames
 from graphbuild.system.memory import resolve_limit
 
 _WARM_UP_TEXTS = 8192
-
-Kept = npt.NDArray[np.bool_]
 
 
 def measure(graph_dir: Path, threshold: float) -> Iterator[str]:
@@ -71,7 +70,7 @@ def _search(vectors_ND: npt.NDArray[np.float16], k: int) -> int:
     return sum(len(found.ids_nK) for found in engine.search([ShardRange(0, 0, count)]))
 
 
-def _semhash(texts: list[str], vectors_ND: npt.NDArray[np.float32], threshold: float) -> Kept:
+def _semhash(texts: list[str], vectors_ND: npt.NDArray[np.float32], threshold: float) -> Bool:
     from semhash import SemHash
 
     class GivenVectors:
@@ -95,7 +94,7 @@ def _pairs(tables: Frames, threshold: float) -> npt.NDArray[np.int32]:
     return np.unique(np.concatenate(found), axis=0).astype(np.int32)
 
 
-def _left(pairs_E2: npt.NDArray[np.int32], kept_N: Kept) -> int:
+def _left(pairs_E2: npt.NDArray[np.int32], kept_N: Bool) -> int:
     """Return how many of the pairs were kept whole."""
     return int(kept_N[pairs_E2].all(axis=1).sum())
 

@@ -136,9 +136,7 @@ def _agreement(ours: Any, peer: Any, captions: list[str]) -> float:
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as a JSON string.")
 def main(full: bool, stage: str, rows: int, as_json: bool) -> None:
     """Print the table, or the line of another stage."""
-    answer = (
-        run(small=not full) if stage == "encoder" else {"text": text.run, "lookup": lookup.run, "index": index.run}[stage](rows)
-    )
+    answer = run(small=not full) if stage == "encoder" else _STAGES[stage](rows)
     click.echo(json.dumps(answer) if as_json else answer)
 
 

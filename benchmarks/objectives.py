@@ -1,7 +1,7 @@
 """A step of every objective over one of SimCLR, in one loop: net, pictures, graph and views are the same.
 
-All take turns of a few steps, so that whatever else the machine does slows them alike. `python -m benchmarks train` prints the
-table at a small size; `python -m benchmarks.objectives --batch-size 1024 --only rank` some rows, beside that of SimCLR.
+All take turns of a few steps, so that whatever else the machine does slows them alike. `python -m benchmarks objectives` prints
+the table at a small size; `python -m benchmarks.objectives --batch-size 1024 --only rank` some rows, beside that of SimCLR.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.train import FULL, SMALL, Size, prepare_pictures, turn
+from benchmarks.train import FULL, SMALL, Size, in_turns, prepare_pictures
 from train.config import TrainConfig
 from train.data.prepare import TrainingData
 from train.run.loop import settle
@@ -87,14 +87,7 @@ def _measure(config: TrainConfig, data: TrainingData, size: Size, chosen: Mappin
         graphs = {"more_graphs": (path,) * options.get("more", 0), "head": _heads(path, options.get("heads", 0))}
         made = replace(config, **given, **graphs, steps=total, epochs=total)
         running[name] = Trainer(made, data).steps()
-    device = torch.device(config.device)
-    seconds: dict[str, list[float]] = {name: [] for name in running}
-    for some in running.values():
-        turn(some, size.warm_up, device)
-    for number in range(size.rounds):
-        # Who begins alternates, too.
-        for name in running if number % 2 == 0 else reversed(running):
-            seconds[name] += turn(running[name], size.turn, device)
+    seconds = in_turns(running, size, torch.device(config.device))
     return {name: median(times) for name, times in seconds.items()}
 
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from graphbuild.store import schemas
+from graphbuild.store.arrays import Int64
 from graphbuild.store.graph import Graph
 from graphbuild.system.allocator import keep_freed_memory
 from graphbuild.torch import SoftTargets
@@ -25,7 +26,6 @@ from train.config import TrainConfig
 from train.data.join import Joined
 from train.run.targets import XCLR, Split
 
-Rows = npt.NDArray[np.int64]
 _WARM_UP = 3
 
 
@@ -46,7 +46,7 @@ def run(graph_dir: Path, batch_sizes: tuple[int, ...], repeats: int) -> str:
     return "\n".join(lines)
 
 
-def _contenders(targets: SoftTargets, ids: npt.NDArray[np.str_], batch: int) -> list[Callable[[Rows], torch.Tensor]]:
+def _contenders(targets: SoftTargets, ids: npt.NDArray[np.str_], batch: int) -> list[Callable[[Int64], torch.Tensor]]:
     graph = Graph.open(targets.graph_dir)
     found = graph.sample_texts(ids.tolist())
     joined = Joined(np.arange(len(ids)), found.offsets, found.text_ids, found.sample_rows[found.offsets[:-1]], "sample id", 0, ())
@@ -59,7 +59,7 @@ def _contenders(targets: SoftTargets, ids: npt.NDArray[np.str_], batch: int) -> 
     ]
 
 
-def _measure(calls: list[Callable[[Rows], torch.Tensor]], samples: int, batch: int, repeats: int) -> list[float]:
+def _measure(calls: list[Callable[[Int64], torch.Tensor]], samples: int, batch: int, repeats: int) -> list[float]:
     rng = np.random.default_rng(batch)
     seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(_WARM_UP + repeats):

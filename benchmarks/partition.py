@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from benchmarks.synthetic_graph import to_array
 from graphbuild.store import schemas
 from graphbuild.store.files import Receipt, ShardRange, shard_ranges, write_arrow, write_parquet
 from graphbuild.store.manifest import Manifest, Stage
@@ -70,7 +71,9 @@ def write_clustered_graph(graph_dir: Path, texts: int, k: int) -> None:
     schema = schemas.knn_schema(k, 0)
     knn, samples = {}, {}
     for shard in shard_ranges(texts, schemas.SHARD_SIZE):
-        arrays = [_array(values, field.type) for values, field in zip(_columns(rng, shard, places, id_at, k), schema, strict=True)]
+        arrays = [
+            to_array(values, field.type) for values, field in zip(_columns(rng, shard, places, id_at, k), schema, strict=True)
+        ]
         batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
         receipt = write_arrow(graph_dir, schemas.part_name(schemas.KNN, shard.index), batch, key="synthetic")
         knn[receipt.path] = receipt
@@ -98,11 +101,6 @@ def _columns(
     yield ids.astype(np.int32)
     yield id_at[neighbors]
     yield np.tile(np.linspace(0.9, 0.3, k), (len(ids), 1)).astype(np.float16)
-
-
-def _array(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
-    flat = pa.array(values.reshape(-1))
-    return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, type=kind)
 
 
 @click.command()

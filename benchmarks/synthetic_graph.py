@@ -7,6 +7,7 @@ its own rows and on N, so this measures 12 M texts without their 19 GB.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +34,13 @@ class GraphSize:
     sketch_dim: int
 
 
-class _SparseFile:
+class _SparseFile(io.RawIOBase):
     """A binary file whose pages of zeros become holes."""
 
     def __init__(self, path: Path) -> None:
         self._stream = path.open("wb")
-        self.closed = False
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Any) -> int:
         values = np.frombuffer(memoryview(data), np.uint8)
         whole = len(values) // _PAGE * _PAGE
         filled: npt.NDArray[np.bool_] = np.asarray(values[:whole].reshape(-1, _PAGE).any(axis=1))
@@ -57,23 +57,14 @@ class _SparseFile:
     def tell(self) -> int:
         return self._stream.tell()
 
-    def flush(self) -> None:
-        self._stream.flush()
-
     def close(self) -> None:
         if not self.closed:
             self._stream.truncate(self._stream.tell())
             self._stream.close()
-            self.closed = True
-
-    def readable(self) -> bool:
-        return False
+        super().close()
 
     def writable(self) -> bool:
         return True
-
-    def seekable(self) -> bool:
-        return False
 
 
 def write_synthetic_graph(graph_dir: Path, size: GraphSize, wanted: npt.NDArray[np.int64]) -> Graph:
@@ -85,7 +76,7 @@ def write_synthetic_graph(graph_dir: Path, size: GraphSize, wanted: npt.NDArray[
     files = {}
     for shard in shard_ranges(size.texts, schemas.SHARD_SIZE):
         ids = wanted[np.searchsorted(wanted, shard.start) : np.searchsorted(wanted, shard.stop)]
-        arrays = [_array(values, field.type) for values, field in zip(_columns(rng, shard, ids, size), schema, strict=True)]
+        arrays = [to_array(values, field.type) for values, field in zip(_columns(rng, shard, ids, size), schema, strict=True)]
         name = schemas.part_name(schemas.KNN, shard.index)
         _write(graph_dir / name, pa.RecordBatch.from_arrays(arrays, schema=schema))
         files[name] = Receipt(path=name, digest="", rows=len(shard), bytes=(graph_dir / name).stat().st_size, key="synthetic")
@@ -126,6 +117,7 @@ def _spread(shard: ShardRange, rows: npt.NDArray[np.int64], values: npt.NDArray[
     return whole
 
 
-def _array(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
+def to_array(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
+    """Return values as Arrow has them, rows of several as fixed-size lists."""
     flat = pa.array(values.reshape(-1))
     return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, type=kind)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -55,10 +56,8 @@ class Timing:
 
 
 def run(small: bool) -> str:
-    """Return the tables, with their conditions."""
-    from benchmarks import objectives
-
-    return f"{measure(SMALL if small else FULL)}\n\n{objectives.run(small)}"
+    """Return the table, with its conditions."""
+    return measure(SMALL if small else FULL)
 
 
 def measure(size: Size) -> str:
@@ -94,22 +93,33 @@ def _measure(config: TrainConfig, data: TrainingData, size: Size) -> dict[str, T
     running: dict[str, Any] = {name: trainer.steps() for name, trainer in trainers.items()}
     for name, (views, loss) in contestants(config).items():
         running[name] = steps(config, data, views, loss)
-    seconds: dict[str, list[float]] = {name: [] for name in running}
     shares: list[float] = []
-    device = torch.device(config.device)
-    for some in running.values():
-        turn(some, size.warm_up, device)
-    for number in range(size.rounds):
-        # Who begins alternates, too.
-        for name in running if number % 2 == 0 else reversed(running):
-            trainers["xclr"].clock.lap(0)
-            seconds[name] += turn(running[name], size.turn, device)
-            if name == "xclr":
-                shares.append(trainers["xclr"].clock.lap(0)["target_share"])
+
+    def note_share(name: str) -> None:
+        # Read after every turn, so that X-CLR's lap holds its own steps alone.
+        share = trainers["xclr"].clock.lap(0)["target_share"]
+        shares.extend([share] if name == "xclr" else [])
+
+    seconds = in_turns(running, size, torch.device(config.device), note_share)
     return {name: Timing(median(times), median(shares) if name == "xclr" else None) for name, times in seconds.items()}
 
 
-def turn(running: Any, count: int, device: torch.device) -> list[float]:
+def in_turns(
+    running: Mapping[str, Any], size: Size, device: torch.device, after: Callable[[str], None] = lambda _name: None
+) -> dict[str, list[float]]:
+    """Return seconds of every step of each contestant, after a warm-up; `after` is called with who had a turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in running}
+    for some in running.values():
+        _turn(some, size.warm_up, device)
+    for number in range(size.rounds):
+        # Who begins alternates, too.
+        for name in running if number % 2 == 0 else reversed(running):
+            seconds[name] += _turn(running[name], size.turn, device)
+            after(name)
+    return seconds
+
+
+def _turn(running: Any, count: int, device: torch.device) -> list[float]:
     """Time each of the next steps."""
     times = []
     for _ in range(count):

@@ -38,7 +38,7 @@ PRETRAINED = "pretrained"
 @training_options
 def finetune(folder: Path, out: Path, encoder: str, pretrain_epochs: int, epochs: int, lr: float, **options: Any) -> None:
     """Pretrain by SimCLR, go on by SimCLR, SupCon and X-CLR, and probe the frozen features before and after."""
-    from pipelines.common import Steps
+    from pipelines.common import Steps, tell
     from train.config import TrainConfig
     from train.results.report.write import write_report
     from train.run.checkpoint import WEIGHTS
@@ -51,14 +51,13 @@ def finetune(folder: Path, out: Path, encoder: str, pretrain_epochs: int, epochs
     shared = {**options, "graph_dir": str(GRAPH), "data": train_data, "label_column": COLUMN}
     steps.begin("pretrain by simclr")
     config = TrainConfig(**{**shared, "objective": "simclr", "epochs": pretrain_epochs})
-    click.echo(train(config, out / PRETRAINED).summary())
+    tell(train(config, out / PRETRAINED))
     train_all({**shared, "epochs": epochs, "lr": lr, "init": f"run:{out / PRETRAINED / WEIGHTS}"}, out, steps)
     steps.begin("frozen features on val, before and after")
     write_scores(out, val_data, start=PRETRAINED)
     steps.begin("report")
     runs = [out / objective for objective in OBJECTIVES]
-    report = write_report(runs, out / "report.html", data=val_data, title="SimCLR, SupCon and X-CLR from a pretrained net")
-    click.echo(report.summary())
+    tell(write_report(runs, out / "report.html", data=val_data, title="SimCLR, SupCon and X-CLR from a pretrained net"))
 
 
 if __name__ == "__main__":

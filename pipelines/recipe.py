@@ -96,17 +96,22 @@ def command(recipe: Recipe) -> click.Command:
             embed = {**recipe.embed(layout), "encoder": encoder, "definitions": definitions}
             _run(recipe, layout, options, graph_dir, out, embed, given)
 
-    if recipe.defined is not None:
-        defined = ", ".join(f"{name} {value}" for name, value in recipe.defined.items())
-        about = (
-            f"WordNet 3.0's data.noun, or its folder: texts are names with definitions, and {defined} unless --set says otherwise."
-        )
-        run.params.append(click.Option(["--definitions"], type=click.Path(exists=True), help=about))
-    if not recipe.own_labels:
-        run.params.append(click.Option(["--imagenet"], type=FOLDER, help="ImageNet's folder of train/ and val/, to score."))
-    for option, about in _SETS.items():
-        run.params.append(click.Option([option], type=click.Path(exists=True), help=about))
+    run.params += _own_options(recipe)
     return run
+
+
+def _own_options(recipe: Recipe) -> list[click.Parameter]:
+    """Options that not every recipe has."""
+    options = {option: (click.Path(exists=True), about) for option, about in _SETS.items()}
+    if not recipe.own_labels:
+        options = {"--imagenet": (FOLDER, "ImageNet's folder of train/ and val/, to score."), **options}
+    if recipe.defined is not None:
+        values = ", ".join(f"{name} {value}" for name, value in recipe.defined.items())
+        about = (
+            f"WordNet 3.0's data.noun, or its folder: texts are names with definitions, and {values} unless --set says otherwise."
+        )
+        options = {"--definitions": (click.Path(exists=True), about), **options}
+    return [click.Option([option], type=kind, help=about) for option, (kind, about) in options.items()]
 
 
 _SETS = {

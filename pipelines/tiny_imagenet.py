@@ -53,8 +53,7 @@ def tiny_imagenet(folder: Path, out: Path, encoder: str, **options: Any) -> None
     write_scores(out, val_data)
     steps.begin("report")
     runs = [out / objective for objective in OBJECTIVES]
-    report = write_report(runs, out / "report.html", data=val_data, title="SimCLR, SupCon and X-CLR on Tiny-ImageNet")
-    tell(report)
+    tell(write_report(runs, out / "report.html", data=val_data, title="SimCLR, SupCon and X-CLR on Tiny-ImageNet"))
 
 
 def find_data(folder: Path) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import IO, Any
@@ -46,15 +47,14 @@ def digest_columns(table: pa.Table) -> dict[str, str]:
     return digests
 
 
-class _HashSink:
+class _HashSink(io.RawIOBase):
     """A file that only hashes what is written to it."""
 
     def __init__(self) -> None:
         self.hasher = xxhash.xxh3_128()
-        self.closed = False
         self._position = 0
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Any) -> int:
         view = memoryview(data)
         self.hasher.update(view)
         self._position += view.nbytes
@@ -63,16 +63,5 @@ class _HashSink:
     def tell(self) -> int:
         return self._position
 
-    def flush(self) -> None: ...
-
-    def close(self) -> None:
-        self.closed = True
-
-    def readable(self) -> bool:
-        return False
-
     def writable(self) -> bool:
         return True
-
-    def seekable(self) -> bool:
-        return False

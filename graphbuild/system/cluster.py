@@ -234,29 +234,33 @@ def _client(count: int, workers: Workers) -> Iterator[Any]:
             with _connect(dask_distributed, workers.scheduler, workers.connect) as client:
                 yield client
             return
-        try:
-            cluster = dask_distributed.LocalCluster(
-                n_workers=count,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                # Whoever reaches the port could run code as this user: only holders of a key that lives in these processes can.
-                protocol="tls://",
-                security=dask_distributed.Security.temporary(),
-                # Some free port, and nothing on it: a second command on this machine would otherwise warn of the first one's.
-                dashboard_address="127.0.0.1:0",
-                scheduler_kwargs={"dashboard": False},
-                memory_limit=0,
-                silence_logs=logging.CRITICAL,
-                env=_worker_environment(count, workers.gpus),
-            )
-        # A worker that dies while it starts is a RuntimeError of Dask's.
-        except (OSError, RuntimeError) as error:
-            raise ResourceError(
-                f"worker processes could not be started ({error}). Run the same command again, or with --workers 0."
-            ) from error
-        with cluster, dask_distributed.Client(cluster) as client:
+        with _start(dask_distributed, count, workers.gpus) as cluster, dask_distributed.Client(cluster) as client:
             yield client
+
+
+def _start(dask_distributed: Any, count: int, gpus: int) -> Any:
+    """Start worker processes on this machine."""
+    try:
+        return dask_distributed.LocalCluster(
+            n_workers=count,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            # Whoever reaches the port could run code as this user: only holders of a key that lives in these processes can.
+            protocol="tls://",
+            security=dask_distributed.Security.temporary(),
+            # Some free port, and nothing on it: a second command on this machine would otherwise warn of the first one's.
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
+            memory_limit=0,
+            silence_logs=logging.CRITICAL,
+            env=_worker_environment(count, gpus),
+        )
+    # A worker that dies while it starts is a RuntimeError of Dask's.
+    except (OSError, RuntimeError) as error:
+        raise ResourceError(
+            f"worker processes could not be started ({error}). Run the same command again, or with --workers 0."
+        ) from error
 
 
 def _connect(dask_distributed: Any, scheduler: str, seconds: float) -> Any:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,9 @@ from graphbuild.errors import SourceError
 from graphbuild.store.arrays import Float64
 from pipelines.study.data import CLASSES, StudyData, write_frame
 from pipelines.study.plan import CAPTIONS, SECOND
+
+if TYPE_CHECKING:
+    from graphbuild.embed.config import EmbedConfig
 
 _TEMPLATES = "clip_imagenet_templates.json"
 _DEEPEST = 8.0
@@ -66,7 +70,7 @@ def class_similarities(name: str, data: StudyData, folder: Path, encoder: str) -
     """
     texts, _, change = name.partition("+")
     if texts == "wordnet":
-        similarity = _wordnet(data)
+        similarity = np.maximum(1 - class_distances(data) / _DEEPEST, -1)
     else:
         similarity = similarity_of(
             _embeddings(build_graph(texts, data, folder, encoder), data), centred=change.startswith("centred")
@@ -125,11 +129,8 @@ def _shuffle_captions(data: StudyData) -> Path:
 
 
 def _embed(texts: str, source: Path, data: StudyData, graph_dir: Path, encoder: str) -> Path:
-    from graphbuild.embed.build import build_embeddings
     from graphbuild.embed.config import EmbedConfig
     from graphbuild.embed.text.table import DEFAULT_TEMPLATE
-    from graphbuild.knn.config import KnnConfig
-    from graphbuild.knn.stage import build_knn
 
     templates = {"prompts": (DEFAULT_TEMPLATE,), SECOND: (DEFAULT_TEMPLATE,), "names": ("{}",)}
     column = {"definitions": "described", "flickr": "captions", "scenes": "caption"}
@@ -142,6 +143,15 @@ def _embed(texts: str, source: Path, data: StudyData, graph_dir: Path, encoder: 
         encoder=encoder,
         workers=0,
     )
+    return make_graph(graph_dir, config)
+
+
+def make_graph(graph_dir: Path, config: EmbedConfig) -> Path:
+    """Embed, find neighbours, and return the graph's directory."""
+    from graphbuild.embed.build import build_embeddings
+    from graphbuild.knn.config import KnnConfig
+    from graphbuild.knn.stage import build_knn
+
     build_embeddings(graph_dir, config)
     build_knn(graph_dir, KnnConfig())
     return graph_dir
@@ -161,15 +171,15 @@ def _class_names(data: StudyData) -> list[str]:
     return pl.read_parquet(data.classes)["name"].to_list()
 
 
-def _wordnet(data: StudyData) -> Float64:
-    """1 - distance / 8 among the seen classes, in the order of their table."""
+def class_distances(data: StudyData) -> Float64:
+    """Return WordNet's distances, in edges, among the seen classes, in the order of their table."""
     import polars as pl
 
     with np.load(data.distances, allow_pickle=False) as stored:
         places = {str(wnid): place for place, wnid in enumerate(stored["wnids"])}
         chosen = [places[wnid] for wnid in pl.read_parquet(data.classes)["wnid"]]
         distances: Float64 = stored["dist"][np.ix_(chosen, chosen)].astype(np.float64)
-    return np.maximum(1 - distances / _DEEPEST, -1)
+    return distances
 
 
 def _embeddings(graph_dir: Path, data: StudyData) -> Float64:

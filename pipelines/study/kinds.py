@@ -20,7 +20,6 @@ import click
 import numpy as np
 import polars as pl
 
-from graphbuild.embed.build import build_embeddings
 from graphbuild.embed.config import EmbedConfig
 from graphbuild.errors import OptionError
 from graphbuild.exchange.fused import fuse_graphs
@@ -34,7 +33,7 @@ from graphbuild.system.options import FOLDER, HELP
 from graphbuild.system.process import run_cli
 from pipelines.study.data import StudyData, prepare_data, write_frame
 from pipelines.study.execute import Study
-from pipelines.study.graphs import build_graph, class_similarities, import_similarities, shuffle
+from pipelines.study.graphs import build_graph, class_distances, class_similarities, import_similarities, make_graph, shuffle
 from pipelines.study.objectives import RecordedConfig, Trial, budget_option, make_recorded, records_option, table, table_option
 from pipelines.study.plan import CAPTIONS, CONTROL, PROMPTS, Arm, Planned
 
@@ -125,18 +124,13 @@ class Kinds:
     def _with_wordnet(self) -> Float64:
         """Mean of the prompts' similarities and WordNet's path similarities of the seen classes; (C, C)."""
         prompts_CC = class_similarities(PROMPTS, self._data, self._folder, self._config.encoder)
-        with np.load(self._data.distances, allow_pickle=False) as stored:
-            places = {str(wnid): place for place, wnid in enumerate(stored["wnids"])}
-            chosen = [places[wnid] for wnid in pl.read_parquet(self._data.classes)["wnid"]]
-            paths_CC: Float64 = 1 / (1 + stored["dist"][np.ix_(chosen, chosen)].astype(np.float64))
-        return (prompts_CC + paths_CC) / 2
+        return (prompts_CC + 1 / (1 + class_distances(self._data))) / 2
 
     def _pictures(self, path: Path, source: Path, run: Path | None) -> None:
         config = EmbedConfig(
             dataset="parquet", sources=(str(source),), id_column="file", embedded="images", encoder=str(run), workers=0
         )
-        build_embeddings(path, config)
-        build_knn(path, KnnConfig())
+        make_graph(path, config)
 
     def _first_captions(self, path: Path) -> None:
         source = self._data.folder / "flickr-first.parquet"
@@ -150,8 +144,7 @@ class Kinds:
             encoder=self._config.encoder,
             workers=0,
         )
-        build_embeddings(path, config)
-        build_knn(path, KnnConfig())
+        make_graph(path, config)
 
     def _fuse(self, path: Path, *names: str) -> None:
         fuse_graphs([self.build(name) for name in names], path, FuseConfig())
@@ -164,8 +157,7 @@ class Kinds:
         vectors = load_embeddings(true)[samples["text_id"].to_numpy()].astype(np.float32)
         source = self._data.folder / f"{path.name}.parquet"
         write_frame(pl.DataFrame({"file": moved, "vector": vectors}), source)
-        build_embeddings(path, EmbedConfig(dataset="vectors", sources=(str(source),), id_column="file", workers=0))
-        build_knn(path, KnnConfig())
+        make_graph(path, EmbedConfig(dataset="vectors", sources=(str(source),), id_column="file", workers=0))
 
 
 @click.command(context_settings=HELP)

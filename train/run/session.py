@@ -80,6 +80,11 @@ class Session:
                     self._interrupt(signal_number)
                 if trainer.step % self.config.checkpoint_every == 0 or due:
                     self._checkpoint()
+        return self._finish(first)
+
+    def _finish(self, first: int) -> RunResult:
+        """Write the last checkpoint and the encoder, and say what a session that began at a step has done."""
+        trainer = self.trainer
         self._checkpoint()
         if self.ranks.is_main:
             if isinstance(trainer.learner, Clip):

@@ -16,7 +16,7 @@ from graphbuild.quality.pictures import pictures
 from graphbuild.quality.report.figures import figures
 from graphbuild.quality.report.map import MapFigure, draw_map
 from graphbuild.quality.report.page import FidelityTable, Neighborhood, Page, render
-from graphbuild.quality.report.worst import Shown, find_worst, worst_cases
+from graphbuild.quality.report.worst import Shown, Worst, find_worst, worst_cases
 from graphbuild.quality.view import GraphView
 from graphbuild.store import schemas
 from graphbuild.store.atomic import read_json, remove_stale_temporaries, write_json, write_text
@@ -94,19 +94,37 @@ def write_report(
         found = _fidelity(view, health) if fidelity else None
         worst = find_worst(view, health)
         seed = int(health.config["seed"])
-        figure, map_note = _map(view, list(worst.hubs), seed) if chart else (None, "")
-    hoods = _draw_neighborhoods(view, np.random.default_rng(seed))
+        drawn = _map(view, list(worst.hubs), seed) if chart else (None, "")
+    page = _page(graph_dir, view, health, found, worst, drawn, np.random.default_rng(seed))
+    write_text(out, render(page))
+    write_json(metrics, health.to_json() | ({"fidelity": asdict(found)} if found else {}))
+    commands = tuple(f"{name} --graph-dir {quoted(graph_dir)}" for name in ("graphbuild explore", "train run"))
+    return ReportResult(
+        out=out, metrics=metrics, warnings=tuple(head for head, _ in page.warnings), bytes=out.stat().st_size, next=commands
+    )
+
+
+def _page(
+    graph_dir: Path,
+    view: GraphView,
+    health: Health,
+    found: Fidelity | None,
+    worst: Worst,
+    drawn: tuple[MapFigure | None, str],
+    rng: np.random.Generator,
+) -> Page:
+    """Everything on the page; some texts are drawn, to be shown with their neighbours."""
+    hoods = _draw_neighborhoods(view, rng)
     shown, note = _shown(view, sorted(worst.ids() | {one for center, near in hoods for one in (center, *dict(near))}))
-    warnings = _warnings(view, health)
     name = str(view.manifest.dataset.get("name", "graph"))
-    page = Page(
+    return Page(
         title=f"Graph report: {graph_dir.absolute().name}",
         subtitle=f"{health.texts:,} texts of the data set {name}, "
         + ("every pair stored." if health.complete else f"{health.k:,} neighbours each."),
-        warnings=warnings,
+        warnings=_warnings(view, health),
         verdict=_verdict(health),
-        map=figure,
-        map_note=map_note,
+        map=drawn[0],
+        map_note=drawn[1],
         worst=worst_cases(worst, health, graph_dir, shown),
         health=health,
         figures=figures(health, found),
@@ -116,12 +134,6 @@ def write_report(
         ),
         pictures_note=note,
         made_of=_made_of(view),
-    )
-    write_text(out, render(page))
-    write_json(metrics, health.to_json() | ({"fidelity": asdict(found)} if found else {}))
-    commands = tuple(f"{name} --graph-dir {quoted(graph_dir)}" for name in ("graphbuild explore", "train run"))
-    return ReportResult(
-        out=out, metrics=metrics, warnings=tuple(head for head, _ in warnings), bytes=out.stat().st_size, next=commands
     )
 
 
