@@ -26,8 +26,9 @@ from benchmarks.captions import read_captions
 from graphbuild.embed.build import build_embeddings
 from graphbuild.embed.config import EmbedConfig
 from graphbuild.embed.encoder import choose_precision, load_encoder
-from graphbuild.embed.encoder_files import BUILT_IN, find_encoder
+from graphbuild.embed.encoder_files import find_encoder
 from graphbuild.embed.sentence_encoder import SentenceEncoder
+from graphbuild.system.options import DEFAULT_ENCODER
 
 _BATCH = 32
 """The default of `SentenceTransformer.encode`."""
@@ -52,7 +53,7 @@ def run(small: bool) -> str:
     """Return the table, with its conditions."""
     captions, origin = read_captions(2_000 if small else 40_000)
     rounds = 3 if small else 5
-    spec, _ = choose_precision(find_encoder(BUILT_IN), "auto")
+    spec, _ = choose_precision(find_encoder(DEFAULT_ENCODER), "auto")
     ours = load_encoder(spec)
     peer = _sentence_transformer(str(spec.folder))
     contenders: dict[str, Callable[[], Any]] = {

@@ -18,26 +18,27 @@ from statistics import median
 
 import click
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from benchmarks.captions import read_captions
 from benchmarks.memory import drop_pages
 from benchmarks.synthetic_graph import GraphSize, write_synthetic_graph
 from graphbuild.embed.encoder import choose_precision, load_encoder
-from graphbuild.embed.encoder_files import BUILT_IN, find_encoder
+from graphbuild.embed.encoder_files import find_encoder
 from graphbuild.store import schemas
+from graphbuild.store.arrays import Int64
+from graphbuild.store.choices import OnDevice
 from graphbuild.store.graph import Graph
 from graphbuild.store.verified import VERIFY_VARIABLE
 from graphbuild.system.allocator import keep_freed_memory
+from graphbuild.system.options import DEFAULT_ENCODER
 from graphbuild.targets import assemble as targets
 from graphbuild.torch.blocks import StoredTarget
-from graphbuild.torch.rows import GraphOnDevice, rows_to_device
+from graphbuild.torch.rows import rows_to_device
 from graphbuild.torch.soft_targets import SoftTargets
 from graphbuild.torch.softmax import target_weights
 
-Ids = npt.NDArray[np.int64]
-Call = Callable[[Ids], object]
+Call = Callable[[Int64], object]
 _WARM_UP = 3
 
 
@@ -87,7 +88,7 @@ def run(small: bool, texts: int | None = None, ks: tuple[int, ...] = (), batch_s
     return "\n".join([*lines, "", *_encoding(size)])
 
 
-def _table(count: int, k: int, size: Size, batches: dict[int, list[Ids]]) -> list[str]:
+def _table(count: int, k: int, size: Size, batches: dict[int, list[Int64]]) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="bench-targets-") as folder:
         wanted = np.concatenate([ids for some in batches.values() for ids in some])
         shape = GraphSize(texts=count, k=k, sketch_dim=size.sketch_dim)
@@ -105,7 +106,7 @@ def _table(count: int, k: int, size: Size, batches: dict[int, list[Ids]]) -> lis
     return [f"K = {k}", *("| " + " | ".join(row) + " |" for row in table)]
 
 
-def _contenders(graph: Graph, size: Size, wanted: Ids) -> dict[str, Call]:
+def _contenders(graph: Graph, size: Size, wanted: Int64) -> dict[str, Call]:
     """Everything that makes a (B, B) matrix from text ids, by name."""
     found: dict[str, Call] = {
         "edges and sketch": lambda ids: targets.assemble(graph.rows(ids), ids),
@@ -121,7 +122,7 @@ def _contenders(graph: Graph, size: Size, wanted: Ids) -> dict[str, Call]:
     return found
 
 
-def _scipy(graph: Graph, wanted: Ids) -> Call:
+def _scipy(graph: Graph, wanted: Int64) -> Call:
     """scipy's sub-matrix, of an N x N matrix that holds only the rows that are asked for: others cost it nothing."""
     from scipy import sparse
 
@@ -131,14 +132,14 @@ def _scipy(graph: Graph, wanted: Ids) -> Call:
     values = rows.similarities.reshape(-1).astype(np.float32)
     matrix = sparse.csr_array((values, rows.neighbor_ids.reshape(-1), counts.cumsum()), shape=(graph.n_texts, graph.n_texts))
 
-    def submatrix(ids: Ids) -> object:
+    def submatrix(ids: Int64) -> object:
         part = matrix[ids][:, ids]
         return part.maximum(part.T).toarray()
 
     return submatrix
 
 
-def _dense(texts: int, dim: int, wanted: Ids) -> Call:
+def _dense(texts: int, dim: int, wanted: Int64) -> Call:
     # Zeros take no memory until they are written.
     vectors = np.zeros((texts, dim), np.float16)
     for start in range(0, len(wanted), 1 << 16):
@@ -147,10 +148,10 @@ def _dense(texts: int, dim: int, wanted: Ids) -> Call:
     return lambda ids: targets.dense(vectors[ids], ids)
 
 
-def _cuda(graph: Graph, graph_on_device: GraphOnDevice) -> Call:
+def _cuda(graph: Graph, graph_on_device: OnDevice) -> Call:
     targets_of = SoftTargets(graph.path, device="cuda", graph_on_device=graph_on_device)
 
-    def assemble_and_wait(ids: Ids) -> object:
+    def assemble_and_wait(ids: Int64) -> object:
         found = targets_of.of_texts(torch.from_numpy(ids)).rows(0, len(ids))
         torch.cuda.synchronize()
         return found
@@ -158,14 +159,14 @@ def _cuda(graph: Graph, graph_on_device: GraphOnDevice) -> Call:
     return assemble_and_wait
 
 
-def _torch_cpu(graph: Graph, ids: Ids) -> object:
+def _torch_cpu(graph: Graph, ids: Int64) -> object:
     rows = rows_to_device(graph.rows(ids), torch.device("cpu"))
     return StoredTarget(rows, torch.from_numpy(ids), absent=None).rows(0, len(ids))
 
 
 def _encoding(size: Size) -> list[str]:
     """Captions through the encoder, then a GEMM: what a batch costs where nothing is stored."""
-    spec, _ = choose_precision(find_encoder(BUILT_IN), "auto")
+    spec, _ = choose_precision(find_encoder(DEFAULT_ENCODER), "auto")
     encoder = load_encoder(spec)
     captions, origin = read_captions(4 * max(size.encoded))
     lines = [f"encoding {origin} on the fly ({spec.precision}) and a GEMM", "| B | milliseconds |", "|---:|---:|"]
@@ -180,7 +181,7 @@ def _encoding(size: Size) -> list[str]:
     return lines
 
 
-def _batches(texts: int, batch: int, count: int) -> list[Ids]:
+def _batches(texts: int, batch: int, count: int) -> list[Int64]:
     rng = np.random.default_rng(batch)
     if texts < 8 * batch:
         return [rng.permutation(texts)[:batch] for _ in range(count)]
@@ -188,7 +189,7 @@ def _batches(texts: int, batch: int, count: int) -> list[Ids]:
     return [rng.permutation(np.unique(rng.integers(0, texts, 2 * batch)))[:batch] for _ in range(count)]
 
 
-def _milliseconds(call: Call, batches: list[Ids]) -> str:
+def _milliseconds(call: Call, batches: list[Int64]) -> str:
     seconds = []
     for ids in batches:
         began = time.perf_counter()
@@ -197,7 +198,7 @@ def _milliseconds(call: Call, batches: list[Ids]) -> str:
     return f"{1e3 * median(seconds[_WARM_UP:]):.2f}"
 
 
-def _cold(graph_dir: Path, batches: list[Ids]) -> str:
+def _cold(graph_dir: Path, batches: list[Int64]) -> str:
     """Rows and assembly right after the files' pages were dropped; opening the graph is not counted."""
     seconds = []
     for ids in batches[:_WARM_UP]:
@@ -213,7 +214,7 @@ def _cold(graph_dir: Path, batches: list[Ids]) -> str:
     return f"{1e3 * median(seconds):.2f}"
 
 
-def _hit_rate(graph: Graph, ids: Ids) -> str:
+def _hit_rate(graph: Graph, ids: Int64) -> str:
     return f"{targets.hit_rate(targets.assemble(graph.rows(ids), ids)):.3g}"
 
 

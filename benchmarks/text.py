@@ -20,11 +20,12 @@ from benchmarks.memory import reset_peak, status
 from graphbuild.datasets.base import BATCH_ROWS, SourceOptions
 from graphbuild.datasets.registry import get_source
 from graphbuild.embed.encoder import load_encoder
-from graphbuild.embed.encoder_files import BUILT_IN, find_encoder
+from graphbuild.embed.encoder_files import find_encoder
 from graphbuild.embed.text.append import Segment
 from graphbuild.embed.text.stage import TextWork, write_texts
 from graphbuild.embed.text.table import Prompts, TextPolicy
 from graphbuild.store import schemas
+from graphbuild.system.options import DEFAULT_ENCODER
 
 _REPEATED = 0.15
 """Share of rows that repeat a caption of a small set, as alt texts do."""
@@ -35,7 +36,7 @@ def run(rows: int, folder: Path | None = None) -> str:
     with tempfile.TemporaryDirectory(dir=folder) as name:
         source = Path(name) / "captions.parquet"
         _simulate(source, rows)
-        encoder = load_encoder(find_encoder(BUILT_IN))
+        encoder = load_encoder(find_encoder(DEFAULT_ENCODER))
         encoder.tokenize(["the tokenizer starts at its first call"])
         options = SourceOptions(sources=(str(source),), caption_column="caption", id_column="url")
         opened = get_source("parquet").open(options, Path(name))

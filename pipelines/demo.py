@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphbuild.system.options import HELP
+from graphbuild.system.options import DEFAULT_ENCODER, HELP
 from graphbuild.system.process import run_cli
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _TEMPLATE = "a photo of a {}"
 @click.option("--train-pictures", type=click.IntRange(min=64), default=6_000, show_default=True, help="Drawn to train on.")
 @click.option("--val-pictures", type=click.IntRange(min=16), default=1_500, show_default=True, help="Drawn to evaluate on.")
 @click.option("--batch-size", type=click.IntRange(min=8), default=128, show_default=True, help="Pictures a step.")
-@click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="Sentence Transformer of both graphs.")
+@click.option("--encoder", default=DEFAULT_ENCODER, show_default=True, help="Sentence Transformer of both graphs.")
 @click.option("--fresh", is_flag=True, help="Train again, finished or not.")
 def demo(epochs: int, train_pictures: int, val_pictures: int, batch_size: int, encoder: str, fresh: bool) -> None:
     """Build two graphs, train SimCLR and X-CLR on drawn scenes, compare them, and write runs/demo/report.html.

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import click
 
 from graphbuild.errors import OptionError, SourceError, UserError
-from graphbuild.system.options import FOLDER, HELP
+from graphbuild.system.options import DEFAULT_ENCODER, FOLDER, HELP
 
 CONFIG = "recipe.toml"
 
@@ -64,7 +64,7 @@ def command(recipe: Recipe) -> click.Command:
     @click.option("--data", "folder", type=FOLDER, required=True, help=recipe.needs)
     @click.option("--graph-dir", type=FOLDER, default=graphs, show_default=True, help="The graph; built where it is missing.")
     @click.option("--out", type=FOLDER, default=runs, show_default=True, help="Run, configuration and report.")
-    @click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="Sentence Transformer of the captions.")
+    @click.option("--encoder", default=DEFAULT_ENCODER, show_default=True, help="Sentence Transformer of the captions.")
     @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set an option of `train run`; repeatable.")
     @click.option("--dry-run", is_flag=True, help="Check data, graph, memory, disk and time; build and train nothing.")
     @click.option("--timed-steps", type=click.IntRange(min=1), default=5, show_default=True, help="Steps that --dry-run times.")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graphbuild.errors import SourceError
-from graphbuild.system.options import FOLDER, HELP, together
+from graphbuild.system.options import DEFAULT_ENCODER, FOLDER, HELP, together
 from graphbuild.system.process import run_cli
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ training_options = together(
     click.option("--model", default="small", show_default=True, help="The network, as `train run --model` takes it."),
     click.option("--tau-s", type=float, default=0.1, show_default=True, help="Temperature of the X-CLR target."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of weights, batches and augmentations."),
-    click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="Sentence Transformer of the class prompts."),
+    click.option("--encoder", default=DEFAULT_ENCODER, show_default=True, help="Sentence Transformer of the class prompts."),
 )
 
 

@@ -24,7 +24,7 @@ from graphbuild.store.parts import Part
 from graphbuild.store.reading import reading_options
 from graphbuild.store.repeats import ON_DUPLICATE
 from graphbuild.system.answers import answer
-from graphbuild.system.options import SEED, FiniteRange, json_option
+from graphbuild.system.options import DEFAULT_ENCODER, SEED, FiniteRange, json_option
 
 
 @click.command()
@@ -76,7 +76,7 @@ def datasets(as_json: bool) -> None:
 )
 @click.option(
     "--encoder",
-    default="all-MiniLM-L6-v2",
+    default=DEFAULT_ENCODER,
     show_default=True,
     help="A Sentence Transformer: a name, or a folder. With --from images: timm:NAME, open_clip:NAME:TAG, a file of weights after "
     "either name, or a run of train.",

@@ -11,6 +11,7 @@ from graphbuild.embed.text.repeats import COUNTED
 from graphbuild.store import schemas
 from graphbuild.store.repeats import OnDuplicate
 from graphbuild.system.answers import Answer, next_steps
+from graphbuild.system.options import DEFAULT_ENCODER
 
 LEFT_OUT = {
     "failed_downloads": "rows whose picture was not downloaded, left out",
@@ -60,7 +61,7 @@ class EmbedConfig:
     """Rows that share a sample id are captions of one sample."""
     on_duplicate: OnDuplicate | None = None
     """What becomes of rows whose sample id came before; None: an error, or captions of one sample where the data set has it so."""
-    encoder: str = "all-MiniLM-L6-v2"
+    encoder: str = DEFAULT_ENCODER
     """A Sentence Transformer's name or folder, or `hashing:<width>` for tests; of pictures, a name of `image_files`."""
     prompt: str | None = None
     """Put before every text, or the name of a prompt of the encoder's configuration; None: its default."""

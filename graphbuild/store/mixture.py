@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 from graphbuild.errors import OptionError
-
-Mix = Literal["targets", "similarities"]
-"""What is averaged: the soft targets of the graphs, or their similarities, before the softmax."""
 
 
 def share_weights(weights: Sequence[float], graphs: int, *, option: str = "--weights", of: str = "graph") -> tuple[float, ...]:

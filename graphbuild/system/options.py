@@ -14,6 +14,8 @@ HELP = {"help_option_names": ["-h", "--help"]}
 """Context settings of every command."""
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+"""The Sentence Transformer that comes as a package."""
 LARGEST_SEED = 2**32 - 1
 """What every library here takes for a seed."""
 SEED = click.IntRange(0, LARGEST_SEED)

@@ -7,7 +7,7 @@ What a softmax makes of G is in `graphbuild.targets.softmax`. Nothing here impor
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +15,14 @@ from numba import njit
 from threadpoolctl import ThreadpoolController
 
 from graphbuild.errors import OptionError
-from graphbuild.store.arrays import Ids
+from graphbuild.store.arrays import Float32, Ids
+from graphbuild.store.choices import Symmetrize
 from graphbuild.store.graph import Graph
 from graphbuild.store.neighbors import Rows
 from graphbuild.store.sketches import residual_lengths
 
-Matrix = npt.NDArray[np.float32]
-Pairs = tuple[Ids, Ids, Matrix]
+Pairs = tuple[Ids, Ids, Float32]
 """Two samples, each the first one of its text, and the similarity that the first one's row stores; (P,) each."""
-Symmetrize = Literal["union", "mutual"]
-"""Whether a pair counts as stored if either of its rows stores it, or only if both do."""
 
 # Every half-precision number as float32: numba has no float16 on the CPU, so similarities are read as bits.
 _HALF_TO_FLOAT = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
@@ -33,7 +31,7 @@ _HALF_TO_FLOAT = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.
 class Assembly(NamedTuple):
     """The similarities among a batch's samples, and how many of them the graph stored."""
 
-    similarity_BB: Matrix
+    similarity_BB: Float32
     """Symmetric, 1 on the diagonal and between samples of one text; (B, B) float32."""
     stored_B: Ids
     """For each anchor, the other samples of the batch that its row stores; (B,). Its mean is the hit rate."""
@@ -114,7 +112,7 @@ def check_absent(sketch_dim: int, absent: float | None) -> None:
         raise OptionError("absent (--absent) is not a number. Give a similarity, such as 0.1, or -inf to leave absent pairs out.")
 
 
-def dense(embeddings_BD: npt.NDArray[np.floating], text_ids_B: npt.ArrayLike) -> Matrix:
+def dense(embeddings_BD: npt.NDArray[np.floating], text_ids_B: npt.ArrayLike) -> Float32:
     """Compute exact similarities among the samples of a batch, from stored embeddings; (B, B) float32, 1 where texts are equal.
 
     Args:
@@ -123,7 +121,7 @@ def dense(embeddings_BD: npt.NDArray[np.floating], text_ids_B: npt.ArrayLike) ->
     """
     vectors = embeddings_BD.astype(np.float32)
     ids = np.asarray(text_ids_B)
-    similarity: Matrix = vectors @ vectors.T
+    similarity: Float32 = vectors @ vectors.T
     similarity[ids[:, None] == ids[None, :]] = 1.0
     return similarity
 
@@ -176,7 +174,7 @@ def _table(ids: Ids) -> tuple[Ids, np.uint64]:
 
 
 @njit(nogil=True, cache=True, boundscheck=False)
-def _scan(ids: Ids, first: Ids, neighbors: Ids, halves: npt.NDArray[np.uint16], to_float: Matrix) -> Pairs:
+def _scan(ids: Ids, first: Ids, neighbors: Ids, halves: npt.NDArray[np.uint16], to_float: Float32) -> Pairs:
     """The pairs of texts of the batch that a row stores, once for each row that stores them.
 
     Nearly every probe misses, so a bitmap of 64 bits a sample, small enough for the first-level cache, is asked first. Of
@@ -237,7 +235,7 @@ def _count(pairs: Pairs, following: Ids) -> Ids:
 
 
 @njit(nogil=True, cache=True, boundscheck=False)
-def _enter(similarity: Matrix, first: Ids, following: Ids, pairs: Pairs) -> None:
+def _enter(similarity: Float32, first: Ids, following: Ids, pairs: Pairs) -> None:
     """Put the stored similarities, the larger of two, and 1 for samples of one text, in the place of what is there."""
     rows, columns, values = pairs
     for turn in range(2):
@@ -261,7 +259,7 @@ def _enter(similarity: Matrix, first: Ids, following: Ids, pairs: Pairs) -> None
 
 
 @njit(nogil=True, cache=True, boundscheck=False)
-def _estimate(products: Matrix, scale: Matrix, lengths: Matrix, correction: Matrix) -> None:
+def _estimate(products: Float32, scale: Float32, lengths: Float32, correction: Float32) -> None:
     """Turn products of codes into the sketch's estimates, with what it leaves out: `graphbuild.store.sketches.corrected`."""
     least, most = np.float32(-1), np.float32(1)
     for i in range(len(products)):

@@ -16,10 +16,11 @@ import pyarrow as pa
 
 from graphbuild.errors import OptionError, SourceError
 from graphbuild.store import schemas
-from graphbuild.store.arrays import Int64
+from graphbuild.store.arrays import Float32, Int64
+from graphbuild.store.choices import Symmetrize
 from graphbuild.store.graph import Graph
 from graphbuild.store.lookup import SampleTexts
-from graphbuild.targets.assemble import Matrix, Symmetrize, assemble, resolve_absent
+from graphbuild.targets.assemble import assemble, resolve_absent
 from graphbuild.targets.batches import draw_captions
 
 Captions = Literal["draw", "average"]
@@ -114,7 +115,7 @@ def batch_similarity(
     captions: Captions = "draw",
     seed: int = 0,
     epoch: int = 0,
-) -> Matrix:
+) -> Float32:
     """Compute the similarities among samples (docs/definitions.md, Target): G, (B, B) float32, 1 on the diagonal.
 
     Args:
@@ -137,11 +138,11 @@ def batch_similarity(
     return similarity if len(text_ids) == len(positions) else _average(similarity, offsets, positions)
 
 
-def _average(similarity_CC: Matrix, offsets: Int64, positions_B: Int64) -> Matrix:
+def _average(similarity_CC: Float32, offsets: Int64, positions_B: Int64) -> Float32:
     """Mean over the captions of both samples; 1 for a sample with itself, which is also the own view."""
     counts = np.diff(offsets).astype(np.float32)
     sums = np.add.reduceat(np.add.reduceat(similarity_CC, offsets[:-1], axis=0), offsets[:-1], axis=1)
-    means: Matrix = sums / (counts[:, None] * counts)
+    means: Float32 = sums / (counts[:, None] * counts)
     means[positions_B[:, None] == positions_B] = 1.0
     return means
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +16,14 @@ import torch
 from torch import Tensor
 
 from graphbuild.errors import OptionError
+from graphbuild.store.choices import OnDevice, Symmetrize, Teacher
 from graphbuild.store.graph import Graph
-from graphbuild.targets.assemble import Symmetrize, assemble, resolve_absent
+from graphbuild.targets.assemble import assemble, resolve_absent
 from graphbuild.targets.softmax import check_tau_s
 from graphbuild.torch.blocks import AveragedTarget, DenseTarget, Gather, MatrixTarget, StoredTarget, Target
-from graphbuild.torch.rows import DeviceRows, GraphOnDevice, MappedRows, belongs_on_device, rows_to_device, to_device
+from graphbuild.torch.rows import DeviceRows, MappedRows, belongs_on_device, rows_to_device, to_device
 from graphbuild.torch.softmax import apply_options, kl
 
-Teacher = Literal["graph", "embeddings"]
 MOST_EMBEDDING_BYTES = 4 << 30
 """KL to the dense target is measured where the graph's embeddings are smaller than this."""
 
@@ -49,7 +48,7 @@ class TargetOptions:
     """Share of the target that is given to the own view; the rest is the soft target."""
     teacher: Teacher = "graph"
     """`graph` for stored rows and sketches, `embeddings` for the dense target from them (2 N D bytes of memory)."""
-    graph_on_device: GraphOnDevice = "auto"
+    graph_on_device: OnDevice = "auto"
     """Whether the graph's rows are held on the device; `auto` does so on a GPU with room to spare."""
 
     def __post_init__(self) -> None:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from graphbuild.errors import OptionError
-from graphbuild.store.mixture import Mix, share_weights
+from graphbuild.store.choices import Mix
+from graphbuild.store.mixture import share_weights
 from graphbuild.targets.samples import Coverage
 from graphbuild.torch.assembler import GraphTarget
 from graphbuild.torch.blocks import Target

@@ -6,7 +6,7 @@ Shape letters: N texts, B samples in a batch, K neighbours stored, R sketch widt
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from graphbuild.errors import ResourceError
+from graphbuild.store.choices import OnDevice
 from graphbuild.store.graph import Graph
 from graphbuild.store.neighbors import Rows
 
-GraphOnDevice = Literal["auto", "yes", "no"]
 _SHARE_OF_FREE = 0.5
 """Of a GPU's free memory, what `auto` gives the graph: the model and its activations come later."""
 _BLOCK = 65_536
@@ -84,7 +84,7 @@ def bytes_on_device(graph: Graph) -> int:
     return graph.n_texts * (6 * graph.k + graph.sketch_dim + 4)
 
 
-def belongs_on_device(graph: Graph, device: torch.device, choice: GraphOnDevice) -> bool:
+def belongs_on_device(graph: Graph, device: torch.device, choice: OnDevice) -> bool:
     """Return whether the graph is to be held on the device. `auto` holds it on a GPU that has twice the room; never on a CPU.
 
     Raises:

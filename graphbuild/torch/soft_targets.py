@@ -17,15 +17,14 @@ from torch import Tensor
 
 from graphbuild.errors import OptionError
 from graphbuild.store.arrays import Int64
-from graphbuild.store.graph import Graph, Similarity
+from graphbuild.store.choices import OnDevice, Similarity, Symmetrize, Teacher
+from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest
-from graphbuild.targets.assemble import Symmetrize
 from graphbuild.targets.samples import Captions, Coverage, coverage, positions_of, texts_of_batch
-from graphbuild.torch.assembler import GraphTarget, TargetAssembler, TargetOptions, Teacher
+from graphbuild.torch.assembler import GraphTarget, TargetAssembler, TargetOptions
 from graphbuild.torch.blocks import Gather
 from graphbuild.torch.devices import choose_device
 from graphbuild.torch.gather import gather, this_place
-from graphbuild.torch.rows import GraphOnDevice
 from graphbuild.torch.softmax import entropy_of, target_weights
 
 SampleIds = Sequence[str] | Tensor
@@ -58,7 +57,7 @@ class SoftTargets:
         captions: Captions = "draw",
         seed: int = 0,
         gather_distributed: bool = True,
-        graph_on_device: GraphOnDevice = "auto",
+        graph_on_device: OnDevice = "auto",
         similarity: Similarity = "stored",
     ) -> None:
         """Describe the targets; the graph is opened at the first batch.

@@ -10,7 +10,7 @@ from typing import get_args
 
 import click
 
-from graphbuild.system.options import FOLDER, HELP
+from graphbuild.system.options import DEFAULT_ENCODER, FOLDER, HELP
 from graphbuild.system.process import run_cli
 from train.config import ModelName
 
@@ -30,7 +30,7 @@ from train.config import ModelName
 @click.option("--image-size", type=click.IntRange(min=8), default=32, show_default=True, help="Height and width of a view.")
 @click.option("--seeds", type=click.IntRange(min=1), default=None, help="Seeds of every arm (default: 3 of some, 1 of others).")
 @click.option("--only", multiple=True, metavar="NAME", help="Arms or groups to run; repeatable (default: all).")
-@click.option("--encoder", default="all-MiniLM-L6-v2", show_default=True, help="Sentence Transformer of the texts.")
+@click.option("--encoder", default=DEFAULT_ENCODER, show_default=True, help="Sentence Transformer of the texts.")
 @click.option("--second-encoder", default=None, help="Another one, for the arm xclr-second-encoder; without it that is left out.")
 @click.option(
     "--records",

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from graphbuild.store.arrays import Float64
-from graphbuild.system.options import FOLDER, HELP
+from graphbuild.system.options import DEFAULT_ENCODER, FOLDER, HELP
 from graphbuild.system.process import run_cli
 from pipelines.study.confirm import (
     MEASURES,
@@ -61,7 +61,7 @@ class ConfirmConfig:
     """Of the set."""
     run_set: RunSet
     batch_size: int = 256
-    encoder: str = "all-MiniLM-L6-v2"
+    encoder: str = DEFAULT_ENCODER
     jobs: int = 1
     """Processes, each of which makes a block at a time."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from graphbuild.errors import OptionError
-from graphbuild.system.options import FILE, FOLDER, HELP
+from graphbuild.system.options import DEFAULT_ENCODER, FILE, FOLDER, HELP
 from graphbuild.system.process import run_cli
 from pipelines.study.confirm import flat
 from pipelines.study.data import StudyData, prepare_data
@@ -98,7 +98,7 @@ class RecordedConfig:
     """A file of JSON lines."""
     budget: int = BUDGET
     batch_size: int = 256
-    encoder: str = "all-MiniLM-L6-v2"
+    encoder: str = DEFAULT_ENCODER
 
     def studied(self) -> StudyConfig:
         """Return how the study makes such runs, and by which protocols it scores them."""

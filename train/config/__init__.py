@@ -2,13 +2,12 @@
 
 from train.config.checked import TrainConfig, field_docs, field_groups, field_types, repeated_by
 from train.config.files import load_config, read_toml
-from train.config.options import AugmentName, ModelName, Objective, OnDeviceName
+from train.config.options import AugmentName, ModelName, Objective
 
 __all__ = [
     "AugmentName",
     "ModelName",
     "Objective",
-    "OnDeviceName",
     "TrainConfig",
     "field_docs",
     "field_groups",

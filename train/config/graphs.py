@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Literal
 
 from graphbuild.errors import OptionError
-from graphbuild.store.mixture import Mix, share_weights
+from graphbuild.store.choices import Mix, Similarity
+from graphbuild.store.mixture import share_weights
 from train.config.kinds import LOOSE, TARGET, doc
 
-SimilarityName = Literal["stored", "rescored"]
 _HEAD = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9_-]*)=(?P<graph>.+?)(?::(?P<weight>[^:/\\]*))?")
 
 
@@ -71,7 +70,7 @@ class GraphOptions:
         default="targets",
         metadata=doc("What of several --graph-dir is averaged: their targets, or their similarities before the softmax.", TARGET),
     )
-    similarity: SimilarityName = field(
+    similarity: Similarity = field(
         default="stored",
         metadata=doc(
             "Which similarities of a graph are the target: those of its vectors, or a cross-encoder's (graphbuild rescore), which "

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from graphbuild.store.choices import OnDevice, Symmetrize, Teacher
 from graphbuild.system.options import LARGEST_SEED
 from train.config.graphs import GraphOptions
 from train.config.kinds import CONTRASTIVE, LOOSE, TARGET, WITHOUT_NEGATIVES, Range, doc
@@ -20,11 +21,8 @@ ScalingName = Literal["none", "linear", "sqrt"]
 NegativesName = Literal["uniform", "decoupled", "decoupled-weighted", "hard", "graph", "mixed"]
 MassOf = Literal["own-view", "own-class"]
 PositivesName = Literal["own", "graph"]
-TeacherName = Literal["graph", "embeddings"]
 BatchesName = Literal["random", "neighbors"]
-SymmetrizeName = Literal["union", "mutual"]
 CropFrom = Literal["auto", "held", "original"]
-OnDeviceName = Literal["auto", "yes", "no"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Positive = Annotated[int, Range(1)]
 Count = Annotated[int, Range(0)]
@@ -138,7 +136,7 @@ class TrainOptions(GraphOptions):
             "Effective positives, exp of the target's mean entropy, that --tau-s auto solves for in place of a mass.", TARGET
         ),
     )
-    teacher: TeacherName = field(
+    teacher: Teacher = field(
         default="graph",
         metadata=doc(
             "Where xclr takes similarities from: the graph's rows and sketches, or its embeddings, exact, held in memory.", TARGET
@@ -151,7 +149,7 @@ class TrainOptions(GraphOptions):
         default=0.0,
         metadata=doc("Share of the xclr target that is given to the other view of the same image; the rest stays soft.", TARGET),
     )
-    symmetrize: SymmetrizeName = field(
+    symmetrize: Symmetrize = field(
         default="union",
         metadata=doc("Whether a pair counts as stored if either of its texts stores it, or only if both do (mutual).", TARGET),
     )
@@ -249,11 +247,11 @@ class TrainOptions(GraphOptions):
         default="auto", metadata=doc("Arithmetic of the encoder; auto is bfloat16 where the hardware multiplies in it.")
     )
     device: str = field(default="auto", metadata=doc("auto, cpu, cuda or cuda:INDEX.", LOOSE))
-    graph_on_device: OnDeviceName = field(
+    graph_on_device: OnDevice = field(
         default="auto",
         metadata=doc("Whether the graph's rows are held on the device; auto does so on a GPU with room to spare.", LOOSE),
     )
-    images_on_device: OnDeviceName = field(
+    images_on_device: OnDevice = field(
         default="auto",
         metadata=doc("Whether decoded images are held on the device; auto does so on a GPU with room to spare.", LOOSE),
     )

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from graphbuild.errors import OptionError, ResourceError, SourceError
 from graphbuild.store.arrays import Bool, Int32, Int64, UInt8
+from graphbuild.store.choices import OnDevice
 from graphbuild.system.pictures import UnreadablePicture
 from graphbuild.system.progress import progress
-from train.config import OnDeviceName
 from train.data.base import Encoded, ImageSource, decode, short_side
 from train.data.crops import Crops
 
@@ -168,7 +168,7 @@ class ImageStore:
         chosen = torch.from_numpy(rows)
         return self._pixels[chosen.to(self._pixels.device, non_blocking=True)], self._sizes[chosen]
 
-    def hold_on(self, device: torch.device, choice: OnDeviceName) -> bool:
+    def hold_on(self, device: torch.device, choice: OnDevice) -> bool:
         """Move the pixels of images that are held in memory to a device, for good; whether they are there then.
 
         Args:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from graphbuild.errors import OptionError
 from graphbuild.store.arrays import Int32, Int64
+from graphbuild.store.choices import Mix
 from graphbuild.store.graph import Graph
-from graphbuild.store.mixture import Mix
 from graphbuild.targets.batches import draw_texts
 from graphbuild.torch.assembler import GraphTarget
 from graphbuild.torch.blocks import Gather, OneHotTarget, SameClassTarget, Target

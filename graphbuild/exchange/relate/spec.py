@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from graphbuild.errors import OptionError
+from graphbuild.system.options import DEFAULT_ENCODER
 
 USAGE: Mapping[str, str] = {
     "category": "category",
@@ -24,7 +25,6 @@ _WIDTH = re.compile(r"([0-9.eE+-]+)\s*([a-z]*)")
 _DAYS = {"s": 1 / 86_400, "min": 1 / 1_440, "h": 1 / 24, "d": 1.0, "w": 7.0, "y": 365.25}
 _KILOMETRES = {"m": 1e-3, "km": 1.0}
 _UNITS: Mapping[str, Mapping[str, float]] = {"date": _DAYS, "place": _KILOMETRES}
-DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 
 
 @dataclass(frozen=True, slots=True)

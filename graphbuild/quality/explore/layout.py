@@ -16,9 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphbuild.errors import OptionError
-from graphbuild.store.arrays import Ids
-
-Positions = npt.NDArray[np.float32]
+from graphbuild.store.arrays import Float32, Ids
 
 JUDGED_NEIGHBORS = 15
 """Neighbours whose place on the map is judged; UMAP's own default."""
@@ -65,11 +63,11 @@ class _Epochs(io.StringIO):
 def lay_out(
     neighbors_nm: Ids,
     similarities_nm: npt.NDArray[np.float32],
-    start_n2: Positions,
+    start_n2: Float32,
     *,
     seed: int,
     report: Callable[[int, int], None] = lambda _done, _total: None,
-) -> Positions:
+) -> Float32:
     """Place texts in the plane by UMAP; the same input and seed give the same map on one machine.
 
     Args:
@@ -105,20 +103,20 @@ def lay_out(
     with warnings.catch_warnings():
         # That a seed means one thread, and that rows without a search index cannot place new points.
         warnings.simplefilter("ignore")
-        positions: Positions = model.fit_transform(start_n2).astype(np.float32)
+        positions: Float32 = model.fit_transform(start_n2).astype(np.float32)
     return positions
 
 
-def _spread(start_n2: Positions, seed: int) -> Positions:
+def _spread(start_n2: Float32, seed: int) -> Float32:
     """Scale to UMAP's customary extent, with a little noise, for equal positions would never part."""
     low, high = start_n2.min(axis=0), start_n2.max(axis=0)
     scaled = _EXTENT * (start_n2 - low) / np.maximum(high - low, 1e-6)
     noise = np.random.default_rng(seed).normal(scale=1e-4 * _EXTENT, size=start_n2.shape)
-    spread: Positions = (scaled + noise).astype(np.float32)
+    spread: Float32 = (scaled + noise).astype(np.float32)
     return spread
 
 
-def judge(positions_n2: Positions, neighbors_nm: Ids, vectors: npt.NDArray[Any] | None, *, seed: int) -> Truth:
+def judge(positions_n2: Float32, neighbors_nm: Ids, vectors: npt.NDArray[Any] | None, *, seed: int) -> Truth:
     """Measure how many true neighbours are neighbours on the map, and the trustworthiness of a sample.
 
     Args:

@@ -19,12 +19,12 @@ from PIL import Image
 
 from graphbuild.quality.explore.columns import in_degrees, start_positions
 from graphbuild.quality.explore.labels import label_clusters
-from graphbuild.quality.explore.layout import Positions, judge, lay_out
+from graphbuild.quality.explore.layout import judge, lay_out
 from graphbuild.quality.explore.select import MOST_TEXTS, Selection, select_texts
 from graphbuild.quality.explore.write import FOLDER
 from graphbuild.quality.view import GraphView
 from graphbuild.store import schemas
-from graphbuild.store.arrays import Ids
+from graphbuild.store.arrays import Float32, Ids
 from graphbuild.store.atomic import read_json
 
 _MOST_LAID_OUT = 5_000
@@ -74,7 +74,7 @@ class Places:
     """Where texts lie on the map."""
 
     ids_n: Ids
-    positions_n2: Positions
+    positions_n2: Float32
     labels: tuple[tuple[float, float, str], ...]
     """x, y and the text that stands for the region, the largest first."""
     how: str
@@ -147,7 +147,7 @@ def _laid_out(view: GraphView, seed: int) -> Places | None:
     return Places(chosen.ids_n, positions, _labels(view, chosen, positions, seed), f"{how} {truth.summary()}")
 
 
-def _labels(view: GraphView, chosen: Selection, positions_n2: Positions, seed: int) -> tuple[tuple[float, float, str], ...]:
+def _labels(view: GraphView, chosen: Selection, positions_n2: Float32, seed: int) -> tuple[tuple[float, float, str], ...]:
     found = [one for one in label_clusters(positions_n2, chosen.neighbors_nm, chosen.similarities_nm, seed=seed) if not one.level]
     found.sort(key=lambda one: (-one.texts, one.row))
     texts = dict(view.texts_of([int(chosen.ids_n[one.row]) for one in found]).iter_rows())
@@ -164,7 +164,7 @@ class _Frame:
     height: int
 
     @classmethod
-    def around(cls, positions_n2: Positions) -> _Frame:
+    def around(cls, positions_n2: Float32) -> _Frame:
         low, high = np.quantile(positions_n2.astype(np.float64), [_OUTLYING, 1 - _OUTLYING], axis=0)
         width, height = np.maximum(high - low, 1e-9) * (1 + 2 * _EDGE)
         ratio = float(np.clip(height / width, _FLATTEST, _TALLEST))

@@ -12,10 +12,11 @@ from helpers_graph import clustered_vectors, write_graph
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import graphbuild
-from graphbuild.embed.encoder_files import BUILT_IN, find_encoder
+from graphbuild.embed.encoder_files import find_encoder
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
 from graphbuild.quality.health.coverage import Vocabulary
+from graphbuild.system.options import DEFAULT_ENCODER
 
 ENGLISH = (
     "a brown dog runs along the beach at sunset",
@@ -40,7 +41,7 @@ ALPHABETS = ("abcdefghijklmnop", "абвгдежзийклмноп", "αβγδε
 
 @pytest.fixture(scope="module")
 def built_in() -> Path:
-    return Path(str(find_encoder(BUILT_IN).folder)) / "tokenizer.json"
+    return Path(str(find_encoder(DEFAULT_ENCODER).folder)) / "tokenizer.json"
 
 
 def test_the_built_in_encoder_covers_english_and_no_other_language(built_in: Path) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from train.evaluate.protocols.task import block_rows
+
 TEMPERATURE = 0.07
-_BLOCK_BYTES = 256 << 20
 
 
 def knn_predict(
@@ -33,9 +34,8 @@ def knn_predict(
     """
     train, test = functional.normalize(train_NF.float(), dim=1), functional.normalize(test_MF.float(), dim=1)
     most = min(max(ks), len(train))
-    block = max(1, _BLOCK_BYTES // (4 * len(train)))
     parts: dict[int, list[Tensor]] = {k: [] for k in ks}
-    for rows in torch.split(test, block):
+    for rows in torch.split(test, block_rows(len(train))):
         similarities, neighbors = (rows @ train.T).topk(most, dim=1)
         # Less the largest, which changes no vote: exp(1 / 0.07) is 1.6 million.
         weights = ((similarities - similarities[:, :1]) / temperature).exp()

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from train.evaluate.protocols.task import Labelled, Task
+from train.evaluate.protocols.task import Labelled, Task, block_rows
 
 _TOP, _DEEPEST = 10, 100
-_BLOCK_BYTES = 256 << 20
 
 
 def retrieval_scores(task: Task) -> dict[str, float]:
@@ -45,9 +44,8 @@ def _rank(
     if not len(gallery) or not len(queries):
         return None
     base = functional.normalize(gallery.features.float(), dim=1)
-    block = max(1, _BLOCK_BYTES // (4 * len(base)))
     sums, answered = torch.zeros(3, dtype=torch.float64), 0
-    for rows in torch.split(torch.arange(len(queries)), block):
+    for rows in torch.split(torch.arange(len(queries)), block_rows(len(base))):
         similar = functional.normalize(queries.features[rows].float(), dim=1) @ base.T
         relevant = query_groups[rows, None] == gallery_groups
         offered = torch.ones_like(relevant)

@@ -80,6 +80,11 @@ class Task:
         return self.predict(self.test.features)
 
 
+def block_rows(columns: int) -> int:
+    """Return how many rows of float32 scores against so many columns are computed at a time: 256 MiB of them."""
+    return max(1, (256 << 20) // (4 * columns))
+
+
 def accuracy(guess: Tensor, truth: Tensor) -> float:
     """Share of equal entries."""
     return float((guess == truth).double().mean())
