@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -105,7 +105,7 @@ def _measure(config: TrainConfig, data: TrainingData, size: Size) -> dict[str, T
 
 
 def in_turns(
-    running: Mapping[str, Any], size: Size, device: torch.device, after: Callable[[str], None] = lambda _name: None
+    running: dict[str, Any], size: Size, device: torch.device, after: Callable[[str], None] = lambda _name: None
 ) -> dict[str, list[float]]:
     """Return seconds of every step of each contestant, after a warm-up; `after` is called with who had a turn."""
     seconds: dict[str, list[float]] = {name: [] for name in running}

@@ -5,6 +5,7 @@ Run again with equal options, it does nothing; killed, it goes on where it was. 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -143,7 +144,7 @@ def _open_images(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> Im
 
 
 def _run(graph_dir: Path, manifest: Manifest, run: EmbedRun | SampleRun) -> EmbedResult:
-    works = {
+    works: dict[str, Callable[[], bool]] = {
         "text": run.text,
         "lookup": lambda: sort_ids(graph_dir, manifest),
         "embed": run.embed,

@@ -168,8 +168,8 @@ class VectorRun(SampleRun):
         whole = [range(sum(part.vectors.rows for part in self._parts))]
         digests = np.concatenate([_digests(block_nD) for _, block_nD in self._blocks(whole)])
         _, first_N, text_S = np.unique(digests, return_index=True, return_inverse=True)
-        order_N, text_S = by_first_appearance(first_N, text_S)
-        return first_N[order_N], text_S
+        order_N, numbers_S = by_first_appearance(first_N, text_S)
+        return first_N[order_N], numbers_S
 
     def _blocks(self, wanted: list[range]) -> Iterator[tuple[int, NDArray[np.float16]]]:
         """Vectors of ranges of samples, ascending: the first sample of a block, which lies within one of them, and (n, D)."""

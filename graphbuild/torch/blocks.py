@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from graphbuild.store.choices import Symmetrize
 from graphbuild.store.sketches import UNCORRECTED, Correction
-from graphbuild.targets import assemble as reference
 from graphbuild.torch.rows import RowTensors
 
 Gather = Callable[[Tensor], Tensor]
@@ -91,7 +91,7 @@ class StoredTarget:
         text_ids_B: Tensor,
         *,
         absent: float | None,
-        symmetrize: reference.Symmetrize = "union",
+        symmetrize: Symmetrize = "union",
         gather: Gather = lambda own: own,
         correction: Correction = UNCORRECTED,
     ) -> None:

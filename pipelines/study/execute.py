@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -22,6 +21,7 @@ from pipelines.study.plan import ARMS, COMMON, SCENES, SECOND, Arm, Planned
 from pipelines.study.scenes import COLUMNS, prepare_scenes
 from pipelines.study.tables import write_gaps_figure, write_tables
 from train.run.folder import CONFIG_FILE, EVAL_FILE, read_run_config
+from train.run.scores import read_scores
 
 if TYPE_CHECKING:
     from train.config import ModelName, TrainConfig
@@ -255,7 +255,7 @@ class Study:
         # Seeds of one arm stay one arm, whichever machine trained them in whichever precision.
         anywhere = replace(made, **self.named(planned), device="auto", precision="auto")
         write_text(record / CONFIG_FILE, f"# Trained in {made.precision}.\n{anywhere.to_toml()}")
-        scores = json.loads((run_dir / EVAL_FILE).read_text(encoding="utf-8"))
+        scores = read_scores(run_dir / EVAL_FILE)
         write_json(record / EVAL_FILE, {name: scores[name] for name in _RECORDED})
 
     def check(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from graphbuild.errors import ArtifactMismatch
 from train.run.folder import EVAL_FILE, TRAINED, read_run_config
 from train.run.metrics import read_lines
+from train.run.scores import read_scores
 
 
 def recorded(path: Path, number: str) -> dict[tuple[str, int], dict[str, Any]]:
@@ -34,7 +35,7 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 
 def scores_of(run_dir: Path) -> dict[str, Any]:
     """Return the scores of a run's trained net on its classes by name."""
-    scores: dict[str, Any] = json.loads((run_dir / EVAL_FILE).read_text(encoding="utf-8"))["scores"][TRAINED]["name"]
+    scores: dict[str, Any] = read_scores(run_dir / EVAL_FILE)["scores"][TRAINED]["name"]
     return scores
 
 

@@ -34,13 +34,14 @@ def read_scores(path: Path) -> dict[str, Any]:
     try:
         content = read_json(path)
     except ValueError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     if not isinstance(content, dict):
-        raise _unreadable(path, "no JSON object")
+        raise unreadable(path, "no JSON object")
     if (claimed := content.pop(_DIGEST, None)) is not None and claimed != digest_json(content):
-        raise _unreadable(path, "it holds something else than was written: its digest differs")
+        raise unreadable(path, "it holds something else than was written: its digest differs")
     return content
 
 
-def _unreadable(path: Path, reason: object) -> ArtifactError:
+def unreadable(path: Path, reason: object) -> ArtifactError:
+    """Return the error of an eval.json that does not hold what an evaluation writes."""
     return ArtifactError(f"{path}: cannot be read ({reason}). Run `train eval {path.parent}` again.")

@@ -16,7 +16,7 @@ from graphbuild.quality.pictures import pictures
 from graphbuild.quality.report.figures import figures
 from graphbuild.quality.report.map import MapFigure, draw_map
 from graphbuild.quality.report.page import FidelityTable, Neighborhood, Page, render
-from graphbuild.quality.report.worst import Shown, Worst, find_worst, worst_cases
+from graphbuild.quality.report.worst import Found, Shown, find_worst, worst_cases
 from graphbuild.quality.view import GraphView
 from graphbuild.store import schemas
 from graphbuild.store.atomic import read_json, remove_stale_temporaries, write_json, write_text
@@ -109,7 +109,7 @@ def _page(
     view: GraphView,
     health: Health,
     found: Fidelity | None,
-    worst: Worst,
+    worst: Found,
     drawn: tuple[MapFigure | None, str],
     rng: np.random.Generator,
 ) -> Page:

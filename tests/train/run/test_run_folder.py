@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,10 +129,9 @@ def test_an_overwrite_killed_anywhere_can_be_run_again_and_mixes_nothing(
         from train.run import folder
 
         patch.setattr(folder, "remove", counted(folder.remove))
-        with suppress(Killed):
-            replaced = open_run(tmp_path / "run", config, config, overwrite=True)
+        # A process that ends lets go of the folder.
+        with suppress(Killed), closing(open_run(tmp_path / "run", config, config, overwrite=True)) as replaced:
             replaced.begin()
-            replaced.close()
     result = train(config, tmp_path / "run")
     # Either the old run is still whole, or a new one went from its beginning to its end: equal here, being the same training.
     assert (result.steps, len(read_lines(tmp_path / "run/metrics.jsonl"))) == (2, 2)

@@ -12,7 +12,7 @@ from graphbuild.errors import ArtifactError, OptionError
 from train.config import TrainConfig
 from train.config.kinds import flag
 from train.run.folder import EVAL_FILE, TRAINED, read_run_config
-from train.run.scores import read_scores
+from train.run.scores import read_scores, unreadable
 
 _SEED_FOLDER = re.compile(r"seed-\d+")
 _NUMBER = re.compile(r"[-_](seed[-_]?)?\d+$")
@@ -122,8 +122,4 @@ def _scores(evaluation: Mapping[str, Any], path: Path) -> dict[Measure, float]:
         trained = evaluation["scores"][TRAINED]
         return {(column, name): float(value) for column, found in trained.items() for name, value in found.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, reason: object) -> ArtifactError:
-    return ArtifactError(f"{path / EVAL_FILE}: cannot be read ({reason}). Run `train eval {path}` again.")
+        raise unreadable(path / EVAL_FILE, error) from None
