@@ -96,7 +96,7 @@ def command(recipe: Recipe) -> click.Command:
             embed = {**recipe.embed(layout), "encoder": encoder, "definitions": definitions}
             _run(recipe, layout, options, graph_dir, out, embed, given)
 
-    run.params += _own_options(recipe)
+    run.params.extend(_own_options(recipe))
     return run
 
 

@@ -114,6 +114,7 @@ def _page(
     rng: np.random.Generator,
 ) -> Page:
     """Everything on the page; some texts are drawn, to be shown with their neighbours."""
+    figure, map_note = drawn
     hoods = _draw_neighborhoods(view, rng)
     shown, note = _shown(view, sorted(worst.ids() | {one for center, near in hoods for one in (center, *dict(near))}))
     name = str(view.manifest.dataset.get("name", "graph"))
@@ -123,8 +124,8 @@ def _page(
         + ("every pair stored." if health.complete else f"{health.k:,} neighbours each."),
         warnings=_warnings(view, health),
         verdict=_verdict(health),
-        map=drawn[0],
-        map_note=drawn[1],
+        map=figure,
+        map_note=map_note,
         worst=worst_cases(worst, health, graph_dir, shown),
         health=health,
         figures=figures(health, found),
