@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from graphbuild.store.files import damage
-from graphbuild.store.manifest import STAGES, Manifest, Stage
+from graphbuild.store.manifest import COMMANDS, STAGES, Manifest, Stage
 from graphbuild.system.answers import Answer, next_steps, plain, quoted, render, table
 
 State = Literal["done", "missing", "damaged", "out of date"]
-
-_COMMANDS = {"text": "embed", "lookup": "embed", "embed": "embed", "index": "embed", "knn": "knn", "rescore": "rescore"}
-"""What builds each stage. A partition is made when it is needed, and rescored is what somebody asks for: neither is missing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,10 +114,11 @@ def _look(graph_dir: Path, stage: Stage | None, name: str, digests: dict[str, st
 
 def _next(graph_dir: Path, stages: tuple[StageStatus, ...]) -> tuple[str, ...]:
     graph = f"--graph-dir {quoted(graph_dir)}"
-    to_do = next((one for one in stages if one.state != "done" and one.stage in _COMMANDS), None)
+    # Whoever needs a partition makes it.
+    to_do = next((one for one in stages if one.state != "done" and one.stage != "partition"), None)
     if to_do is None:
         return tuple(f"{command} {graph}" for command in ("graphbuild verify", "graphbuild report", "train run"))
-    command = _COMMANDS[to_do.stage]
+    command = COMMANDS[to_do.stage]
     if command in ("embed", "rescore"):
         return (f"graphbuild {command} {graph} with the options it was begun with: it goes on where it stopped",)
     overwrite = " --overwrite" if to_do.state == "out of date" else ""

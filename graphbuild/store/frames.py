@@ -18,7 +18,7 @@ import numpy as np
 
 from graphbuild.store import schemas
 from graphbuild.store.graph import Graph
-from graphbuild.store.manifest import Manifest
+from graphbuild.store.manifest import COMMANDS, Manifest
 from graphbuild.store.neighbors import Rows
 from graphbuild.store.tables import read_texts
 from graphbuild.store.verified import require_verified
@@ -30,7 +30,6 @@ EDGES = "edges"
 SRC, DST, RANK, SIMILARITY = "src", "dst", "rank", "similarity"
 _EDGES_A_BATCH = 1 << 19
 EDGES_A_BLOCK = 1 << 21
-_COMMANDS = {"text": "embed", "embed": "embed", "knn": "knn", "rescore": "rescore"}
 
 
 class Frames:
@@ -141,7 +140,7 @@ class Frames:
     def _intact(self, stage: str, folder: str) -> list[Path]:
         """The files of a table, compared with their receipts."""
         receipts = self.manifest.require(stage, self.path).in_folder(folder)
-        remedy = f"Run `graphbuild {_COMMANDS[stage]}` again: it rebuilds only what is damaged."
+        remedy = f"Run `graphbuild {COMMANDS[stage]}` again: it rebuilds only what is damaged."
         require_verified(self.path, receipts, remedy=remedy, verify=self._verify)
         return [self.path / receipt.path for receipt in receipts]
 

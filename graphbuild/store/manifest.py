@@ -23,7 +23,7 @@ from graphbuild.store.files import Receipt, ShardRange, damage
 STAGES = ("text", "lookup", "embed", "index", "knn", "rescore", "partition")
 """In the order in which each reads the ones before it."""
 
-_COMMAND = {
+COMMANDS = {
     "text": "embed",
     "lookup": "embed",
     "embed": "embed",
@@ -32,6 +32,7 @@ _COMMAND = {
     "rescore": "rescore",
     "partition": "partition",
 }
+"""What builds each stage."""
 _MADE_FROM = {"text": STAGES[1:], "embed": ("index", "knn", "rescore", "partition"), "knn": ("rescore", "partition")}
 """Stages that read each one; the rest is read by none."""
 _MAKERS = {"import": "`graphbuild import`", "relate": "`graphbuild relate`", "fused": "`graphbuild fuse`"}
@@ -143,7 +144,7 @@ class Manifest:
                 "Do this with a graph of text or of vectors."
             )
         if stage not in self.stages:
-            raise ArtifactError(f"{graph_dir}: the {stage} stage is not finished. Run `graphbuild {_COMMAND[stage]}` first.")
+            raise ArtifactError(f"{graph_dir}: the {stage} stage is not finished. Run `graphbuild {COMMANDS[stage]}` first.")
         return self.stages[stage]
 
     @property

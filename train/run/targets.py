@@ -207,11 +207,6 @@ def make_target(config: TrainConfig, data: TrainingData, device: torch.device, s
     return make_graph_target(config, data, device, split)
 
 
-def make_own_view_target(device: torch.device) -> TargetMaker:
-    """Make the target of SimCLR."""
-    return SimCLR(device)
-
-
 def make_graph_target(config: TrainConfig, data: TrainingData, device: torch.device, split: Split) -> XCLR | Mixed:
     """Make the target of X-CLR, whichever objective uses it; that of several --graph-dir is their mixture.
 
