@@ -81,7 +81,7 @@ class PublishResult(Answer):
 
 
 def require_publishable(graph_dir: Path, out: Path, config: PublishConfig) -> None:
-    """See, before a graph is measured, that it can be published there.
+    """Check that a graph can be published into a folder, before time is spent on measuring it.
 
     Raises:
         ArtifactError: If the knn stage is not done.

@@ -110,7 +110,7 @@ class _Lists:
         self._starts = np.searchsorted(texts_N[self._fused], np.arange(graph.n_texts + 1))
 
     def of(self, text: int) -> tuple[NDArray[np.int32], float | None]:
-        """Candidates of a fused text, itself among them, and how similar others are at most; None: as the last of these."""
+        """Return candidates of a fused text, itself among them, and how similar others are at most; None: as the last of these."""
         own = int(self._texts_N[text])
         ids, values, beyond = self._row(own)
         sizes = np.cumsum(self._starts[ids + 1] - self._starts[ids])

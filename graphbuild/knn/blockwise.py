@@ -78,7 +78,7 @@ class _Best:
         )
 
     def finish(self) -> tuple[NDArray[np.int32], Tile]:
-        """Ids and similarities, best first; (r, k) each."""
+        """Return ids and similarities, best first; (r, k) each."""
         _finish(self._k, self._filled_r, self._ids_rW, self._kept_rW)
         return self._ids_rW[:, : self._k], self._kept_rW[:, : self._k]
 

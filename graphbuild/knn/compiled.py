@@ -10,7 +10,7 @@ from graphbuild.store.cache import cache_folder, writable
 
 
 def keep_compiled_kernels(package: Path) -> None:
-    """Give numba a folder for what it compiles where it would find none: a read-only installation, perhaps without HOME."""
+    """Set numba's cache folder where it would find none, as in a read-only installation without HOME."""
     if "NUMBA_CACHE_DIR" not in os.environ and not writable(package):
         os.environ["NUMBA_CACHE_DIR"] = str(cache_folder("numba"))
         if "numba" in sys.modules:

@@ -77,7 +77,7 @@ def landmark_basis(own_MM: NDArray[np.float64], sketch_dim: int) -> NDArray[np.f
 
 
 def encode_within(vectors_nM: NDArray[np.float16], basis_MR: NDArray[np.float64]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Encode as `encode` does; codes that would be longer than a unit vector, as approximate features may be, are made as long."""
+    """Encode as `encode` does, but shorten codes longer than a unit vector, as those of approximate features may be."""
     codes_nR, scales_n = encode(vectors_nM, basis_MR)
     lengths_n = np.sqrt(np.square(codes_nR.astype(np.float32)).sum(axis=1)) * scales_n
     return codes_nR, (scales_n / np.maximum(lengths_n, 1)).astype(np.float32)

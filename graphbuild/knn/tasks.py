@@ -74,44 +74,44 @@ def _search(
     job: Job, shards: list[ShardRange], vectors_ND: NDArray[np.float16], engine: Engine, report: Callable[[int], None]
 ) -> Iterator[Receipt]:
     writer = ShardWriter(Path(job.root), job.k, np.load(job.basis) if job.basis else None, job.key)
-    told, results = _begin(job, shards, engine, report)
+    meter, results = _begin(job, shards, engine, report)
     for shard, found in zip(shards, results, strict=True):
         yield writer.write(shard, vectors_ND[shard.start : shard.stop], found, engine.precision)
-    told.finish()
+    meter.finish()
 
 
-def _begin(job: Job, shards: list[ShardRange], engine: Engine, report: Callable[[int], None]) -> tuple[_Told, Iterator[Neighbors]]:
-    """The search, which has not begun, and who tells of it."""
+def _begin(job: Job, shards: list[ShardRange], engine: Engine, report: Callable[[int], None]) -> tuple[_Texts, Iterator[Neighbors]]:
+    """Return what reports progress, and the neighbours of each shard, which are searched for as they are taken."""
     texts = sum(map(len, shards))
     stored = job.extension.stored(Path(job.root), shards[0]) if job.extension else None
     if job.extension and stored and isinstance(engine, TileEngine):
         # On a CPU, where a task is a shard.
-        told = _Told(engine.groups.extension_pairs(shards, job.extension.first_new), texts, report)
-        extended = engine.extend(shards[0], stored, job.extension.first_new, told.advance)
-        return told, iter([replace(extended, facts={"extended": True})])
-    told = _Told(engine.work(shards), texts, report)
-    return told, engine.search(shards, told.advance)
+        meter = _Texts(engine.groups.extension_pairs(shards, job.extension.first_new), texts, report)
+        extended = engine.extend(shards[0], stored, job.extension.first_new, meter.advance)
+        return meter, iter([replace(extended, facts={"extended": True})])
+    meter = _Texts(engine.work(shards), texts, report)
+    return meter, engine.search(shards, meter.advance)
 
 
 def _device(name: str, shard: ShardRange) -> str:
     return f"cuda:{shard.index % torch.cuda.device_count()}" if name == "cuda" and torch.cuda.is_available() else name
 
 
-class _Told:
-    """Turns pairs into finished texts, and tells of them now and then: messages cross the network."""
+class _Texts:
+    """Reports pairs as finished texts, but seldom: messages cross the network."""
 
     def __init__(self, pairs: int, texts: int, report: Callable[[int], None]) -> None:
         self._pairs, self._texts, self._report = pairs, texts, report
-        self._done, self._told = 0, 0
+        self._done, self._reported = 0, 0
 
     def advance(self, pairs: int) -> None:
-        """Enter pairs that were done."""
+        """Count pairs that were scored."""
         self._done += pairs
         texts = min(self._texts, self._done * self._texts // self._pairs)
-        if (texts - self._told) * _REPORTS >= self._texts:
-            self._report(texts - self._told)
-            self._told = texts
+        if (texts - self._reported) * _REPORTS >= self._texts:
+            self._report(texts - self._reported)
+            self._reported = texts
 
     def finish(self) -> None:
-        """Tell what is left to tell."""
-        self._report(self._texts - self._told)
+        """Report the texts that were not reported yet."""
+        self._report(self._texts - self._reported)

@@ -79,7 +79,7 @@ def check_samples(graph_dir: Path, manifest: Manifest, texts: int) -> int:
 
 
 def _check_counts(graph_dir: Path, manifest: Manifest, samples_N: Int32, captions_N: Int32) -> None:
-    """Counts are those of the samples table, counted anew."""
+    """Compare the stored counts with those of the samples table, counted anew."""
     start = 0
     for receipt in manifest.files("text", schemas.COUNTS):
         path = graph_dir / receipt.path

@@ -30,7 +30,7 @@ def temporary_name(path: Path) -> Path:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; renamed to it, flushed, when the block ends well, removed when it does not."""
+    """Yield a temporary name beside `path`; the file is flushed and renamed when the block ends well, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
@@ -123,7 +123,7 @@ def _at_work(pid: int) -> bool:
 
 @contextmanager
 def scratch_name(folder: Path, label: str) -> Iterator[Path]:
-    """Give a name for a file that is gone when the block ends; what a killed run leaves is removed by the next run."""
+    """Yield a name for a file that is removed when the block ends; the next run removes what a killed one leaves."""
     folder.mkdir(parents=True, exist_ok=True)
     path = temporary_name(folder / label)
     try:

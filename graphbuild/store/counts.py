@@ -20,7 +20,7 @@ from graphbuild.store.tables import read_parquet
 
 
 def manifest_counts(*, samples: int, captions: int, texts: int) -> dict[str, int]:
-    """Return what the manifest counts of every graph that has captions."""
+    """Return the counts that the manifest of every graph of captions begins with."""
     return {"samples": samples, "captions": captions, "texts": texts, "duplicate_captions": captions - texts}
 
 

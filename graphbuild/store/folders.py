@@ -39,7 +39,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def recover_folders(parent: Path) -> None:
-    """Give a folder its name back that a killed process had set aside, where no successor stands; else remove it."""
+    """Rename back a folder that a killed process had set aside, or remove it where another has taken its place."""
     for aside in parent.glob(f".*{_ASIDE}"):
         path = parent / aside.name.removeprefix(".").removesuffix(_ASIDE)
         if path.exists():

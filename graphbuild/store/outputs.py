@@ -14,7 +14,7 @@ _LOOKED_THROUGH = 1 << 16
 
 
 def require_replaceable(path: Path, *, overwrite: bool) -> None:
-    """See that a file may be written: it is not there, or was written by this program, or the user says so.
+    """Check that a file may be written: it does not exist, or this program wrote it, or the user says so.
 
     What a process of ours left that was killed while it wrote this file is removed.
 

@@ -132,7 +132,7 @@ def in_common(graph_dir: Path, what: str, look: Callable[[Manifest], _Ready | No
 
 
 def require_no_parts(graph_dir: Path, stage: str) -> None:
-    """See that nobody is at a part of a stage: a whole call removes what unfinished writers left.
+    """Check that no process works on a part of a stage, because a whole call removes what unfinished writers left.
 
     Raises:
         LockedError: If somebody is.

@@ -41,6 +41,6 @@ def load_cifar(kind: str, root: Path, *, train: bool, download: bool) -> Any:
 
 
 def cifar_ids(count: int, *, train: bool) -> list[str]:
-    """Sample ids of a split of so many pictures."""
+    """Return the sample ids of a split of so many pictures."""
     split = "train" if train else "test"
     return [f"{split}/{index}" for index in range(count)]

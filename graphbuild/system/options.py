@@ -25,7 +25,7 @@ class FiniteRange(click.FloatRange):
     """A number within bounds; NaN, which comparisons never find beyond one, is refused."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number."""
+        """Return the number, if it is finite and within the bounds."""
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)

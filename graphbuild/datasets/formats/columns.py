@@ -80,7 +80,7 @@ def _texts(array: pa.Array) -> tuple[list[str | None], set[int]]:
 
 
 def ids_of(column: pa.ChunkedArray, name: str, where: str, first_row: int) -> list[str]:
-    """Sample ids as text.
+    """Return sample ids as text.
 
     Raises:
         SourceError: If a row has none, or it is no UTF-8.

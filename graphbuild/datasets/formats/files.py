@@ -178,7 +178,7 @@ def _open_filesystem(source: str) -> tuple[Any, str]:
 
 
 def describe_files(files: Sequence[File]) -> tuple[SourceFile, ...]:
-    """Name, size and digest of input files; reads them once."""
+    """Return name, size and digest of each input file, which is read once."""
     return tuple(_describe(file) for file in files)
 
 

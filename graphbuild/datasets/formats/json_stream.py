@@ -96,7 +96,7 @@ class _Marked:
         """Whether there were any so far."""
 
     def read(self, size: int) -> bytes:
-        """The next bytes; ijson asks for none, to learn what it is given."""
+        """Return the next bytes; ijson first asks for none, to learn whether it is given bytes or text."""
         text = self._text.read(min(size, _CHUNK)) if size else ""
         self.marked = self.marked or _MARK in text
         return text.encode("utf-8")

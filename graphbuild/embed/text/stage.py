@@ -215,7 +215,7 @@ class _TextWriter:
             del self._pending[: self._size]
 
     def cut(self, key: str) -> None:
-        """What comes now begins a new shard, made for other work."""
+        """Begin a new shard: what follows is made for other work."""
         if self._pending:
             self._write(self._pending)
         self._pending, self._key = [], key
@@ -258,7 +258,7 @@ class _SampleWriter:
             self._pending = self._pending.slice(self._size)
 
     def cut(self, key: str) -> None:
-        """What comes now begins a new shard, made for other work."""
+        """Begin a new shard: what follows is made for other work."""
         if self._pending.num_rows:
             self._write(self._pending)
         self._pending, self._key = self._schema.empty_table(), key

@@ -99,7 +99,7 @@ class RelateEstimate(Answer):
 
 
 def describe_absent(facts: dict[str, Any]) -> list[str]:
-    """Say what is known of pairs that are not stored, in a line; no line where all are stored."""
+    """Return a line on what is known of pairs that are not stored; none where all are stored."""
     if facts["complete"]:
         return []
     least, most, share = facts["absent_at_least"], facts["absent_at_most"], facts["absent_known_rows"] / facts["texts"]

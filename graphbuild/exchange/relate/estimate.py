@@ -78,7 +78,7 @@ class _Probe:
         self.texts, self.bytes, self.seconds = 0, 0, 0.0
 
     def embed(self, encoder: str, precision: str, texts: list[str]) -> NDArray[np.float16]:
-        """Random unit vectors as wide as the encoder's; (C, D)."""
+        """Return random unit vectors as wide as the encoder's; (C, D)."""
         # The first call of a process loads kernels, and is no measure.
         few = texts[:_PROBE_TEXTS]
         dim = embed_now(encoder, precision, few[:2]).shape[1]

@@ -99,7 +99,7 @@ class _Found(nn.Module):
         self._output = output
 
     def forward(self, _: Tensor) -> Any:
-        """Return it."""
+        """Return the output that is known."""
         return self._output
 
 
