@@ -158,7 +158,7 @@ class _OpenFiles:
         self._lock = threading.Lock()
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
-        """Bytes of a shard, by position.
+        """Return bytes of a shard by their position.
 
         Raises:
             SourceError: If the shard went away or shrank.
