@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 from numpy.typing import NDArray
 
 from graphbuild.embed.encoder import choose_precision
@@ -201,7 +200,7 @@ class Relation:
             strings = [self._shown(row) for row in values]
             ids = np.arange(shard.start, shard.stop, dtype=np.int32)
             # Of the values, because two of them may be shown alike.
-            hashes = np.fromiter((xxhash.xxh3_64_intdigest(repr(row).encode()) for row in values), np.uint64, len(values))
+            hashes = hash_strings(map(repr, values))
             table = pa.table([ids, pa.array(strings, pa.string()), hashes], schema=schemas.TEXTS_SCHEMA)
             receipts.append(ensure_shard(self._graph_dir, schemas.TEXTS, shard.index, table, key=key))
         counts_N = count_captions([samples[schemas.TEXT_ID].to_numpy()], len(texts.values))

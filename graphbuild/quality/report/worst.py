@@ -37,7 +37,7 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class WorstCase:
     """A text, the texts that it stands for or swallows, and the command that looks at it."""
 
     center: Shown
@@ -52,10 +52,10 @@ class Case:
 class Worst:
     """The worst cases, each with ids, and commands that take them."""
 
-    hubs: tuple[Case, ...]
-    groups: tuple[Case, ...]
+    hubs: tuple[WorstCase, ...]
+    groups: tuple[WorstCase, ...]
     """Of near-duplicates."""
-    isolated: tuple[Case, ...]
+    isolated: tuple[WorstCase, ...]
     """Each with its nearest text as the only member."""
     without_hubs: tuple[str, ...]
     """Commands that make the graph without them; likewise the two below."""
@@ -149,9 +149,9 @@ def worst_cases(found: Found, health: Health, graph_dir: Path, shown: Callable[.
     graph = f"--graph-dir {quoted(graph_dir)}"
     degrees = {int(entry["text_id"]): int(entry["in_degree"]) for entry in health.hubs}
 
-    def cases(members_of: dict[int, list[tuple[int, float]]], counts: dict[int, int]) -> tuple[Case, ...]:
+    def cases(members_of: dict[int, list[tuple[int, float]]], counts: dict[int, int]) -> tuple[WorstCase, ...]:
         return tuple(
-            Case(
+            WorstCase(
                 shown(center),
                 counts.get(center, len(members)),
                 tuple(shown(one, value) for one, value in members),

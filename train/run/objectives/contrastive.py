@@ -28,7 +28,7 @@ from train.run.temperature import settle_tau_s
 from train.run.watch import sphere_figures
 
 
-class Sides(NamedTuple):
+class ContrastiveTarget(NamedTuple):
     """Whom the samples of a batch are drawn to, and whom they are pushed from."""
 
     positives: Target
@@ -77,12 +77,12 @@ class Contrastive:
         self.module: nn.Module = encoder if self._plain else Views(encoder, scale, self._queue)
         self.encoder, self.note = encoder, "; ".join(filter(None, (self._positives.note, told)))
 
-    def target(self, samples_B: Int64, epoch: int) -> Sides:
+    def target(self, samples_B: Int64, epoch: int) -> ContrastiveTarget:
         """Return G, by rows, and the weights; the samples of a queue come after those of the batch."""
         columns = samples_B if self._queue is None else self._queue.with_batch(samples_B)
-        return Sides(self._positives.target(columns, epoch), self._repulsion(columns, epoch), samples_B)
+        return ContrastiveTarget(self._positives.target(columns, epoch), self._repulsion(columns, epoch), samples_B)
 
-    def loss(self, encode: nn.Module, views: Tensor, target: Sides) -> Outcome:
+    def loss(self, encode: nn.Module, views: Tensor, target: ContrastiveTarget) -> Outcome:
         """Take the loss of this process's views against those of all."""
         config, parts = self._config, {}
         with autocast(config, views):
@@ -109,7 +109,7 @@ class Contrastive:
             if maker is not None:
                 maker.read_ahead(samples_B, epoch)
 
-    def measures(self, target: Sides, outcome: Outcome, *, with_kl: bool) -> dict[str, Tensor | None]:
+    def measures(self, target: ContrastiveTarget, outcome: Outcome, *, with_kl: bool) -> dict[str, Tensor | None]:
         """Measure stored neighbours per anchor, KL(dense || assembled), and how the two views lie on the sphere."""
         found = measures(target.positives, self._split, with_kl=with_kl)
         return {**found, **sphere_figures(outcome.first_bD, outcome.second_bD), **outcome.parts}
