@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from graphbuild.store import schemas
-from graphbuild.system.answers import next_steps
+from graphbuild.system.answers import Answer, next_steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +39,7 @@ class KnnConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class KnnResult:
+class KnnResult(Answer):
     """What `build_knn` found there and what it searched."""
 
     graph_dir: Path
@@ -72,21 +72,3 @@ class KnnResult:
         if isinstance(self.k_asked, int) and self.k_asked > self.k:
             lines.append(f"k {self.k_asked:,} is more than the {self.k:,} other texts: all are stored")
         return "\n".join([*lines, after])
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {
-            "graph_dir": str(self.graph_dir),
-            "texts": self.texts,
-            "k": self.k,
-            "k_asked": self.k_asked,
-            "complete": self.complete,
-            "sketch_dim": self.sketch_dim,
-            "seconds": self.seconds,
-            "reused_shards": self.reused_shards,
-            "extended_shards": self.extended_shards,
-            "shards": self.shards,
-            "recomputed_rows": self.recomputed_rows,
-            "precision": self.precision,
-            "already_done": self.already_done,
-        }

@@ -16,7 +16,7 @@ from graphbuild.quality.samples import has_several_captions
 from graphbuild.quality.view import GraphView
 from graphbuild.store import schemas
 from graphbuild.store.manifest import Manifest
-from graphbuild.system.answers import next_steps, pair_table, plain, render, show, table
+from graphbuild.system.answers import Answer, next_steps, pair_table, plain, render, show, table
 from graphbuild.system.progress import stages as progress_stages
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _REPEATED = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GraphSummary:
+class GraphSummary(Answer):
     """What `graphbuild inspect` shows."""
 
     graph_dir: Path
@@ -89,18 +89,6 @@ class GraphSummary:
             numbers = (f"{stage['files']:,}", f"{stage['bytes'] / 1e6:,.1f}", f"{stage['seconds']:,.1f}")
             made.add_row(name, *numbers, plain(facts))
         return made
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {
-            "graph_dir": str(self.graph_dir),
-            "dataset": self.dataset,
-            "encoder": self.encoder,
-            "counts": self.counts,
-            "stages": self.stages,
-            "similarity_by_rank": self.similarity_by_rank,
-            "health": self.health.to_json() if self.health else None,
-        }
 
     def to_frame(self) -> pl.DataFrame:
         """Return counts and figures as one table: section, name, value, shuffled, verdict."""

@@ -40,7 +40,11 @@ class Answer:
 
 
 def _as_json(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    if isinstance(value, dict):
+        return {name: _as_json(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def table(columns: tuple[str, ...], *, right: tuple[str, ...] = ()) -> Table:

@@ -14,7 +14,6 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xxhash
@@ -24,7 +23,7 @@ from graphbuild.store.arrays import Int64
 from graphbuild.store.atomic import atomic_path, read_json, write_json
 from graphbuild.store.digests import digest_file
 from graphbuild.store.folders import remove_temporaries
-from graphbuild.system.answers import next_steps, quoted
+from graphbuild.system.answers import Answer, next_steps, quoted
 from graphbuild.system.archives import OWN_FIELD, SAMPLE_ID
 from graphbuild.system.progress import progress
 from graphbuild.targets.chunks import PartitionConfig
@@ -48,7 +47,7 @@ _MAGIC = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReshardResult:
+class ReshardResult(Answer):
     """Where `reshard` wrote shards, and how many samples they hold."""
 
     out: Path
@@ -67,10 +66,6 @@ class ReshardResult:
             f"{self.out}: {self.samples:,} samples, each exactly once, in {self.shards:,} shards{kept}{last}\n"
             f"{next_steps(f'train run --data {quoted(self.out)} --batches neighbors')}"
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {name: getattr(self, name) for name in ("samples", "shards", "written", "unknown")} | {"out": str(self.out)}
 
 
 def reshard(config: TrainConfig, out: Path, *, shard_size: int = 10_000, memory_gb: float = 4.0) -> ReshardResult:

@@ -17,7 +17,7 @@ from graphbuild.errors import ArtifactError, OptionError
 from graphbuild.store.atomic import atomic_path, remove_stale_temporaries, write_bytes
 from graphbuild.store.graph import Graph
 from graphbuild.store.outputs import PARQUET_METADATA, require_replaceable
-from graphbuild.system.answers import next_steps
+from graphbuild.system.answers import Answer, next_steps
 from graphbuild.system.cards import Repository, last_name, require_own_card
 from train.config import TrainConfig
 from train.data.base import decode_centre
@@ -39,7 +39,7 @@ BACKBONE, CARD = "backbone.safetensors", "README.md"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExportResult:
+class ExportResult(Answer):
     """Where `export_run` wrote the encoder, and what of."""
 
     weights: Path
@@ -60,11 +60,6 @@ class ExportResult:
             corrupt = f"; {self.corrupt_images:,} cannot be read and were left out" if self.corrupt_images else ""
             written += f"; features of {self.images:,} images in {self.features}{corrupt}"
         return f"{written}\n{next_steps(f'load it as {self.card} shows')}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        paths = {"weights": str(self.weights), "card": str(self.card), "features": str(self.features) if self.features else None}
-        return {**paths, "sha256": self.sha256, "images": self.images, "corrupt_images": self.corrupt_images, "url": self.url}
 
 
 def export_run(

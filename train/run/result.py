@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graphbuild.system.answers import next_steps
+from graphbuild.system.answers import Answer, next_steps
 from train.run.folder import RunFolder
 from train.run.metrics import read_metrics
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunResult:
+class RunResult(Answer):
     """What a run came to."""
 
     run_dir: Path
@@ -44,16 +44,7 @@ class RunResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the same for scripts."""
-        return {
-            "run_dir": str(self.run_dir),
-            "objective": self.objective,
-            "steps": self.steps,
-            "images_seen": self.images_seen,
-            "seconds": round(self.seconds, 3),
-            "first_step": self.first_step,
-            "last": self.last,
-            "eval_command": self.eval_command,
-        }
+        return {**Answer.to_json(self), "seconds": round(self.seconds, 3)}
 
 
 def finished_result(folder: RunFolder, eval_command: str) -> RunResult:

@@ -21,7 +21,7 @@ from graphbuild.quality.view import GraphView
 from graphbuild.store import schemas
 from graphbuild.store.atomic import read_json, remove_stale_temporaries, write_json, write_text
 from graphbuild.store.outputs import require_replaceable
-from graphbuild.system.answers import next_steps, quoted
+from graphbuild.system.answers import Answer, next_steps, quoted
 from graphbuild.system.progress import progress, stages
 
 _NEIGHBORHOODS, _NEIGHBORS = 8, 6
@@ -30,7 +30,7 @@ _LEAST_BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReportResult:
+class ReportResult(Answer):
     """The report that was written."""
 
     out: Path
@@ -45,16 +45,6 @@ class ReportResult:
         lines = [f"warning: {warning}" for warning in self.warnings]
         lines.append(f"{self.out}: {self.bytes / 1e3:,.0f} kB, one file, no network needed; {self.metrics}")
         return "\n".join([*lines, next_steps("open it in a browser", *self.next)])
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same for scripts."""
-        return {
-            **asdict(self),
-            "out": str(self.out),
-            "metrics": str(self.metrics),
-            "warnings": list(self.warnings),
-            "next": list(self.next),
-        }
 
 
 def write_report(
