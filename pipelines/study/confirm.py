@@ -25,6 +25,7 @@ from pipelines.study.graphs import shuffle
 from train.config import ModelName
 from train.results.compare.differences import ALPHA, Difference, difference, holm_adjusted
 from train.run.metrics import read_lines
+from train.run.scores import IN_EDGES
 
 ArmName = Literal["supcon", "flat", "prompts", "definitions", "permuted", "wordnet"]
 Scores = Mapping[ArmName, Mapping[str, Mapping[int, float]]]
@@ -246,8 +247,7 @@ def _answer(scores: Scores, readings: Sequence[Reading], run_set: RunSet) -> str
 
 
 def _shown(pair: Contrast, measure: str, gap: Difference) -> str:
-    # Severity is counted in edges.
-    scale = 1 if measure == "severity" else 100
+    scale = 1 if measure in IN_EDGES else 100
     half = "" if gap.half is None else f" ± {scale * gap.half:.2f}"
     return f"{' - '.join(pair)}, {measure}: {scale * gap.mean:+.2f}{half}"
 

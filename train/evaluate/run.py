@@ -39,12 +39,12 @@ from train.model.text_tower import TextTower, Tokenizer
 from train.run.checkpoint import TEXT_TOWER, load_text_tower
 from train.run.folder import EVAL_FILE, TRAINED, UNTRAINED, read_run_config
 from train.run.loop import settle
-from train.run.scores import write_scores
+from train.run.scores import IN_EDGES, write_scores
 from train.run.trainer import build_model
 
 _HIDDEN = ("classes", "n_train", "n_test", "unlabelled", "unseen", "linear_l2", "images", "texts")
 """Scores that the table for people leaves out."""
-_COUNTED = ("severity", "severity_all", "severity_chance", "held_out_classes")
+_COUNTED = (*IN_EDGES, "held_out_classes")
 """Scores that are no shares."""
 
 TextSide = tuple[TextTower, Tokenizer, tuple[str, ...]]

@@ -14,6 +14,8 @@ from graphbuild.store.digests import digest_json
 KNN_TOP1, LINEAR_TOP1 = "knn_top1", "linear_top1"
 HEADLINE = ((KNN_TOP1, "kNN"), (LINEAR_TOP1, "linear"))
 """The two scores that every evaluation has, and the headings of their columns."""
+IN_EDGES = ("severity", "severity_all", "severity_chance")
+"""Scores that are counted in edges of a hierarchy, and are no shares."""
 _DIGEST = "digest"
 
 

@@ -14,7 +14,7 @@ from graphbuild.errors import OptionError
 from train.evaluate.intervals import mean_interval
 from train.results.compare.arms import Arm, Measure, read_arms
 from train.results.compare.differences import ALPHA, Difference, difference, holm_adjusted
-from train.run.scores import KNN_TOP1, LINEAR_TOP1
+from train.run.scores import IN_EDGES, KNN_TOP1, LINEAR_TOP1
 
 HEADLINES = (
     KNN_TOP1,
@@ -27,8 +27,6 @@ HEADLINES = (
     "severity",
 )
 """Shown unless measures are named."""
-_PLAIN = ("severity", "severity_all", "severity_chance")
-"""Edges, not shares."""
 ALIKE, UNKNOWN, EQUIVALENT = "≈", "?", "="
 _PERCENT = 100
 
@@ -60,7 +58,7 @@ class Cell:
 
     def text(self, *, difference: bool = False) -> str:
         """Return mean and interval, or the difference from the baseline and its own, with marks for what the tests say."""
-        scale, digits = (1, 2) if self.measure in _PLAIN else (100, 1)
+        scale, digits = (1, 2) if self.measure in IN_EDGES else (100, 1)
         mean, half, sign = self.mean, self.half, ""
         if difference and self.versus is not None:
             # The differences are a tenth of the means.
@@ -224,7 +222,7 @@ def _with_holm(cells: Sequence[Cell]) -> list[Cell]:
 
 def _with_equivalence(cell: Cell, bound: float) -> Cell:
     # A bound in points says nothing of what is counted in edges.
-    if cell.versus is None or cell.measure in _PLAIN:
+    if cell.versus is None or cell.measure in IN_EDGES:
         return cell
     return replace(cell, equivalent=cell.versus.equivalent(bound))
 
