@@ -55,4 +55,4 @@ def _with_texts(graph_dir: Path, config: EmbedConfig) -> Run:
         run.text()
         sort_ids(graph_dir, manifest)
 
-    return in_common(graph_dir, "the texts", look, make)
+    return in_common(graph_dir, look, make)

@@ -44,15 +44,12 @@ class EmbeddingBlock:
         return np.arange(self.start, self.start + len(self.vectors_nD))
 
 
-def embedding_blocks(
-    graph_dir: Path, *, check: bool = True, verify: bool | None = None, manifest: Manifest | None = None
-) -> Iterator[EmbeddingBlock]:
+def embedding_blocks(graph_dir: Path, *, check: bool = True, manifest: Manifest | None = None) -> Iterator[EmbeddingBlock]:
     """Read all embeddings in order of text id, a few thousand at a time, whatever the size of the files.
 
     Args:
         graph_dir: A graph whose embed stage is done.
         check: Compare files with their receipts and their texts; leave it out only where that was just done.
-        verify: Whether digests are among what is compared; see `require_verified`.
         manifest: What says which files there are; None reads it, and may find more than an earlier reading did.
 
     Raises:
@@ -61,7 +58,7 @@ def embedding_blocks(
     """
     files = (manifest or Manifest.load(graph_dir)).require("embed", graph_dir).in_folder(schemas.EMBEDDINGS)
     if check:
-        require_verified(graph_dir, files, remedy=REMEDY, verify=verify)
+        require_verified(graph_dir, files, remedy=REMEDY)
     start = 0
     for receipt in files:
         if check:

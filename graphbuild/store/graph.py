@@ -228,7 +228,7 @@ class Graph:
         Raises:
             ArtifactError: If a shard cannot be read.
         """
-        files = self._verified("text", schemas.TEXTS)
+        files = self._verified(schemas.TEXTS)
         return pa.chunked_array(
             [read_parquet(self.path / file.path, [schemas.TEXT])[schemas.TEXT].combine_chunks() for file in files]
         )
@@ -257,20 +257,20 @@ class Graph:
         Raises:
             ArtifactError: If one is missing or damaged.
         """
-        self._verified("text", schemas.TOKENIZER)
+        self._verified(schemas.TOKENIZER)
         return self.path / schemas.TOKENIZER
 
     def _files(self, stage: str, folder: str) -> list[Receipt]:
         return self.manifest.require(stage, self.path).in_folder(folder)
 
-    def _verified(self, stage: str, folder: str) -> list[Receipt]:
-        files = self._files(stage, folder)
+    def _verified(self, folder: str) -> list[Receipt]:
+        files = self._files("text", folder)
         require_verified(self.path, files, remedy=EMBED_AGAIN, verify=self._verify)
         return files
 
     def _sample_parts(self, columns: list[str]) -> Iterator[pa.Table]:
         """Columns of each shard of the samples table."""
-        for receipt in self._verified("text", schemas.SAMPLES):
+        for receipt in self._verified(schemas.SAMPLES):
             yield read_parquet(self.path / receipt.path, columns).combine_chunks()
 
 

@@ -109,14 +109,13 @@ def _require_no_writer(graph_dir: Path) -> None:
         pass
 
 
-def in_common(graph_dir: Path, what: str, look: Callable[[Manifest], _Ready | None], make: Callable[[Manifest], object]) -> _Ready:
-    """Return what all parts of a stage need: the first one that comes makes it, and the others wait.
+def in_common(graph_dir: Path, look: Callable[[Manifest], _Ready | None], make: Callable[[Manifest], object]) -> _Ready:
+    """Return what a part of a stage works with, once the texts are there: the first one that comes makes them, the others wait.
 
     Args:
         graph_dir: The graph.
-        what: What it is, for the message to those that wait.
-        look: Returns it, or None where it is not there.
-        make: Makes it, as the graph's only writer.
+        look: Returns what a part works with, or None where the texts are not there yet.
+        make: Makes them, as the graph's only writer.
     """
     said = False
     while (found := look(Manifest.load_or_new(graph_dir))) is None:
@@ -125,7 +124,7 @@ def in_common(graph_dir: Path, what: str, look: Callable[[Manifest], _Ready | No
                 make(manifest)
         except LockedError as error:
             if not said:
-                click.echo(f"waiting for {what}: {error}", err=True)
+                click.echo(f"waiting for the texts: {error}", err=True)
             said = True
             time.sleep(_WAIT_SECONDS)
     return found

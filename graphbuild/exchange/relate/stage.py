@@ -70,7 +70,7 @@ def relate_part(graph_dir: Path, config: RelateConfig, part: Part) -> PartResult
         relation = Relation(graph_dir, manifest, requested)
         return relation if relation.is_prepared() else None
 
-    relation = in_common(graph_dir, "the texts", look, lambda manifest: Relation(graph_dir, manifest, requested).prepare())
+    relation = in_common(graph_dir, look, lambda manifest: Relation(graph_dir, manifest, requested).prepare())
     with working_at(graph_dir, METHOD, part):
         written, still_open = relation.search().run_part(part)
     return PartResult(graph_dir=graph_dir, stage=METHOD, part=str(part), written=written, open=still_open)

@@ -83,8 +83,8 @@ def conditions(runs: Sequence[RunRecord], graphs: Sequence[str]) -> tuple[tuple[
     rows: list[tuple[str, Callable[[RunRecord], str]]] = [
         ("objective", lambda run: run.config.objective),
         ("images", lambda run: short_path(run.config.data or "none")),
-        ("images seen", lambda run: f"{_last(run, 'images_seen', 0):,}, two views each"),
-        ("steps", lambda run: f"{_last(run, 'step', 0):,} of {run.config.batch_size:,} images"),
+        ("images seen", lambda run: f"{_last(run, 'images_seen'):,}, two views each"),
+        ("steps", lambda run: f"{_last(run, 'step'):,} of {run.config.batch_size:,} images"),
         ("network", lambda run: f"{run.config.model} at {run.config.image_size} px, projection {run.config.projector_dim} wide"),
         ("views", lambda run: f"{run.config.augment}, crops of at least {run.config.crop_min:.0%} of the area"),
         ("optimizer", lambda run: f"{run.config.optimizer}, learning rate {_number(run.config.lr)}"),
@@ -110,8 +110,8 @@ def short_path(path: str) -> str:
     return str(Path(*given.parts[-3:]))
 
 
-def _last(run: RunRecord, name: str, missing: int) -> int:
-    return int(run.metrics[-1].get(name, missing)) if run.metrics else missing
+def _last(run: RunRecord, name: str) -> int:
+    return int(run.metrics[-1].get(name, 0)) if run.metrics else 0
 
 
 def _number(value: float | str | None) -> str:

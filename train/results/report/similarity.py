@@ -10,7 +10,7 @@ import numpy as np
 from graphbuild.store.arrays import Float32, Int64
 
 
-def choose_items(text_ids_S: Int64, label_codes_S: Int64 | None, *, most: int, pictures: int, seed: int = 0) -> list[Int64]:
+def choose_items(text_ids_S: Int64, label_codes_S: Int64 | None, *, most: int, pictures: int) -> list[Int64]:
     """Choose texts to compare, as evenly over the labels as can be, and some pictures of each.
 
     Args:
@@ -18,12 +18,11 @@ def choose_items(text_ids_S: Int64, label_codes_S: Int64 | None, *, most: int, p
         label_codes_S: A label of each picture, -1 where it has none; None: there is no label.
         most: Texts chosen, at most.
         pictures: Pictures of a text, at most.
-        seed: Another seed, other texts.
 
     Returns:
         For each text the indices of its pictures, in the order of labels, where there are any.
     """
-    order = np.random.default_rng(seed).permutation(len(text_ids_S))
+    order = np.random.default_rng(0).permutation(len(text_ids_S))
     order = order[text_ids_S[order] >= 0]
     codes = np.zeros(len(text_ids_S), np.int64) if label_codes_S is None else label_codes_S
     members: dict[int, list[int]] = {}
