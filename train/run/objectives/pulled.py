@@ -20,7 +20,7 @@ from train.data.prepare import TrainingData
 from train.model.encoders import Encoder
 from train.run.distributed import Ranks
 from train.run.objectives.base import Loss, Outcome, autocast, split_of
-from train.run.targets import make_graph_target, make_own_view_target, measures
+from train.run.targets import SimCLR, make_graph_target, measures
 from train.run.temperature import settle_tau_s
 from train.run.watch import sphere_figures
 
@@ -50,7 +50,7 @@ class Pulled:
         config, told = settle_tau_s(config, data, device)
         self._config, self._split = config, split_of(config, ranks)
         by_graph = config.positives == "graph"
-        self._maker = make_graph_target(config, data, device, self._split) if by_graph else make_own_view_target(device)
+        self._maker = make_graph_target(config, data, device, self._split) if by_graph else SimCLR(device)
         self.module: nn.Module = Projections(encoder, self._predictor(encoder)).to(device)
         self.encoder, self.note = encoder, "; ".join(filter(None, (self._maker.note, told)))
 
