@@ -46,20 +46,38 @@ def test_each_script_has_a_test_and_fewer_than_eighty_lines() -> None:
     assert max(scripts.values()) < 80
 
 
+def run_example(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a script of the folder of examples in this process."""
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments, *OPTIONS[name]])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+
+
+def require_trained(folder: Path, printed: str) -> None:
+    assert "epoch 0 step 0 loss" in printed
+    assert "effective_positives" in printed
+    assert all(torch.isfinite(value).all() for value in torch.load(folder / LEFT["plain_torch"]).values())
+
+
+def test_plain_loop_trains_in_an_empty_folder(
+    user_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_example("plain_torch", inputs(user_folder), monkeypatch)
+    require_trained(tmp_path, capsys.readouterr().out)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name != "plain_torch"])
 def test_example_trains(name: str, user_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *inputs(user_folder), *OPTIONS[name]])
-    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    run_example(name, inputs(user_folder), monkeypatch)
     assert (tmp_path / LEFT[name]).exists()
 
 
+@pytest.mark.slow
 def test_plain_loop_trains_as_a_script_called_train_in_an_empty_folder(user_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text((EXAMPLES / "plain_torch.py").read_text())
     command = [sys.executable, "train.py", *inputs(user_folder), *OPTIONS["plain_torch"]]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "epoch 0 step 0 loss" in done.stdout
-    assert "effective_positives" in done.stdout
-    assert all(torch.isfinite(value).all() for value in torch.load(tmp_path / "encoder.pt").values())
+    require_trained(tmp_path, done.stdout)
