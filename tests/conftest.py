@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 from graphbuild.system.process import wait_without_spinning
@@ -45,8 +46,8 @@ def group_of(path: Path) -> str:
     return next((name for name, words in TOGETHER.items() if words.search(text)), str(path))
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config) -> Together | None:
-    return Together(config) if config.getoption("dist") == "loadfile" else None
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Together | None:
+    return Together(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
