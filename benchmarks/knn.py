@@ -14,9 +14,7 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,15 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import memory
-from benchmarks.knn_peers import Contender, Ids, Recall, Search, approximate_peers, exact_peers
+from benchmarks.knn_ours import FIRST, as_command, on_cpu, on_gpu
+from benchmarks.knn_peers import Contender, Ids, Recall, approximate_peers, exact_peers
 from graphbuild.store import schemas
 from graphbuild.store.embeddings import load_embeddings
-from graphbuild.store.graph import Graph
 
 _K = 256
 _ROUNDS = 3
 _VOID = 0.2
-_RECALL_ROWS = 500
 _GROWTH = (25_000, 50_000, 100_000, 180_000)
 _GROWTH_K = (16, 64, 1024)
 
@@ -53,10 +50,10 @@ def run(*, small: bool = False, graph_dir: Path | None = None) -> str:
 def measure(*, small: bool = False, graph_dir: Path | None = None) -> dict[str, Any]:
     """Measure the figures behind `run`'s table."""
     vectors_ND, what = _vectors(small, graph_dir)
-    truth = _exact_similarities(vectors_ND, min(_RECALL_ROWS, len(vectors_ND)))
+    truth = _exact_similarities(vectors_ND, min(FIRST, len(vectors_ND)))
     contenders, absent = _contenders(vectors_ND, lambda ids: _recall(truth, ids))
     if graph_dir is not None:
-        contenders.insert(2, Contender("graphbuild knn, whole command", _command(graph_dir)))
+        contenders.insert(2, Contender("graphbuild knn, whole command", as_command(graph_dir, _K)))
     wanted = 1 if small else _ROUNDS
     rounds = 0
     while rounds < wanted or (sum(_sound(contenders[0].seconds)) < wanted and rounds < 2 * wanted):
@@ -84,7 +81,7 @@ def growth(*, small: bool = False, graph_dir: Path | None = None) -> str:
     ]
     for count, k in [(count, _K) for count in sizes] + [(sizes[-1], k) for k in _GROWTH_K]:
         some_nD = vectors_ND[:count]
-        ours, (reference, *_) = _ours(some_nD, "auto", k), exact_peers(some_nD.astype(np.float32), k)
+        ours, (reference, *_) = on_cpu(some_nD, k, "auto"), exact_peers(some_nD.astype(np.float32), k)
         pairs = [(ours()[0], reference.search()[0]) for _ in range(_ROUNDS)]
         seconds = statistics.median(own for own, _ in pairs)
         ratio = statistics.median(theirs / own for own, theirs in pairs)
@@ -150,66 +147,16 @@ def _contenders(vectors_ND: NDArray[np.float16], recall: Recall) -> tuple[list[C
     import torch
 
     wide_ND = vectors_ND.astype(np.float32)
-    ours = [Contender("graphbuild", _ours(vectors_ND, "auto")), Contender("graphbuild float32", _ours(vectors_ND, "float32"))]
+    names = {"graphbuild": "auto", "graphbuild float32": "float32"}
+    ours = [Contender(name, on_cpu(vectors_ND, _K, precision)) for name, precision in names.items()]
     absent = []
     if torch.cuda.is_available():
-        ours.append(Contender("graphbuild cuda", _ours_on_gpu(vectors_ND)))
+        ours.append(Contender("graphbuild cuda", on_gpu(vectors_ND, _K)))
     else:
         absent.append("graphbuild cuda: not measured, for there is no GPU here")
     peers, missing = approximate_peers(wide_ND, _K, recall)
     reference, *others = exact_peers(wide_ND, _K)
     return [reference, *ours, *others, *peers], absent + missing
-
-
-def _ours_on_gpu(vectors_ND: NDArray[np.float16]) -> Search:
-    from graphbuild.knn.engines.gpu.engine import DeviceEngine
-    from graphbuild.store.files import shard_ranges
-    from graphbuild.system.memory import free_memory
-
-    def search() -> tuple[float, Ids]:
-        started = time.perf_counter()
-        engine = DeviceEngine(vectors_ND, k=_K, memory_limit=free_memory() // 2, device="cuda")
-        parts = [found.ids_nK[:_RECALL_ROWS] for found in engine.search(shard_ranges(len(vectors_ND), 65_536))]
-        return time.perf_counter() - started, parts[0]
-
-    return search
-
-
-def _command(graph_dir: Path) -> Search:
-    """`graphbuild knn` as a process of its own, on a copy without neighbours: start-up, reading and writing included."""
-
-    def search() -> tuple[float, Ids]:
-        with tempfile.TemporaryDirectory(prefix="bench-knn-", dir=graph_dir.parent) as folder:
-            copy = Path(folder) / "graph"
-            shutil.copytree(graph_dir, copy, ignore=shutil.ignore_patterns(schemas.KNN, schemas.REPORT, "partition"))
-            command = [sys.executable, "-c", "from graphbuild.cli import main; main()", "knn", "--overwrite", "--k", str(_K)]
-            started = time.perf_counter()
-            subprocess.run([*command, "--graph-dir", str(copy)], check=True, capture_output=True)
-            seconds = time.perf_counter() - started
-            return seconds, Graph.open(copy).rows(np.arange(_RECALL_ROWS)).neighbor_ids
-
-    return search
-
-
-def _ours(vectors_ND: NDArray[np.float16], precision: str, k: int = _K) -> Search:
-    from graphbuild.knn.engines.tiles import TileEngine
-    from graphbuild.store.files import shard_ranges
-    from graphbuild.system.memory import free_memory
-
-    # Compiling is not searching: a first, small search loads the kernels.
-    few = vectors_ND[:4096]
-    list(TileEngine(few, k=64, memory_limit=10**9, precision=precision).search(shard_ranges(len(few), 4096)))
-
-    def search() -> tuple[float, Ids]:
-        started = time.perf_counter()
-        engine = TileEngine(vectors_ND, k=k, memory_limit=free_memory() // 2, precision=precision)
-        first: Ids | None = None
-        for found in engine.search(shard_ranges(len(vectors_ND), 65_536)):
-            first = found.ids_nK[:_RECALL_ROWS].copy() if first is None else first
-        assert first is not None
-        return time.perf_counter() - started, first
-
-    return search
 
 
 def _exact_similarities(vectors_ND: NDArray[np.float16], rows: int) -> NDArray[np.float64]:

@@ -16,13 +16,13 @@ from graphbuild.store.parts import Part, PartResult, in_common, working_at
 
 
 class Run(Protocol):
-    """What parts ask of a run, of texts, pictures or vectors."""
+    """What a part asks of a run: of texts, pictures or vectors."""
 
     def has_text(self) -> bool:
         """Return whether the texts are there."""
 
     def text(self) -> bool:
-        """Write them."""
+        """Write the texts; returns whether anything was missing."""
 
     def embed_part(self, part: Part) -> tuple[int, int]:
         """Write the shards of a part; returns how many were written, and how many of all are still missing."""

@@ -10,9 +10,7 @@ undisturbed one would have done, bit for bit on a CPU.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +33,13 @@ from train.model.optimizers import build_optimizer, peak_lr
 from train.model.pretrained import load_backbone
 from train.model.schedule import Schedule
 from train.run.checkpoint import Position
+from train.run.clock import Clock
 from train.run.distributed import Ranks
 from train.run.objectives import Outcome, make_learner, registered
 
 
 class Trainer:
-    """Model, optimizer and data of a run, and where it is. Knows nothing of folders."""
+    """Model, optimizer and data of a run, and where it is."""
 
     def __init__(self, config: TrainConfig, data: TrainingData, ranks: Ranks = Ranks()) -> None:  # noqa: B008 - frozen
         """Build everything.
@@ -195,47 +194,6 @@ class Trainer:
             seed = self.config.seed
             place = {"epoch": batch.epoch, "step": batch.step, "rank": self.ranks.rank, "count": self.views}
             return self.augment.two_views(pixels, pictures.sizes, seed=seed, **place)
-
-
-class Clock:
-    """Seconds of training, and the shares of its parts since the last line."""
-
-    def __init__(self) -> None:
-        self.before = 0.0
-        """Seconds of earlier sessions."""
-        self._began = self._mark = time.perf_counter()
-        self._parts: dict[str, float] = {}
-
-    def start(self) -> None:
-        """Begin to count the seconds of a session."""
-        self._began = self._mark = time.perf_counter()
-        self._parts = {}
-
-    def total(self) -> float:
-        """Return the seconds of all sessions."""
-        return self.before + time.perf_counter() - self._began
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Count a part of a step."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._parts[name] = self._parts.get(name, 0.0) + time.perf_counter() - began
-
-    def lap(self, images: int) -> dict[str, float]:
-        """Return rate and shares since the last lap, which ends here."""
-        now = time.perf_counter()
-        span = max(now - self._mark, 1e-9)
-        shares = {name: self._parts.get(name, 0.0) / span for name in ("wait", "augment", "target")}
-        self._mark, self._parts = now, {}
-        return {
-            "images_per_s": images / span,
-            "data_wait_share": shares["wait"],
-            "augment_share": shares["augment"],
-            "target_share": shares["target"],
-        }
 
 
 @dataclass(frozen=True, slots=True)
