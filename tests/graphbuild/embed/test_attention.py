@@ -51,8 +51,8 @@ def plain() -> None:
 @pytest.fixture(scope="module")
 def captions() -> list[str]:
     """Of all lengths up to more than the encoder takes."""
-    long = [" ".join(["the dog and the cat"] * words) for words in (3, 7, 15, 31, 60)]
-    return [*numbered_captions(60), "", *long]
+    long = [" ".join(["the dog and the cat"] * words) for words in (3, 15, 60)]
+    return [*numbered_captions(12), "", *long]
 
 
 def _both(spec: EncoderSpec, precision: str) -> tuple[SentenceEncoder, SentenceEncoder]:
@@ -71,7 +71,7 @@ def test_vectors_without_padding_are_those_with_it(captions: list[str], precisio
 def test_bytes_of_a_text_without_padding_do_not_depend_on_the_others(captions: list[str]) -> None:
     _, unpadded = _both(find_encoder("all-MiniLM-L6-v2"), "bfloat16")
     tokens, _ = unpadded.tokenize(captions)
-    picked = [60, 7, 64, 31]
+    picked = [12, 7, 14, 3]
     assert np.array_equal(unpadded.encode([tokens[row] for row in picked]), unpadded.encode(tokens)[picked])
 
 
