@@ -29,7 +29,7 @@ POINTERS = {
 }  # fmt: skip
 ALIGNED = {"C", "D", "W", "M", "stride", "top", "at"}
 """Sizes that are multiples of 16 in a search of many texts, and known to be so at a launch."""
-TILE = {"ROWS": steps._ROWS, "CHUNK": steps._CHUNK, "PART": steps._PART}
+TILE = {"ROWS": steps.ROWS, "CHUNK": steps.CHUNK, "PART": steps.PART}
 CODES = {"limits_n": "*i16"}
 KERNELS: list[tuple[Any, dict[str, Any], dict[str, str], int]] = [
     (filters.filter_tile, TILE | {"BOTH": True}, {}, 1),

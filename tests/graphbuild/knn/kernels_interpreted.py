@@ -113,13 +113,13 @@ def best_candidates_are_those_of_float64_in_the_stored_order() -> None:
 
 
 def engine_with_kernels_matches_float64_brute_force() -> None:
-    triton_steps._CHUNK, triton_steps._PART = 32, 16
+    triton_steps.CHUNK, triton_steps.PART = 32, 16
     vectors = clustered_vectors(COUNT, 24)
     vectors[8:24] = vectors[8]
     engine = DeviceEngine(vectors, k=3, memory_limit=10**9, device="cpu", way="sweep")
-    assert isinstance(engine._steps, TritonSteps)
+    assert isinstance(engine.steps, TritonSteps)
     # Twins spill, and are settled.
-    engine._room = replace(engine._room, tile=16, rows=16, width=12)
+    engine.room = replace(engine.room, tile=16, rows=16, width=12)
     (found,) = engine.search(shard_ranges(COUNT, COUNT))
     assert found.recomputed >= 16
     ids, similarities = brute_force(vectors, 3)

@@ -45,9 +45,9 @@ def engine_for(
     precision: str = "auto",
 ) -> DeviceEngine:
     engine = DeviceEngine(vectors, k=k, memory_limit=limit, device="cpu", precision=precision, way=way)
-    room = engine._room
+    room = engine.room
     tile = tile or room.tile
-    engine._room = replace(room, tile=tile, rows=rows or room.rows, panel=min(room.panel, tile), resident=resident)
+    engine.room = replace(room, tile=tile, rows=rows or room.rows, panel=min(room.panel, tile), resident=resident)
     return engine
 
 
@@ -138,8 +138,8 @@ def test_nearly_all_rows_of_clustered_vectors_are_settled_by_their_certificate()
 def test_small_memory_makes_smaller_tiles_and_groups_and_the_same_rows() -> None:
     vectors = clustered_vectors(1_500, 32)
     small = DeviceEngine(vectors, k=10, memory_limit=5_000_000, device="cpu", way="sweep")
-    assert small._room.tile < engine_for(vectors, 10)._room.tile
-    assert small._room.rows < 1_500
+    assert small.room.tile < engine_for(vectors, 10).room.tile
+    assert small.room.rows < 1_500
     assert_exact(small, vectors, 10)
 
 

@@ -76,7 +76,7 @@ class DeviceEngine:
         """Number format of the products; scores are float16 in any case."""
         self._way = way or ("topk" if count <= _FEW_TEXTS or k * _MANY_NEIGHBORS > count else "auto")
         kernels = triton_steps.usable(self._device)
-        self._room: Room = plan_room(
+        self.room: Room = plan_room(
             count,
             dim,
             k,
@@ -87,7 +87,9 @@ class DeviceEngine:
             sweep=self._way != "topk",
             held=is_kept(vectors_ND, self._device),
         )
-        self._steps: Steps = (triton_steps.TritonSteps if kernels else TorchSteps)(self._room.spare)
+        """Sizes of what is held while it searches; other ones give the same rows."""
+        self.steps: Steps = (triton_steps.TritonSteps if kernels else TorchSteps)(self.room.spare)
+        """Triton's where they run here, else torch's."""
         self._choice: Choice | None = None
 
     def pairs(self, ranges: Sequence[ShardRange]) -> int:
@@ -105,9 +107,9 @@ class DeviceEngine:
     def _search(self, ranges: Sequence[ShardRange], advance: Advance) -> Iterator[Neighbors]:
         # Kernels are launched on this thread's device.
         with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
-            vectors = open_vectors(self._vectors_ND, self._device, resident=self._room.resident)
+            vectors = open_vectors(self._vectors_ND, self._device, resident=self.room.resident)
             certificate = Certificate(vectors.dim, self._device)
-            buffers = Buffers(self._room.tile, self._device, wide=self.precision == FLOAT32.name)
+            buffers = Buffers(self.room.tile, self._device, wide=self.precision == FLOAT32.name)
             self._check_products(vectors, buffers, certificate)
             parts: list[Neighbors] = []
             for group in self._groups(ranges):
@@ -119,7 +121,7 @@ class DeviceEngine:
 
     def _check_products(self, vectors: Vectors, buffers: Buffers, certificate: Certificate) -> None:
         """Multiply in float32 from now on if a product of these vectors, of the shape that the search has, breaks the bound."""
-        rows_tD = vectors.block(vectors.places_N[: self._room.tile])
+        rows_tD = vectors.block(vectors.places_N[: self.room.tile])
         scores_tC = buffers.product(rows_tD, rows_tD)
         if not certificate.holds(scores_tC[:ALIGNED], rows_tD[:ALIGNED], rows_tD):
             buffers.wide = True
@@ -128,13 +130,13 @@ class DeviceEngine:
     def _groups(self, ranges: Sequence[ShardRange]) -> Iterator[list[ShardRange]]:
         """Pieces of the ranges, their index the range's number, in groups of as many rows as there is room for."""
         group: list[ShardRange] = []
-        left = self._room.rows
+        left = self.room.rows
         for index, one in enumerate(ranges):
             start = one.start
             while start < one.stop:
                 if not left:
                     yield group
-                    group, left = [], self._room.rows
+                    group, left = [], self.room.rows
                 stop = min(one.stop, start + left)
                 group.append(ShardRange(index, start, stop))
                 left -= stop - start
@@ -148,7 +150,7 @@ class DeviceEngine:
         wanted_N = np.zeros(vectors.count, np.bool_)
         for piece in group:
             wanted_N[piece.start : piece.stop] = True
-        ring = Ring(self._room.tile, self._k, self._device)
+        ring = Ring(self.room.tile, self._k, self._device)
         gathered = Gathered(group, self._k)
         for panel in self._panels(vectors, vectors.places(wanted_N), buffers, certificate, advance):
             ring.send(panel)
@@ -186,9 +188,9 @@ class DeviceEngine:
             vectors,
             group_n[done:],
             k=self._k,
-            rows=min(self._room.panel, self._room.tile),
-            columns=self._room.tile * WIDEST,
-            steps=self._steps,
+            rows=min(self.room.panel, self.room.tile),
+            columns=self.room.tile * WIDEST,
+            steps=self.steps,
             buffers=buffers,
             certificate=certificate,
             advance=not_twice,
@@ -199,15 +201,15 @@ class DeviceEngine:
             vectors,
             group_n,
             k=self._k,
-            width=self._room.width,
-            tile=self._room.tile,
-            steps=self._steps,
+            width=self.room.width,
+            tile=self.room.tile,
+            steps=self.steps,
             buffers=buffers,
             certificate=certificate,
         )
 
     def _contenders(self, buffers: Buffers, rows: int) -> Choice:
-        tile, steps = self._room.tile, self._steps
+        tile, steps = self.room.tile, self.steps
         ways = [Way(buffers, steps, columns=tile)]
         if self._device.type == "cuda":
             ways += [Way(buffers, steps, columns=columns) for columns in (tile * WIDEST, tile // 2)]
@@ -227,5 +229,5 @@ class DeviceEngine:
             gathered.put(arrived, vectors)
         for found, rows, positions in gathered.complete():
             if len(rows):
-                found.ids_nK[rows], found.similarities_nK[rows] = settle(vectors, positions, self._k, self._room.spare)
+                found.ids_nK[rows], found.similarities_nK[rows] = settle(vectors, positions, self._k, self.room.spare)
             yield replace(found, recomputed=len(rows), facts=self._facts())

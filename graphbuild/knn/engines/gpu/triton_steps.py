@@ -18,7 +18,7 @@ from graphbuild.knn.engines.gpu.lists import Best, Columns, Lists
 from graphbuild.knn.engines.gpu.torch_steps import STEP_BYTES, TorchSteps
 from graphbuild.knn.engines.gpu.vectors import Vectors
 
-_ROWS, _CHUNK, _PART = 8, 512, 64
+ROWS, CHUNK, PART = 8, 512, 64
 """Rows and columns that a program of the filter reads, by one warp, and columns of the part that it reads again."""
 _MOST = 4096
 """Candidates of a row that fit the registers of a program; wider lists are left to torch."""
@@ -53,10 +53,10 @@ class TritonSteps:
 
         rows, width = scores_tC.shape
         both = columns.at is not None
-        filter_tile[(-(-width // _CHUNK), -(-rows // _ROWS))](
+        filter_tile[(-(-width // CHUNK), -(-rows // ROWS))](
             scores_tC, lists.limits_n.view(torch.float16), lists.counts_n, lists.ids_nW, lists.codes_nW.view(torch.float16),
             positions_t, columns.positions_C, top, columns.at or 0, rows, width, scores_tC.stride(0), lists.ids_nW.shape[1],
-            ROWS=_ROWS, CHUNK=_CHUNK, PART=_PART, BOTH=both, num_warps=1,
+            ROWS=ROWS, CHUNK=CHUNK, PART=PART, BOTH=both, num_warps=1,
         )  # fmt: skip
 
     def raise_limits(self, lists: Lists, rows: slice, rank: int, lowered: Tensor | None) -> None:
