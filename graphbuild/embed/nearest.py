@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphbuild.datasets.formats.vector_files import read_vector
+from graphbuild.datasets.formats.vectors import NAME as VECTORS
 from graphbuild.embed.encoder_files import EncoderSpec
 from graphbuild.embed.graph_encoder import graph_encoder, require_same
 from graphbuild.embed.text.table import TextPolicy
@@ -230,7 +231,7 @@ class NearestTexts:
             raise OptionError(
                 f"{self._graph_dir}: has no vectors, so only its own texts can be asked for. Give one as it stands, or --id."
             )
-        if self._manifest.encoder.get("images"):
+        if self._has_pictures():
             return self._by_vector(self._shown_text(query), count)
         from graphbuild.embed.encoder import load_encoder
 
@@ -239,6 +240,15 @@ class NearestTexts:
         self._require_width(encoder.dim, self._encoder.name)
         (tokens,), _ = encoder.tokenize([query])
         return self._by_vector(encoder.encode_one(tokens), count)
+
+    def _has_pictures(self) -> bool:
+        """Whether vectors are those of pictures, as the manifest says, or who names an image encoder for given vectors."""
+        from graphbuild.embed.image_files import is_image_encoder
+
+        recorded = self._manifest.encoder
+        return bool(recorded.get("images")) or (
+            recorded["name"] == VECTORS and self._named is not None and is_image_encoder(self._named)
+        )
 
     def _shown_text(self, query: str) -> NDArray[np.float32]:
         """Unit vector of a text by the text side of an image encoder, (D,)."""
@@ -251,13 +261,16 @@ class NearestTexts:
                 f"{self._graph_dir} was built with the image encoder {recorded['name']}. If it has a text side, as OpenCLIP's, "
                 f"name it: --encoder {shlex.quote(recorded['name'])}. Else give a sample id that the graph holds, --id or --vector."
             )
-        spec = find_image_encoder(self._named, recorded["precision"])
-        require_same(self._graph_dir, recorded, spec.name, spec.sha256)
+        given = recorded["name"] == VECTORS
+        spec = find_image_encoder(self._named, "auto" if given else recorded["precision"])
+        if not given:
+            require_same(self._graph_dir, recorded, spec.name, spec.sha256)
         if (vector_D := load_image_encoder(spec).encode_text(query)) is None:
             raise OptionError(
                 f"{self._named}: has no text side, so no text can be compared with its pictures. Give a sample id that the graph "
                 "holds, --id or --vector."
             )
+        self._require_width(len(vector_D), self._named)
         return vector_D / np.linalg.norm(vector_D)
 
     def _by_vector(self, vector_D: NDArray[np.floating[Any]], count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -187,6 +187,13 @@ def test_clip_embeds_pictures_and_answers_texts_by_its_text_side(folder: Path, c
     assert [one.text for one in near] == [READABLE[i] for i in np.argsort(-scores)[:3]]
     with pytest.raises(OptionError, match="name it: --encoder"):
         nearest_texts(tmp_path / "g", "a dog")
+    # The same vectors, as somebody else's program may have made them.
+    np.save(tmp_path / "v.npy", right.astype(np.float32))
+    build_embeddings(tmp_path / "given", EmbedConfig(dataset="vectors", sources=(str(tmp_path / "v.npy"),)))
+    given = nearest_texts(tmp_path / "given", "a dog", count=3, encoder=f"open_clip:{clip_folder}").found
+    assert [one.text_id for one in given] == np.argsort(-scores)[:3].tolist()
+    with pytest.raises(OptionError, match=f"{NET}.*has no text side"):
+        nearest_texts(tmp_path / "given", "a dog", encoder=f"timm:{NET}:{folder / 'vit.safetensors'}")
 
 
 def test_graph_of_pictures_is_searched_verified_and_compared_by_sample(folder: Path, tmp_path: Path) -> None:
