@@ -98,7 +98,8 @@ def _compare(first: Path, second: Path, count: int, by_sample: bool) -> Comparis
     views = (GraphView(first), GraphView(second))
     with progress("matching texts", None):
         hashes = [_text_hashes(view) for view in views]
-        _, ours, theirs = np.intersect1d(hashes[0], hashes[1], assume_unique=True, return_indices=True)
+        # Given vectors may have equal captions: of those the first alone.
+        _, ours, theirs = np.intersect1d(hashes[0], hashes[1], return_indices=True)
         graphs, shared = (views[0].graph, views[1].graph), len(ours)
         if by_sample := by_sample or shared < 2:
             ours, theirs = _match_samples(graphs)
@@ -110,7 +111,7 @@ def _compare(first: Path, second: Path, count: int, by_sample: bool) -> Comparis
     places = (_places(ours, graphs[0].n_texts), _places(theirs, graphs[1].n_texts))
     most = min(graphs[0].k, graphs[1].k)
     ranks = np.array(sorted({rank for rank in (*_RANKS, most) if 1 <= rank <= most}), np.int32)
-    overlap_CT, rho_C = _agreements(graphs, (ours, theirs), places, ranks)
+    overlap_CT, rho_C, compared_C = _agreements(graphs, (ours, theirs), places, ranks)
     listed = int(np.searchsorted(ranks, min(_LISTED_RANK, most)))
     correlated_C = rho_C[~np.isnan(rho_C)]
     worst = np.lexsort((np.arange(len(ours)), overlap_CT[:, -1], overlap_CT[:, listed]))[:count]
@@ -121,7 +122,7 @@ def _compare(first: Path, second: Path, count: int, by_sample: bool) -> Comparis
         only_first=graphs[0].n_texts - len(ours),
         only_second=graphs[1].n_texts - len(ours),
         overlap_by_rank=[
-            {"rank": rank, "overlap": mean, "random": min(1.0, rank / (len(ours) - 1))}
+            {"rank": rank, "overlap": mean, "random": float(np.minimum(compared_C, rank).mean() / (len(ours) - 1))}
             for rank, mean in zip(ranks.tolist(), overlap_CT.mean(axis=0).tolist(), strict=True)
         ],
         changed=[_describe(views, (int(ours[i]), int(theirs[i])), float(overlap_CT[i, listed])) for i in worst],
@@ -157,19 +158,19 @@ def _places(shared: npt.NDArray[Any], n_texts: int) -> Ids:
 
 def _agreements(
     graphs: tuple[Graph, Graph], ids: tuple[npt.NDArray[Any], npt.NDArray[Any]], places: tuple[Ids, Ids], ranks: Ids
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """Share of the first r shared neighbours that are in both rows, (C, T), and the correlation of their ranks, (C,)."""
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], Ids]:
+    """Share of the first r shared neighbours that are in both rows, (C, T), the correlation of their ranks, and their number."""
     count = len(ids[0])
-    out_CT, rho_C = np.empty((count, len(ranks)), np.float32), np.empty(count)
+    out_CT, rho_C, compared_C = np.empty((count, len(ranks)), np.float32), np.empty(count), np.empty(count, np.int32)
     seen, held, order = (np.zeros(count, np.int64) for _ in range(3))
     with progress("comparing", count, unit="texts") as meter:
         for start in range(0, count, _BLOCK):
             part = slice(start, start + _BLOCK)
             rows = [place[graph.rows(own[part]).neighbor_ids] for graph, own, place in zip(graphs, ids, places, strict=True)]
-            _count_shared(rows[0], rows[1], ranks, seen, 4 * start + 2, out_CT[part])
+            _count_shared(rows[0], rows[1], ranks, seen, 4 * start + 2, out_CT[part], compared_C[part])
             _correlate_ranks(rows[0], rows[1], held, order, 2 * start + 1, rho_C[part])
             meter.advance(len(rows[0]))
-    return out_CT, rho_C
+    return out_CT, rho_C, compared_C
 
 
 @njit(nogil=True, cache=True)
@@ -206,11 +207,17 @@ def _correlate_ranks(
 
 @njit(nogil=True, cache=True)
 def _count_shared(
-    one_nK: Ids, other_nK: Ids, ranks: Ids, seen: npt.NDArray[np.int64], stamp: int, out_nT: npt.NDArray[np.float32]
+    one_nK: Ids,
+    other_nK: Ids,
+    ranks: Ids,
+    seen: npt.NDArray[np.int64],
+    stamp: int,
+    out_nT: npt.NDArray[np.float32],
+    compared_n: Ids,
 ) -> None:
     """Walk both rows rank by rank; a text counts when its second row reaches it. `seen` holds stamps, so it is never cleared.
 
-    A row that has fewer shared neighbours than a rank asks for is compared on those that it has.
+    A row that has fewer shared neighbours than a rank asks for is compared on those that it has, with as many of the other.
     """
     for i in range(len(one_nK)):
         # Each row has two stamps of its own: one for either graph.
@@ -221,21 +228,17 @@ def _count_shared(
                 a += 1
             while b < other_nK.shape[1] and other_nK[i, b] < 0:
                 b += 1
-            moved = False
-            if a < one_nK.shape[1]:
+            moved = a < one_nK.shape[1] and b < other_nK.shape[1]
+            if moved:
                 found += seen[one_nK[i, a]] == mine + 1
                 seen[one_nK[i, a]] = mine
-                a += 1
-                moved = True
-            if b < other_nK.shape[1]:
                 found += seen[other_nK[i, b]] == mine
                 seen[other_nK[i, b]] = mine + 1
-                b += 1
-                moved = True
-            taken += moved
+                a, b, taken = a + 1, b + 1, taken + 1
             while t < len(ranks) and (ranks[t] == taken or not moved):
                 out_nT[i, t] = found / max(taken, 1)
                 t += 1
+        compared_n[i] = taken
 
 
 def _describe(views: tuple[GraphView, GraphView], ids: tuple[int, int], overlap: float) -> dict[str, Any]:

@@ -178,13 +178,14 @@ def test_overlap_equals_that_of_sets(data: st.DataObject) -> None:
     gaps = [np.array(data.draw(st.lists(st.booleans(), min_size=3 * size, max_size=3 * size))).reshape(3, size) for _ in range(2)]
     tables = [np.where(gap, -1, np.array(row)).astype(np.int32) for row, gap in zip(rows, gaps, strict=True)]
     ranks = np.arange(1, size + 1, dtype=np.int32)
-    out = np.empty((3, size), np.float32)
-    _count_shared(tables[0], tables[1], ranks, np.zeros(size, np.int64), 2, out)
+    out, compared = np.empty((3, size), np.float32), np.empty(3, np.int32)
+    _count_shared(tables[0], tables[1], ranks, np.zeros(size, np.int64), 2, out, compared)
     for i in range(3):
         one, other = ([value for value in table[i].tolist() if value >= 0] for table in tables)
+        assert compared[i] == min(len(one), len(other))
         for t, rank in enumerate(ranks):
-            length = min(rank, max(len(one), len(other)))
-            assert out[i, t] == pytest.approx(len(set(one[:rank]) & set(other[:rank])) / max(length, 1))
+            length = min(rank, compared[i])
+            assert out[i, t] == pytest.approx(len(set(one[:length]) & set(other[:length])) / max(length, 1))
 
 
 def test_rank_correlation_is_spearmans_over_the_neighbours_in_both_rows() -> None:
@@ -222,6 +223,34 @@ def test_comparison_names_the_text_that_moved(tmp_path: Path) -> None:
     found = compare_graphs(tmp_path / "one", tmp_path / "two")
     assert found.changed[0]["text"] == "text 7"
     assert "text 7" in found.summary()
+
+
+def test_overlap_of_graphs_that_share_some_texts_is_held_against_chance_among_as_many_neighbours(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    # Every fifth text of the first graph is all that the second one has, with vectors that have nothing to do with it.
+    write_graph(tmp_path / "one", unit_rows(rng.standard_normal((1_000, 8))))
+    write_graph(tmp_path / "two", unit_rows(rng.standard_normal((200, 8))), texts=[f"text {i}" for i in range(0, 1_000, 5)])
+    for name in ("one", "two"):
+        build_knn(tmp_path / name, KnnConfig(k=40))
+    found = compare_graphs(tmp_path / "one", tmp_path / "two")
+    rows = [Graph.open(tmp_path / name).rows(np.arange(count)).neighbor_ids for name, count in (("one", 1_000), ("two", 200))]
+    overlaps, counts = [], []
+    for i in range(200):
+        ours, theirs = [one // 5 for one in rows[0][5 * i].tolist() if one % 5 == 0], rows[1][i].tolist()
+        counts.append(min(len(ours), len(theirs), 16))
+        overlaps.append(len(set(ours[: counts[-1]]) & set(theirs[: counts[-1]])) / max(counts[-1], 1))
+    (entry,) = (entry for entry in found.overlap_by_rank if entry["rank"] == 16)
+    assert entry["overlap"] == pytest.approx(np.mean(overlaps))
+    assert entry["random"] == pytest.approx(np.mean(counts) / 199)
+    assert entry["overlap"] == pytest.approx(entry["random"], abs=0.02)
+
+
+def test_texts_that_come_twice_are_compared_once(tmp_path: Path) -> None:
+    vectors, texts = clustered_vectors(40, 8), [f"text {i % 30}" for i in range(40)]
+    for name, own in (("one", texts), ("two", [f"other {i}" for i in range(30)] + texts[:10])):
+        write_graph(tmp_path / name, vectors, texts=own)
+        build_knn(tmp_path / name, KnnConfig(k=5))
+    assert compare_graphs(tmp_path / "one", tmp_path / "two").texts == 10
 
 
 def test_texts_are_matched_by_themselves_and_not_by_their_ids(tmp_path: Path) -> None:
