@@ -21,6 +21,7 @@ from graphbuild.embed.attention import FLASH, Machine
 from graphbuild.embed.config import EmbedConfig, EmbedResult
 from graphbuild.embed.encoder import choose_precision, use_flash
 from graphbuild.embed.encoder_files import BACKEND_FILES, EncoderSpec, find_encoder
+from graphbuild.embed.fastest import FASTEST, choose_backend
 from graphbuild.embed.image_files import find_image_encoder
 from graphbuild.embed.images import IMAGES, ImageRun, require_image_options
 from graphbuild.embed.index import build_index
@@ -101,9 +102,7 @@ def open_run(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> EmbedR
 
 def _open_captions(graph_dir: Path, manifest: Manifest, config: EmbedConfig) -> EmbedRun:
     prompts = Prompts.parse(read_templates(config.templates))
-    beside = config.backend_file or BACKEND_FILES.get(config.backend)
-    spec = find_encoder(config.encoder, trust=config.trust_remote_code, beside=beside)
-    spec = spec.with_use(config.prompt, config.truncate_dim).with_backend(config.backend, config.backend_file)
+    spec = _find_encoder(config)
     source = _open_source(graph_dir, config)
     policy = TextPolicy.parse(config.replacements, defaults=source.replacements)
     if source.class_names and source.definitions is None and not prompts.templates:
@@ -249,10 +248,26 @@ def _place_images(source: OpenSource, folder: Path, graph_dir: Path) -> Images:
     return Images(kind="imagefolder", path=place_of(folder, graph_dir))
 
 
+def _find_encoder(config: EmbedConfig) -> EncoderSpec:
+    fastest = config.backend == FASTEST
+    if fastest and (config.backend_file is not None or config.attention == FLASH):
+        which = "--backend-file" if config.backend_file is not None else f"--attention {FLASH}"
+        raise OptionError(f"--backend {FASTEST} measures what is there, and {which} names one. Leave one of them out.")
+    beside = [config.backend_file] if config.backend_file else []
+    beside = beside or [file for name, file in BACKEND_FILES.items() if fastest or name == config.backend]
+    spec = find_encoder(config.encoder, trust=config.trust_remote_code, beside=beside)
+    spec = spec.with_use(config.prompt, config.truncate_dim)
+    return spec if fastest else spec.with_backend(config.backend, config.backend_file)
+
+
 def _settle_numbers(manifest: Manifest, spec: EncoderSpec, config: EmbedConfig) -> tuple[EncoderSpec, float | None]:
     """The encoder with its precision and attention, and its lowest cosine to float32, where that was measured."""
     recorded = manifest.encoder if manifest.encoder and manifest.encoder.get("sha256") == spec.sha256 else {}
-    # A graph that was begun at one precision is finished at it, on whatever machine; and with one implementation of attention.
+    # A graph that was begun at one precision is finished at it, on whatever machine; by one backend, and by one attention.
+    if config.backend == FASTEST and not recorded:
+        return choose_backend(spec, config.precision)
+    if config.backend == FASTEST:
+        spec = spec.with_backend(recorded.get("backend", "torch"), recorded.get("backend_file"))
     if config.precision == "auto" and recorded:
         spec, cosine = spec.with_precision(recorded["precision"]), recorded.get("cosine_to_float32")
     else:

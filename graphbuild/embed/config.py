@@ -70,7 +70,7 @@ class EmbedConfig:
     trust_remote_code: str | None = None
     """The encoder, named once more by who has read its code and lets it run; None: no code but Sentence Transformers' is."""
     backend: str = "torch"
-    """What computes the encoder's transformer: torch, onnx or openvino."""
+    """What computes the encoder's transformer: torch, onnx, openvino, or, by measuring them, the fastest of those that are here."""
     backend_file: str | None = None
     """File of another backend than torch in the encoder's folder; None: where the hub has it."""
     attention: Literal["padded", "flash"] = "padded"

@@ -27,12 +27,13 @@ from graphbuild.system.cluster import Report
 
 MIN_COSINE = 0.9995
 """Half precision is chosen by itself only where it agrees with float32 to this cosine."""
-_PROBES = tuple(
+PROBES = tuple(
     f"{subject} {verb} {place}"
     for subject in ("A small dog", "Two children in red coats", "An old steam locomotive", "The word 42")
     for verb in ("is running", "waits quietly", "can be seen from far away", "was painted, slowly, by hand,")
     for place in ("on a beach.", "in front of a city hall at night", "under the bridge", "")
 )
+"""Sentences on which encoders are measured and compared."""
 
 
 class Encoder(Protocol):
@@ -131,7 +132,7 @@ def use_flash(spec: EncoderSpec, machine: Machine) -> tuple[EncoderSpec, float]:
 
 def _agreement(half: EncoderSpec) -> float:
     full = SentenceEncoder(replace(half, backend="torch", attention=None), "float32")
-    tokens, _ = full.tokenize(_PROBES)
+    tokens, _ = full.tokenize(PROBES)
     exact_BD = full.encode(tokens)
     near_BD = load_encoder(half).encode(tokens)
     lowest = float(np.einsum("bd,bd->b", exact_BD, near_BD).min())

