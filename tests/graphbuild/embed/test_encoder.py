@@ -129,6 +129,52 @@ def test_saved_folder_agrees_with_sentence_transformers(small_folder: Path) -> N
     assert (encoder.encode(encoder.tokenize(texts)[0]) * reference).sum(axis=1).min() >= 0.9995
 
 
+TONGUES = [
+    "ein Hund am Strand",
+    "ein Hund am Meer",
+    "浜辺の犬",
+    "浜辺の猫",
+    "كلب على الشاطئ",
+    "समुद्र तट पर कुत्ता",
+    "σκύλος στην παραλία",
+]
+
+
+@pytest.fixture(scope="module")
+def multilingual_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random XLM-R with pieces of captions in several scripts, saved as any user would."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
+
+    pieces = Tokenizer(models.Unigram())
+    pieces.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    pieces.train_from_iterator(
+        TONGUES, trainers.UnigramTrainer(vocab_size=99, special_tokens=[*special.values()], unk_token="<unk>")
+    )
+    pieces.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    base = tmp_path_factory.mktemp("xlm-r")
+    PreTrainedTokenizerFast(tokenizer_object=pieces, model_max_length=32, **special).save_pretrained(base)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    config = XLMRobertaConfig(vocab_size=pieces.get_vocab_size(), max_position_embeddings=34, initializer_range=0.5, **sizes)
+    XLMRobertaModel(config).save_pretrained(base)
+    saved = tmp_path_factory.mktemp("multilingual-encoder")
+    SentenceTransformer(modules=[Transformer(str(base), max_seq_length=32), Pooling(24)], device="cpu").save(str(saved))
+    return saved
+
+
+def test_captions_of_other_scripts_are_told_apart_as_sentence_transformers_does(tmp_path: Path, multilingual_folder: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    source = write_captions(tmp_path / "a.parquet", {"caption": TONGUES})
+    done = embed(tmp_path / "g", source, encoder=str(multilingual_folder), precision="float32")
+    assert (done.counts["texts"], done.counts.get("unknown_captions", 0)) == (len(TONGUES), 0)
+    reference = SentenceTransformer(str(multilingual_folder), device="cpu").encode(TONGUES, normalize_embeddings=True)
+    np.testing.assert_allclose(load_embeddings(tmp_path / "g").astype(np.float32), reference, atol=2e-3)
+
+
 def test_tokenizer_is_saved_with_the_graph(tmp_path: Path, small_folder: Path) -> None:
     from transformers import AutoTokenizer
 
