@@ -25,10 +25,12 @@ from graphbuild.embed.nearest import nearest_texts, nearest_to_vector
 from graphbuild.errors import ArtifactMismatch, OptionError, SourceError
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
+from graphbuild.quality.report.write import write_report
 from graphbuild.quality.verify import verify_graph
 from graphbuild.store.embeddings import load_embeddings
 from graphbuild.store.graph import Graph
 from graphbuild.store.manifest import Manifest
+from graphbuild.torch import SoftTargets
 
 WIDTH = 8
 
@@ -307,3 +309,16 @@ def test_samples_of_equal_vectors_are_one_text_where_it_is_asked(tmp_path: Path)
         _embed(tmp_path / "g", *files, id_column="key", shard_size=16)
     with pytest.raises(OptionError, match="--collapse is for --dataset vectors"):
         build_embeddings(tmp_path / "h", EmbedConfig(dataset="parquet", sources=(str(files[0]),), collapse=True))
+
+
+def test_targets_and_report_take_a_graph_of_given_vectors(tmp_path: Path) -> None:
+    vectors = _vectors(60)
+    _embed(tmp_path / "g", _parquet(tmp_path / "v.parquet", vectors), id_column="key")
+    build_knn(tmp_path / "g", KnnConfig(k=59, sketch_dim=4))
+    picked = [3, 40, 7, 3]
+    similarity = SoftTargets(tmp_path / "g")([f"item-{i}" for i in picked])
+    unit = _unit(vectors)[picked].astype(np.float64)
+    np.testing.assert_allclose(similarity, unit @ unit.T, atol=1e-3)
+    page = write_report(tmp_path / "g", chart=False, batch_size=16).out.read_text(encoding="utf-8")
+    assert "every pair stored" in page
+    assert "item-" in page
