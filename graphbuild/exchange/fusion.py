@@ -84,7 +84,7 @@ class Fusion:
             counts_S, held = np.diff(found.offsets), origin.counts["samples"]
             matched = int((counts_S > 0).sum())
             if (counts_S > 1).any() or (matched == len(ids) and sum(map(len, origin.ranges("text", schemas.SAMPLES))) > held):
-                raise SourceError(f"{graph}: some samples have several texts. Fuse graphs of one text a sample.")
+                raise SourceError(f"{graph}: some samples have several texts. Embed one caption a sample, and fuse that graph.")
             if matched < len(ids) or held > matched:
                 raise SourceError(
                     f"{graph}: has {matched:,} of the {len(ids):,} samples of {self._graphs[0]}, and {held - matched:,} others. "
