@@ -31,8 +31,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
         f"xclr, --negatives {name}": {"objective": "xclr", "negatives": name}
         for name in ("decoupled", "decoupled-weighted", "hard", "graph", "mixed")
     },
-    "simclr, --queue 1024": {"objective": "simclr", "queue": 1024},
-    "xclr, --queue 1024": {"objective": "xclr", "queue": 1024},
+    "simclr, --queue": {"objective": "simclr", "queued": True},
+    "xclr, --queue": {"objective": "xclr", "queued": True},
     "rank": {"objective": "rank"},
     **{
         f"{name}, --positives {kind}": {"objective": name, "positives": kind}
@@ -71,7 +71,7 @@ def measure(size: Size, only: Collection[str] = ()) -> str:
     lines.append(
         f"{config.model} net at {config.image_size} px, {config.precision}, {config.device}, {torch.get_num_threads()} threads, "
         f"two views, projections of {config.projector_dim}, {size.pictures:,} drawn pictures, "
-        f"k = 256, sketch 64; medians of {size.rounds} alternating rounds of {size.turn} steps"
+        f"k = 256, sketch 64, queues of {size.queue:,}; medians of {size.rounds} alternating rounds of {size.turn} steps"
     )
     return "\n".join(lines)
 
@@ -81,11 +81,12 @@ def _measure(config: TrainConfig, data: TrainingData, size: Size, chosen: Mappin
     total = size.warm_up + size.rounds * size.turn
     running = {}
     for name, options in chosen.items():
-        given = {key: value for key, value in options.items() if key not in ("more", "heads")}
+        given = {key: value for key, value in options.items() if key not in ("more", "heads", "queued")}
         path = str(config.graph_dir)
         # The same graph again: what a second one costs does not depend on what it says.
         graphs = {"more_graphs": (path,) * options.get("more", 0), "head": _heads(path, options.get("heads", 0))}
-        made = replace(config, **given, **graphs, steps=total, epochs=total)
+        queue = size.queue if options.get("queued") else 0
+        made = replace(config, **given, **graphs, queue=queue, steps=total, epochs=total)
         running[name] = Trainer(made, data).steps()
     seconds = in_turns(running, size, torch.device(config.device))
     return {name: median(times) for name, times in seconds.items()}

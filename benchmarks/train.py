@@ -39,6 +39,8 @@ class Size:
     turn: int
     """Steps of one objective before the other has its turn."""
     warm_up: int = 3
+    queue: int = 1_024
+    """Embeddings of past batches that an anchor meets, in the rows of objectives with a queue."""
 
 
 SMALL = Size(pictures=2_048, batch_sizes=(64, 256), rounds=3, turn=3)

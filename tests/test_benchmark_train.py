@@ -19,7 +19,7 @@ def test_loss_of_the_plain_loop_is_that_of_simclr_here() -> None:
 
 
 def test_step_times_hold_every_objective_and_say_their_conditions() -> None:
-    size = Size(pictures=48, image_size=16, batch_sizes=(24,), rounds=1, turn=1, warm_up=1)
+    size = Size(pictures=48, image_size=16, batch_sizes=(24,), rounds=1, turn=1, warm_up=1, queue=24)
     lines = measure(size).splitlines()
     rows = {line[:36].strip(): line[36:].split() for line in lines[1:-1]}
     assert rows.keys() == VARIANTS.keys()
