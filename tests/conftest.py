@@ -47,7 +47,9 @@ def group_of(path: Path) -> str:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Together | None:
-    return Together(config, log) if config.getoption("dist") == "loadfile" else None
+    # Slow tests are few and long: what they share at the start counts for less than that no worker waits for another.
+    together = config.getoption("dist") == "loadfile" and "not slow" in config.getoption("markexpr")
+    return Together(config, log) if together else None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
