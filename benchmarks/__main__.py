@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-NAMES = ("data", "embed", "knn", "objectives", "partition", "query", "targets", "train")
+NAMES = ("data", "embed", "kernels", "knn", "objectives", "partition", "query", "targets", "train")
 
 
 def conditions() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,7 @@ from graphbuild.store.embeddings import load_embeddings
 from graphbuild.store.graph import Graph
 from pipelines.study.data import StudyData
 from pipelines.study.kinds import TRIALS, Kinds, KindsConfig, execute
+from pipelines.study.objectives import table
 from train.config import TrainConfig
 from train.run.loop import train
 
@@ -45,6 +47,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> KindsConfig:
         batch_size=16,
         encoder="hashing:32",
     )
+
+
+def test_table_of_the_documentation_is_that_of_its_records() -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    assert table(docs / "graphs/records.jsonl", TRIALS) in (docs / "graphs.md").read_text(encoding="utf-8")
 
 
 def test_every_kind_has_a_twin_and_makes_a_record_where_its_pictures_are_known(config: KindsConfig) -> None:

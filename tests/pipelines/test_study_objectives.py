@@ -37,6 +37,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> TrialsConfig:
     return config
 
 
+def test_table_of_the_documentation_is_that_of_its_records() -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    assert table(docs / "objectives/records.jsonl") in (docs / "objectives.md").read_text(encoding="utf-8")
+
+
 def test_every_objective_without_a_text_tower_has_an_arm() -> None:
     assert {trial.arm.objective for trial in TRIALS.values()} == set(registered()) - {"clip"}
     assert all(trial.twin is None or trial.twin in TRIALS for trial in TRIALS.values())

@@ -1,5 +1,8 @@
 """Vector instructions that numba cannot spell: inner products of float16 vectors, and the comparison of upper bounds.
 
+Over the same loops as numba compiles them (benchmarks/RESULTS.md, `python -m benchmarks kernels`): inner products are 3.6 times as
+fast, bounds 1.3 times, listing the bits of a mask 3.0 times.
+
 Shape letters: R rows and C columns of a tile, D vector width.
 """
 
