@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_embed import embed, graphbuild, numbered_captions, write_captions
+from click.testing import CliRunner
+from helpers_embed import embed, numbered_captions, write_captions
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.models import Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import AttentionInterface, AttentionMaskInterface, RobertaConfig, RobertaModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from graphbuild.cli import cli
 from graphbuild.embed.attention import IMPLEMENTATIONS, Machine
 from graphbuild.embed.encoder import MIN_COSINE, choose_precision, use_flash
 from graphbuild.embed.encoder_files import EncoderSpec, find_encoder, missing_on_this_machine
@@ -152,9 +154,9 @@ def test_attention_decides_the_bytes_and_stands_in_the_manifest_where_it_is_not_
     source = write_captions(tmp_path / "a.parquet", {"caption": numbered_captions(3)})
     embed(tmp_path / "g", source, encoder="all-MiniLM-L6-v2")
     assert "attention" not in Manifest.load(tmp_path / "g").encoder
-    options = ["--dataset", "parquet", "--source", source, "--graph-dir", tmp_path / "h", "--attention", "flash"]
-    done = graphbuild("embed", *options)
-    assert (done.returncode, done.stdout, (tmp_path / "h").exists()) == (1, "", False)
-    assert "--attention flash: this machine has no CUDA GPU that torch sees. Leave it out." in done.stderr
+    options = ["--dataset", "parquet", "--source", str(source), "--graph-dir", str(tmp_path / "h"), "--attention", "flash"]
+    refused = CliRunner().invoke(cli, ["embed", *options])
+    assert str(refused.exception) == "--attention flash: this machine has no CUDA GPU that torch sees. Leave it out."
+    assert not (tmp_path / "h").exists()
     with pytest.raises(OptionError, match="--attention does not apply to --dataset vectors"):
         embed(tmp_path / "h", source, "vectors", encoder="all-MiniLM-L6-v2", attention="flash")
