@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from graphbuild.knn.kernels.exact import similarities_to, similarity, widened
+from graphbuild.knn.kernels.exact import dot, similarities_to, similarity, widened
 from graphbuild.knn.kernels.halves import LANES, hits, inner_lines, lowest_bit
 
 _ROUNDS = 9
@@ -135,17 +135,9 @@ def _exact(bits_ND: NDArray[np.int16], ids_M: NDArray[np.int32], out_M: NDArray[
     return float(out_M.sum())
 
 
-@njit(error_model="numpy", fastmath={"reassoc", "contract"})
-def _dot_plain(own_D: NDArray[np.float64], bits_D: NDArray[np.int16]) -> float:
-    total = 0.0
-    for d in range(len(own_D)):
-        total += own_D[d] * widened(bits_D[d])
-    return total
-
-
 @njit(error_model="numpy")
 def _exact_plain(bits_ND: NDArray[np.int16], ids_M: NDArray[np.int32], out_M: NDArray[np.float64]) -> float:
-    own_D = np.array([widened(bits) for bits in bits_ND[0]])
+    own_D = np.array([widened(bits) * 2.0**112 for bits in bits_ND[0]])
     for c in range(len(ids_M)):
-        out_M[c] = _dot_plain(own_D, bits_ND[ids_M[c]])
+        out_M[c] = dot(own_D, bits_ND[ids_M[c]])
     return float(out_M.sum())

@@ -65,9 +65,9 @@ def choose_backend(spec: EncoderSpec, precision: str) -> tuple[EncoderSpec, floa
                 encoder = SentenceEncoder(one, one.precision)
             except UserError as error:
                 failed[str(one.backend_file)] = str(error)
-                continue
-            cosines = np.einsum("bd,bd->b", exact_BD, encoder.encode(tokens))
-            found.append(Measured(spec=one, rate=_rate(encoder, tokens), cosine=float(cosines.min())))
+            else:
+                cosines = np.einsum("bd,bd->b", exact_BD, encoder.encode(tokens))
+                found.append(Measured(spec=one, rate=_rate(encoder, tokens), cosine=float(cosines.min())))
             meter.advance(1)
     best = fastest(found)
     say(summary(best, found, failed))

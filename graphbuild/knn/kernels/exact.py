@@ -83,8 +83,8 @@ def similarity(bits_ND: NDArray[np.int16], one: int, other: int) -> float:
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
-def _dot(a_D: NDArray[np.float64], bits_D: NDArray[np.int16]) -> float:
-    """Inner product in float64. Reassociation is allowed because it changes nothing: the sum is exact."""
+def dot(a_D: NDArray[np.float64], bits_D: NDArray[np.int16]) -> float:
+    """Return the inner product with a text, 2^112 times too small. Reassociation changes nothing: the sum is exact in float64."""
     total = 0.0
     for d in range(a_D.shape[0]):
         total += a_D[d] * _shifted(bits_D[d])
@@ -103,7 +103,7 @@ def similarities_to(bits_ND: NDArray[np.int16], row: int, ids_M: NDArray[np.int3
         if c + _AHEAD < count:
             for d in range(0, D, _LINE):
                 prefetch(bits_ND, ids_M[c + _AHEAD], d)
-        out_M[c] = _dot(own_D, bits_ND[ids_M[c]])
+        out_M[c] = dot(own_D, bits_ND[ids_M[c]])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
