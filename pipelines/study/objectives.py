@@ -79,6 +79,8 @@ def _trials() -> list[Trial]:
         *pulled,
         _trial("rank-flat", "rank", graph=_FLAT),
         _trial("rank", "rank", "rank-flat"),
+        # Of a flat graph only the own class is as near as that, which is SupCon.
+        _trial("rank-near", "rank", "supcon", min_similarity=0.5),
         _trial("xclr-two-graphs", "xclr", "xclr", beside="mixed"),
         _trial("xclr-two-heads", "xclr", "xclr", beside="heads"),
     ]
