@@ -16,7 +16,7 @@ from graphbuild.torch.gather import gather, gather_views
 from graphbuild.torch.mixture import mix_targets
 from graphbuild.torch.modules import two_view_loss
 from graphbuild.torch.order import rank_loss
-from graphbuild.torch.repulsion import ByGraph, Decoupled, Hard, Mixed, Repulsion, draw_mixtures
+from graphbuild.torch.repulsion import ByGraph, Decoupled, Hard, Mixed, Repulsion
 from graphbuild.torch.soft_targets import SoftTargets
 from graphbuild.torch.without_negatives import barlow_loss, draw_directions, lejepa_loss, simsiam_loss, vicreg_loss
 from train.run.distributed import ranks_of_job
@@ -27,7 +27,7 @@ REPELLED: dict[str, Repulsion] = {
     "decoupled-weighted": Decoupled(0.5),
     "hard": Hard(1.0, 0.05),
     "graph": ByGraph(),
-    "mixed": Mixed(6, draw_mixtures(BATCH, hardest=6, mixtures=4, seed=1)),
+    "mixed": Mixed(6, 4, seed=1),
 }
 KINDS = [*REPELLED, "queue", "vicreg", "barlow", "simsiam", "lejepa", "rank", "targets", "similarities", "heads"]
 

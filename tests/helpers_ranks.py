@@ -124,26 +124,43 @@ def loss_and_gradients(kinds: list[str], graph_dir: Path, texts: int, folder: Pa
         torch.save(found, folder / f"found-{ranks.rank}.pt")
 
 
-def foreign_loop(kinds: list[str], graph_dir: Path, sample_ids: list[str], folder: Path) -> None:
-    """A user's step under DistributedDataParallel: write the mean loss, and the gradients of each process."""
-    from graphbuild.torch import SimCLRLoss, SupConLoss, XCLRLoss
+FOREIGN = ["ids", "positions", "average", "simclr", "supcon", "graph", "mixed", "rank", "vicreg", "barlow", "simsiam", "lejepa"]
 
+
+def foreign_loss(kind: str, z0: Tensor, z1: Tensor, graph_dir: Path, sample_ids: list[str], part: range) -> Tensor:
+    """What a user's loop takes as its loss, of some samples of a batch."""
+    import graphbuild.torch as losses
+
+    if kind == "simclr":
+        return losses.SimCLRLoss(0.2)(z0, z1)
+    if kind == "supcon":
+        return losses.SupConLoss(0.2)(z0, z1, torch.arange(part.start, part.stop) % 5)
+    targets = SoftTargets(graph_dir, captions="average" if kind == "average" else "draw", seed=3)
+    own = sample_ids[part.start : part.stop]
+    similarity = targets(targets.positions(own) if kind == "positions" else own, epoch=2)
+    if kind == "simsiam":
+        return losses.SimSiamLoss()(z0.tanh(), z1.tanh(), z0, z1, similarity)
+    family: dict[str, Callable[..., Tensor]] = {
+        "graph": losses.XCLRLoss(0.2, negatives=losses.ByGraph()),
+        "mixed": losses.XCLRLoss(0.2, negatives=losses.Mixed(6, 4, seed=1)),
+        "rank": losses.RankLoss(0.2),
+        "vicreg": losses.VICRegLoss(),
+        "barlow": losses.BarlowTwinsLoss(),
+        "lejepa": losses.LeJEPALoss(0.3, 6),
+    }
+    return family.get(kind, losses.XCLRLoss(0.2, 0.1))(z0, z1, similarity)
+
+
+def foreign_loop(graph_dir: Path, sample_ids: list[str], folder: Path) -> None:
+    """A user's step under DistributedDataParallel: write the mean loss, and the gradients of each process."""
     with ranks_of_job("cpu") as ranks:
         found = {}
-        for seed, kind in enumerate(kinds):
+        for seed, kind in enumerate(FOREIGN):
             model = nn.parallel.DistributedDataParallel(net())
             pictures, _ = batch_of(seed, 2)
             part = ranks.part(BATCH)
             z0, z1 = (model(half[part.start : part.stop]) for half in pictures.chunk(2))
-            own = sample_ids[part.start : part.stop]
-            if kind == "simclr":
-                loss = SimCLRLoss(0.2)(z0, z1)
-            elif kind == "supcon":
-                loss = SupConLoss(0.2)(z0, z1, torch.arange(part.start, part.stop) % 5)
-            else:
-                targets = SoftTargets(graph_dir, captions="average" if kind == "average" else "draw", seed=3)
-                ids = targets.positions(own) if kind == "positions" else own
-                loss = XCLRLoss(0.2, 0.1)(z0, z1, targets(ids, epoch=2))
-            loss.backward()
+            loss = foreign_loss(kind, z0, z1, graph_dir, sample_ids, part)
+            loss.backward()  # type: ignore[no-untyped-call]
             found[kind] = (ranks.mean(loss.detach()), [weight.grad for weight in model.parameters()])
         torch.save(found, folder / f"found-{ranks.rank}.pt")

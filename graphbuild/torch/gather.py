@@ -67,6 +67,14 @@ def gather_views(z_2bD: Tensor) -> Tensor:
     return gather_rows(paired).transpose(0, 1).flatten(0, 1)
 
 
+def whole_batch(views_2bD: Tensor, *, distributed: bool) -> tuple[Tensor, range]:
+    """Return the views of the batch, first ones before second ones, and which of its samples are this process's; (2B, D)."""
+    if not distributed:
+        return views_2bD, range(len(views_2bD) // 2)
+    views_2BD = gather_views(views_2bD)
+    return views_2BD, this_place().part(len(views_2BD) // 2)
+
+
 def _has_backend(device_type: str) -> bool:
     """Whether the process group exchanges tensors of a kind of device: `cpu:gloo,cuda:nccl` tells."""
     return f"{device_type}:" in dist.get_backend_config()

@@ -38,7 +38,9 @@ class SoftLoss(NamedTuple):
         return self.loss.detach() - self.target_entropy
 
 
-def soft_contrastive_loss(z_2BD: Tensor, similarity_BB: Tensor, *, tau: float, tau_s: float) -> Tensor:
+def soft_contrastive_loss(
+    z_2BD: Tensor, similarity_BB: Tensor, *, tau: float, tau_s: float, negatives: Repulsion | None = None
+) -> Tensor:
     """Compute the X-CLR loss of a batch: the cross-entropy between its soft target and its learned similarities.
 
     >>> import torch
@@ -52,6 +54,7 @@ def soft_contrastive_loss(z_2BD: Tensor, similarity_BB: Tensor, *, tau: float, t
         similarity_BB: G of the batch, as `SoftTargets` gives it: 1 on the diagonal, -inf for pairs left out; (B, B).
         tau: Temperature of the learned similarities.
         tau_s: Temperature of the target.
+        negatives: Weights of the denominator, as in `XCLRLoss`; None: all pairs weigh the same.
 
     Returns:
         Nats, mean over the 2B rows; a scalar with a gradient. Beyond 4,096 samples it is computed tile by tile.
@@ -66,7 +69,7 @@ def soft_contrastive_loss(z_2BD: Tensor, similarity_BB: Tensor, *, tau: float, t
             "(2B, D), both views of all samples, first views before second ones"
         )
     target, tile = MatrixTarget(similarity_BB), tile_size(0, batch)
-    return soft_cross_entropy(z_2BD, target, range(batch), tile=tile, tau=tau, tau_s=tau_s).loss
+    return soft_cross_entropy(z_2BD, target, range(batch), tile=tile, tau=tau, tau_s=tau_s, repulsion=negatives).loss
 
 
 def soft_cross_entropy(

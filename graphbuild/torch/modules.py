@@ -1,4 +1,4 @@
-"""Losses for a training loop: two views of a batch in, nats out; under torch.distributed those of one process.
+"""Losses with negatives for a training loop: two views of a batch in, nats out; under torch.distributed those of one process.
 
 Shape letters: B samples in a batch, over all processes; b of them this process's; D width of the projections.
 The projections of all processes are gathered, with their gradients, and each process takes the loss of its own samples
@@ -9,14 +9,17 @@ of one process with the whole batch. Every process passes equally many samples.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
 from graphbuild.errors import OptionError
 from graphbuild.targets.softmax import check_tau_s
-from graphbuild.torch.blocks import MatrixTarget, OneHotTarget, SameClassTarget, Target
-from graphbuild.torch.gather import Place, gather, gather_views, this_place
-from graphbuild.torch.losses import SoftLoss, soft_cross_entropy, tile_size
-from graphbuild.torch.repulsion import Repulsion
+from graphbuild.torch.blocks import SameClassTarget, Target
+from graphbuild.torch.gather import gather, whole_batch
+from graphbuild.torch.losses import SoftLoss, soft_cross_entropy, tile_size, wide
+from graphbuild.torch.order import rank_loss
+from graphbuild.torch.repulsion import ByGraph, Repulsion
+from graphbuild.torch.views import ViewLoss
 
 
 def two_view_loss(
@@ -43,8 +46,7 @@ def two_view_loss(
         past_2QD: Projections of Q samples of earlier batches, the same in all processes, first views before second ones: pairs
             of the batch's samples with them count as those within it do; (2Q, D).
     """
-    z_2BD = gather_views(z_2bD) if gather_distributed else z_2bD
-    anchors = _place(gather_distributed).part(len(z_2BD) // 2)
+    z_2BD, anchors = whole_batch(z_2bD, distributed=gather_distributed)
     if past_2QD is not None:
         views = zip(z_2BD.chunk(2), past_2QD.chunk(2), strict=True)
         z_2BD = torch.cat([rows for view in views for rows in view])
@@ -52,47 +54,48 @@ def two_view_loss(
     return soft_cross_entropy(z_2BD, target, anchors, tile=size, tau=tau, tau_s=tau_s, repulsion=repulsion)
 
 
-class _TwoViewLoss(nn.Module):
-    """What the three losses share: temperatures, and views that are made unit vectors, in float32 or wider."""
+class _Contrastive(ViewLoss):
+    """What losses of unit vectors share: temperatures, and whom an anchor is pushed from."""
 
-    def __init__(self, tau: float, tau_s: float, gather_distributed: bool) -> None:
-        super().__init__()
+    def __init__(self, tau: float, tau_s: float, gather_distributed: bool, negatives: Repulsion | None = None) -> None:
+        super().__init__(gather_distributed)
         if not tau > 0:
             raise OptionError(f"tau is a positive temperature, not {tau:g}. The paper's is 0.1.")
         check_tau_s(tau_s)
-        self.tau, self.tau_s, self.gather_distributed = tau, tau_s, gather_distributed
+        self.tau, self.tau_s, self.negatives = tau, tau_s, negatives
 
     def extra_repr(self) -> str:
         """Return what `print` shows."""
-        return f"tau={self.tau:g}, tau_s={self.tau_s:g}, gather_distributed={self.gather_distributed}"
+        weights = "" if self.negatives is None else f", negatives={self.negatives}"
+        return f"tau={self.tau:g}, tau_s={self.tau_s:g}, gather_distributed={self.gather_distributed}{weights}"
 
     def _loss(self, z0: Tensor, z1: Tensor, target: Target) -> Tensor:
-        with torch.autocast(z0.device.type, enabled=False):
-            views = torch.cat([z0, z1])
-            z = nn.functional.normalize(views if views.dtype == torch.float64 else views.float(), dim=1)
-        gather_distributed = self.gather_distributed
-        return two_view_loss(z, target, tau=self.tau, tau_s=self.tau_s, gather_distributed=gather_distributed).loss
-
-    def _place(self, z0: Tensor, z1: Tensor) -> tuple[Place, int]:
-        """Which process this is, and B; refuses views that do not fit together."""
-        if z0.ndim != 2 or z0.shape != z1.shape:
-            raise ValueError(f"views are {tuple(z0.shape)} and {tuple(z1.shape)}: both are (b, D), row i of each of sample i")
-        place = _place(self.gather_distributed)
-        return place, place.world * len(z0)
+        found = two_view_loss(
+            _unit(z0, z1),
+            target,
+            tau=self.tau,
+            tau_s=self.tau_s,
+            gather_distributed=self.gather_distributed,
+            repulsion=self.negatives,
+        )
+        return found.loss
 
 
-class XCLRLoss(_TwoViewLoss):
+class XCLRLoss(_Contrastive):
     """The X-CLR loss (arXiv 2407.18134): two views against the soft target that `SoftTargets` gives."""
 
-    def __init__(self, tau: float = 0.1, tau_s: float = 0.1, gather_distributed: bool = True) -> None:
+    def __init__(
+        self, tau: float = 0.1, tau_s: float = 0.1, gather_distributed: bool = True, negatives: Repulsion | None = None
+    ) -> None:
         """Set the temperatures.
 
         Args:
             tau: Of the learned similarities.
             tau_s: Of the target; that of `SoftTargets`, where `own_weight` is used.
             gather_distributed: Whether processes of torch.distributed share one batch; as in `SoftTargets`.
+            negatives: Weights of the denominator: `Decoupled`, `Hard`, `ByGraph` or `Mixed`; None: all pairs weigh the same.
         """
-        super().__init__(tau, tau_s, gather_distributed)
+        super().__init__(tau, tau_s, gather_distributed, negatives)
 
     def forward(self, z0: Tensor, z1: Tensor, similarity: Tensor) -> Tensor:
         """Compute the loss of this process's samples, nats; a scalar.
@@ -105,36 +108,49 @@ class XCLRLoss(_TwoViewLoss):
         Raises:
             ValueError: If the shapes do not fit.
         """
-        place, batch = self._place(z0, z1)
-        rows = len(similarity)
-        if similarity.shape != (rows, batch) or rows not in (len(z0), batch):
-            raise ValueError(
-                f"similarities are {tuple(similarity.shape)}, but {place.world} process(es) with {len(z0)} samples each need "
-                f"({len(z0)}, {batch}): those of this process's samples with all. Call SoftTargets in the training process, with "
-                "the ids of this batch and the same gather_distributed"
-            )
-        first = place.part(batch).start if rows < batch else 0
-        return self._loss(z0, z1, MatrixTarget(similarity.to(z0.device, non_blocking=True), first=first))
+        return self._loss(z0, z1, self.target_of(similarity, z0, z1))
 
 
-class SimCLRLoss(_TwoViewLoss):
-    """NT-Xent (SimCLR, arXiv 2002.05709): the other view is the only positive."""
+class RankLoss(_Contrastive):
+    """Rank-N-Contrast (arXiv 2210.01189) by the graph's order: a pair is nearer than all that the graph calls farther."""
 
     def __init__(self, tau: float = 0.1, gather_distributed: bool = True) -> None:
         """Set the temperature of the learned similarities, and whether processes of torch.distributed share one batch."""
         super().__init__(tau, 1.0, gather_distributed)
+
+    def forward(self, z0: Tensor, z1: Tensor, similarity: Tensor) -> Tensor:
+        """Compute the loss of this process's samples, nats; a scalar. Arguments and errors are those of `XCLRLoss`."""
+        target = self.target_of(similarity, z0, z1)
+        z_2BD, anchors = whole_batch(_unit(z0, z1), distributed=self.gather_distributed)
+        return rank_loss(z_2BD, target, anchors, tile=tile_size(0, len(z_2BD) // 2), tau=self.tau)
+
+
+class SimCLRLoss(_Contrastive):
+    """NT-Xent (SimCLR, arXiv 2002.05709): the other view is the only positive."""
+
+    def __init__(self, tau: float = 0.1, gather_distributed: bool = True, negatives: Repulsion | None = None) -> None:
+        """Set the temperature of the learned similarities; the others are those of `XCLRLoss`.
+
+        Raises:
+            OptionError: If `negatives` are those of a graph, which this loss is not given.
+        """
+        super().__init__(tau, 1.0, gather_distributed, _without_graph(negatives))
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
         """Compute the loss of this process's samples, nats; a scalar. Views are (b, D), of any length, in the same order."""
-        return self._loss(z0, z1, OneHotTarget(self._place(z0, z1)[1], z0.device))
+        return self._loss(z0, z1, self.target_of(None, z0, z1))
 
 
-class SupConLoss(_TwoViewLoss):
+class SupConLoss(_Contrastive):
     """SupCon, L_out (arXiv 2004.11362): all views of one class are positives, in equal parts."""
 
-    def __init__(self, tau: float = 0.1, gather_distributed: bool = True) -> None:
-        """Set the temperature of the learned similarities, and whether processes of torch.distributed share one batch."""
-        super().__init__(tau, 1.0, gather_distributed)
+    def __init__(self, tau: float = 0.1, gather_distributed: bool = True, negatives: Repulsion | None = None) -> None:
+        """Set the temperature of the learned similarities; the others are those of `XCLRLoss`.
+
+        Raises:
+            OptionError: If `negatives` are those of a graph, which this loss is not given.
+        """
+        super().__init__(tau, 1.0, gather_distributed, _without_graph(negatives))
 
     def forward(self, z0: Tensor, z1: Tensor, labels: Tensor) -> Tensor:
         """Compute the loss of this process's samples, nats; a scalar.
@@ -147,12 +163,21 @@ class SupConLoss(_TwoViewLoss):
         Raises:
             ValueError: If the shapes do not fit.
         """
-        self._place(z0, z1)
+        self.place_of(z0, z1)
         if labels.shape != (len(z0),):
             raise ValueError(f"labels are {tuple(labels.shape)}, and there are {len(z0)} samples: one label a sample")
         labels = labels.to(z0.device)
         return self._loss(z0, z1, SameClassTarget(gather(labels) if self.gather_distributed else labels))
 
 
-def _place(gather_distributed: bool) -> Place:
-    return this_place() if gather_distributed else Place(0, 1)
+def _unit(z0: Tensor, z1: Tensor) -> Tensor:
+    with torch.autocast(z0.device.type, enabled=False):
+        return functional.normalize(wide(torch.cat([z0, z1])), dim=1)
+
+
+def _without_graph(negatives: Repulsion | None) -> Repulsion | None:
+    if isinstance(negatives, ByGraph) and negatives.graph is None:
+        raise OptionError(
+            "ByGraph weighs pairs by the similarities that XCLRLoss is given; this loss is given none. Take XCLRLoss."
+        )
+    return negatives

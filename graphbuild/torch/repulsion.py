@@ -154,8 +154,8 @@ class Draws(NamedTuple):
     """Of the first, 0 to 1; (2B, M) float64."""
 
 
-def draw_mixtures(batch: int, *, hardest: int, mixtures: int, seed: int) -> Draws:
-    """Draw the mixtures of a batch: the same for every process, on every device.
+def draw_mixtures(batch: int, *, hardest: int, mixtures: int, seed: int | None) -> Draws:
+    """Draw the mixtures of a batch: with a seed the same for every process, on every device; else by torch's generator.
 
     Raises:
         OptionError: If there are not so many negatives.
@@ -166,7 +166,7 @@ def draw_mixtures(batch: int, *, hardest: int, mixtures: int, seed: int) -> Draw
             f"{hardest:,} hardest and {mixtures:,} mixtures of them do not fit a batch of {batch:,}, whose anchors have "
             f"{most:,} negatives. Take from 1 to as many, or larger batches."
         )
-    generator = torch.Generator().manual_seed(seed)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
     ranks = torch.randint(hardest, (2, 2 * batch, mixtures), generator=generator)
     part = torch.rand(2 * batch, mixtures, generator=generator, dtype=torch.float64)
     return Draws(ranks[0], ranks[1], part)
@@ -180,8 +180,11 @@ class Mixed:
     queue's entries in the paper, what is mixed takes no gradient. A mixture weighs the mean c of its two parts.
     """
 
-    hardest: int
-    draws: Draws
+    hardest: int = 32
+    mixtures: int = 16
+    """Of an anchor."""
+    seed: int | None = None
+    """Of the draws, where every process is to make the same; None: torch's generator draws, anew each time."""
 
     def terms(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Add the mixtures to the denominator."""
@@ -189,7 +192,8 @@ class Mixed:
         hardness = tile.logits.detach() + negative_2T2B.log()
         nearest = hardness.topk(self.hardest, dim=1).indices
         places = tile.places
-        first, second, part = (item.to(places.device)[places] for item in self.draws)
+        draws = draw_mixtures(len(tile.z_2BD) // 2, hardest=self.hardest, mixtures=self.mixtures, seed=self.seed)
+        first, second, part = (item.to(places.device)[places] for item in draws)
         part = part.to(tile.logits.dtype)
         one, other = nearest.gather(1, first), nearest.gather(1, second)
         still = tile.z_2BD.detach()

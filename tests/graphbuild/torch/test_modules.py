@@ -9,17 +9,31 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_graph import clustered_vectors, write_graph
-from helpers_ranks import BATCH, batch_of, foreign_loop, net, run_ranks
+from helpers_ranks import BATCH, FOREIGN, batch_of, foreign_loop, foreign_loss, net, run_ranks
 from helpers_targets import one_hot, same_class, whole_loss
 from torch import Tensor
 from torch.nn import functional
 
+import graphbuild.torch
 from graphbuild.errors import OptionError
 from graphbuild.knn.config import KnnConfig
 from graphbuild.knn.stage import build_knn
-from graphbuild.torch import SimCLRLoss, SoftTargets, SupConLoss, XCLRLoss
+from graphbuild.torch import (
+    BarlowTwinsLoss,
+    ByGraph,
+    Decoupled,
+    Hard,
+    LeJEPALoss,
+    Mixed,
+    RankLoss,
+    SimCLRLoss,
+    SimSiamLoss,
+    SupConLoss,
+    VICRegLoss,
+    XCLRLoss,
+    soft_contrastive_loss,
+)
 
-KINDS = ["ids", "positions", "average", "simclr", "supcon"]
 IDS = [f"{number}.jpg" for number in range(BATCH)]
 
 
@@ -52,6 +66,55 @@ def test_modules_are_the_loss_of_unit_vectors_with_their_target() -> None:
     ]
     for found, expected in pairs:
         assert found.item() == pytest.approx(expected.loss.item(), rel=1e-12)
+
+
+def test_without_a_graph_the_family_is_lightlys() -> None:
+    from lightly.loss import BarlowTwinsLoss, DCLLoss, DCLWLoss, NegativeCosineSimilarity, VICRegLoss
+
+    (z0, z1), (p0, p1), cosine = views(), views(1), NegativeCosineSimilarity()
+    pairs = [
+        (graphbuild.torch.SimCLRLoss(0.2, negatives=Decoupled())(z0, z1), DCLLoss(0.2)(z0, z1)),
+        (graphbuild.torch.SimCLRLoss(0.2, negatives=Decoupled(0.5))(z0, z1), DCLWLoss(0.2, 0.5)(z0, z1)),
+        (graphbuild.torch.VICRegLoss(3.0, 7.0, 2.0)(z0, z1), VICRegLoss(3.0, 7.0, 2.0)(z0, z1)),
+        (graphbuild.torch.BarlowTwinsLoss(0.1)(z0, z1), BarlowTwinsLoss(0.1)(z0, z1)),
+        (graphbuild.torch.SimSiamLoss()(p0, p1, z0, z1), (cosine(p0, z1) + cosine(p1, z0)) / 2),
+    ]
+    for found, expected in pairs:
+        assert found.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_weights_that_weigh_nothing_are_the_plain_loss() -> None:
+    z0, z1 = views()
+    plain = XCLRLoss(0.2, 0.3)(z0, z1, similarity()).item()
+    assert XCLRLoss(0.2, 0.3, negatives=Hard(0.0))(z0, z1, similarity()).item() == pytest.approx(plain, rel=1e-12)
+    assert XCLRLoss(0.2, 0.3, negatives=ByGraph())(z0, z1, similarity()).item() < plain
+    z = functional.normalize(torch.cat([z0, z1]), dim=1)
+    weighted = soft_contrastive_loss(z, similarity().double(), tau=0.2, tau_s=0.3, negatives=ByGraph()).item()
+    assert weighted == pytest.approx(XCLRLoss(0.2, 0.3, negatives=ByGraph())(z0, z1, similarity().double()).item(), rel=1e-12)
+
+
+def test_rank_takes_the_order_of_what_soft_targets_gave() -> None:
+    z0, z1 = views()
+    assert RankLoss(0.2)(z0, z1, one_hot(BATCH)).item() == pytest.approx(SimCLRLoss(0.2)(z0, z1).item(), rel=1e-12)
+    assert RankLoss(0.2)(z0, z1, similarity()).item() == RankLoss(0.2)(z0, z1, similarity().pow(3)).item()
+
+
+def test_mixtures_are_drawn_anew_unless_they_have_a_seed() -> None:
+    z0, z1 = views()
+    drawn, seeded = XCLRLoss(negatives=Mixed(9, 4)), XCLRLoss(negatives=Mixed(9, 4, seed=1))
+    assert drawn(z0, z1, similarity()).item() != drawn(z0, z1, similarity()).item()
+    assert seeded(z0, z1, similarity()).item() == seeded(z0, z1, similarity()).item()
+    with pytest.raises(OptionError, match="47 hardest and 4 mixtures of them do not fit a batch of 24"):
+        XCLRLoss(negatives=Mixed(47, 4))(z0, z1, similarity())
+
+
+def test_directions_of_lejepa_go_on_where_a_state_dict_left_them() -> None:
+    (z0, z1), first, second = views(), LeJEPALoss(0.3, 6), LeJEPALoss(0.3, 6)
+    losses = [first(z0, z1).item() for _ in range(2)]
+    assert losses[0] != losses[1]
+    kept = first.state_dict()
+    second.load_state_dict(kept)
+    assert second(z0, z1).item() == first(z0, z1).item() != losses[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -88,6 +151,19 @@ def test_wrong_shapes_are_named() -> None:
         XCLRLoss()(z0, z1, similarity()[1:, 1:])
     with pytest.raises(ValueError, match=r"labels are \(23,\), and there are 24 samples"):
         SupConLoss()(z0, z1, torch.arange(23))
+    with pytest.raises(ValueError, match=r"similarities are \(23, 23\)"):
+        VICRegLoss()(z0, z1, similarity()[1:, 1:])
+    with pytest.raises(ValueError, match=r"predictions are \(24, 5\) and \(24, 6\), embeddings \(24, 6\) and \(24, 6\)"):
+        SimSiamLoss()(z0[:, 1:], z1, z0, z1)
+
+
+def test_options_of_the_family_out_of_range_are_refused() -> None:
+    with pytest.raises(OptionError, match="ByGraph weighs pairs by the similarities that XCLRLoss is given"):
+        SimCLRLoss(negatives=ByGraph())
+    with pytest.raises(OptionError, match=r"isotropy 1\.5 is a share from 0 to 1"):
+        LeJEPALoss(1.5)
+    with pytest.raises(OptionError, match="tau_s"):
+        BarlowTwinsLoss(tau_s=0.0)
 
 
 @pytest.mark.parametrize(("tau", "tau_s"), [(0.0, 0.1), (-1.0, 0.1), (0.1, 0.0), (float("nan"), 0.1)])
@@ -98,19 +174,12 @@ def test_temperatures_that_are_not_positive_are_refused(tau: float, tau_s: float
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_foreign_loop_under_ddp_has_the_loss_and_gradients_of_one_process(graph_dir: Path, tmp_path: Path, count: int) -> None:
-    assert run_ranks(count, foreign_loop, KINDS, graph_dir, IDS, tmp_path, folder=tmp_path) == [0] * count
+    assert run_ranks(count, foreign_loop, graph_dir, IDS, tmp_path, folder=tmp_path) == [0] * count
     parts = [torch.load(tmp_path / f"found-{rank}.pt") for rank in range(count)]
-    for seed, kind in enumerate(KINDS):
+    for seed, kind in enumerate(FOREIGN):
         model, (pictures, _) = net(), batch_of(seed, 2)
-        z0, z1 = model(pictures).chunk(2)
-        if kind == "simclr":
-            loss = SimCLRLoss(0.2)(z0, z1)
-        elif kind == "supcon":
-            loss = SupConLoss(0.2)(z0, z1, torch.arange(BATCH) % 5)
-        else:
-            targets = SoftTargets(graph_dir, captions="average" if kind == "average" else "draw", seed=3)
-            loss = XCLRLoss(0.2, 0.1)(z0, z1, targets(IDS, epoch=2))
-        loss.backward()
+        loss = foreign_loss(kind, *model(pictures).chunk(2), graph_dir, IDS, range(BATCH))
+        loss.backward()  # type: ignore[no-untyped-call]
         for part in parts:
             found, gradients = part[kind]
             assert found.item() == pytest.approx(loss.item(), abs=1e-7), kind
@@ -119,7 +188,6 @@ def test_foreign_loop_under_ddp_has_the_loss_and_gradients_of_one_process(graph_
 
 
 def test_public_names_are_importable_from_a_script_called_train(tmp_path: Path) -> None:
-    names = "NeighborBatchSampler, SimCLRLoss, SoftTargets, SupConLoss, XCLRLoss, soft_contrastive_loss"
-    (tmp_path / "train.py").write_text(f"from graphbuild.torch import {names}\n")
+    (tmp_path / "train.py").write_text(f"from graphbuild.torch import {', '.join(graphbuild.torch.__all__)}\n")
     done = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

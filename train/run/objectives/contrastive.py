@@ -16,7 +16,7 @@ from graphbuild.torch.blocks import Target
 from graphbuild.torch.gather import gather_views
 from graphbuild.torch.losses import LogitScale
 from graphbuild.torch.modules import two_view_loss
-from graphbuild.torch.repulsion import ByGraph, Decoupled, Hard, Mixed, Repulsion, draw_mixtures
+from graphbuild.torch.repulsion import ByGraph, Decoupled, Hard, Mixed, Repulsion
 from train.config import TrainConfig
 from train.data.prepare import TrainingData
 from train.model.encoders import Encoder
@@ -121,9 +121,7 @@ class Contrastive:
         if config.negatives == "graph":
             return ByGraph(self._repelled.target(samples_B, epoch) if self._repelled else None)
         if config.negatives == "mixed":
-            seed = seed_of_batch(config.seed, samples_B, epoch)
-            draws = draw_mixtures(len(samples_B), hardest=config.hardest, mixtures=config.mixtures, seed=seed)
-            return Mixed(config.hardest, draws)
+            return Mixed(config.hardest, config.mixtures, seed_of_batch(config.seed, samples_B, epoch))
         if config.negatives == "uniform":
             return None
         return Decoupled(config.dclw_sigma if config.negatives == "decoupled-weighted" else None)
