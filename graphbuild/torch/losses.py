@@ -73,7 +73,15 @@ def soft_contrastive_loss(
 
 
 def soft_cross_entropy(
-    z_2BD: Tensor, target: Target, anchors: range, *, tile: int, tau: float, tau_s: float, repulsion: Repulsion | None = None
+    z_2BD: Tensor,
+    target: Target,
+    anchors: range,
+    *,
+    tile: int,
+    tau: float,
+    tau_s: float,
+    repulsion: Repulsion | None = None,
+    batch: int | None = None,
 ) -> SoftLoss:
     """Compute the mean cross-entropy of soft targets and learned similarities (X-CLR, arXiv 2407.18134, section 3).
 
@@ -91,9 +99,11 @@ def soft_cross_entropy(
         tau: Temperature of the logits.
         tau_s: Temperature of the target.
         repulsion: Weights of the denominator; None: all pairs weigh the same, and the loss is a cross-entropy.
+        batch: Samples that are the batch's, where those after them are a queue's; None: all.
     """
+    own = len(z_2BD) // 2 if batch is None else batch
     with torch.autocast(z_2BD.device.type, enabled=False):
-        return mean_of_tiles(lambda part, z: _soft_sums(z, target, part, tau, tau_s, repulsion), anchors, tile, wide(z_2BD))
+        return mean_of_tiles(lambda part, z: _soft_sums(z, target, part, tau, tau_s, repulsion, own), anchors, tile, wide(z_2BD))
 
 
 def tile_size(requested: int, batch: int) -> int:
@@ -115,12 +125,15 @@ def mean_of_tiles(sums_of: Callable[..., Sums], anchors: range, tile: int, *inpu
     tiles = [range(start, min(start + tile, anchors.stop)) for start in range(anchors.start, anchors.stop, tile)]
     if len(tiles) == 1:
         loss, entropy, mass = sums_of(tiles[0], *inputs)
+    elif not torch.is_grad_enabled():
+        parts = [sums_of(part, *inputs) for part in tiles]
+        loss, entropy, mass = (torch.stack(items).sum() for items in zip(*parts, strict=True))
     else:
         loss, entropy, mass = _Tiles.apply(sums_of, tiles, *inputs)
     return SoftLoss(loss / (2 * len(anchors)), entropy / len(anchors), mass / len(anchors))
 
 
-def _soft_sums(z: Tensor, target: Target, tile: range, tau: float, tau_s: float, repulsion: Repulsion | None) -> Sums:
+def _soft_sums(z: Tensor, target: Target, tile: range, tau: float, tau_s: float, repulsion: Repulsion | None, batch: int) -> Sums:
     start = tile.start
     similarity = target.rows(start, tile.stop).to(z.dtype)
     weights, logs = target_weights(similarity, tau_s, start=start)
@@ -135,7 +148,7 @@ def _soft_sums(z: Tensor, target: Target, tile: range, tau: float, tau_s: float,
     if repulsion is None:
         push = logits.logsumexp(dim=1)
     else:
-        pull, push = repulsion.terms(Tile(logits, pull, weights, similarity, tile, rows, z, tau))
+        pull, push = repulsion.terms(Tile(logits, pull, weights, similarity, tile, rows, z, batch, tau))
     loss = (push - pull).sum()
     return loss, entropy_of(weights, logs, start=start).sum(), own.sum()
 
@@ -169,6 +182,10 @@ class _Tiles(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "a loss that is taken tile by tile has no second derivative (create_graph=True): take smaller batches"
+            )
         return None, None, *(of_loss * gradient for gradient in ctx.saved_tensors)
 
 

@@ -28,8 +28,10 @@ class _Pulled(ViewLoss):
         check_tau_s(tau_s)
         self.tau_s = tau_s
 
-    def _batch(self, y0: Tensor, y1: Tensor, similarity: Tensor | None) -> dict[str, Any]:
+    def _batch(self, y0: Tensor, y1: Tensor, similarity: Tensor | None, *, least: int = 1) -> dict[str, Any]:
         """Return the arguments that all of them take."""
+        if self.place_of(y0, y1)[1] < least:
+            raise ValueError(f"a batch of {len(y0)} has no variance: pass at least {least} samples")
         target = self.target_of(similarity, y0, y1)
         y_2BD, anchors = whole_batch(torch.cat([y0, y1]), distributed=self.gather_distributed)
         tile = tile_size(0, len(y_2BD) // 2)
@@ -38,6 +40,8 @@ class _Pulled(ViewLoss):
 
 class VICRegLoss(_Pulled):
     """VICReg (arXiv 2105.04906), whose invariance may be that to the graph's partners (arXiv 2205.11508)."""
+
+    shown = ("invariance", "variance", "covariance", "tau_s", "gather_distributed")
 
     def __init__(
         self,
@@ -61,14 +65,16 @@ class VICRegLoss(_Pulled):
                 view is the only partner.
 
         Raises:
-            ValueError: If the shapes do not fit.
+            ValueError: If the shapes do not fit, or there is one sample alone.
         """
         weights: dict[str, Any] = {"invariance": self.invariance, "variance": self.variance, "covariance": self.covariance}
-        return vicreg_loss(**self._batch(y0, y1, similarity), **weights).loss
+        return vicreg_loss(**self._batch(y0, y1, similarity, least=2), **weights).loss
 
 
 class BarlowTwinsLoss(_Pulled):
     """Barlow Twins (arXiv 2103.03230); with a graph the first views correlate with the means of their partners."""
+
+    shown = ("redundancy", "tau_s", "gather_distributed")
 
     def __init__(self, redundancy: float = 5e-3, tau_s: float = 0.1, gather_distributed: bool = True) -> None:
         """Set the weight of correlations between coordinates; the others are those of `VICRegLoss`."""
@@ -77,11 +83,13 @@ class BarlowTwinsLoss(_Pulled):
 
     def forward(self, y0: Tensor, y1: Tensor, similarity: Tensor | None = None) -> Tensor:
         """Compute the loss of this process's samples; a scalar. Arguments and errors are those of `VICRegLoss`."""
-        return barlow_loss(**self._batch(y0, y1, similarity), redundancy=self.redundancy).loss
+        return barlow_loss(**self._batch(y0, y1, similarity, least=2), redundancy=self.redundancy).loss
 
 
 class SimSiamLoss(_Pulled):
     """SimSiam (arXiv 2011.10566); with a graph a view predicts all its partners, which take no gradient."""
+
+    shown = ("tau_s", "gather_distributed")
 
     def __init__(self, tau_s: float = 0.1, gather_distributed: bool = True) -> None:
         """Set the temperature of the target, and whether processes of torch.distributed share one batch."""
@@ -111,6 +119,8 @@ class SimSiamLoss(_Pulled):
 class LeJEPALoss(_Pulled):
     """LeJEPA of two global views (arXiv 2511.08544): partners near, embeddings spread as an isotropic Gaussian."""
 
+    shown = ("isotropy", "directions", "tau_s", "gather_distributed")
+
     def __init__(self, isotropy: float = 0.05, directions: int = 1024, tau_s: float = 0.1, gather_distributed: bool = True) -> None:
         """Set the share of SIGReg and the random directions of a step; the others are those of `VICRegLoss`.
 
@@ -122,7 +132,7 @@ class LeJEPALoss(_Pulled):
             raise OptionError(f"isotropy {isotropy:g} is a share from 0 to 1, and directions {directions} are at least one.")
         self.isotropy, self.directions = isotropy, directions
         self.step = 0
-        """Seeds the directions, which so are the same in all processes; part of the state dict."""
+        """Of training; it seeds the directions, which so are the same in all processes, and is part of the state dict."""
 
     def get_extra_state(self) -> int:
         """Return the step, for the state dict."""
@@ -135,6 +145,12 @@ class LeJEPALoss(_Pulled):
     def forward(self, y0: Tensor, y1: Tensor, similarity: Tensor | None = None) -> Tensor:
         """Compute the loss of this process's samples; a scalar. Arguments and errors are those of `VICRegLoss`."""
         place = self._batch(y0, y1, similarity)
+        return lejepa_loss(**place, directions_DM=self._draw(y0), isotropy=self.isotropy).loss
+
+    # Compiled, it would be compiled again at each step.
+    @torch.compiler.disable
+    def _draw(self, y0: Tensor) -> Tensor:
+        """Draw the directions of a step."""
         directions = draw_directions(y0.shape[1], self.directions, seed=self.step).to(y0.device)
-        self.step += 1
-        return lejepa_loss(**place, directions_DM=directions, isotropy=self.isotropy).loss
+        self.step += self.training
+        return directions

@@ -35,7 +35,9 @@ class Tile(NamedTuple):
     rows: Tensor
     """Projections of the anchors, with a gradient; (2T, D)."""
     z_2BD: Tensor
-    """Those of the batch."""
+    """Those of the batch; after the batch's samples, in both views, those of a queue."""
+    batch: int
+    """Samples of the batch, without a queue's."""
     tau: float
 
     @property
@@ -73,7 +75,7 @@ class Decoupled:
         push = _log_sum(tile.logits + _both_views((1 - tile.share).log()))
         if self.sigma is None:
             return tile.pull, push
-        first, second = functional.normalize(tile.z_2BD.detach(), dim=1).chunk(2)
+        first, second = (view[: tile.batch] for view in functional.normalize(tile.z_2BD.detach(), dim=1).chunk(2))
         own = (first * second).sum(dim=1) / self.sigma
         weights = (2 - len(own) * own.softmax(dim=0))[tile.anchors.start : tile.anchors.stop]
         return tile.pull * weights.repeat(2), push
@@ -122,7 +124,7 @@ class Hard:
         largest = torch.maximum(log_pushed, log_drawn).detach()
         pushed = ((log_pushed - largest).exp() - self.prior * (log_drawn - largest).exp()) / (1 - self.prior)
         # exp(l) of an anchor and its opposite.
-        least = (log_count - tile.rows.detach().square().sum(dim=1) / tile.tau - largest).exp()
+        least = (log_count - tile.rows.square().sum(dim=1) / tile.tau - largest).exp()
         return torch.maximum(pushed, least.clamp(min=torch.finfo(pushed.dtype).tiny)).log() + largest
 
 
@@ -130,7 +132,8 @@ class Hard:
 class ByGraph:
     """A pair is repelled the less the more its texts agree: w_ij = 1 - G_ij, from 0 to 1.
 
-    A constant: no gradient. A graph without any similarity gives DCL.
+    A constant: no gradient. A graph without any similarity gives DCL. G is of plain similarities: where the target's is not
+    (`own_weight`, `min_similarity`, a mixture of targets), give it beside, as `repelled` of `XCLRLoss`.
     """
 
     graph: Target | None = None
@@ -184,7 +187,11 @@ class Mixed:
     mixtures: int = 16
     """Of an anchor."""
     seed: int | None = None
-    """Of the draws, where every process is to make the same; None: torch's generator draws, anew each time."""
+    """The same draws each time; None: torch's generator draws anew. A loop that wants both makes a `Mixed` a step."""
+
+    def __post_init__(self) -> None:
+        if self.hardest < 1 or self.mixtures < 1:
+            raise OptionError(f"{self.hardest} hardest and {self.mixtures} mixtures: take at least one of each.")
 
     def terms(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Add the mixtures to the denominator."""
@@ -198,8 +205,11 @@ class Mixed:
         one, other = nearest.gather(1, first), nearest.gather(1, second)
         still = tile.z_2BD.detach()
         mixed_2TMD = functional.normalize(part[..., None] * still[one] + (1 - part[..., None]) * still[other], dim=2)
-        weights = part * negative_2T2B.gather(1, one) + (1 - part) * negative_2T2B.gather(1, other)
-        length = tile.rows.detach().norm(dim=1, keepdim=True)
+        of_one, of_other = negative_2T2B.gather(1, one), negative_2T2B.gather(1, other)
+        # With fewer negatives than that, the hardest have others among them: the anchor itself, its positives.
+        weights = (part * of_one + (1 - part) * of_other).masked_fill(torch.minimum(of_one, of_other) == 0, 0.0)
+        # With a gradient: where the temperature is learned, it is in the length of the rows.
+        length = tile.rows.norm(dim=1, keepdim=True)
         extra = (mixed_2TMD @ tile.rows[:, :, None]).squeeze(2) * length / tile.tau + weights.log()
         return tile.pull, torch.cat([tile.logits, extra], dim=1).logsumexp(dim=1)
 

@@ -9,11 +9,18 @@ from graphbuild.torch.gather import Place, this_place
 
 
 class ViewLoss(nn.Module):
-    """Views in, nats out; under torch.distributed those of one process, unless its batch is its own."""
+    """Views in, a scalar out; under torch.distributed that of one process, unless its batch is its own."""
+
+    shown: tuple[str, ...] = ()
+    """Options that `print` shows."""
 
     def __init__(self, gather_distributed: bool) -> None:
         super().__init__()
         self.gather_distributed = gather_distributed
+
+    def extra_repr(self) -> str:
+        """Return what `print` shows."""
+        return ", ".join(f"{name}={getattr(self, name)}" for name in self.shown)
 
     def place_of(self, first: Tensor, second: Tensor) -> tuple[Place, int]:
         """Return which process this is, and B.

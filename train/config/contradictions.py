@@ -50,7 +50,7 @@ def _refuse_of_objectives(config: TrainOptions) -> None:
         )
     if config.negatives != "uniform" and config.objective not in CONTRASTIVE:
         raise OptionError(f"--negatives {config.negatives} is for {_of(CONTRASTIVE)}, not for {config.objective}. Leave it out.")
-    if config.tau_s == "auto" and (config.own_weight or config.objective == "rank" or not config.uses_graph):
+    if config.tau_s == "auto" and (config.own_weight or not config.has_soft_target):
         why = f"--own-weight {config.own_weight:g} sets" if config.own_weight else f"--objective {config.objective} lacks"
         raise OptionError(f"--tau-s auto solves for the own view's share of a graph's target, which {why}. Give a number.")
     if config.target_positives is not None and config.mass_of != "own-view":

@@ -281,6 +281,11 @@ class TrainOptions(GraphOptions):
         return self.objective in ("xclr", "rank") or "graph" in (self.negatives, self.positives)
 
     @property
+    def has_soft_target(self) -> bool:
+        """Whether the loss has a target of the graph's similarities, softened by tau_s."""
+        return self.objective == "xclr" or self.positives == "graph"
+
+    @property
     def budget(self) -> str:
         """Return the options by which a run trains on a share of its images; empty if it trains on all."""
         if self.per_class is not None:

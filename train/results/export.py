@@ -158,7 +158,7 @@ def _facts(run_dir: Path, config: TrainConfig, encoder: Encoder, sha256: str) ->
         "Training": {
             "objective": config.objective,
             "tau": config.tau,
-            "tau_s": config.tau_s if config.uses_graph else None,
+            "tau_s": config.tau_s if config.has_soft_target else None,
             "batch size": config.batch_size,
             "batches": config.batches,
             "steps": last.get("step"),

@@ -1,15 +1,16 @@
 """The target's temperature by what it shall give: `--tau-s auto` with `--target-mass 0.36` or `--target-positives 12`.
 
-Shape letters: B samples of a batch, T anchors of them.
+Shape letters: B samples of a batch, and of the queue where there is one; T anchors of the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice, pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,8 +23,8 @@ from train.data.chunks import make_batches
 from train.data.prepare import TrainingData
 from train.run.targets import Split, SupCon, make_graph_target
 
-_BATCHES, _ANCHORS = 8, 512
-"""What is sampled: so many batches of the first epoch, and so many anchors of each."""
+_BATCHES, _ANCHORS, _MOST = 8, 512, 1 << 22
+"""What is sampled: so many batches, and so many anchors of each, or as many as have rows of so many numbers (float64)."""
 _LOWEST, _HIGHEST = 1e-3, 10.0
 _GRID, _HALVINGS = 17, 24
 """Temperatures at which the figure is looked at first, and halvings of the interval where it passes what is asked for."""
@@ -63,7 +64,7 @@ def settle_tau_s(config: TrainConfig, data: TrainingData, device: torch.device) 
     # All of a batch at once, whichever process asks.
     maker = make_graph_target(plain, data, device, Split(range(config.batch_size), config.batch_size))
     classes = SupCon(plain, data, device) if config.mass_of == "own-class" else None
-    anchors = min(config.batch_size, _ANCHORS)
+    anchors = min(config.batch_size, _ANCHORS, max(1, _MOST // (config.batch_size + config.queue)))
 
     def sample(samples_B: Int64, epoch: int) -> Sample:
         target = maker.target(samples_B, epoch)
@@ -73,10 +74,20 @@ def settle_tau_s(config: TrainConfig, data: TrainingData, device: torch.device) 
         rows = target.rows(0, anchors).double()
         return Sample(lambda _: rows, same)
 
-    batches = islice(make_batches(config, data).batches(epoch=0, step=0), _BATCHES)
     wanted = wanted_of(config)
-    found = solve_tau_s([sample(batch.indices, batch.epoch) for batch in batches], wanted)
+    found = solve_tau_s([sample(samples_B, epoch) for samples_B, epoch in _columns(config, data)], wanted)
     return replace(config, tau_s=found), f"tau_s {found:g} by --tau-s auto, for {wanted.what} of {wanted.value:g}"
+
+
+def _columns(config: TrainConfig, data: TrainingData) -> Iterator[tuple[Int64, int]]:
+    """Give the samples of batches and their epoch: of the first ones, or of the first for which a queue is full."""
+    held = np.zeros(0, np.int64)
+    filling = -(-config.queue // config.batch_size)
+    batches = islice(make_batches(config, data).batches(epoch=0, step=0), filling + _BATCHES)
+    for number, batch in enumerate(batches):
+        if number >= filling:
+            yield np.concatenate([batch.indices, held]), batch.epoch
+        held = np.concatenate([held, batch.indices])[-config.queue :] if config.queue else held
 
 
 def wanted_of(config: TrainConfig) -> Wanted:

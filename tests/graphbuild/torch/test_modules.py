@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,6 +34,8 @@ from graphbuild.torch import (
     XCLRLoss,
     soft_contrastive_loss,
 )
+from graphbuild.torch.blocks import MatrixTarget
+from graphbuild.torch.modules import two_view_loss
 
 IDS = [f"{number}.jpg" for number in range(BATCH)]
 
@@ -115,6 +118,40 @@ def test_directions_of_lejepa_go_on_where_a_state_dict_left_them() -> None:
     kept = first.state_dict()
     second.load_state_dict(kept)
     assert second(z0, z1).item() == first(z0, z1).item() != losses[1]
+    evaluated = second.eval()(z0, z1).item()
+    assert second(z0, z1).item() == evaluated
+
+
+def test_tiles_need_no_gradient_and_refuse_a_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    z0, z1 = (item.requires_grad_() for item in views())
+    whole = XCLRLoss()(z0, z1, similarity()).item()
+    monkeypatch.setattr("graphbuild.torch.losses._MOST_LOGITS", 4 * BATCH * 5)
+    loss = XCLRLoss()(z0, z1, similarity())
+    with pytest.raises(RuntimeError, match="has no second derivative"):
+        torch.autograd.grad(loss, z0, create_graph=True)
+    with torch.inference_mode():
+        assert XCLRLoss()(z0, z1, similarity()).item() == pytest.approx(whole, rel=1e-12)
+    assert loss.item() == pytest.approx(whole, rel=1e-12)
+
+
+def test_pairs_are_weighed_by_similarities_that_are_given_beside() -> None:
+    z0, z1 = views()
+    graph, labels, z = similarity(3), torch.arange(BATCH) % 5, functional.normalize(torch.cat(views()), dim=1)
+    weights = ByGraph(MatrixTarget(graph))
+    place: dict[str, Any] = {"tau": 0.2, "repulsion": weights}
+    pairs = [
+        (XCLRLoss(0.2, 0.3, negatives=ByGraph())(z0, z1, similarity(), graph), MatrixTarget(similarity()), 0.3),
+        (SimCLRLoss(0.2, negatives=ByGraph())(z0, z1, graph), MatrixTarget(one_hot(BATCH)), 1.0),
+        (SupConLoss(0.2, negatives=ByGraph())(z0, z1, labels, graph), MatrixTarget(same_class(labels)), 1.0),
+    ]
+    for found, target, tau_s in pairs:
+        assert found.item() == pytest.approx(two_view_loss(z, target, tau_s=tau_s, **place).loss.item(), rel=1e-12)
+
+
+def test_what_prints_has_the_options_of_the_loss() -> None:
+    assert repr(RankLoss(0.2)) == "RankLoss(tau=0.2, gather_distributed=True)"
+    assert repr(XCLRLoss(negatives=Hard())).endswith("negatives=Hard(beta=1.0, prior=0.0))")
+    assert "covariance=1.0, tau_s=0.1" in repr(VICRegLoss())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -158,15 +195,25 @@ def test_wrong_shapes_are_named() -> None:
 
 
 def test_options_of_the_family_out_of_range_are_refused() -> None:
-    with pytest.raises(OptionError, match="ByGraph weighs pairs by the similarities that XCLRLoss is given"):
-        SimCLRLoss(negatives=ByGraph())
+    z0, z1 = views()
+    with pytest.raises(ValueError, match=r"ByGraph weighs pairs by similarities: pass what SoftTargets gives .* as repelled"):
+        SimCLRLoss(negatives=ByGraph())(z0, z1)
+    with pytest.raises(ValueError, match="logarithms of a mixture of targets, of which ByGraph makes no weights"):
+        XCLRLoss(negatives=ByGraph())(z0, z1, similarity() - 1)
+    with pytest.raises(ValueError, match="repelled are the similarities that ByGraph weighs pairs by, and negatives are None"):
+        XCLRLoss()(z0, z1, similarity(), similarity())
+    for wrong in ("hard", Hard):
+        with pytest.raises(OptionError, match=r"negatives are Decoupled\(\), Hard\(\), ByGraph\(\), Mixed\(\) or None, not"):
+            XCLRLoss(negatives=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a batch of 1 has no variance: pass at least 2 samples"):
+        VICRegLoss()(z0[:1], z1[:1])
     with pytest.raises(OptionError, match=r"isotropy 1\.5 is a share from 0 to 1"):
         LeJEPALoss(1.5)
     with pytest.raises(OptionError, match="tau_s"):
         BarlowTwinsLoss(tau_s=0.0)
 
 
-@pytest.mark.parametrize(("tau", "tau_s"), [(0.0, 0.1), (-1.0, 0.1), (0.1, 0.0), (float("nan"), 0.1)])
+@pytest.mark.parametrize(("tau", "tau_s"), [(0.0, 0.1), (-1.0, 0.1), (0.1, 0.0), (float("nan"), 0.1), (float("inf"), 0.1)])
 def test_temperatures_that_are_not_positive_are_refused(tau: float, tau_s: float) -> None:
     with pytest.raises(OptionError, match="is a positive temperature"):
         XCLRLoss(tau, tau_s)

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from graphbuild.errors import OptionError
 from graphbuild.torch.blocks import MatrixTarget
 from graphbuild.torch.losses import soft_cross_entropy
+from graphbuild.torch.modules import two_view_loss
 from graphbuild.torch.repulsion import ByGraph, Decoupled, Hard, Mixed, Repulsion, draw_mixtures
 from graphbuild.torch.softmax import target_weights
 
@@ -93,9 +94,13 @@ def robinson(z: Tensor, beta: float, prior: float) -> Tensor:
 @pytest.mark.parametrize(("beta", "prior"), [(0.0, 0.0), (1.0, 0.0), (0.0, 0.1), (1.0, 0.1), (2.0, 0.9)])
 def test_one_hot_hard_is_a_loop_over_the_papers_formula(beta: float, prior: float) -> None:
     z = projections(1).requires_grad_()
-    found, expected = loss_of(z, one_hot(BATCH), Hard(beta, prior)), robinson(z, beta, prior)
+    # Vectors of unit length: what the gradient along them is does not matter.
+    unit = normalize(z, dim=1)
+    found, expected = loss_of(unit, one_hot(BATCH), Hard(beta, prior)), robinson(unit, beta, prior)
     assert abs(found - expected) < 1e-9
-    torch.testing.assert_close(*(torch.autograd.grad(item, z)[0] for item in (found, expected)), rtol=0, atol=1e-8)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(item, z, retain_graph=True)[0] for item in (found, expected)), rtol=0, atol=1e-8
+    )
 
 
 def test_hard_without_beta_and_prior_is_the_uniform_loss_of_any_target() -> None:
@@ -150,8 +155,8 @@ def test_mixed_adds_the_drawn_mixtures_of_the_hardest_negatives() -> None:
 
 
 def test_mixtures_take_no_gradient_but_the_anchor_does() -> None:
-    z = projections(7)[:4].requires_grad_()
-    far = z.detach().clone()
+    leaf = projections(7)[:4].requires_grad_()
+    z, far = normalize(leaf, dim=1), leaf.detach().clone()
     # With one hardest negative, both parts of the mixture are that one: it stands in the denominator twice.
     found = loss_of(z, one_hot(2), Mixed(1, 1), tile=2)
     expected = torch.zeros((), dtype=torch.float64)
@@ -160,7 +165,55 @@ def test_mixtures_take_no_gradient_but_the_anchor_does() -> None:
         hardest = max((j for j in range(4) if j not in (i, own)), key=lambda j: float(far[i] @ far[j]))
         logits = [z[i] @ z[j] / TAU for j in range(4) if j != i] + [z[i] @ far[hardest] / TAU]
         expected = expected + (torch.stack(logits).logsumexp(dim=0) - z[i] @ z[own] / TAU) / 4
-    torch.testing.assert_close(*(torch.autograd.grad(item, z)[0] for item in (found, expected)), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(item, leaf, retain_graph=True)[0] for item in (found, expected)), rtol=0, atol=1e-9
+    )
+
+
+def test_mixtures_of_fewer_negatives_than_the_hardest_have_neither_the_anchor_nor_its_positives() -> None:
+    z, labels = projections(8)[:8], torch.tensor([0, 0, 0, 1])
+    mixed, plain = (loss_of(z, same_class(labels), repulsion, tile=4) for repulsion in (Mixed(6, 6, seed=1), None))
+    draws = draw_mixtures(4, hardest=6, mixtures=6, seed=1)
+    losses = []
+    for i in range(8):
+        others = [j for j in range(8) if labels[j % 4] != labels[i % 4]]
+        others.sort(key=lambda j, i=i: -float(z[i] @ z[j]))  # type: ignore[misc]
+        drawn = zip(draws.first[i], draws.second[i], draws.part[i], strict=True)
+        both = [(others[a], others[b], part) for a, b, part in drawn if max(a, b) < len(others)]
+        extra = [normalize(part * z[a] + (1 - part) * z[b], dim=0) for a, b, part in both]
+        logits = [z[i] @ item / TAU for item in [*(z[j] for j in range(8) if j != i), *extra]]
+        losses.append(torch.stack(logits).logsumexp(dim=0) - torch.stack(logits[:7]).logsumexp(dim=0))
+    assert abs(mixed - plain - torch.stack(losses).mean()) < 1e-9
+
+
+@pytest.mark.parametrize("queued", [0, 4])
+@pytest.mark.parametrize("repulsion", [None, *ALL, Hard(0.5, 0.9)], ids=["none", *NAMES, "Hard-floor"])
+def test_a_scale_in_the_length_of_the_vectors_is_a_temperature_with_its_gradient(repulsion: Any, queued: int) -> None:
+    """As `--tau learned` has it: two vectors have the scale once."""
+    z, past = projections(15), projections(16, queued)
+    if isinstance(repulsion, ByGraph) and repulsion.graph is not None:
+        repulsion = ByGraph(MatrixTarget(similarities(9, BATCH + queued)[:BATCH]))
+    target = MatrixTarget(similarities(15, BATCH + queued)[:BATCH])
+
+    def loss(scale: Tensor | float, tau: float, tile: int) -> Tensor:
+        root = scale**0.5
+        place: dict[str, Any] = {"tau": tau, "tau_s": TAU_S, "tile": tile, "repulsion": repulsion}
+        return two_view_loss(z * root, target, **place, past_2QD=past * root if queued else None).loss
+
+    scale = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
+    found = loss(scale, 1.0, 3)
+    assert abs(found - loss(1.0, 0.25, BATCH)) < 1e-9
+    near = [loss(1.0, 1 / (4.0 + step), BATCH).item() for step in (1e-5, -1e-5)]
+    assert torch.autograd.grad(found, scale)[0].item() == pytest.approx((near[0] - near[1]) / 2e-5, abs=1e-6)
+
+
+def test_decoupled_weighted_takes_its_mean_over_the_batch_and_not_over_a_queue() -> None:
+    z, past, target = projections(17), projections(18, 4), MatrixTarget(one_hot(BATCH + 4)[:BATCH])
+    place: dict[str, Any] = {"tau": TAU, "tau_s": TAU_S, "past_2QD": past}
+    weighted, plain = (two_view_loss(z, target, **place, repulsion=Decoupled(sigma)).loss for sigma in (0.5, None))
+    cosines = (z[:BATCH] * z[BATCH:]).sum(dim=1)
+    weights = 2 - (cosines / 0.5).exp() / (cosines / 0.5).exp().mean()
+    assert abs(weighted - plain - ((1 - weights) * cosines / TAU).mean()) < 1e-9
 
 
 @pytest.mark.parametrize("repulsion", ALL, ids=NAMES)
@@ -219,6 +272,7 @@ def test_without_weights_every_bit_is_that_of_the_cross_entropy() -> None:
         (lambda: Hard(math.nan), "beta is at least 0"),
         (lambda: Hard(1.0, 1.0), "prior is a share from 0 to less than 1, not 1"),
         (lambda: Decoupled(0.0), "sigma is a positive width, not 0"),
+        (lambda: Mixed(0, 4), "0 hardest and 4 mixtures: take at least one of each"),
         (lambda: draw_mixtures(4, hardest=7, mixtures=2, seed=0), "7 hardest and 2 mixtures .* batch of 4, .* 6 negatives"),
         (lambda: draw_mixtures(4, hardest=3, mixtures=0, seed=0), "3 hardest and 0 mixtures"),
     ],

@@ -183,6 +183,23 @@ def test_run_solves_for_what_is_asked_and_says_it(
 
 
 @pytest.mark.parametrize(
+    ("options", "measure", "wanted"),
+    [
+        ({"target_mass": 0.2}, "own_view_mass", 0.2),
+        ({"target_positives": 12.0}, "target_entropy", math.log(12.0)),
+    ],
+    ids=str,
+)
+def test_solved_tau_s_counts_what_a_queue_holds(
+    options: dict[str, Any], measure: str, wanted: float, config_of: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    train(config_of(tau_s="auto", queue=12, steps=10, **options), tmp_path / "run")
+    # From the third step on the queue is full.
+    found = [line[measure] for line in read_metrics(tmp_path / "run")[2:]]
+    assert sum(found) / len(found) == pytest.approx(wanted, rel=0.05)
+
+
+@pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"beta": -1.0}, "--beta: -1.0 is not at least 0"),
@@ -198,6 +215,7 @@ def test_run_solves_for_what_is_asked_and_says_it(
         ({"tau": "auto"}, "--tau: 'auto' is not a float"),
         ({"tau_s": "auto", "own_weight": 0.5}, "--tau-s auto .* which --own-weight 0.5 sets"),
         ({"tau_s": "auto", "objective": "simclr"}, "--tau-s auto .* which --objective simclr lacks"),
+        ({"tau_s": "auto", "objective": "simclr", "negatives": "graph"}, "--tau-s auto .* which --objective simclr lacks"),
         ({"tau_s": "auto", "objective": "rank"}, "--tau-s auto .* which --objective rank lacks"),
         ({"target_mass": 0.0}, "--target-mass: 0.0 is not more than 0"),
         ({"target_positives": 0.5}, "--target-positives: 0.5 is not at least 1"),
@@ -238,9 +256,14 @@ def test_queue_larger_than_the_data_is_refused(config_of: Callable[..., TrainCon
     data.close()
 
 
+@pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("objective", ["simclr", "supcon", "xclr"])
-def test_loss_with_a_queue_is_that_against_the_images_before(objective: str, config_of: Callable[..., TrainConfig]) -> None:
-    config = config_of(objective=objective, queue=12, label_column="label" if objective == "supcon" else None, loss_tile=3)
+def test_loss_with_a_queue_is_that_against_the_images_before(
+    objective: str, learned: bool, config_of: Callable[..., TrainConfig]
+) -> None:
+    labels = "label" if objective == "supcon" else None
+    config = config_of(objective=objective, queue=12, label_column=labels, loss_tile=3, **({"tau": "learned"} if learned else {}))
+    tau = 0.25 if learned else float(config.tau)
     data = prepare(config)
     learner = Trainer(settle(data.opened.settle(config)), data).learner
     graph = SoftTargets(config.graph_dir or "")
@@ -250,7 +273,7 @@ def test_loss_with_a_queue_is_that_against_the_images_before(objective: str, con
     for samples in (np.arange(8), np.arange(8, 16), np.arange(16, 24), np.arange(12, 20)):
         views = rng.standard_normal((2, 8, config.projector_dim))
         views /= np.linalg.norm(views, axis=2, keepdims=True)
-        encode = Given((torch.from_numpy(views).flatten(0, 1), None))
+        encode = Given((torch.from_numpy(views).flatten(0, 1), torch.tensor(1 / tau, dtype=torch.float64) if learned else None))
         found = learner.loss(encode, torch.zeros(16, 3, 4, 4), learner.target(samples, 0)).soft
         columns, every = np.concatenate([samples, past_samples]), np.concatenate([views, past], axis=1)
         if objective == "xclr":
@@ -259,10 +282,21 @@ def test_loss_with_a_queue_is_that_against_the_images_before(objective: str, con
         else:
             keys = columns % CLASSES if objective == "supcon" else columns
             similarity = np.where(np.equal.outer(keys[:8], keys), 1.0, -np.inf)
-        expected = slow_loss_of_some(every.reshape(-1, config.projector_dim), similarity, float(config.tau), float(config.tau_s))
+        expected = slow_loss_of_some(every.reshape(-1, config.projector_dim), similarity, tau, float(config.tau_s))
         assert float(found.loss) == pytest.approx(expected, abs=1e-6)
         past_samples = np.concatenate([past_samples, samples])[-12:]
         past = np.concatenate([past, views.astype(np.float32)], axis=1)[:, -12:]
+    data.close()
+
+
+def test_negatives_by_the_graph_see_similarities_before_the_options_of_the_target(config_of: Callable[..., TrainConfig]) -> None:
+    config = config_of(negatives="graph", own_weight=1.0, min_similarity=0.5)
+    data = prepare(config)
+    target = Trainer(settle(data.opened.settle(config)), data).learner.target(np.arange(8), 0)
+    texts = torch.from_numpy(data.joined.text_ids[data.joined.offsets[:8]] if data.joined else np.arange(8))
+    plain = SoftTargets(config.graph_dir or "").of_texts(texts).rows(0, 8)
+    assert torch.equal(target.repulsion.graph.rows(0, 8), plain)
+    assert not torch.equal(target.positives.rows(0, 8), plain)
     data.close()
 
 

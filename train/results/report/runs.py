@@ -89,7 +89,7 @@ def conditions(runs: Sequence[RunRecord], graphs: Sequence[str]) -> tuple[tuple[
         ("views", lambda run: f"{run.config.augment}, crops of at least {run.config.crop_min:.0%} of the area"),
         ("optimizer", lambda run: f"{run.config.optimizer}, learning rate {_number(run.config.lr)}"),
         ("temperature", lambda run: _number(run.config.tau)),
-        ("target temperature", lambda run: _number(run.config.tau_s if run.config.uses_graph else None)),
+        ("target temperature", lambda run: _number(run.config.tau_s if run.config.has_soft_target else None)),
         ("arithmetic", lambda run: run.config.precision),
         ("training time", lambda run: "unknown" if run.seconds is None else f"{run.seconds:,.0f} s"),
         ("hit rate", lambda run: _mean(run, "hit_rate")),
