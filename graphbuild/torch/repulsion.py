@@ -197,9 +197,9 @@ class Mixed:
         """Add the mixtures to the denominator."""
         negative_2T2B = _both_views(1 - tile.share)
         hardness = tile.logits.detach() + negative_2T2B.log()
+        draws = draw_mixtures(len(tile.z_2BD) // 2, hardest=self.hardest, mixtures=self.mixtures, seed=self.seed)
         nearest = hardness.topk(self.hardest, dim=1).indices
         places = tile.places
-        draws = draw_mixtures(len(tile.z_2BD) // 2, hardest=self.hardest, mixtures=self.mixtures, seed=self.seed)
         first, second, part = (item.to(places.device)[places] for item in draws)
         part = part.to(tile.logits.dtype)
         one, other = nearest.gather(1, first), nearest.gather(1, second)

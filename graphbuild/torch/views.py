@@ -28,7 +28,7 @@ class ViewLoss(nn.Module):
         Raises:
             ValueError: If the views do not fit together.
         """
-        if first.ndim != 2 or first.shape != second.shape:
+        if first.ndim != 2 or first.shape != second.shape or not len(first):
             raise ValueError(
                 f"views are {tuple(first.shape)} and {tuple(second.shape)}: both are (b, D), row i of each of sample i"
             )
@@ -44,6 +44,10 @@ class ViewLoss(nn.Module):
         place, batch = self.place_of(first, second)
         if similarity is None:
             return OneHotTarget(batch, first.device)
+        if not isinstance(similarity, Tensor):
+            raise ValueError(
+                f"similarities are a {type(similarity).__name__}: pass the tensor that SoftTargets gives for these samples"
+            )
         rows = len(similarity)
         if similarity.shape != (rows, batch) or rows not in (len(first), batch):
             raise ValueError(
@@ -52,4 +56,5 @@ class ViewLoss(nn.Module):
                 "with the ids of this batch and the same gather_distributed"
             )
         own = place.part(batch).start if rows < batch else 0
-        return MatrixTarget(similarity.to(first.device, non_blocking=True), first=own)
+        real = similarity if similarity.is_floating_point() else similarity.float()
+        return MatrixTarget(real.to(first.device, non_blocking=True), first=own)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from graphbuild.errors import OptionError
 from graphbuild.system.options import LARGEST_SEED
-from train.config import TrainConfig, field_docs, field_types, load_config, read_toml
+from train.config import TrainConfig, field_docs, field_types, load_config, read_toml, told_objective
 
 
 def test_every_field_has_the_help_text_of_its_option() -> None:
@@ -68,6 +68,14 @@ def test_broken_toml_is_one_error_that_names_the_file(tmp_path: Path) -> None:
     path.write_text("epochs = \n")
     with pytest.raises(OptionError, match=r"run\.toml: not TOML"):
         read_toml(path)
+
+
+def test_objective_is_told_with_its_options_but_no_place() -> None:
+    assert told_objective(TrainConfig(objective="xclr")) == "xclr"
+    assert told_objective(TrainConfig(negatives="hard", beta=0.5, queue=64)) == "xclr, --negatives hard, --beta 0.5, --queue 64"
+    assert told_objective(TrainConfig(head=("names=/somewhere/g:0.7", "other=h:0.3"))) == "xclr, --head names, --head other"
+    assert TrainConfig(objective="simsiam").logit_temperature is None
+    assert TrainConfig(objective="clip").logit_temperature == "learned"
 
 
 def test_only_fields_that_change_numbers_count_as_differences() -> None:

@@ -199,7 +199,9 @@ class TrainOptions(GraphOptions):
     )
     lr: AboveZero | None = field(
         default=None,
-        metadata=doc("Peak learning rate, before --lr-scaling (default: 0.12 for sgd, 0.3 for lars, 0.001 for adamw)."),
+        metadata=doc(
+            "Peak learning rate, before --lr-scaling (default: 0.12 for sgd, 0.005 with vicreg, 0.3 for lars, 0.001 for adamw)."
+        ),
     )
     lr_scaling: ScalingName = field(
         default="none",
@@ -279,6 +281,13 @@ class TrainOptions(GraphOptions):
     def uses_graph(self) -> bool:
         """Whether the loss takes similarities from the graph."""
         return self.objective in ("xclr", "rank") or "graph" in (self.negatives, self.positives)
+
+    @property
+    def logit_temperature(self) -> float | str | None:
+        """What the learned similarities of the loss are divided by; None where it has none."""
+        if self.objective in WITHOUT_NEGATIVES:
+            return None
+        return "learned" if self.objective == "clip" else self.tau
 
     @property
     def has_soft_target(self) -> bool:

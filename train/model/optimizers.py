@@ -10,8 +10,16 @@ from torch import nn
 from train.config import TrainConfig
 from train.model.encoders import weight_groups
 
-DEFAULT_LR = {"sgd": 0.12, "lars": 0.3, "adamw": 1e-3}
+_DEFAULT_LR = {"sgd": 0.12, "lars": 0.3, "adamw": 1e-3}
 _LINEAR_UNIT = 256
+
+_VICREG_SGD = 0.005
+"""VICReg's parts have weights of 25, and steps of sgd grow with them; 0.12 diverges."""
+
+
+def default_lr(config: TrainConfig) -> float:
+    """Return the learning rate of a configuration that names none."""
+    return _VICREG_SGD if (config.optimizer, config.objective) == ("sgd", "vicreg") else _DEFAULT_LR[config.optimizer]
 
 
 def peak_lr(config: TrainConfig) -> float:

@@ -19,7 +19,7 @@ from graphbuild.store.graph import Graph
 from graphbuild.store.outputs import PARQUET_METADATA, require_replaceable
 from graphbuild.system.answers import Answer, next_steps
 from graphbuild.system.cards import Repository, last_name, require_own_card
-from train.config import TrainConfig
+from train.config import TrainConfig, told_objective
 from train.data.base import decode_centre
 from train.data.prepare import absolute, is_parquet
 from train.data.repeats import rules_of_graph
@@ -156,8 +156,8 @@ def _facts(run_dir: Path, config: TrainConfig, encoder: Encoder, sha256: str) ->
     return {
         "Weights": {"file": BACKBONE, "sha256": sha256, "feature width": encoder.feature_dim, "of the run": run_dir.name},
         "Training": {
-            "objective": config.objective,
-            "tau": config.tau,
+            "objective": told_objective(config),
+            "tau": config.logit_temperature,
             "tau_s": config.tau_s if config.has_soft_target else None,
             "batch size": config.batch_size,
             "batches": config.batches,

@@ -164,7 +164,10 @@ def load_encoder(run_dir: Path) -> Encoder:
     """
     path = run_dir if run_dir.suffix == ".safetensors" else run_dir / WEIGHTS
     if not path.exists():
-        raise ArtifactError(f"{path} is missing: the run is not finished. Go on with `train run --run-dir {run_dir}`.")
+        raise ArtifactError(
+            f"{path} is missing: the run is not finished. Go on with "
+            f"`train run --config {run_dir}/config.toml --run-dir {run_dir}`."
+        )
     try:
         with safe_open(path, "pt") as stored:
             facts = stored.metadata() or {}

@@ -21,7 +21,7 @@ from train.config import TrainConfig
 from train.data.held_out import eval_command
 from train.data.prepare import OpenData, TrainingData, load_data, open_data, prepare
 from train.model.encoders import has_fast_bfloat16
-from train.model.optimizers import DEFAULT_LR
+from train.model.optimizers import default_lr
 from train.model.pretrained import absolute_init
 from train.run.distributed import Ranks, ranks_of_job
 from train.run.folder import RunFolder, open_run
@@ -42,7 +42,7 @@ def settle(config: TrainConfig) -> TrainConfig:
     precision = config.precision
     if precision == "auto":
         precision = "bfloat16" if has_fast_bfloat16(device) else "float32"
-    lr, init = config.lr or DEFAULT_LR[config.optimizer], absolute_init(config.init)
+    lr, init = config.lr or default_lr(config), absolute_init(config.init)
     return replace(config, device=str(device), precision=precision, lr=lr, init=init)
 
 

@@ -6,9 +6,9 @@ Shape letters: B samples of a batch, and of the queue where there is one; T anch
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ def settle_tau_s(config: TrainConfig, data: TrainingData, device: torch.device) 
     """
     if config.tau_s != "auto":
         return config, ""
-    plain = replace(config, tau_s=0.1, kl_every=0)
+    plain = replace(_with_tau_s(config, 0.1), kl_every=0)
     # All of a batch at once, whichever process asks.
     maker = make_graph_target(plain, data, device, Split(range(config.batch_size), config.batch_size))
     classes = SupCon(plain, data, device) if config.mass_of == "own-class" else None
@@ -76,7 +76,14 @@ def settle_tau_s(config: TrainConfig, data: TrainingData, device: torch.device) 
 
     wanted = wanted_of(config)
     found = solve_tau_s([sample(samples_B, epoch) for samples_B, epoch in _columns(config, data)], wanted)
-    return replace(config, tau_s=found), f"tau_s {found:g} by --tau-s auto, for {wanted.what} of {wanted.value:g}"
+    return _with_tau_s(config, found), f"tau_s {found:g} by --tau-s auto, for {wanted.what} of {wanted.value:g}"
+
+
+def _with_tau_s(config: TrainConfig, tau_s: float) -> TrainConfig:
+    """Return a configuration that names the temperature, and asks for nothing that gives one."""
+    asked = ("target_mass", "mass_of", "target_positives")
+    defaults: dict[str, Any] = {item.name: item.default for item in fields(config) if item.name in asked}
+    return replace(config, tau_s=tau_s, **defaults)
 
 
 def _columns(config: TrainConfig, data: TrainingData) -> Iterator[tuple[Int64, int]]:

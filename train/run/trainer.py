@@ -138,10 +138,12 @@ class Trainer:
             return
         # On a GPU the loss is looked at now and then, and the weights went on.
         when = "stopped before the weights were changed" if self.device.type == "cpu" else "the last checkpoint is from before it"
+        tau = " or --tau" if isinstance(self.config.logit_temperature, float) else ""
+        exact = "" if self.config.precision == "float32" else ", or use --precision float32"
         self.ranks.stop(
             UserError(
-                f"step {self.step + 1}: the loss is {loss}; {when}. Lower --lr (it was {self.schedule.at(self.step):.3g}), "
-                "raise --warmup-epochs or --tau, or use --precision float32."
+                f"step {self.step + 1}: the loss is {loss}; {when}. Lower --lr, which is {self.config.lr:g}, or raise "
+                f"--warmup-epochs{tau}{exact}. Another --lr is another run: give it a --run-dir of its own, or --overwrite."
             )
         )
 

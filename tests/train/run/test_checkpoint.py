@@ -89,7 +89,7 @@ def test_encoder_is_built_again_from_its_file_alone(tmp_path: Path) -> None:
 
 
 def test_error_for_an_unfinished_run_says_how_to_go_on(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"the run is not finished. Go on with `train run --run-dir"):
+    with pytest.raises(ArtifactError, match=r"the run is not finished. Go on with `train run --config .*/config.toml --run-dir"):
         load_encoder(tmp_path)
 
 

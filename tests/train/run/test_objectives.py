@@ -99,6 +99,12 @@ def test_parts_of_the_loss_are_logged(config_of: Callable[..., TrainConfig], tmp
     assert (line["kl"], line["own_view_mass"]) == (None, 1.0)
 
 
+def test_vicreg_trains_at_the_rate_that_it_has_by_itself(config_of: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    train(config_of(objective="vicreg", lr=None, epochs=3), tmp_path / "run")
+    found = losses(tmp_path / "run")
+    assert sum(found[-3:]) < sum(found[:3])
+
+
 def test_learned_temperature_begins_as_clips_and_is_logged(config_of: Callable[..., TrainConfig], tmp_path: Path) -> None:
     train(config_of(tau="learned"), tmp_path / "run")
     values = [line["tau"] for line in read_metrics(tmp_path / "run")]
@@ -212,6 +218,18 @@ def test_solved_tau_s_counts_what_a_queue_holds(
         ({"queue": -1}, "--queue: -1 is not at least 0"),
         ({"positives": "graph"}, "--positives graph is for --objective vicreg, barlow, simsiam, lejepa, not for xclr"),
         ({"tau": "learned", "objective": "rank"}, "--tau learned is for --objective xclr, simclr, supcon, not for rank"),
+        ({"tau": "learned", "objective": "clip"}, "--tau learned is for .*, not for clip. Leave it out: clip learns its own"),
+        ({"beta": 2.0}, "--beta 2.0 is read with --negatives hard alone. Add that, or leave it out"),
+        ({"prior": 0.1, "negatives": "graph"}, "--prior 0.1 is read with --negatives hard alone"),
+        ({"hardest": 4}, "--hardest 4 is read with --negatives mixed alone"),
+        ({"dclw_sigma": 0.3, "negatives": "decoupled"}, "--dclw-sigma 0.3 is read with --negatives decoupled-weighted alone"),
+        ({"target_mass": 0.3}, "--target-mass 0.3 is read with --tau-s auto alone"),
+        ({"target_positives": 4.0}, "--target-positives 4.0 is read with --tau-s auto alone"),
+        ({"mass_of": "own-class", "tau_s": 0.2}, "--mass-of own-class is read with --tau-s auto alone"),
+        ({"tau_s": "auto", "target_mass": 0.3, "target_positives": 4.0}, "--target-mass and --target-positives both say"),
+        ({"vicreg_variance": 3.0}, "--vicreg-variance 3.0 is for --objective vicreg, not for xclr. Leave it out"),
+        ({"beta": 2.0, "objective": "vicreg"}, "--beta 2.0 is for --objective xclr, simclr, supcon, not for vicreg"),
+        ({"text_width": 128, "objective": "rank"}, "--text-width 128 is for --objective clip, not for rank"),
         ({"tau": "auto"}, "--tau: 'auto' is not a float"),
         ({"tau_s": "auto", "own_weight": 0.5}, "--tau-s auto .* which --own-weight 0.5 sets"),
         ({"tau_s": "auto", "objective": "simclr"}, "--tau-s auto .* which --objective simclr lacks"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from graphbuild.errors import ArtifactError
-from train.config import TrainConfig
+from train.config import TrainConfig, told_objective
 from train.evaluate.run import Scores
 from train.results.report.figures import Curve, line_chart
 from train.results.report.page import Cell, CurveFigure, ResultRow, Results, same_for_all
@@ -81,14 +81,14 @@ def _read_run(path: Path, name: str) -> RunRecord:
 def conditions(runs: Sequence[RunRecord], graphs: Sequence[str]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Name and values of everything that a comparison should know; one value where all runs agree."""
     rows: list[tuple[str, Callable[[RunRecord], str]]] = [
-        ("objective", lambda run: run.config.objective),
+        ("objective", lambda run: told_objective(run.config)),
         ("images", lambda run: short_path(run.config.data or "none")),
         ("images seen", lambda run: f"{_last(run, 'images_seen'):,}, two views each"),
         ("steps", lambda run: f"{_last(run, 'step'):,} of {run.config.batch_size:,} images"),
         ("network", lambda run: f"{run.config.model} at {run.config.image_size} px, projection {run.config.projector_dim} wide"),
         ("views", lambda run: f"{run.config.augment}, crops of at least {run.config.crop_min:.0%} of the area"),
         ("optimizer", lambda run: f"{run.config.optimizer}, learning rate {_number(run.config.lr)}"),
-        ("temperature", lambda run: _number(run.config.tau)),
+        ("temperature", lambda run: _number(run.config.logit_temperature)),
         ("target temperature", lambda run: _number(run.config.tau_s if run.config.has_soft_target else None)),
         ("arithmetic", lambda run: run.config.precision),
         ("training time", lambda run: "unknown" if run.seconds is None else f"{run.seconds:,.0f} s"),
