@@ -81,7 +81,8 @@ class TrainOptions(GraphOptions):
     label_column: str | None = field(
         default=None,
         metadata=doc(
-            "Column of the classes for supcon (default: equal texts of the graph are a class) and --per-class (default: label).",
+            "Column of the classes for supcon and --mass-of own-class (default: equal texts of the graph are a class) and for "
+            "--per-class (default: label).",
             _SUPCON,
         ),
     )
@@ -109,7 +110,8 @@ class TrainOptions(GraphOptions):
     )
     epochs: Positive = field(default=20, metadata=doc("Passes over the images."))
     steps: Positive | None = field(
-        default=None, metadata=doc("Stop after this many steps, with the learning rate scheduled for them.")
+        default=None,
+        metadata=doc("Stop after this many steps, if --epochs has as many, with the learning rate scheduled for them."),
     )
     tau: AboveZero | Literal["learned"] = field(
         default=0.1,
