@@ -13,8 +13,8 @@ import click
 
 from train.evaluate.options import NEEDS, EvalOptions, ProtocolName
 from train.evaluate.run import evaluate_run
-from train.run.checkpoint import RECEIPT, WEIGHTS, checkpoints
-from train.run.folder import CONFIG_FILE, EVAL_FILE, TRAINED, UNTRAINED, read_run_config
+from train.run.checkpoint import CONFIG_FILE, RECEIPT, WEIGHTS, checkpoints
+from train.run.folder import EVAL_FILE, TRAINED, UNTRAINED, read_run_config
 from train.run.scores import HEADLINE, read_scores
 
 

@@ -20,7 +20,8 @@ from pipelines.study.jobs import claim, run_jobs
 from pipelines.study.plan import ARMS, COMMON, SCENES, SECOND, Arm, Planned
 from pipelines.study.scenes import COLUMNS, prepare_scenes
 from pipelines.study.tables import write_gaps_figure, write_tables
-from train.run.folder import CONFIG_FILE, EVAL_FILE, read_run_config
+from train.run.checkpoint import CONFIG_FILE
+from train.run.folder import EVAL_FILE, read_run_config
 from train.run.scores import read_scores
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from train.cli import cli
 from train.config import ModelName
 from train.results.compare.differences import Difference
 from train.results.compare.table import compare
-from train.run.folder import CONFIG_FILE, EVAL_FILE
+from train.run.checkpoint import CONFIG_FILE
+from train.run.folder import EVAL_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = (ROOT / "docs/study.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from train.config.contradictions import refuse_contradictions
-from train.config.kinds import check, flag, to_toml
+from train.config.kinds import check, flag, given_fields, to_toml
 from train.config.options import TrainOptions
 
 
@@ -53,11 +53,7 @@ def field_groups() -> Mapping[str, str]:
 
 def told_objective(config: TrainConfig) -> str:
     """Return the objective with its options, those at their defaults left out: `xclr, --negatives hard, --queue 64`."""
-    groups, given = field_groups(), []
-    for item in fields(config):
-        value, objectives = getattr(config, item.name), groups.get(item.name, "").split(", ")
-        if config.objective in objectives and value != item.default:
-            given.append(f"{flag(item.name)} {value}")
+    given = [f"{flag(name)} {value}" for name, value, objectives in given_fields(config) if config.objective in objectives]
     return ", ".join([config.objective, *given, *(f"--head {head.name}" for head in config.heads)])
 
 

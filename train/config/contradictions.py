@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import get_args
 
 from graphbuild.errors import OptionError
-from train.config.kinds import CONTRASTIVE, WITHOUT_NEGATIVES, flag
+from train.config.kinds import CONTRASTIVE, flag, given_fields
 from train.config.options import Objective, TrainOptions
 
 
@@ -18,8 +17,8 @@ def refuse_contradictions(config: TrainOptions) -> None:
         OptionError: If they do not.
     """
     _refuse_of_objectives(config)
-    _refuse_of_graphs(config)
     _refuse_unread(config)
+    _refuse_of_graphs(config)
     if 0 < config.load_size < config.image_size:
         raise OptionError(
             f"--load-size {config.load_size} is smaller than --image-size {config.image_size}. Raise it, or leave it out."
@@ -53,22 +52,16 @@ def _refuse_of_objectives(config: TrainOptions) -> None:
             f"--hardest {config.hardest} and --mixtures {config.mixtures} do not fit --batch-size {config.batch_size}, whose "
             f"anchors have {most} negatives. Lower them, or raise the batch size."
         )
-    if config.negatives != "uniform" and config.objective not in CONTRASTIVE:
-        raise OptionError(f"--negatives {config.negatives} is for {_of(CONTRASTIVE)}, not for {config.objective}. Leave it out.")
     if config.tau_s == "auto" and (config.own_weight or not config.has_soft_target):
         why = f"--own-weight {config.own_weight:g} sets" if config.own_weight else f"--objective {config.objective} lacks"
         raise OptionError(f"--tau-s auto solves for the own view's share of a graph's target, which {why}. Give a number.")
-    if config.target_positives is not None and config.target_mass != _default("target_mass"):
+    if {"target_mass", "target_positives"} <= {name for name, *_ in given_fields(config)}:
         raise OptionError("--target-mass and --target-positives both say what --tau-s auto solves for. Give one of them.")
     if config.target_positives is not None and config.mass_of != "own-view":
         raise OptionError(f"--target-positives asks for no mass, and --mass-of {config.mass_of} does. Leave one of them out.")
     if config.tau == "learned" and config.objective not in CONTRASTIVE:
         instead = "Leave it out: clip learns its own" if config.objective == "clip" else "Give a number"
-        raise OptionError(f"--tau learned is for {_of(CONTRASTIVE)}, not for {config.objective}. {instead}.")
-    if config.queue and config.objective not in CONTRASTIVE:
-        raise OptionError(f"--queue {config.queue} is for {_of(CONTRASTIVE)}, not for {config.objective}. Leave it out.")
-    if config.positives == "graph" and config.objective not in WITHOUT_NEGATIVES:
-        raise OptionError(f"--positives graph is for {_of(WITHOUT_NEGATIVES)}, not for {config.objective}. Leave it out.")
+        raise OptionError(f"--tau learned is for --objective {', '.join(CONTRASTIVE)}, not for {config.objective}. {instead}.")
 
 
 def _refuse_of_graphs(config: TrainOptions) -> None:
@@ -98,6 +91,7 @@ def _refuse_of_graphs(config: TrainOptions) -> None:
         raise OptionError(f"--head {twice[0]}: is given twice. Choose another name for one of them.")
 
 
+_OBJECTIVES = set(get_args(Objective))
 _READ_WITH: Mapping[str, tuple[str, str]] = {
     "dclw_sigma": ("negatives", "decoupled-weighted"),
     "beta": ("negatives", "hard"),
@@ -113,23 +107,16 @@ _READ_WITH: Mapping[str, tuple[str, str]] = {
 
 def _refuse_unread(config: TrainOptions) -> None:
     """Refuse what would be read by another objective, or with another option: it was given because it should do something."""
-    for item in fields(config):
-        given = getattr(config, item.name)
+    for name, value, objectives in given_fields(config):
         # Beside supcon, --per-class and --mass-of read the column of the classes.
-        if given == item.default or item.name == "label_column":
-            continue
-        objectives = item.metadata.get("group", "").split(", ")
-        if set(objectives) <= set(get_args(Objective)) and config.objective not in objectives:
+        if name != "label_column" and set(objectives) <= _OBJECTIVES and config.objective not in objectives:
             raise OptionError(
-                f"{flag(item.name)} {given} is for --objective {', '.join(objectives)}, not for {config.objective}. Leave it out."
+                f"{flag(name)} {value} is for --objective {', '.join(objectives)}, not for {config.objective}. Leave it out."
             )
-        other, wanted = _READ_WITH.get(item.name, ("objective", config.objective))
-        if getattr(config, other) != wanted:
-            raise OptionError(f"{flag(item.name)} {given} is read with {flag(other)} {wanted} alone. Add that, or leave it out.")
-
-
-def _default(name: str) -> object:
-    return next(item.default for item in fields(TrainOptions) if item.name == name)
+        if name in _READ_WITH:
+            other, wanted = _READ_WITH[name]
+            if getattr(config, other) != wanted:
+                raise OptionError(f"{flag(name)} {value} is read with {flag(other)} {wanted} alone. Add that, or leave it out.")
 
 
 _HEADED = "Take xclr, rank, supcon without --label-column, or add --positives graph or --negatives graph."
@@ -137,7 +124,3 @@ _HEADED = "Take xclr, rank, supcon without --label-column, or add --positives gr
 
 def _has_classes_by_texts(config: TrainOptions) -> bool:
     return config.objective == "supcon" and config.label_column is None
-
-
-def _of(objectives: tuple[str, ...]) -> str:
-    return f"--objective {', '.join(objectives)}"

@@ -7,7 +7,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -59,6 +59,14 @@ class FieldType:
 def doc(text: str, marks: Mapping[str, Any] = types.MappingProxyType({})) -> Mapping[str, Any]:
     """Return the metadata of a field: the help text of its option, and what else is said of it."""
     return {"doc": text, **marks}
+
+
+def given_fields(config: Any) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
+    """Give the fields that are not at their defaults: name, value, and the group that reads it, a name or several."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if value != item.default:
+            yield item.name, value, tuple(item.metadata.get("group", "").split(", "))
 
 
 def split_type(kind: Any) -> FieldType:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from graphbuild.errors import OptionError
 from graphbuild.system.answers import Answer, next_steps, plain, quoted, render, table
-from train.run.checkpoint import WEIGHTS, checkpoints
-from train.run.folder import CONFIG_FILE, EVAL_FILE, read_run_config
+from train.run.checkpoint import CONFIG_FILE, WEIGHTS, checkpoints, resume_command
+from train.run.folder import EVAL_FILE, read_run_config
 from train.run.metrics import read_metrics
 
 _RUNS = Path("runs")
@@ -75,7 +75,6 @@ def _look(run_dir: Path) -> RunStatus:
     last = lines[-1] if lines else {}
     saved = checkpoints(run_dir)
     finished, evaluated = (run_dir / WEIGHTS).exists(), (run_dir / EVAL_FILE).exists()
-    resume = f"train run --config {quoted(run_dir / CONFIG_FILE)} --run-dir {quoted(run_dir)}"
     return RunStatus(
         run_dir=run_dir,
         objective=config.objective,
@@ -86,5 +85,5 @@ def _look(run_dir: Path) -> RunStatus:
         loss=last.get("loss"),
         images_per_s=last.get("images_per_s"),
         megabytes=sum(path.stat().st_size for path in run_dir.rglob("*") if path.is_file()) / 1e6,
-        next=f"train {'report' if evaluated else 'eval'} {quoted(run_dir)}" if finished else resume,
+        next=f"train {'report' if evaluated else 'eval'} {quoted(run_dir)}" if finished else resume_command(run_dir),
     )

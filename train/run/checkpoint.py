@@ -24,10 +24,12 @@ from graphbuild.errors import ArtifactError
 from graphbuild.store.atomic import read_json, write_bytes
 from graphbuild.store.digests import digest_json
 from graphbuild.store.folders import atomic_folder, recover_folders, remove
+from graphbuild.system.answers import quoted
 from train.model.encoders import Encoder
 from train.model.text_tower import TextTower
 from train.model.weights import dump_weights, save_weights
 
+CONFIG_FILE = "config.toml"
 FOLDER = "checkpoints"
 KEPT = 2
 """Checkpoints that stay; older ones are removed."""
@@ -153,6 +155,11 @@ def save_encoder(path: Path, encoder: Encoder) -> None:
     save_weights(path, encoder.state_dict(), metadata)
 
 
+def resume_command(run_dir: Path) -> str:
+    """Return the command that goes on with a run."""
+    return f"train run --config {quoted(run_dir / CONFIG_FILE)} --run-dir {quoted(run_dir)}"
+
+
 def load_encoder(run_dir: Path) -> Encoder:
     """Return the trained encoder of a run, on the CPU, in evaluation mode.
 
@@ -164,10 +171,7 @@ def load_encoder(run_dir: Path) -> Encoder:
     """
     path = run_dir if run_dir.suffix == ".safetensors" else run_dir / WEIGHTS
     if not path.exists():
-        raise ArtifactError(
-            f"{path} is missing: the run is not finished. Go on with "
-            f"`train run --config {run_dir}/config.toml --run-dir {run_dir}`."
-        )
+        raise ArtifactError(f"{path} is missing: the run is not finished. Go on with `{resume_command(run_dir)}`.")
     try:
         with safe_open(path, "pt") as stored:
             facts = stored.metadata() or {}

@@ -19,10 +19,9 @@ from graphbuild.store.folders import is_temporary, remove, remove_temporaries
 from graphbuild.store.locks import SOFT, take
 from train.config import TrainConfig, load_config, read_toml
 from train.config.kinds import flag
-from train.run.checkpoint import FOLDER, TEXT_TOWER, WEIGHTS
+from train.run.checkpoint import CONFIG_FILE, FOLDER, TEXT_TOWER, WEIGHTS
 from train.run.metrics import EVENTS_FILE, METRICS_FILE
 
-CONFIG_FILE = "config.toml"
 LOCK_FILE = ".lock"
 _OURS = (WEIGHTS, TEXT_TOWER, METRICS_FILE, EVENTS_FILE, CONFIG_FILE)
 _FOLDERS = {FOLDER: "*step-*", "features": "*.safetensors", "tensorboard": "events.out.tfevents.*"}

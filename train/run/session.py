@@ -23,6 +23,7 @@ from train.run.checkpoint import (
     Position,
     newest_checkpoint,
     read_checkpoint,
+    resume_command,
     save_checkpoint,
     save_encoder,
     save_text_tower,
@@ -194,7 +195,7 @@ class Session:
         self.ranks.stop(
             Interrupted(
                 f"stopped by {name} after step {self.trainer.step:,} of {self.trainer.total_steps:,}; a checkpoint was written. "
-                f"Go on with: train run --config {self.path}/config.toml --run-dir {self.path}",
+                f"Go on with: {resume_command(self.path)}",
                 number,
             )
         )

@@ -26,8 +26,7 @@ from graphbuild.system.cards import Repository
 from train.model.encoders import Encoder
 from train.results.export import export_run
 from train.results.model_card import loading_code, public_config
-from train.run.checkpoint import load_encoder, save_encoder
-from train.run.folder import CONFIG_FILE
+from train.run.checkpoint import CONFIG_FILE, load_encoder, save_encoder
 from train.run.loop import train
 
 

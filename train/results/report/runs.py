@@ -13,7 +13,7 @@ from train.config import TrainConfig, told_objective
 from train.evaluate.run import Scores
 from train.results.report.figures import Curve, line_chart
 from train.results.report.page import Cell, CurveFigure, ResultRow, Results, same_for_all
-from train.run.checkpoint import WEIGHTS
+from train.run.checkpoint import WEIGHTS, resume_command
 from train.run.folder import EVAL_FILE, TRAINED, UNTRAINED, read_run_config
 from train.run.metrics import EVENTS_FILE, read_lines, read_metrics
 from train.run.scores import HEADLINE, read_scores
@@ -69,9 +69,7 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 def _read_run(path: Path, name: str) -> RunRecord:
     config = read_run_config(path)
     if not (path / WEIGHTS).exists():
-        raise ArtifactError(
-            f"{path}: the run is not finished. Go on with `train run --config {path}/config.toml --run-dir {path}`."
-        )
+        raise ArtifactError(f"{path}: the run is not finished. Go on with `{resume_command(path)}`.")
     finishes = [line["seconds"] for line in read_lines(path / EVENTS_FILE) if line.get("event") == "finish"]
     evaluated = read_scores(path / EVAL_FILE) if (path / EVAL_FILE).exists() else {}
     scores = evaluated.pop("scores", {})
